@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all a fresh machine needs; each makes .venv and installs what it uses.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+# One stamp for each set of extras: installed once, and again whenever pyproject.toml changes.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+$(VENV)/installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]'
+	@touch $@
+comma := ,
+
+demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL beside its dense, static and SET twins
+	$(BIN)/python -m experiments.demo
+
+test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
+	$(BIN)/python -m pytest
+
+fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw IDX files (IDX=folder) and train on it
+	$(BIN)/python -m experiments.import_idx --name fashion_mnist $(if $(IDX),--source $(IDX))
+	$(BIN)/python -m experiments.launch --config configs/fashion_mnist_mlp.py
+
+lint: $(VENV)/installed-lint $(VENV)/installed-experiments-notebooks-tests  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+format: $(VENV)/installed-lint  ## Rewrite to the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and caches (never runs/ or data/)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

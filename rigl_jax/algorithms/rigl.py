@@ -1,0 +1,132 @@
+"""RigL and SET: drop the smallest weights, grow by gradient or at random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from rigl_jax import schedules, scores, topology
+from rigl_jax.algorithms.static import MaskState
+from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
+
+
+def rigl(
+    plan: Plan,
+    *,
+    period: int = 100,
+    stop: int | None = None,
+    fraction: float | optax.Schedule = 0.3,
+    start: int = 0,
+    include_stop: bool = True,
+    skip_step: bool = True,
+    count_skipped: bool = True,
+    regrow_dropped: bool = True,
+    keep_regrown: bool = True,
+    grow_values: Score | None = None,
+    drop: Score = scores.magnitude,
+    grow: Score = scores.gradient,
+) -> Algorithm:
+    """RigL (Evci et al. 2020, Algorithm 1): every `period` steps drop the smallest |w|, grow the largest |dense
+    gradient|.
+
+    In each leaf, with n active weights, K = floor(fraction(step) * n) are dropped; then the K inactive ones with the
+    largest |g| are grown, at zero. Counts never change. Ties go to the lower index. Training FLOPs a step:
+    (3 f_S period + 2 f_S + f_D) / (period + 1); the dense gradient is read on rewirings only.
+
+    Defaults are the paper's. Where the authors' code (TensorFlow 1) or others differ, there is an option:
+
+    Args:
+      plan: from `make_plan`.
+      period: steps between rewirings (delta T).
+      stop: last step that may rewire (T_end); the paper takes three quarters of training. None: never stops.
+      fraction: the share of active weights moved (alpha), in [0, 1], annealed by a cosine from `start` on to 0 at
+        `stop` (constant without a stop); or any schedule `step -> fraction`. The authors' code divides by stop -
+        start without subtracting start, which is the same for start = 0.
+      start: first step that rewires. 0 as in the authors' code, before any weight has trained; `start=period` as in
+        rigl-torch and SRigL.
+      include_stop: False for "t < T_end", as the paper's Algorithm 1 and rigl-torch have it.
+      skip_step: weights and optimizer hold still on a rewiring (paper, TF1, jaxpruner). False trains on that step
+        first, as in the authors' TF2 code and ITOP.
+      count_skipped: a rewiring counts as a step (paper's Algorithm 1, jaxpruner). False: it does not, as in TF1,
+        where the batch is extra: `period` weight updates lie between two rewirings, and `start`, `stop` and
+        `fraction` are in weight updates.
+      regrow_dropped: a weight just dropped may be grown at once (all reference codes). False: only where nothing else
+        is left (as DSR and DeepR want it).
+      keep_regrown: such a weight keeps its value and moments (TF1, jaxpruner, rigl-torch, ITOP). False: it starts
+        anew from its grow value, as in FreeTickets and MEST.
+      grow_values: value of fresh weights, a function of Signals (see `rigl_jax.values`). Default: zero, the best in
+        the paper.
+      drop: the score whose lowest active weights are dropped. `scores.noisy(scores.magnitude, 1e-5)` is the authors'.
+      grow: the score whose highest inactive weights are grown.
+
+    >>> import rigl_jax as rx
+    >>> algorithm = rigl(rx.make_plan({"w": jax.ShapeDtypeStruct((8, 8), "float32")}, 0.5), period=100, stop=300)
+    >>> [step for step in range(1000) if algorithm.due(step)]
+    [0, 100, 200, 300]
+    """
+    fraction_at = _fraction("rigl", fraction, start, stop)
+    due, clock = schedules.every(period, start=start, stop=stop, include_stop=include_stop), lambda step: step
+    if not count_skipped:
+        if not skip_step:
+            raise ValueError("rigl: count_skipped=False needs skip_step=True, got skip_step=False: nothing is skipped")
+        due, clock = schedules.uncounted(period, start=start, stop=stop, include_stop=include_stop)
+
+    def init(key: Array, params: PyTree) -> MaskState:
+        return MaskState(topology.random_masks(plan, key, params))
+
+    def update(state: MaskState, signals: Signals) -> Rewired:
+        masks, kept = topology.drop_and_grow(
+            plan,
+            state.masks,
+            drop(signals),
+            grow(signals),
+            fraction_at(clock(signals.step)),
+            regrow_dropped=regrow_dropped,
+        )
+        fresh = None if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
+        return Rewired(MaskState(masks), fresh, None if grow_values is None else grow_values(signals))
+
+    return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step)
+
+
+def set_(
+    plan: Plan,
+    *,
+    period: int = 100,
+    stop: int | None = None,
+    fraction: float | optax.Schedule = 0.3,
+    skip_step: bool = False,
+    grow: Score = scores.random,
+    **options: Any,
+) -> Algorithm:
+    """SET (Mocanu et al. 2018): drop the smallest |w|, grow uniformly at random among inactive positions, at zero.
+
+    As the RigL paper runs it: RigL with random growth, and with the weights trained on rewiring steps too (the authors'
+    code skips the step for RigL only). The original rewires once an epoch with a constant fraction of 0.3:
+    `fraction=optax.constant_schedule(0.3), period=steps_per_epoch`. Training FLOPs: 3 f_S; no dense gradient is ever
+    read.
+
+    Args:
+      plan: from `make_plan`.
+      period: steps between rewirings.
+      stop: last step that may rewire; None: never stops.
+      fraction: as in `rigl`.
+      skip_step: as in `rigl`, but off.
+      grow: the score whose highest inactive weights are grown; it must not need gradients.
+      **options: all others of `rigl`.
+    """
+    algorithm = rigl(plan, period=period, stop=stop, fraction=fraction, skip_step=skip_step, grow=grow, **options)
+    return algorithm._replace(dense_grads=schedules.never)
+
+
+def _fraction(who: str, fraction: float | optax.Schedule, start: int, stop: int | None) -> optax.Schedule:
+    if callable(fraction):
+        return fraction
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"{who}: fraction is the share of active weights moved, in [0, 1], got {fraction}")
+    if stop is None:
+        return optax.constant_schedule(fraction)
+    annealed = schedules.cosine(fraction, stop - start)
+    return lambda step: annealed(step - start)

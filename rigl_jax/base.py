@@ -1,0 +1,116 @@
+"""The types that every other module shares. Nothing here computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+Shape = tuple[int, ...]
+Masks = PyTree
+"""A pytree parallel to params; a leaf is `bool[*shape]` (True: active) or None where the weight is dense."""
+
+Distribution = Callable[[Mapping[str, Shape], float], dict[str, float]]
+"""`(shapes, sparsity) -> {name: sparsity}`, on the host: how a total sparsity is shared among leaves."""
+
+
+class Signals(NamedTuple):
+    """All that a score may look at.
+
+    Attributes:
+      params: the weights; inactive ones are exactly 0.
+      grads: the gradient of the loss at the masked weights, **dense**: inactive positions included.
+      step: int32 scalar, the number of `update` calls before this one.
+      key: a typed PRNG key, already folded with the step. Equal on every replica.
+    """
+
+    params: PyTree
+    grads: PyTree
+    step: Any
+    key: Array
+
+
+Score = Callable[[Signals], PyTree]
+"""`Signals -> tree of arrays parallel to params`; higher means more worth keeping (or growing)."""
+
+
+class Structure(NamedTuple):
+    """How a weight is cut into units that live or die together, and which units compete with each other.
+
+    `pool` turns an array of the weight's shape into one number a unit; `expand` turns one bool a unit back into the
+    weight's shape. `axes` says along which axes of the pooled array units compete: all of them (one group) for
+    unstructured sparsity, only the input axes for a constant fan-in. No axis is flattened on the way, so a
+    sharded weight stays sharded.
+
+    Attributes:
+      name: what reports and errors call it.
+      pool: `scores[*shape] -> scores[*units]`.
+      expand: `(bool[*units], shape) -> bool[*shape]`.
+      units: `shape -> units`, the pooled shape; raises ValueError for a shape that does not divide.
+      axes: `units -> axes`, along which the units of one group lie.
+      sparsity: the sparsity that the structure itself imposes (0.5 for 2:4), or None where the plan chooses.
+    """
+
+    name: str
+    pool: Callable[[Array], Array]
+    expand: Callable[[Array, Shape], Array]
+    units: Callable[[Shape], Shape]
+    axes: Callable[[Shape], tuple[int, ...]]
+    sparsity: float | None = None
+
+
+class Leaf(NamedTuple):
+    """What the plan says of one sparse weight.
+
+    Attributes:
+      name: its path, `"a/b/kernel"`.
+      shape: its shape.
+      structure: the structure its mask must keep.
+      n_active: how many units stay active in each group of the structure.
+    """
+
+    name: str
+    shape: Shape
+    structure: Structure
+    n_active: int
+
+
+Plan = Mapping[str, Leaf]
+"""The sparse leaves by name; leaves that are not in it are dense. By name, because the same weights may come as a
+dict, a module or an NNX state. It holds functions: close over it, never trace it."""
+
+
+class Rewired(NamedTuple):
+    """What a rewiring did.
+
+    Attributes:
+      state: the algorithm's new state, with the new `masks`.
+      fresh: bool tree of the weights born now, whose value and optimizer moments start anew. None means those that
+        the new masks hold and the old ones did not.
+      values: tree of the fresh weights' values, read at fresh positions only. None means zeros.
+    """
+
+    state: Any
+    fresh: Masks | None = None
+    values: PyTree | None = None
+
+
+class Algorithm(NamedTuple):
+    """A sparse-training method: four pure functions and one fact about its steps.
+
+    Attributes:
+      init: `(key, params) -> state`; the state is a NamedTuple of arrays with a field `masks`.
+      update: `(state, signals) -> Rewired`, called on steps that are due.
+      due: `step -> bool`: does this step rewire? Takes a Python int (and then answers with a bool) or a tracer.
+      dense_grads: `step -> bool`: does this step read gradients of inactive weights?
+      skip_step: on a due step, do weights and optimizer hold still, so that only the masks change?
+    """
+
+    init: Callable[[Array, PyTree], Any]
+    update: Callable[[Any, Signals], Rewired]
+    due: Callable[[Any], Any]
+    dense_grads: Callable[[Any], Any]
+    skip_step: bool = False

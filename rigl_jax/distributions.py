@@ -1,0 +1,261 @@
+"""How a total sparsity is shared among layers, and the plan that fixes it as integer counts.
+
+A distribution is a host-side function `(shapes, sparsity) -> {name: sparsity}`. `make_plan` turns it once into exact
+numbers of active units; past this file there are only integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from rigl_jax import trees
+from rigl_jax.base import Distribution, Leaf, Plan, PyTree, Shape, Structure
+from rigl_jax.structures import unstructured
+
+Rules = Sequence[tuple[str, Structure | None]]
+
+
+def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
+    """The same sparsity in every layer.
+
+    The paper's "uniform" also keeps the first layer dense. That is a rule of the plan, `("conv1/kernel", None)`, and
+    not of the distribution: which layer comes first cannot be read off a pytree.
+
+    >>> uniform({"a": (8, 6), "b": (4, 3)}, 0.7)
+    {'a': 0.7, 'b': 0.7}
+    """
+    _check_sparsity("uniform", sparsity)
+    return dict.fromkeys(shapes, sparsity)
+
+
+def erdos_renyi(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
+    """Erdos-Renyi (Mocanu et al. 2018): density in proportion to (n_in + n_out) / (n_in n_out).
+
+    n_in and n_out are the last two axes, so kernels must be stored as (..., in, out); the kernel's spatial axes do
+    not count. Layers whose density would pass 1 are dense and the others share what is left (see `erk`).
+
+    Raises:
+      ValueError: a leaf with fewer than 2 axes, or a sparsity outside [0, 1).
+
+    >>> {k: round(v, 6) for k, v in erdos_renyi({"a": (8, 6), "b": (4, 3)}, 0.7).items()}
+    {'a': 0.736111, 'b': 0.472222}
+    """
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            raise ValueError(f"erdos_renyi: leaf {name!r} must have 2 axes or more, got shape {shape}")
+    return _proportional("erdos_renyi", {name: shape[-2:] for name, shape in shapes.items()}, shapes, sparsity, 1)
+
+
+def erk(shapes: Mapping[str, Shape], sparsity: float, *, power: float = 1.0) -> dict[str, float]:
+    """Erdos-Renyi-Kernel (Evci et al. 2020, section 3): density in proportion to (sum of axes / product of axes) **
+    power.
+
+    Larger layers become sparser. A layer whose density would pass 1 is dense, with every layer tied with it, and the
+    rest is solved again, so that the total comes out right: the authors' loop.
+
+    Args:
+      shapes: `{name: shape}`. The axes' order does not matter, but how they are split does: (512, 8, 64) is not (512,
+        512).
+      sparsity: fraction of zeros over all the leaves together, in [0, 1).
+      power: 0 is uniform (apart from saturation), 1 the paper's, more is more extreme. The authors' `erk_power_scale`.
+
+    Returns:
+      `{name: sparsity}`, each in [0, 1). All zeros where the sparsity is 0.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1).
+
+    >>> shapes = {"1": (784, 300), "2": (300, 100), "3": (100, 10)}
+    >>> {k: round(v, 6) for k, v in erk(shapes, 0.9).items()}
+    {'1': 0.920432, '2': 0.769811, '3': 0.0}
+    """
+    return _proportional("erk", shapes, shapes, sparsity, power)
+
+
+def _proportional(
+    who: str, scored: Mapping[str, Shape], shapes: Mapping[str, Shape], sparsity: float, power: float
+) -> dict[str, float]:
+    """Density `scale * raw` where that stays below 1, with `scale` such that the total fits."""
+    _check_sparsity(who, sparsity)
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: (sum(shape) / math.prod(shape)) ** power for name, shape in scored.items()}
+    dense: set[str] = set()
+    while len(dense) < len(shapes):
+        free = [name for name in shapes if name not in dense]
+        budget = sum(size[name] - math.floor(sparsity * size[name]) for name in free)
+        budget -= sum(math.floor(sparsity * size[name]) for name in dense)
+        scale = budget / sum(raw[name] * size[name] for name in free)
+        highest = max(raw[name] for name in free)
+        if scale * highest <= 1:
+            return {name: 0.0 if name in dense else 1 - scale * raw[name] for name in shapes}
+        dense |= {name for name in free if raw[name] == highest}
+    return dict.fromkeys(shapes, 0.0)
+
+
+def _check_sparsity(who: str, sparsity: float) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {sparsity}")
+
+
+def is_maskable(name: str, shape: Shape) -> bool:
+    """Which leaves are sparse where no rules are given: kernels, that is two axes or more with no exception below.
+
+    Biases and norm scales have one axis. Embedding tables (a path that ends in `embedding`) are looked up and not
+    multiplied. Depthwise kernels, (..., 1, C), have few weights and lose most by pruning: the authors leave them dense.
+    """
+    depthwise = len(shape) > 2 and shape[-2] == 1
+    return len(shape) >= 2 and not depthwise and name.rsplit("/", 1)[-1] != "embedding"
+
+
+def make_plan(
+    params: PyTree,
+    sparsity: float,
+    distribution: Distribution = erk,
+    *,
+    rules: Rules | None = None,
+    sparsities: Mapping[str, float] | None = None,
+    count_fixed: bool = True,
+    rounding: Callable[[float], int] = math.floor,
+) -> Plan:
+    """Fixes which leaves are sparse, in which structure, and how many of their units stay active.
+
+    Args:
+      params: the weights (arrays or anything with a shape, such as `jax.eval_shape` gives).
+      sparsity: fraction of zeros over all sparse leaves together, in [0, 1).
+      distribution: how it is shared: `erk`, `erdos_renyi`, `uniform`, or a function of your own.
+      rules: `((regex, structure or None), ...)`, matched against whole names such as "Dense_0/kernel"; the first match
+        wins and None means dense. Every leaf must match. Default: kernels unstructured, the rest dense
+        (`is_maskable`).
+      sparsities: `{regex: sparsity}` fixes single layers. They count in the total, and the others make up for them.
+      count_fixed: False leaves those layers out of the total, as the authors' code does.
+      rounding: makes the number of zeros of a layer an integer: `math.floor` (the authors'), `math.ceil` (the authors'
+        first release), `round`. A product within 1e-6 of an integer is that integer.
+
+    Returns:
+      `{name: Leaf}` for the sparse leaves. Dense leaves are not in it and do not count in the sparsity.
+      At least one unit stays active in each group of each leaf.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), or out of reach with the fixed layers (the message gives the range);
+        a rule that applies to nothing; a leaf without a rule; a shape that does not fit its structure.
+
+    >>> import jax
+    >>> params = {"kernel": jax.ShapeDtypeStruct((8, 6), "float32"), "bias": jax.ShapeDtypeStruct((6,), "float32")}
+    >>> {name: leaf.n_active for name, leaf in make_plan(params, 0.9).items()}
+    {'kernel': 5}
+    """
+    _check_sparsity("make_plan", sparsity)
+    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
+    structures = _structures(shapes, rules)
+    sparse = {name: shapes[name] for name in structures}
+    for name, shape in sparse.items():
+        if math.prod(shape) >= 2**31:
+            raise ValueError(f"make_plan: leaf {name!r} must have fewer than 2**31 weights, got {math.prod(shape)}")
+    imposed = {name: s.sparsity for name, s in structures.items() if s.sparsity is not None}
+    fixed = {
+        **imposed,
+        **trees.first_match("make_plan: sparsities", tuple((sparsities or {}).items()), list(sparse)),
+    }
+    for name, value in fixed.items():
+        _check_sparsity(f"make_plan: sparsities[{name!r}]", value)
+    shared = _share(sparse, sparsity, distribution, fixed, count_fixed)
+    return {name: _leaf(name, shape, structures[name], shared[name], rounding) for name, shape in sparse.items()}
+
+
+def _structures(shapes: Mapping[str, Shape], rules: Rules | None) -> dict[str, Structure]:
+    if rules is None:
+        found: dict[str, Structure | None] = {
+            name: unstructured() for name, shape in shapes.items() if is_maskable(name, shape)
+        }
+    else:
+        found = trees.first_match("make_plan: rules", tuple(rules), list(shapes))
+        for name in shapes:
+            if name not in found:
+                raise ValueError(
+                    f"make_plan: no rule matches leaf {name!r} of shape {shapes[name]}; "
+                    'end the rules with (".*", None) to keep such leaves dense'
+                )
+    sparse = {name: structure for name, structure in found.items() if structure is not None}
+    if not sparse:
+        raise ValueError(f"make_plan: no leaf is sparse; leaves are {', '.join(shapes) or 'none'}")
+    return sparse
+
+
+def _share(
+    shapes: Mapping[str, Shape],
+    sparsity: float,
+    distribution: Distribution,
+    fixed: Mapping[str, float],
+    count_fixed: bool,
+) -> dict[str, float]:
+    """The distribution over the leaves that are not fixed, at the sparsity that makes the total right."""
+    free = {name: shape for name, shape in shapes.items() if name not in fixed}
+    if not free:
+        return dict(fixed)
+    if fixed and count_fixed:
+        total = sum(math.prod(shape) for shape in shapes.values())
+        size = sum(math.prod(shape) for shape in free.values())
+        zeros = sum(value * math.prod(shapes[name]) for name, value in fixed.items())
+        lowest, highest = zeros / total, (zeros + size - len(free)) / total
+        if not lowest <= sparsity <= highest:
+            raise ValueError(
+                f"make_plan: with {len(fixed)} layers fixed by `sparsities` or by their structure, the total sparsity "
+                f"can be {lowest:.6g} to {highest:.6g}, the largest reachable; got {sparsity}"
+            )
+        sparsity = max(0.0, (sparsity * total - zeros) / size)
+    shared = distribution(free, sparsity)
+    if missing := [name for name in free if name not in shared]:
+        raise ValueError(f"make_plan: the distribution gave no sparsity for {', '.join(missing)}")
+    for name in free:
+        _check_sparsity(f"make_plan: the distribution, at leaf {name!r}", shared[name])
+    return {**shared, **fixed}
+
+
+def _leaf(name: str, shape: Shape, structure: Structure, sparsity: float, rounding: Callable[[float], int]) -> Leaf:
+    try:
+        units = structure.units(shape)
+    except ValueError as error:
+        raise ValueError(f"make_plan: leaf {name!r}: {error}") from None
+    in_group = math.prod(units[axis] for axis in structure.axes(units))
+    zeros = sparsity * in_group
+    nearest = round(zeros)
+    zeros = nearest if abs(zeros - nearest) < 1e-6 else rounding(zeros)
+    return Leaf(name, shape, structure, max(1, in_group - zeros))
+
+
+def describe(plan: Plan) -> str:
+    """A table of the plan: name, shape, structure, active weights, sparsity.
+
+    >>> import jax
+    >>> print(describe(make_plan({"w": jax.ShapeDtypeStruct((8, 6), "float32")}, 0.9)))
+    leaf   shape  structure     active  sparsity
+    w      8x6    unstructured       5    0.8958
+    total                            5    0.8958
+    """
+    rows = [("leaf", "shape", "structure", "active", "sparsity")]
+    total = active = 0
+    for leaf in plan.values():
+        size = math.prod(leaf.shape)
+        units = leaf.structure.units(leaf.shape)
+        in_group = math.prod(units[axis] for axis in leaf.structure.axes(units))
+        kept = size * leaf.n_active // in_group
+        rows.append(
+            (
+                leaf.name,
+                "x".join(map(str, leaf.shape)),
+                leaf.structure.name,
+                str(kept),
+                f"{1 - kept / size:.4f}",
+            )
+        )
+        total, active = total + size, active + kept
+    rows.append(("total", "", "", str(active), f"{1 - active / total:.4f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

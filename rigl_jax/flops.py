@@ -1,0 +1,374 @@
+"""Multiply-accumulates (MACs) of any model, counted on its jaxpr and charged to the weights that do them.
+
+Nothing runs: the model is traced with abstract values, and every matrix product and convolution found on the way is
+written down as a `Product`. One MAC is one multiplication and one addition, so two FLOPs.
+
+What a product costs: the elements it writes times the terms summed into each of them. Positions that a convolution
+reads from its padding count (the usual convention); the zeros that a transposed convolution inserts do not.
+Elementwise work, reductions, gathers and opaque calls (FFI) cost nothing here.
+
+Whom it is charged to: a weight stays itself through any operation whose other operands are constants (casts,
+reshapes, slices, a mask multiplied in); a concatenation belongs to its parts by size; a product of two weights
+(weight normalisation) to the larger one. What mixes weights with data is data. Hence pass data as `inputs`, and close
+over what is a constant of the model, masks above all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+
+from rigl_jax import trees
+from rigl_jax.base import Algorithm, Masks, PyTree, Shape
+
+Origin = dict[str, float] | None
+"""Where a value comes from: `{leaf name: share of it}`, `{}` for a constant, None for anything computed from data."""
+
+
+class Product(NamedTuple):
+    """A matrix product or convolution, or a leaf's share of one.
+
+    Attributes:
+      name: the parameter leaf that does the work; None where no operand is a weight (attention scores).
+      macs: its dense multiply-accumulates, over all trips of the loops around it.
+      outputs: the elements it writes, over the same trips.
+    """
+
+    name: str | None
+    macs: float
+    outputs: float
+
+
+class Flops(NamedTuple):
+    """What one call of a model costs. All counts are MACs of the whole call: divide by the batch you traced with.
+
+    Attributes:
+      products: every product in the order of execution.
+      density: fraction of active weights for every parameter leaf; 1 where no mask was given. For the cost at densities
+        that are planned but not yet masks: `flops._replace(density={**flops.density, name: 0.1})`.
+    """
+
+    products: tuple[Product, ...]
+    density: dict[str, float]
+
+    @property
+    def macs(self) -> dict[str, float]:
+        """Dense MACs of every leaf; 0 for those that no product reads (biases, looked-up embeddings)."""
+        total = dict.fromkeys(self.density, 0.0)
+        for product in self.products:
+            if product.name is not None:
+                total[product.name] += product.macs
+        return total
+
+    @property
+    def sparse_macs(self) -> dict[str, float]:
+        """MACs of every leaf when only its active weights work."""
+        return {name: macs * self.density[name] for name, macs in self.macs.items()}
+
+    @property
+    def other(self) -> float:
+        """MACs of products without a weight, such as attention scores; always dense."""
+        return math.fsum(product.macs for product in self.products if product.name is None)
+
+    @property
+    def total(self) -> float:
+        """All MACs, sparse where there are masks."""
+        return math.fsum(self.sparse_macs.values()) + self.other
+
+    @property
+    def dense_total(self) -> float:
+        """All MACs of the same model without masks."""
+        return math.fsum(self.macs.values()) + self.other
+
+
+def flops(
+    apply: Callable[..., Any],
+    params: PyTree,
+    *inputs: Any,
+    masks: Masks | None = None,
+    while_trips: int | None = None,
+) -> Flops:
+    """Counts the multiply-accumulates of `apply(params, *inputs)` without running it.
+
+    Works through jit, scan (every trip counts), cond (the dearest branch counts), remat, custom derivatives, vmap,
+    shard_map and pmap (the work of all devices, repeated work included). What is traced is counted, even if
+    its result is never used.
+
+    Args:
+      apply: the model, or any other function of the params: `jax.grad(loss)` counts a backward pass as well.
+      params: tree of arrays or `jax.ShapeDtypeStruct`.
+      *inputs: further arguments, arrays or `jax.ShapeDtypeStruct`; Python options are closed over.
+      masks: tree parallel to params, `bool[*shape]` or None (dense) for a leaf. None: everything is dense.
+      while_trips: how often the body of a `while_loop` is taken to run. A trace cannot tell.
+
+    Raises:
+      ValueError: masks do not fit the params; products inside a `while_loop` and no `while_trips`; products inside a
+        primitive that this walk does not know (a Pallas kernel).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> weights = {"w": jnp.ones((4, 3))}
+      >>> flops(lambda p, x: x @ p["w"], weights, jax.ShapeDtypeStruct((2, 4), jnp.float32)).macs
+      {'w': 24.0}
+    """
+    leaves = trees.named_leaves(params)
+    closed = jax.make_jaxpr(apply)(params, *inputs)
+    owned: list[Origin] = [{name: 1.0} for name in leaves]
+    origins = owned + [None] * (len(closed.jaxpr.invars) - len(owned))
+    sizes = {name: math.prod(np.shape(leaf)) for name, leaf in leaves.items()}
+    _, products = _walk(closed.jaxpr, origins, _Context(sizes, while_trips))
+    density = dict.fromkeys(leaves, 1.0)
+    if masks is not None:
+        density.update(_densities(params, leaves, masks))
+    return Flops(tuple(products), density)
+
+
+def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -> float:
+    """Mean cost of a training step: forward, gradient of the activations, gradient of the weights.
+
+    The first two cost the sparse forward pass each, and so does the third unless the step reads gradients of inactive
+    weights; then it costs the dense one (RigL, appendix H: `(3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1)`, with `ΔT + 1` steps from
+    one rewiring to the next). Dense training costs `3 * dense`.
+
+    Args:
+      algorithm: its `dense_grads` is asked about the steps `0 ... steps - 1`, all in one NumPy array.
+      sparse: cost of the sparse forward pass, any unit; or one value a step, `[steps]`, where the sparsity changes.
+      dense: cost of the dense forward pass, same unit.
+      steps: length of training, at least 1.
+
+    Returns:
+      The mean over all steps, in the unit of `sparse` and `dense`.
+
+    Raises:
+      ValueError: `steps` is less than 1, or `sparse` is neither one value nor one a step.
+
+    Example:
+      >>> from rigl_jax.base import Algorithm
+      >>> snfs = Algorithm(None, None, None, dense_grads=lambda step: True)
+      >>> round(training_cost(snfs, sparse=0.2, dense=1.0, steps=10) / 3, 4)
+      0.4667
+    """
+    if steps < 1:
+        raise ValueError(f"training_cost: steps must be at least 1, got {steps}")
+    forward = np.asarray(sparse, np.float64)
+    if forward.shape not in ((), (steps,)):
+        raise ValueError(f"training_cost: sparse must be one number or [{steps}], got shape {forward.shape}")
+    reads_dense = np.broadcast_to(np.asarray(algorithm.dense_grads(np.arange(steps))), (steps,))
+    return float(np.mean(2 * forward + np.where(reads_dense, dense, forward)))
+
+
+def micronet_flops(counted: Flops) -> float:
+    """FLOPs by the MicroNet challenge's rules, which the sparse training papers print.
+
+    A product of dense fan-in `v`, density `d` and `n` outputs costs `2 v d n + n`: multiplications, additions, a bias and a
+    ReLU an output. Trace with a batch of one. The challenge's own counter also computes the output size
+    of a padded first convolution from its padded input (ResNet-50: 115x115, where 112x112 is computed);
+    `products` is there to be edited if a printed figure must match.
+    """
+    density = {**counted.density, None: 1.0}
+    return math.fsum(2 * p.macs * density[p.name] + p.outputs for p in counted.products)
+
+
+def micronet_bits(shapes: Mapping[str, Shape], density: Mapping[str, float]) -> float:
+    """Bits to store a network by the MicroNet challenge's rules; 8e6 bits are a megabyte.
+
+    32 bits for each active weight, one a position for the mask of a sparse kernel, and 32 for one bias an output
+    channel (a normalisation counts as the bias of the layer before it).
+
+    Args:
+      shapes: kernel shapes by name, output channels last.
+      density: fraction of active weights by name; absent means 1.
+    """
+    bits = 0.0
+    for name, shape in shapes.items():
+        size, kept = math.prod(shape), density.get(name, 1.0)
+        bits += 32 * size * kept + (size if kept < 1 else 0) + 32 * shape[-1]
+    return bits
+
+
+class _Context(NamedTuple):
+    sizes: dict[str, int]  # of the parameter leaves
+    while_trips: int | None
+
+
+def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[str, float]:
+    """Measured density of every masked leaf."""
+    try:
+        parallel = jax.tree.structure(params).flatten_up_to(masks)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"flops: masks must be a tree parallel to params, got another one: {error}") from error
+    measured = {}
+    for (name, leaf), mask in zip(leaves.items(), parallel, strict=True):
+        if mask is None:
+            continue
+        if np.shape(mask) != np.shape(leaf):
+            raise ValueError(f"flops: the mask of {name!r} must have shape {np.shape(leaf)}, got {np.shape(mask)}")
+        measured[name] = np.count_nonzero(mask) / max(1, np.size(mask))
+    return measured
+
+
+def _walk(jaxpr: Any, origins: Sequence[Origin], context: _Context) -> tuple[list[Origin], list[Product]]:
+    """Origins of the outputs of an (open) jaxpr, given those of its inputs, and its products."""
+    known = dict(zip(jaxpr.invars, origins, strict=True))
+
+    def origin(atom: Any) -> Origin:
+        return {} if isinstance(atom, jex.Literal) else known.get(atom, {})  # what is not an input is a constant
+
+    products = []
+    for equation in jaxpr.eqns:
+        outs, found = _equation(equation, [origin(atom) for atom in equation.invars], context)
+        known.update(zip(equation.outvars, outs, strict=True))
+        products += found
+    return [origin(atom) for atom in jaxpr.outvars], products
+
+
+def _equation(equation: Any, ins: list[Origin], context: _Context) -> tuple[list[Origin], list[Product]]:
+    name, params = equation.primitive.name, equation.params
+    if name in _TERMS:
+        outputs = math.prod(equation.outvars[0].aval.shape)
+        shapes = [atom.aval.shape for atom in equation.invars]
+        return [None], _charge(ins[:2], outputs * _TERMS[name](shapes, params), outputs, context)
+    if name == "scan":
+        consts, carry = params["num_consts"], params["num_carry"]
+        outs, found = _loop(params["jaxpr"].jaxpr, ins, consts, carry, context)
+        return outs, _repeat(found, params["length"])
+    if name == "while":
+        return _while(params, ins, context)
+    if name == "cond":
+        branches = [_walk(branch.jaxpr, ins[1:], context) for branch in params["branches"]]
+        outs = [_join(list(outs)) for outs in zip(*(outs for outs, _ in branches), strict=True)]
+        return outs, max((found for _, found in branches), key=lambda found: sum(p.macs for p in found))
+    if name in _ELEMENT_BY_ELEMENT:
+        return ins, []
+    inner = _inner(params)
+    if len(inner) == 1 and _fits(inner[0], equation):
+        outs, found = _walk(inner[0], ins, context)
+        axes = params.get("newly_manual_axes", ())  # of shard_map, whose body is the work of one device
+        return outs, _repeat(found, math.prod(params["mesh"].shape[axis] for axis in axes) if axes else 1)
+    if any(_has_products(jaxpr) for jaxpr in inner):
+        raise ValueError(f"flops: expected primitives that can be counted, got products inside {name!r}")
+    return [_merge(equation, ins, context)] * len(equation.outvars), []
+
+
+def _while(params: Mapping[str, Any], ins: list[Origin], context: _Context) -> tuple[list[Origin], list[Product]]:
+    """The body and the condition, `while_trips` times each."""
+    tests, consts = params["cond_nconsts"], params["body_nconsts"]
+    carry = len(ins) - tests - consts
+    outs, found = _loop(params["body_jaxpr"].jaxpr, ins[tests:], consts, carry, context)
+    _, tested = _walk(params["cond_jaxpr"].jaxpr, ins[:tests] + outs, context)
+    found = tested + found
+    if found and context.while_trips is None:
+        owners = sorted({repr(product.name) for product in found})
+        raise ValueError(
+            "flops: a trace cannot tell how often a while_loop runs, so expected while_trips=... (or a scan), got None; "
+            f"the loop holds products of {', '.join(owners)}"
+        )
+    return outs, _repeat(found, context.while_trips or 0)
+
+
+def _loop(
+    body: Any, ins: list[Origin], n_consts: int, n_carry: int, context: _Context
+) -> tuple[list[Origin], list[Product]]:
+    """One trip of a loop, with the origins that its carry has after any number of trips."""
+    consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
+    while True:  # ends: constant -> leaf -> data is the longest way a carry can go
+        outs, found = _walk(body, consts + carry + scanned, context)
+        widened = [_join([before, after]) for before, after in zip(carry, outs, strict=False)]
+        if widened == carry:
+            return carry + outs[n_carry:], found
+        carry = widened
+
+
+def _join(origins: list[Origin]) -> Origin:
+    """Origin of a value that is computed from, or may be any of, several; constants do not matter."""
+    owners = [origin for origin in origins if origin != {}]
+    return next(iter(owners), {}) if all(owner == owners[0] for owner in owners) else None
+
+
+def _merge(equation: Any, ins: list[Origin], context: _Context) -> Origin:
+    """Origin of the result of an operation that is not a product."""
+    owners = [origin for origin in ins if origin]
+    if None in ins:
+        return None
+    if equation.primitive.name in ("mul", "div"):  # zeros of a factor are zeros of the result
+        return _largest(owners, context)
+    if equation.primitive.name != "concatenate":
+        return _join(ins)
+    parts: dict[str, float] = {}
+    whole = max(1, math.prod(equation.outvars[0].aval.shape))
+    for atom, origin in zip(equation.invars, ins, strict=True):
+        for name, share in (origin or {}).items():
+            parts[name] = parts.get(name, 0.0) + share * math.prod(atom.aval.shape) / whole
+    return parts
+
+
+def _largest(owners: list[dict[str, float]], context: _Context) -> dict[str, float]:
+    """The owner with the most weights; of equals the last: in `x @ w` it is the right one."""
+    return max(reversed(owners), key=lambda owner: sum(context.sizes[name] for name in owner), default={})
+
+
+def _charge(ins: list[Origin], macs: int, outputs: int, context: _Context) -> list[Product]:
+    """A product, shared out among the leaves that own its weight operand."""
+    shares: dict[str | None, float] = {**_largest([origin for origin in ins if origin], context)}
+    rest = 1.0 - math.fsum(shares.values())
+    if rest > 1e-9:
+        shares[None] = rest
+    return [Product(name, share * macs, share * outputs) for name, share in shares.items()]
+
+
+def _repeat(products: list[Product], trips: int) -> list[Product]:
+    return [Product(name, trips * macs, trips * outputs) for name, macs, outputs in products if trips]
+
+
+def _dot_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
+    """Terms summed into one output."""
+    (contracted, _), _ = params["dimension_numbers"]
+    return math.prod(shapes[0][axis] for axis in contracted)
+
+
+def _ragged_dot_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
+    numbers = params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    terms = math.prod(shapes[0][axis] for axis in contracted)
+    # Ragged along what is summed (a weight gradient): each group sums its own part only.
+    return terms / shapes[2][-1] if set(numbers.lhs_ragged_dimensions) & set(contracted) else terms
+
+
+def _convolution_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
+    _, *summed = params["dimension_numbers"].rhs_spec  # output channels, input channels of one group, window
+    return math.prod(shapes[1][axis] for axis in summed) / math.prod(params["lhs_dilation"])
+
+
+_TERMS = {
+    "dot_general": _dot_terms,
+    "ragged_dot_general": _ragged_dot_terms,
+    "conv_general_dilated": _convolution_terms,
+}
+_ELEMENT_BY_ELEMENT = ("optimization_barrier",)  # output i is input i
+
+
+def _inner(params: Mapping[str, Any]) -> list[Any]:
+    """The open jaxprs among an equation's parameters, also inside tuples."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, jex.Jaxpr):
+                found.append(item)
+    return found
+
+
+def _fits(jaxpr: Any, equation: Any) -> bool:
+    return len(jaxpr.invars) == len(equation.invars) and len(jaxpr.outvars) == len(equation.outvars)
+
+
+def _has_products(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name in _TERMS or any(map(_has_products, _inner(equation.params))) for equation in jaxpr.eqns
+    )

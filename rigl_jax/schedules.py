@@ -1,0 +1,104 @@
+"""When to rewire. How much to rewire, learning rates and the like are optax schedules: `step -> value`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def every(period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True) -> Callable[[Any], Any]:
+    """`due(step)`: true at start, start + period, ... up to `stop`.
+
+    Args:
+      period: steps between two rewirings, at least 1. The paper's delta T.
+      start: the first step that is due. 0, as in the authors' code, rewires before any weight was trained;
+        `start=period`, as in most PyTorch ports, first trains for a period.
+      stop: the last step that may be due (T_end), or None for no end.
+      include_stop: whether `stop` itself may be due. The authors' code includes it (with a cosine fraction nothing
+        moves then, but the step is skipped); the paper's Algorithm 1 writes t < T_end.
+
+    Returns:
+      A function of an int (which answers with a bool) or of an array or tracer (elementwise).
+
+    Raises:
+      ValueError: for a period below 1, a negative start, or a stop before the start.
+
+    >>> due = every(100, stop=200)
+    >>> [step for step in range(400) if due(step)]
+    [0, 100, 200]
+    """
+    if period < 1:
+        raise ValueError(f"every: period must be at least 1 step, got {period}")
+    if start < 0:
+        raise ValueError(f"every: start must be a step, 0 or later, got {start}")
+    if stop is not None and stop < start:
+        raise ValueError(f"every: stop must not be before start={start}, got {stop}")
+
+    def due(step: Any) -> Any:
+        fires = (step >= start) & ((step - start) % period == 0)
+        if stop is None:
+            return fires
+        return fires & ((step <= stop) if include_stop else (step < stop))
+
+    return due
+
+
+def uncounted(
+    period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """`every` for a loop in which a rewiring is not a step of its own, as in the authors' TF1 code.
+
+    There a rewiring uses up a batch, but the global step stands still. Seen from the calls, which are what we count,
+    rewirings are period + 1 apart.
+
+    Returns:
+      `(due, clock)`: `due(call)` as in `every`, and `clock(call)`, the weight updates made before that call.
+
+    >>> due, clock = uncounted(100, stop=200)
+    >>> [(call, clock(call)) for call in range(400) if due(call)]
+    [(0, 0), (101, 100), (202, 200)]
+    """
+    base = every(period, start=start, stop=stop, include_stop=include_stop)
+    rewirings = None if stop is None else sum(1 for t in range(start, stop + 1, period) if base(t))
+    last = None if rewirings is None else start + (rewirings - 1) * (period + 1)
+    if rewirings == 0:
+        return never, lambda call: call
+    due = every(period + 1, start=start, stop=last)
+
+    def clock(call: Any) -> Any:
+        before = (call - start + period) // (period + 1)  # rewirings before this call
+        if rewirings is not None:
+            before = jnp.minimum(before, rewirings) if isinstance(call, jax.Array) else min(before, rewirings)
+        return call - (call > start) * before
+
+    return due, clock
+
+
+def never(step: Any) -> Any:
+    """The schedule of a method that does not rewire."""
+    return step < 0
+
+
+def always(step: Any) -> Any:
+    """The schedule of a method that acts on every step."""
+    return step >= 0
+
+
+def cosine(fraction: float, stop: int | None) -> optax.Schedule:
+    """Drop fraction of the paper: `fraction / 2 * (1 + cos(pi * step / stop))`; constant where there is no stop.
+
+    >>> round(float(cosine(0.3, 1000)(500)), 6)
+    0.15
+    """
+    if stop is None or stop == 0:
+        return optax.constant_schedule(fraction)
+    return optax.cosine_decay_schedule(fraction, stop)
+
+
+def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Schedule:
+    """Drop fraction `fraction * (1 - step / stop) ** power` (appendix G of the paper), 0 from `stop` on."""
+    return optax.polynomial_schedule(fraction, 0.0, power, stop)

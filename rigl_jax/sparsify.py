@@ -1,0 +1,277 @@
+"""The bridge to optax: any optimizer, masked, with weights that come and go."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rigl_jax import trees
+from rigl_jax.base import Algorithm, Array, Masks, PyTree, Signals
+
+
+class SparseState(NamedTuple):
+    """The state of `sparsify`; every leaf is an array, so it checkpoints and shards like any optimizer state.
+
+    Attributes:
+      step: int32 scalar, the number of updates so far, rewirings included.
+      key: typed PRNG key, never advanced: each step folds its number in.
+      algorithm: the algorithm's own state.
+      inner: the inner optimizer's state.
+    """
+
+    step: Array
+    key: Array
+    algorithm: Any
+    inner: Any
+
+    @property
+    def masks(self) -> Masks:
+        """A pytree parallel to params: bool[*shape], or None for a dense leaf."""
+        return self.algorithm.masks
+
+
+def sparsify(
+    inner: optax.GradientTransformation, algorithm: Algorithm, *, key: Array
+) -> optax.GradientTransformationExtraArgs:
+    """Trains sparse: any optax optimizer with any algorithm of this library.
+
+    The contract, after `params = optax.apply_updates(params, updates)`, whatever the inner optimizer:
+
+    * a pruned weight is exactly 0: its update is emitted as minus its value, and p + (-p) is 0 in any float format;
+    * everything that the optimizer keeps for a pruned weight (moments, accumulated gradients) is what `inner.init`
+    gives
+      a weight of 0, which for all but a few optimizers is 0. It starts from there when it is grown again.
+
+    Pass *dense* gradients, taken at masked weights: `jax.grad(loss)(params, batch)` as it is. They are masked here, and
+    growth needs them whole. Under `jax.pmap` or `shard_map` average them over the devices first, or masks drift apart.
+
+    `sparsify` is the outermost transformation. Weight decay, clipping, accumulation and averaging go inside `inner`;
+    a transformation around it would scale the updates that set weights to 0. `check_masked` finds such a mistake.
+
+    Args:
+      inner: the optimizer. It sees the gradient and the weights of active positions only.
+      algorithm: from `rigl`, `set_`, `static`, ...
+      key: `jax.random.key(seed)`; a raw `PRNGKey` works too. All randomness of the masks comes from it. Use the same on
+        every host and replica. It is copied, so a donated train state does not take the caller's key along.
+
+    Returns:
+      A transformation. `update(grads, state, params, rewire=None, **extra)` needs params. `rewire=None` decides
+      inside the compiled program (`lax.cond` on `algorithm.due(state.step)`); a Python bool decides outside, so that
+      a training loop can compile two steps, without a conditional, and choose by `algorithm.due(step)`. Both give the
+      same result. Further keywords go to `inner`. `update` in `vmap` turns the conditional into a select: pass a bool
+      there.
+
+    Raises:
+      ValueError: params missing, or not those of the plan; gradients not parallel to params; a `sparsify` inside.
+
+    >>> import rigl_jax as rx
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> plan = rx.make_plan(params, sparsity=0.5)
+    >>> tx = rx.sparsify(optax.adam(0.1), rx.rigl(plan, period=10, stop=100), key=jax.random.key(0))
+    >>> state = tx.init(params)
+    >>> params = rx.apply_masks(params, state.masks)
+    >>> updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+    >>> params = optax.apply_updates(params, updates)
+    >>> float(rx.sparsity(state.masks))
+    0.5
+    """
+    inner = optax.with_extra_args_support(inner)
+    key = _own_key(key)
+
+    def init(params: PyTree) -> SparseState:
+        own = jax.tree.map(jnp.copy, key)
+        state = algorithm.init(jax.random.fold_in(own, 0), params)
+        optimizer = inner.init(apply_masks(params, state.masks))
+        if _contains_sparse_state(optimizer):
+            raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
+        return SparseState(jnp.zeros((), jnp.int32), own, state, optimizer)
+
+    def update(
+        updates: PyTree,
+        state: SparseState,
+        params: PyTree | None = None,
+        *,
+        rewire: bool | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, SparseState]:
+        if params is None:
+            raise ValueError("sparsify: update needs the params: tx.update(grads, state, params)")
+        grads = updates  # optax's name for what comes in
+        _check_parallel(grads, params)
+
+        def train(state: SparseState) -> tuple[PyTree, SparseState]:
+            updates, optimizer = inner.update(apply_masks(grads, state.masks), state.inner, params, **extra)
+            updates = trees.map_masked(_keep_zero, state.masks, updates, params)
+            optimizer = _restart(inner, optimizer, state.masks, apply_masks(params, state.masks))
+            return updates, state._replace(step=state.step + 1, inner=optimizer)
+
+        def rewired(state: SparseState) -> tuple[PyTree, SparseState]:
+            if algorithm.skip_step:
+                updates = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), jax.eval_shape(train, state)[0])
+                trained = state._replace(step=state.step + 1)
+            else:
+                updates, trained = train(state)
+            signals = Signals(
+                params=optax.apply_updates(params, updates),
+                grads=grads,
+                step=state.step,
+                key=jax.random.fold_in(state.key, state.step),
+            )
+            return _change_masks(inner, algorithm, signals, trained, params, updates)
+
+        if rewire is None:
+            return lax.cond(algorithm.due(state.step), rewired, train, state)
+        return rewired(state) if rewire else train(state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _change_masks(
+    inner: optax.GradientTransformation,
+    algorithm: Algorithm,
+    signals: Signals,
+    state: SparseState,
+    params: PyTree,
+    updates: PyTree,
+) -> tuple[PyTree, SparseState]:
+    """Applies what the algorithm decides: masks, the values of fresh weights, and their place in the optimizer."""
+    result = algorithm.update(state.algorithm, signals)
+    masks = result.state.masks
+    fresh = result.fresh
+    if fresh is None:
+        fresh = jax.tree.map(lambda new, old: new & ~old, masks, state.masks)
+
+    def place(u: Array, p: Array, mask: Array | None, new: Array | None, value: Any) -> Array:
+        if mask is None or new is None:
+            return u
+        born = -p if value is None else value.astype(p.dtype) - p
+        return jnp.where(mask, jnp.where(new, born.astype(u.dtype), u), (-p).astype(u.dtype))
+
+    values = jax.tree.map(lambda _: None, params) if result.values is None else result.values
+    updates = jax.tree.map(place, updates, params, masks, fresh, values)
+    settled = jax.tree.map(lambda mask, new: mask & ~new, masks, fresh)
+    optimizer = _restart(inner, state.inner, settled, apply_masks(signals.params, masks))
+    return updates, state._replace(algorithm=result.state, inner=optimizer)
+
+
+def _keep_zero(mask: Array, update: Array, p: Array) -> Array:
+    # In the wider of the two types: rounding -p to a narrow update would leave a remainder.
+    dtype = jnp.promote_types(update.dtype, p.dtype)
+    return jnp.where(mask, update.astype(dtype), (-p).astype(dtype))
+
+
+class _Pair(NamedTuple):
+    now: Any
+    start: Any
+
+
+def _restart(inner: optax.GradientTransformation, state: PyTree, keep: Masks, params: PyTree) -> PyTree:
+    """The optimizer state, with everything it keeps for a weight back at its start wherever `keep` is False.
+
+    Which parts belong to a weight is read off `inner.init` itself (`optax.tree.map_params`), never off a list of known
+    state types. Parts whose shape is not the weight's, such as Adafactor's row and column sums, are left alone.
+    """
+
+    def one(pair: Any, mask: Array | None) -> Any:
+        if not isinstance(pair, _Pair):
+            return pair
+        if mask is None or jnp.shape(pair.now) != mask.shape:
+            return pair.now
+        return jnp.where(mask, pair.now, pair.start.astype(pair.now.dtype))
+
+    pairs = jax.tree.map(_Pair, state, inner.init(params))
+    return optax.tree.map_params(
+        inner.init,
+        one,
+        pairs,
+        keep,
+        is_leaf=lambda x: isinstance(x, (_Pair, optax.MaskedNode)),
+        transform_non_params=lambda pair: pair.now if isinstance(pair, _Pair) else pair,
+    )
+
+
+def apply_masks(params: PyTree, masks: Masks) -> PyTree:
+    """The params with exact zeros where a mask is False; dense leaves as they are.
+
+    >>> apply_masks({"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"w": jnp.array([True, False]), "b": None})
+    {'b': Array([3.], dtype=float32), 'w': Array([1., 0.], dtype=float32)}
+    """
+    return trees.map_masked(lambda mask, p: jnp.where(mask, p, jnp.zeros((), p.dtype)), masks, params)
+
+
+def straight_through(params: PyTree, masks: Masks) -> PyTree:
+    """`apply_masks` whose gradient passes to every weight as if there were no mask.
+
+    >>> grad = jax.grad(lambda w: straight_through({"w": w}, {"w": jnp.array([True, False])})["w"].sum())
+    >>> grad(jnp.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    return trees.map_masked(lambda mask, p: _straight(p, mask), masks, params)
+
+
+@jax.custom_jvp
+def _straight(p: Array, mask: Array) -> Array:
+    return jnp.where(mask, p, jnp.zeros((), p.dtype))
+
+
+@_straight.defjvp
+def _straight_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return _straight(*primals), tangents[0]
+
+
+def sparsity(tree: PyTree) -> Array:
+    """Measured fraction of zeros over all the arrays of a tree, f32 scalar; of False where they are masks.
+
+    Give it masks, or the leaves you mean: over all params it also counts biases that are still 0.
+
+    >>> float(sparsity({"w": jnp.array([[1.0, 0.0], [0.0, 0.0]]), "b": None}))
+    0.75
+    """
+    leaves = jax.tree.leaves(tree)
+    total = sum(leaf.size for leaf in leaves)
+    return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros(()))
+
+
+def check_masked(params: PyTree, masks: Masks) -> None:
+    """Checks that every pruned weight is exactly 0; on the host, outside of jit.
+
+    Raises:
+      ValueError: names the first leaf that has a weight off its mask, and how many. Usual causes: params were never
+        masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside.
+    """
+    arrays, found = trees.named_leaves(params), trees.named_leaves(masks)
+    for name, mask in found.items():
+        stray = int(jnp.sum((arrays[name] != 0) & ~mask))
+        if stray:
+            raise ValueError(
+                f"check_masked: leaf {name!r} must be 0 off its mask, got {stray} other weights; "
+                "is something wrapped around sparsify, or apply_masks missing?"
+            )
+
+
+def _own_key(key: Array) -> Array:
+    if not (isinstance(key, jax.Array) or hasattr(key, "dtype")):
+        raise ValueError(f"sparsify: key must be a PRNG key such as jax.random.key(0), got {type(key).__name__}")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(jnp.asarray(key))
+
+
+def _contains_sparse_state(state: PyTree) -> bool:
+    is_sparse = lambda x: isinstance(x, SparseState)  # noqa: E731
+    return any(is_sparse(x) for x in jax.tree.leaves(state, is_leaf=is_sparse))
+
+
+def _check_parallel(grads: PyTree, params: PyTree) -> None:
+    expected, given = trees.named_leaves(params), trees.named_leaves(grads)
+    for name, p in expected.items():
+        if name not in given:
+            raise ValueError(f"sparsify: gradients must be parallel to params; leaf {name!r} is missing")
+        if jnp.shape(given[name]) != jnp.shape(p):
+            raise ValueError(
+                f"sparsify: the gradient of leaf {name!r} must have shape {jnp.shape(p)}, got {jnp.shape(given[name])}"
+            )

@@ -1,0 +1,99 @@
+"""Paths, rules and maps over pytrees in which some leaves are sparse and the others are None."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from rigl_jax.base import Array, Plan, PyTree
+
+T = TypeVar("T")
+
+
+def names(tree: PyTree) -> PyTree:
+    """A tree parallel to `tree` whose leaves are their own paths, `"Dense_0/kernel"`.
+
+    NNX wraps each array in a variable; its trailing `value` is left out, so a name does not depend on which side
+    of `nnx.split` a tree comes from.
+
+    >>> names({"Dense_0": {"kernel": 1, "bias": 2}})
+    {'Dense_0': {'bias': 'Dense_0/bias', 'kernel': 'Dense_0/kernel'}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path), tree)
+
+
+def _name(path: Sequence[Any]) -> str:
+    if len(path) > 1 and str(path[-1]) == ".value":
+        path = path[:-1]
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """`{"a/b/kernel": leaf}` in pytree order."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_sparse(f: Callable[..., Any], plan: Plan, tree: PyTree, *trees: PyTree) -> PyTree:
+    """`f(leaf, x, *xs)` where the plan has a `Leaf`, None elsewhere. The trees are parallel to params."""
+
+    def one(path: Sequence[Any], *arrays: Any) -> Any:
+        leaf = plan.get(_name(path))
+        return None if leaf is None else f(leaf, *arrays)
+
+    return jax.tree_util.tree_map_with_path(one, tree, *trees, is_leaf=lambda x: x is None)
+
+
+def map_masked(f: Callable[..., Any], masks: PyTree, tree: PyTree, *trees: PyTree) -> PyTree:
+    """`f(mask, x, *xs)` where there is a mask; `x` itself where the mask is None (a dense leaf).
+
+    The mapping follows `tree`, because a None inside `masks` would otherwise read as an empty subtree.
+    """
+    return jax.tree.map(lambda x, mask, *xs: x if mask is None else f(mask, x, *xs), tree, masks, *trees)
+
+
+def leaf_key(key: Array, name: str) -> Array:
+    """The leaf's own key: the CRC-32 of its path folded in, equal in every process (unlike `hash`)."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def match(patterns: Iterable[str], name: str) -> int | None:
+    """Index of the first pattern that matches the whole name, or None."""
+    return next((i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, name)), None)
+
+
+def first_match(who: str, rules: Sequence[tuple[str, T]], found: Sequence[str]) -> dict[str, T]:
+    """`{name: value}` by the first rule whose regular expression matches the whole name.
+
+    Names that no rule matches are left out; what that means is the caller's to say.
+
+    Raises:
+      ValueError: a rule that is the first match of no name (a typo, or shadowed by an earlier rule).
+    """
+    patterns = [pattern for pattern, _ in rules]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{who}: {pattern!r} is not a regular expression: {error}") from None
+    index = {name: match(patterns, name) for name in found}
+    for i, pattern in enumerate(patterns):
+        if i not in index.values():
+            shadow = [name for name in found if re.fullmatch(pattern, name)]
+            why = f"earlier rules take all it matches ({', '.join(shadow)})" if shadow else "it matches no leaf"
+            near = nearest(pattern, found)
+            raise ValueError(
+                f"{who}: the rule {pattern!r} applies to nothing: {why}; "
+                f"leaves are {', '.join(found)}{f' (did you mean {near!r}?)' if near else ''}"
+            )
+    return {name: rules[i][1] for name, i in index.items() if i is not None}
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word closest to a mistyped one, or None."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return found[0] if found else None

@@ -1,0 +1,62 @@
+"""What a fresh weight starts from. Zero, the default, needs nothing here and was best in the paper (appendix).
+
+Each is a function `Signals -> tree of values`, read at fresh positions only; pass it as `grow_values`. With a value
+other than zero the network's output jumps at a rewiring. Formulas as in the authors' code (`get_grow_tensor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rigl_jax import trees
+from rigl_jax.base import Array, PyTree, Score, Signals
+
+
+def scaled_gradient(scale: float) -> Score:
+    """A multiple of g: a step up the gradient for a positive scale, down for a negative one."""
+    return lambda signals: jax.tree.map(lambda g: scale * g, signals.grads)
+
+
+def gradient_sign(scale: float) -> Score:
+    """A multiple of sign(g)."""
+    return lambda signals: jax.tree.map(lambda g: scale * jnp.sign(g), signals.grads)
+
+
+def normal(scale: float) -> Score:
+    """Normal with scale times the standard deviation of the leaf, zeros included."""
+
+    def draw(key: Array, p: Array) -> Array:
+        return scale * jnp.std(p) * jax.random.normal(key, p.shape, p.dtype)
+
+    return lambda signals: _drawn(draw, signals)
+
+
+def uniform(scale: float) -> Score:
+    """Uniform within plus and minus scale times the mean |w| of the leaf, zeros included."""
+
+    def draw(key: Array, p: Array) -> Array:
+        return scale * jnp.mean(jnp.abs(p)) * jax.random.uniform(key, p.shape, p.dtype, -1, 1)
+
+    return lambda signals: _drawn(draw, signals)
+
+
+def shuffled(initial: PyTree, scale: float) -> Score:
+    """The leaf's initial values in random order, times scale. `initial` is the tree of params before training."""
+
+    def values(signals: Signals) -> PyTree:
+        key = jax.random.fold_in(signals.key, 1)  # not the draw that random scores make of the same key
+        return jax.tree.map(
+            lambda name, p: scale * jax.random.permutation(trees.leaf_key(key, name), p.reshape(-1)).reshape(p.shape),
+            trees.names(initial),
+            initial,
+        )
+
+    return values
+
+
+def _drawn(draw: Callable[[Array, Array], Array], signals: Signals) -> PyTree:
+    key = jax.random.fold_in(signals.key, 1)
+    return jax.tree.map(lambda name, p: draw(trees.leaf_key(key, name), p), trees.names(signals.params), signals.params)

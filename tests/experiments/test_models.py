@@ -1,0 +1,140 @@
+"""The models' shapes, names and weight counts, mostly without compiling anything."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.models import MODELS
+
+IMAGES = {"mlp": (28, 28, 1), "lenet5": (28, 28, 1), "wide_resnet": (32, 32, 3), "resnet50": (224, 224, 3)}
+SMALL = {
+    "mlp": {"features": (5,)},
+    "lenet5": {"features": (2, 3, 5, 4)},
+    "wide_resnet": {"depth": 10, "width": 1},
+    "resnet50": {"stage_sizes": (1, 1), "num_filters": 2},
+}
+
+
+def shapes(name, num_classes=10, image=None, **options):
+    """Abstract variables of a model."""
+    image = jax.ShapeDtypeStruct((2, *(image or IMAGES[name])), jnp.float32)
+    return jax.eval_shape(MODELS[name](num_classes, **options).init, jax.random.key(0), image)
+
+
+def kernels(params):
+    """Shapes of the kernels by name."""
+    flat = {"/".join(k.key for k in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
+    return {name: shape for name, shape in flat.items() if name.endswith("kernel")}
+
+
+def weights(params):
+    return sum(math.prod(shape) for shape in kernels(params).values())
+
+
+def test_every_model_has_its_row():
+    assert set(MODELS) == set(IMAGES) == set(SMALL)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_float32_in_every_precision_and_mode(name):
+    x = jax.ShapeDtypeStruct((2, *IMAGES[name]), jnp.float32)
+    for dtype in (None, "bfloat16"):
+        model = MODELS[name](10, dtype=dtype, **SMALL[name])
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+
+        def train(variables, x):
+            rngs = {"dropout": jax.random.key(1)}
+            return model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats"])
+
+        logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, x)
+        trained, state = jax.eval_shape(train, variables, x)
+        assert logits.shape == trained.shape == (2, 10)
+        assert logits.dtype == trained.dtype == jnp.float32
+        assert jax.tree.structure(state.get("batch_stats", {})) == jax.tree.structure(variables.get("batch_stats", {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_computes_in_bfloat16(name):
+    model = MODELS[name](10, dtype="bfloat16", **SMALL[name])
+    x = jax.ShapeDtypeStruct((2, *IMAGES[name]), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    text = str(jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, x))
+    products = [line for line in text.splitlines() if "= dot_general" in line or "= conv_general_dilated" in line]
+    assert products
+    assert all(":bf16[" in line for line in products)
+
+
+def test_lenet_300_100():
+    params = shapes("mlp")["params"]
+    assert kernels(params) == {
+        "Dense_0/kernel": (784, 300),
+        "Dense_1/kernel": (300, 100),
+        "Dense_2/kernel": (100, 10),
+    }
+    assert weights(params) == 266_200
+    assert kernels(shapes("mlp", features=())["params"]) == {"Dense_0/kernel": (784, 10)}
+
+
+def test_lenet5():
+    params = shapes("lenet5")["params"]
+    assert kernels(params) == {
+        "conv1/kernel": (5, 5, 1, 6),
+        "conv2/kernel": (5, 5, 6, 16),
+        "dense1/kernel": (256, 120),
+        "dense2/kernel": (120, 84),
+        "logits/kernel": (84, 10),
+    }
+    assert weights(params) == 44_190
+    assert kernels(shapes("lenet5", image=(16, 16, 1))["params"])["dense1/kernel"] == (16, 120)
+    with pytest.raises(ValueError, match=r"LeNet5: expected images of at least 16x16, got \(8, 8\)"):
+        shapes("lenet5", image=(8, 8, 1))
+
+
+def test_wide_resnet_22_2():
+    params = shapes("wide_resnet")["params"]
+    assert len(kernels(params)) == 1 + 9 * 2 + 3 + 1
+    assert weights(params) == 1_076_912
+    assert kernels(params)["stage1_block1/shortcut/kernel"] == (1, 1, 16, 32)
+    assert kernels(params)["stage3_block1/conv1/kernel"] == (3, 3, 64, 128)
+    assert "shortcut" not in params["stage1_block2"]
+    with pytest.raises(ValueError, match=r"WideResNet: depth must be .*6n \+ 4.*, got 20"):
+        shapes("wide_resnet", depth=20)
+
+
+def test_dropout_acts_in_training_only():
+    model = MODELS["wide_resnet"](3, depth=10, width=1, dropout=0.5)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    @jax.jit
+    def train(key):
+        return model.apply(variables, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+
+    first, state = train(jax.random.key(2))
+    other, _ = train(jax.random.key(3))
+    assert not np.allclose(first, other)
+    assert not np.allclose(state["batch_stats"]["bn"]["mean"], variables["batch_stats"]["bn"]["mean"])
+    evaluate = jax.jit(lambda v: model.apply(v, x, train=False))
+    np.testing.assert_array_equal(evaluate(variables), evaluate(variables))
+
+
+def test_resnet50():
+    params = shapes("resnet50", num_classes=1000)["params"]
+    assert len(kernels(params)) == 54
+    assert weights(params) == 25_502_912
+    assert kernels(params)["conv1/kernel"] == (7, 7, 3, 64)
+    assert kernels(params)["stage2_block1/conv2/kernel"] == (3, 3, 128, 128)
+    assert kernels(params)["stage4_block3/conv3/kernel"] == (1, 1, 512, 2048)
+    assert kernels(params)["logits/kernel"] == (2048, 1000)
+    assert [name for name in params if "shortcut" in params[name]] == [f"stage{i}_block1" for i in (1, 2, 3, 4)]
+
+
+def test_resnet_blocks_start_as_the_identity():
+    model = MODELS["resnet50"](4, **SMALL["resnet50"])
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    np.testing.assert_array_equal(params["stage2_block1"]["bn3"]["scale"], 0)
+    np.testing.assert_array_equal(params["stage2_block1"]["bn2"]["scale"], 1)

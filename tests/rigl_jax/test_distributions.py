@@ -1,0 +1,255 @@
+import functools
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rigl_jax as rx
+from rigl_jax import distributions
+
+LENET = {"layer1": (784, 300), "layer2": (300, 100), "layer3": (100, 10)}
+
+
+def struct(shapes):
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def resnet50():
+    """ResNet-50's 54 kernels in HWIO, named as in the authors' tables."""
+    shapes = {"conv1": (7, 7, 3, 64)}
+    channels = 64
+    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=2):
+        for block in range(blocks):
+            prefix = f"res{stage}{'abcdef'[block]}_branch"
+            if block == 0:
+                shapes[prefix + "1"] = (1, 1, channels, 4 * width)
+            shapes[prefix + "2a"] = (1, 1, channels, width)
+            shapes[prefix + "2b"] = (3, 3, width, width)
+            shapes[prefix + "2c"] = (1, 1, width, 4 * width)
+            channels = 4 * width
+    return {**shapes, "fc1000": (2048, 1000)}
+
+
+# Published and recomputed vectors: sparsity per layer.
+VECTORS = [
+    (rx.erdos_renyi, {"a": (8, 6), "b": (4, 3)}, 0.7, [0.736111, 0.472222]),
+    (rx.erdos_renyi, {"a": (80, 4), "b": (20, 20)}, 0.8, [0.695161, 0.883871]),
+    (rx.erk, {"b": (128,), "w": (128, 128)}, 0.9, [0.0, 0.906982]),
+    (rx.erk, {"a": (2, 4), "b": (2, 3)}, 0.4, [0.386364, 0.318182]),
+    (rx.erk, LENET, 0.8, [0.837759, 0.530638, 0.0]),
+    (rx.erk, LENET, 0.9, [0.920432, 0.769811, 0.0]),
+    (rx.erk, LENET, 0.95, [0.961516, 0.888666, 0.081493]),
+    (rx.erk, LENET, 0.98, [0.984606, 0.955466, 0.632597]),
+    (rx.erk, LENET, 0.99, [0.992303, 0.977733, 0.816299]),
+]
+
+
+@pytest.mark.parametrize(("distribution", "shapes", "sparsity", "expected"), VECTORS)
+def test_vectors(distribution, shapes, sparsity, expected):
+    np.testing.assert_allclose(list(distribution(shapes, sparsity).values()), expected, atol=6e-7)
+
+
+CONVOLUTIONS = {"1": (3, 3, 3, 16), "2": (3, 3, 16, 32), "3": (3, 3, 32, 64), "4": (64, 10)}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "densities"),
+    [
+        (rx.erk, [0.566298, 0.114675, 0.054152, 1.0]),
+        (rx.erdos_renyi, [0.619360, 0.146691, 0.073345, 0.180918]),
+    ],
+)
+def test_convolutions(distribution, densities):
+    # These figures solve for the budget unrounded; the authors' loop floors the zeros of each layer in it.
+    found = [1 - value for value in distribution(CONVOLUTIONS, 0.9).values()]
+    np.testing.assert_allclose(found, densities, rtol=1.1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "zeros"),
+    [
+        (0.8, [197040, 15919, 0]),
+        (0.9, [216485, 23094, 0]),
+        (0.95, [226148, 26659, 81]),
+        (0.98, [231579, 28663, 632]),
+        (0.99, [233389, 29331, 816]),
+    ],
+)
+def test_lenet_counts(sparsity, zeros):
+    plan = rx.make_plan(struct(LENET), sparsity)
+    assert [math.prod(leaf.shape) - leaf.n_active for leaf in plan.values()] == zeros
+
+
+def test_mnist_script_with_custom_sparsities_outside_the_total():
+    fixed = {"layer2": 0.9 * 0.98, "layer3": 0.0}
+    plan = rx.make_plan(struct(LENET), 0.98, sparsities={"layer3": 0.0})
+    assert math.prod(LENET["layer3"]) == plan["layer3"].n_active
+    total = sum(leaf.n_active for leaf in plan.values())
+    assert abs(total - 0.02 * 266_200) <= 2  # counted in the budget
+    # The authors' rule: fixed layers are left out, so the others have the sparsity asked for.
+    plan = rx.make_plan(struct(LENET), 0.98, sparsities=fixed, count_fixed=False)
+    assert [math.prod(leaf.shape) - leaf.n_active for leaf in plan.values()] == [230496, 26460, 0]
+
+
+RESNET50_ZEROS_AT_80 = {
+    "conv1": 1343,
+    "res2a_branch2a": 0,
+    "res2a_branch2b": 23522,
+    "res2a_branch2c": 0,
+    "res2b_branch2a": 0,
+    "res3a_branch2a": 0,
+    "res3a_branch2b": 121370,
+    "res3a_branch2c": 1617,
+    "res3a_branch1": 54409,
+    "res3b_branch2a": 1617,
+    "res4a_branch2a": 54409,
+    "res4a_branch2b": 538251,
+    "res4a_branch2c": 134505,
+    "res4a_branch1": 371162,
+    "res4b_branch2a": 134505,
+    "res5a_branch2a": 371162,
+    "res5a_branch2b": 2256747,
+    "res5a_branch2c": 793499,
+    "res5a_branch1": 1791099,
+    "res5b_branch2a": 793499,
+    "fc1000": 1744536,
+}
+
+
+def test_resnet50_table():
+    shapes = resnet50()
+    assert len(shapes) == 54
+    assert sum(math.prod(shape) for shape in shapes.values()) == 25_502_912
+    plan = rx.make_plan(struct(shapes), 0.8)
+    zeros = {name: math.prod(leaf.shape) - leaf.n_active for name, leaf in plan.items()}
+    for name, expected in RESNET50_ZEROS_AT_80.items():
+        assert zeros[name] == expected, name
+    for name, shape in shapes.items():  # equal shapes get equal counts
+        twin = next(other for other in RESNET50_ZEROS_AT_80 if shapes[other] == shape)
+        assert zeros[name] == RESNET50_ZEROS_AT_80[twin], name
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6),
+    st.floats(0, 0.99),
+    st.sampled_from([rx.erk, rx.erdos_renyi, rx.uniform]),
+)
+def test_totals_are_within_a_unit_for_each_layer(layers, sparsity, distribution):
+    shapes = {str(i): shape for i, shape in enumerate(layers)}
+    shared = distribution(shapes, sparsity)
+    assert all(0 <= value < 1 for value in shared.values())
+    plan = rx.make_plan(struct(shapes), sparsity, distribution)
+    total = sum(math.prod(shape) for shape in layers)
+    active = sum(leaf.n_active for leaf in plan.values())
+    assert abs(active - (1 - sparsity) * total) <= 2 * len(layers)
+    assert all(1 <= leaf.n_active <= math.prod(leaf.shape) for leaf in plan.values())
+
+
+def test_erk_power():
+    flat = rx.erk(LENET, 0.9, power=0.0)
+    np.testing.assert_allclose(list(flat.values()), 0.9, atol=2e-5)
+    steep = rx.erk(LENET, 0.9, power=1.5)
+    assert steep["layer1"] > rx.erk(LENET, 0.9)["layer1"]
+    assert rx.make_plan(struct(LENET), 0.9, functools.partial(rx.erk, power=0.0))["layer1"].n_active == 23_520
+
+
+def test_sparsity_0_is_dense_everywhere():
+    assert set(rx.erk(resnet50(), 0.0).values()) == {0.0}
+    plan = rx.make_plan(struct(LENET), 0.0)
+    assert all(leaf.n_active == math.prod(leaf.shape) for leaf in plan.values())
+
+
+@pytest.mark.parametrize("distribution", [rx.erk, rx.erdos_renyi, rx.uniform])
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.2, float("nan")])
+def test_sparsity_out_of_range(distribution, sparsity):
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got"):
+        distribution(LENET, sparsity)
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got"):
+        rx.make_plan(struct(LENET), sparsity, distribution)
+
+
+def test_unreachable_target_names_the_largest():
+    with pytest.raises(ValueError, match=r"can be 0 to 0\.116446.*largest reachable; got 0\.9"):
+        rx.make_plan(struct(LENET), 0.9, sparsities={"layer1": 0.0})
+    with pytest.raises(ValueError, match=r"can be 0\.8\d+ to"):
+        rx.make_plan(struct(LENET), 0.5, sparsities={"layer1": 0.99})
+
+
+def test_every_layer_fixed():
+    plan = rx.make_plan(struct(LENET), 0.9, sparsities={".*": 0.5})
+    assert [leaf.n_active for leaf in plan.values()] == [117_600, 15_000, 500]
+
+
+def test_at_least_one_connection():
+    plan = rx.make_plan(struct({"w": (2, 2), "v": (100, 100)}), 0.9, rx.uniform, rounding=math.ceil)
+    assert plan["w"].n_active == 1
+
+
+def test_a_product_next_to_an_integer_is_that_integer():
+    plan = rx.make_plan(struct({"w": (10, 10)}), 0.57, rx.uniform)  # 0.57 * 100 is 56.99999999999999
+    assert plan["w"].n_active == 43
+
+
+@pytest.mark.parametrize(("rounding", "active"), [(math.floor, 7), (math.ceil, 6), (round, 6)])
+def test_rounding(rounding, active):
+    assert rx.make_plan(struct({"w": (9, 7)}), 0.9, rx.uniform, rounding=rounding)["w"].n_active == active
+
+
+DEFAULT_CASES = [
+    ("Dense_0/kernel", (4, 4), True),
+    ("Dense_0/bias", (4,), False),
+    ("LayerNorm_0/scale", (4,), False),
+    ("Embed_0/embedding", (32, 8), False),
+    ("dw/kernel", (3, 3, 1, 16), False),
+    ("conv/kernel", (3, 3, 8, 16), True),
+    ("column/kernel", (1, 16), True),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "sparse"), DEFAULT_CASES)
+def test_default_leaves(name, shape, sparse):
+    assert distributions.is_maskable(name, shape) == sparse
+
+
+def test_rules_first_match_wins():
+    params = struct({"conv1": (3, 3, 3, 8), "conv2": (3, 3, 8, 8), "bias": (8,)})
+    plan = rx.make_plan(params, 0.9, rx.uniform, rules=[("conv1", None), ("conv.*", rx.unstructured()), (".*", None)])
+    assert list(plan) == ["conv2"]
+    assert plan["conv2"].n_active == 58
+
+
+def test_rules_that_match_nothing_teach():
+    params = struct({"Dense_0/kernel": (4, 4)})
+    with pytest.raises(ValueError, match=r"'Dense_0/kernle' applies to nothing.*did you mean 'Dense_0/kernel'"):
+        rx.make_plan(params, 0.5, rules=[("Dense_0/kernle", rx.unstructured()), (".*", None)])
+    with pytest.raises(ValueError, match=r"'Dense_0/kernel' applies to nothing: earlier rules take all"):
+        rx.make_plan(params, 0.5, rules=[(".*", rx.unstructured()), ("Dense_0/kernel", None)])
+    with pytest.raises(ValueError, match="no rule matches leaf 'Dense_0/kernel'"):
+        rx.make_plan(struct({"Dense_0/kernel": (4, 4), "x": (2, 2)}), 0.5, rules=[("x", rx.unstructured())])
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        rx.make_plan(params, 0.5, rules=[("(", rx.unstructured())])
+    with pytest.raises(ValueError, match="sparsities: the rule 'nope' applies to nothing"):
+        rx.make_plan(params, 0.5, sparsities={"nope": 0.5})
+    with pytest.raises(ValueError, match="no leaf is sparse; leaves are bias"):
+        rx.make_plan(struct({"bias": (4,)}), 0.5)
+
+
+def test_erdos_renyi_names_a_vector():
+    with pytest.raises(ValueError, match="leaf 'b' must have 2 axes or more"):
+        rx.erdos_renyi({"b": (4,)}, 0.5)
+
+
+def test_a_users_own_distribution_is_checked():
+    with pytest.raises(ValueError, match="gave no sparsity for layer1, layer2, layer3"):
+        rx.make_plan(struct(LENET), 0.5, lambda shapes, sparsity: {})
+    with pytest.raises(ValueError, match=r"at leaf 'layer1': sparsity is a fraction of zeros, in \[0, 1\), got 7"):
+        rx.make_plan(struct(LENET), 0.5, lambda shapes, sparsity: dict.fromkeys(shapes, 7.0))
+
+
+def test_a_leaf_too_large_to_count_is_refused():
+    with pytest.raises(ValueError, match=r"'w' must have fewer than 2\*\*31 weights"):
+        rx.make_plan({"w": jax.ShapeDtypeStruct((2**16, 2**15), "float32")}, 0.9)

@@ -1,0 +1,48 @@
+"""Imports point one way: the library knows no model, data set or config; inside it, modules form no cycle."""
+
+import ast
+import pathlib
+
+ROOT = pathlib.Path(__file__).parents[2]
+LIBRARY_MAY_IMPORT = {"jax", "numpy", "optax", "rigl_jax"}
+
+
+def imported(path):
+    """Absolute module names imported anywhere in a file, `from a import b` as a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(package):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+def test_the_library_imports_only_what_it_says():
+    standard = __import__("sys").stdlib_module_names
+    for name, path in modules("rigl_jax").items():
+        for target in imported(path):
+            top = target.split(".")[0]
+            assert top in standard or top in LIBRARY_MAY_IMPORT, f"{name} imports {target}"
+
+
+def test_imports_point_one_way():
+    for package in ("rigl_jax", "experiments"):
+        known = modules(package)
+        graph = {}
+        for name, path in known.items():
+            targets = {t if t in known else t.rpartition(".")[0] for t in imported(path)}
+            graph[name] = {t for t in targets if t in known and t != package and t != name}
+        order = []
+        while graph:
+            free = [name for name, targets in graph.items() if not targets & graph.keys()]
+            assert free, f"import cycle among {sorted(graph)}"
+            order += free
+            for name in free:
+                del graph[name]
+        assert len(order) == len(known)
