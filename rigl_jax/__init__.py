@@ -4,6 +4,7 @@ from rigl_jax import algorithms, base, schedules, scores, structures, topology, 
 from rigl_jax.algorithms import ALGORITHMS, rigl, set_, static
 from rigl_jax.base import Algorithm, Leaf, Rewired, Signals, Structure
 from rigl_jax.distributions import describe, erdos_renyi, erk, make_plan, uniform
+from rigl_jax.flops import Flops, Product, flops, micronet_bits, micronet_flops, training_cost
 from rigl_jax.sparsify import (
     SparseState,
     apply_masks,
@@ -17,7 +18,9 @@ from rigl_jax.structures import unstructured
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Flops",
     "Leaf",
+    "Product",
     "Rewired",
     "Signals",
     "SparseState",
@@ -29,7 +32,10 @@ __all__ = [
     "describe",
     "erdos_renyi",
     "erk",
+    "flops",
     "make_plan",
+    "micronet_bits",
+    "micronet_flops",
     "rigl",
     "schedules",
     "scores",
@@ -40,6 +46,7 @@ __all__ = [
     "straight_through",
     "structures",
     "topology",
+    "training_cost",
     "trees",
     "uniform",
     "unstructured",

@@ -83,8 +83,8 @@ def _proportional(
     dense: set[str] = set()
     while len(dense) < len(shapes):
         free = [name for name in shapes if name not in dense]
-        budget = sum(size[name] - math.floor(sparsity * size[name]) for name in free)
-        budget -= sum(math.floor(sparsity * size[name]) for name in dense)
+        budget = sum(size[name] - _whole(sparsity * size[name], math.floor) for name in free)
+        budget -= sum(_whole(sparsity * size[name], math.floor) for name in dense)
         scale = budget / sum(raw[name] * size[name] for name in free)
         highest = max(raw[name] for name in free)
         if scale * highest <= 1:
@@ -218,10 +218,13 @@ def _leaf(name: str, shape: Shape, structure: Structure, sparsity: float, roundi
     except ValueError as error:
         raise ValueError(f"make_plan: leaf {name!r}: {error}") from None
     in_group = math.prod(units[axis] for axis in structure.axes(units))
-    zeros = sparsity * in_group
-    nearest = round(zeros)
-    zeros = nearest if abs(zeros - nearest) < 1e-6 else rounding(zeros)
-    return Leaf(name, shape, structure, max(1, in_group - zeros))
+    return Leaf(name, shape, structure, max(1, in_group - _whole(sparsity * in_group, rounding)))
+
+
+def _whole(product: float, rounding: Callable[[float], int]) -> int:
+    """`rounding`, but a product that float error has put next to an integer (0.57 * 100) is that integer."""
+    nearest = round(product)
+    return nearest if abs(product - nearest) < 1e-6 else rounding(product)
 
 
 def describe(plan: Plan) -> str:

@@ -7,10 +7,10 @@ What a product costs: the elements it writes times the terms summed into each of
 reads from its padding count (the usual convention); the zeros that a transposed convolution inserts do not.
 Elementwise work, reductions, gathers and opaque calls (FFI) cost nothing here.
 
-Whom it is charged to: a weight stays itself through any operation whose other operands are constants (casts,
-reshapes, slices, a mask multiplied in); a concatenation belongs to its parts by size; a product of two weights
-(weight normalisation) to the larger one. What mixes weights with data is data. Hence pass data as `inputs`, and close
-over what is a constant of the model, masks above all.
+Whom it is charged to: a weight stays itself through any operation whose other operands are constants (casts, slices,
+a mask multiplied in); a concatenation belongs to its parts by size; a product of two weights (weight normalisation) to
+the larger one; any other mix of weights to nobody. What is mixed with data is data. Hence pass data as `inputs`, and
+close over what is a constant of the model, masks above all.
 """
 
 from __future__ import annotations
@@ -117,14 +117,12 @@ def flops(
       {'w': 24.0}
     """
     leaves = trees.named_leaves(params)
-    closed = jax.make_jaxpr(apply)(params, *inputs)
+    density = dict.fromkeys(leaves, 1.0) | ({} if masks is None else _densities(params, leaves, masks))
+    jaxpr = jax.make_jaxpr(apply)(params, *inputs).jaxpr
     owned: list[Origin] = [{name: 1.0} for name in leaves]
-    origins = owned + [None] * (len(closed.jaxpr.invars) - len(owned))
+    data = [None] * (len(jaxpr.invars) - len(owned))
     sizes = {name: math.prod(np.shape(leaf)) for name, leaf in leaves.items()}
-    _, products = _walk(closed.jaxpr, origins, _Context(sizes, while_trips))
-    density = dict.fromkeys(leaves, 1.0)
-    if masks is not None:
-        density.update(_densities(params, leaves, masks))
+    _, products = _walk(jaxpr, owned + data, _Context(sizes, while_trips))
     return Flops(tuple(products), density)
 
 
@@ -132,8 +130,8 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
     """Mean cost of a training step: forward, gradient of the activations, gradient of the weights.
 
     The first two cost the sparse forward pass each, and so does the third unless the step reads gradients of inactive
-    weights; then it costs the dense one (RigL, appendix H: `(3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1)`, with `ΔT + 1` steps from
-    one rewiring to the next). Dense training costs `3 * dense`.
+    weights; then it costs the dense one (RigL, appendix H: `(3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1)`, where `ΔT + 1` steps
+    lie from one rewiring to the next). Dense training costs `3 * dense`.
 
     Args:
       algorithm: its `dense_grads` is asked about the steps `0 ... steps - 1`, all in one NumPy array.
@@ -165,10 +163,9 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
 def micronet_flops(counted: Flops) -> float:
     """FLOPs by the MicroNet challenge's rules, which the sparse training papers print.
 
-    A product of dense fan-in `v`, density `d` and `n` outputs costs `2 v d n + n`: multiplications, additions, a bias and a
-    ReLU an output. Trace with a batch of one. The challenge's own counter also computes the output size
-    of a padded first convolution from its padded input (ResNet-50: 115x115, where 112x112 is computed);
-    `products` is there to be edited if a printed figure must match.
+    A product of dense fan-in `v`, density `d` and `n` outputs costs `2 v d n + n`: multiplications, additions, a bias
+    and a ReLU an output. Trace with a batch of one. The challenge's counter takes the output size of ResNet-50's first
+    convolution from the padded image (115x115; the network computes 112x112): edit `products` to match its figures.
     """
     density = {**counted.density, None: 1.0}
     return math.fsum(2 * p.macs * density[p.name] + p.outputs for p in counted.products)
@@ -184,11 +181,11 @@ def micronet_bits(shapes: Mapping[str, Shape], density: Mapping[str, float]) -> 
       shapes: kernel shapes by name, output channels last.
       density: fraction of active weights by name; absent means 1.
     """
-    bits = 0.0
-    for name, shape in shapes.items():
-        size, kept = math.prod(shape), density.get(name, 1.0)
-        bits += 32 * size * kept + (size if kept < 1 else 0) + 32 * shape[-1]
-    return bits
+    kept = {name: density.get(name, 1.0) for name in shapes}
+    return math.fsum(math.prod(s) * (32 * kept[name] + (kept[name] < 1)) + 32 * s[-1] for name, s in shapes.items())
+
+
+_Walked = tuple[list[Origin], list[Product]]  # origins of the outputs, and the products on the way
 
 
 class _Context(NamedTuple):
@@ -202,17 +199,15 @@ def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[
         parallel = jax.tree.structure(params).flatten_up_to(masks)
     except (ValueError, TypeError) as error:
         raise ValueError(f"flops: masks must be a tree parallel to params, got another one: {error}") from error
-    measured = {}
-    for (name, leaf), mask in zip(leaves.items(), parallel, strict=True):
-        if mask is None:
-            continue
-        if np.shape(mask) != np.shape(leaf):
-            raise ValueError(f"flops: the mask of {name!r} must have shape {np.shape(leaf)}, got {np.shape(mask)}")
-        measured[name] = np.count_nonzero(mask) / max(1, np.size(mask))
-    return measured
+    masked = {name: mask for name, mask in zip(leaves, parallel, strict=True) if mask is not None}
+    for name, mask in masked.items():
+        expected, given = np.shape(leaves[name]), np.shape(mask)
+        if given != expected:
+            raise ValueError(f"flops: the mask of {name!r} must have shape {expected}, got {given}")
+    return {name: np.count_nonzero(mask) / max(1, np.size(mask)) for name, mask in masked.items()}
 
 
-def _walk(jaxpr: Any, origins: Sequence[Origin], context: _Context) -> tuple[list[Origin], list[Product]]:
+def _walk(jaxpr: Any, origins: Sequence[Origin], context: _Context) -> _Walked:
     """Origins of the outputs of an (open) jaxpr, given those of its inputs, and its products."""
     known = dict(zip(jaxpr.invars, origins, strict=True))
 
@@ -227,7 +222,7 @@ def _walk(jaxpr: Any, origins: Sequence[Origin], context: _Context) -> tuple[lis
     return [origin(atom) for atom in jaxpr.outvars], products
 
 
-def _equation(equation: Any, ins: list[Origin], context: _Context) -> tuple[list[Origin], list[Product]]:
+def _equation(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
     name, params = equation.primitive.name, equation.params
     if name in _TERMS:
         outputs = math.prod(equation.outvars[0].aval.shape)
@@ -243,37 +238,34 @@ def _equation(equation: Any, ins: list[Origin], context: _Context) -> tuple[list
         branches = [_walk(branch.jaxpr, ins[1:], context) for branch in params["branches"]]
         outs = [_join(list(outs)) for outs in zip(*(outs for outs, _ in branches), strict=True)]
         return outs, max((found for _, found in branches), key=lambda found: sum(p.macs for p in found))
-    if name in _ELEMENT_BY_ELEMENT:
+    if name == "optimization_barrier":  # output i is input i
         return ins, []
     inner = _inner(params)
-    if len(inner) == 1 and _fits(inner[0], equation):
+    arity = len(ins), len(equation.outvars)
+    if len(inner) == 1 and (len(inner[0].invars), len(inner[0].outvars)) == arity:  # a call
         outs, found = _walk(inner[0], ins, context)
-        axes = params.get("newly_manual_axes", ())  # of shard_map, whose body is the work of one device
-        return outs, _repeat(found, math.prod(params["mesh"].shape[axis] for axis in axes) if axes else 1)
+        devices = math.prod(params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", ()))
+        return outs, _repeat(found, devices)  # the body of shard_map is the work of one device
     if any(_has_products(jaxpr) for jaxpr in inner):
         raise ValueError(f"flops: expected primitives that can be counted, got products inside {name!r}")
     return [_merge(equation, ins, context)] * len(equation.outvars), []
 
 
-def _while(params: Mapping[str, Any], ins: list[Origin], context: _Context) -> tuple[list[Origin], list[Product]]:
+def _while(params: Mapping[str, Any], ins: list[Origin], context: _Context) -> _Walked:
     """The body and the condition, `while_trips` times each."""
     tests, consts = params["cond_nconsts"], params["body_nconsts"]
-    carry = len(ins) - tests - consts
-    outs, found = _loop(params["body_jaxpr"].jaxpr, ins[tests:], consts, carry, context)
-    _, tested = _walk(params["cond_jaxpr"].jaxpr, ins[:tests] + outs, context)
-    found = tested + found
+    outs, found = _loop(params["body_jaxpr"].jaxpr, ins[tests:], consts, len(ins) - tests - consts, context)
+    found = _walk(params["cond_jaxpr"].jaxpr, ins[:tests] + outs, context)[1] + found
     if found and context.while_trips is None:
-        owners = sorted({repr(product.name) for product in found})
+        owners = ", ".join(sorted({repr(product.name) for product in found}))
         raise ValueError(
-            "flops: a trace cannot tell how often a while_loop runs, so expected while_trips=... (or a scan), got None; "
-            f"the loop holds products of {', '.join(owners)}"
+            "flops: a trace cannot tell how often a while_loop runs: expected while_trips=... (or a scan), got None; "
+            f"the loop holds products of {owners}"
         )
     return outs, _repeat(found, context.while_trips or 0)
 
 
-def _loop(
-    body: Any, ins: list[Origin], n_consts: int, n_carry: int, context: _Context
-) -> tuple[list[Origin], list[Product]]:
+def _loop(body: Any, ins: list[Origin], n_consts: int, n_carry: int, context: _Context) -> _Walked:
     """One trip of a loop, with the origins that its carry has after any number of trips."""
     consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     while True:  # ends: constant -> leaf -> data is the longest way a carry can go
@@ -292,12 +284,11 @@ def _join(origins: list[Origin]) -> Origin:
 
 def _merge(equation: Any, ins: list[Origin], context: _Context) -> Origin:
     """Origin of the result of an operation that is not a product."""
-    owners = [origin for origin in ins if origin]
     if None in ins:
         return None
     if equation.primitive.name in ("mul", "div"):  # zeros of a factor are zeros of the result
-        return _largest(owners, context)
-    if equation.primitive.name != "concatenate":
+        return _largest(ins, context)
+    if equation.primitive.name not in ("concatenate", "stack"):
         return _join(ins)
     parts: dict[str, float] = {}
     whole = max(1, math.prod(equation.outvars[0].aval.shape))
@@ -307,14 +298,15 @@ def _merge(equation: Any, ins: list[Origin], context: _Context) -> Origin:
     return parts
 
 
-def _largest(owners: list[dict[str, float]], context: _Context) -> dict[str, float]:
+def _largest(ins: Sequence[Origin], context: _Context) -> dict[str, float]:
     """The owner with the most weights; of equals the last: in `x @ w` it is the right one."""
-    return max(reversed(owners), key=lambda owner: sum(context.sizes[name] for name in owner), default={})
+    owners = [origin for origin in reversed(ins) if origin]
+    return max(owners, key=lambda owner: sum(context.sizes[name] for name in owner), default={})
 
 
-def _charge(ins: list[Origin], macs: int, outputs: int, context: _Context) -> list[Product]:
+def _charge(ins: Sequence[Origin], macs: float, outputs: int, context: _Context) -> list[Product]:
     """A product, shared out among the leaves that own its weight operand."""
-    shares: dict[str | None, float] = {**_largest([origin for origin in ins if origin], context)}
+    shares: dict[str | None, float] = {**_largest(ins, context)}
     rest = 1.0 - math.fsum(shares.values())
     if rest > 1e-9:
         shares[None] = rest
@@ -327,16 +319,12 @@ def _repeat(products: list[Product], trips: int) -> list[Product]:
 
 def _dot_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
     """Terms summed into one output."""
-    (contracted, _), _ = params["dimension_numbers"]
-    return math.prod(shapes[0][axis] for axis in contracted)
-
-
-def _ragged_dot_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
-    numbers = params["ragged_dot_dimension_numbers"]
-    (contracted, _), _ = numbers.dot_dimension_numbers
+    ragged = params.get("ragged_dot_dimension_numbers")
+    (contracted, _), _ = ragged.dot_dimension_numbers if ragged else params["dimension_numbers"]
     terms = math.prod(shapes[0][axis] for axis in contracted)
-    # Ragged along what is summed (a weight gradient): each group sums its own part only.
-    return terms / shapes[2][-1] if set(numbers.lhs_ragged_dimensions) & set(contracted) else terms
+    if ragged and set(ragged.lhs_ragged_dimensions) & set(contracted):  # a weight gradient: a group sums its own part
+        return terms / shapes[2][-1]
+    return terms
 
 
 def _convolution_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
@@ -344,28 +332,14 @@ def _convolution_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> fl
     return math.prod(shapes[1][axis] for axis in summed) / math.prod(params["lhs_dilation"])
 
 
-_TERMS = {
-    "dot_general": _dot_terms,
-    "ragged_dot_general": _ragged_dot_terms,
-    "conv_general_dilated": _convolution_terms,
-}
-_ELEMENT_BY_ELEMENT = ("optimization_barrier",)  # output i is input i
+_TERMS = {"dot_general": _dot_terms, "ragged_dot_general": _dot_terms, "conv_general_dilated": _convolution_terms}
 
 
 def _inner(params: Mapping[str, Any]) -> list[Any]:
     """The open jaxprs among an equation's parameters, also inside tuples."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, jex.Jaxpr):
-                found.append(item)
-    return found
-
-
-def _fits(jaxpr: Any, equation: Any) -> bool:
-    return len(jaxpr.invars) == len(equation.invars) and len(jaxpr.outvars) == len(equation.outvars)
+    values = [v for value in params.values() for v in (value if isinstance(value, tuple | list) else (value,))]
+    jaxprs = [value.jaxpr if isinstance(value, jex.ClosedJaxpr) else value for value in values]
+    return [jaxpr for jaxpr in jaxprs if isinstance(jaxpr, jex.Jaxpr)]
 
 
 def _has_products(jaxpr: Any) -> bool:

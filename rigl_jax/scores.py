@@ -37,7 +37,9 @@ def noisy(score: Score, scale: float) -> Score:
 
     def noised(signals: Signals) -> PyTree:
         return jax.tree.map(
-            lambda name, s: s + scale * jax.random.normal(trees.leaf_key(signals.key, name), s.shape, s.dtype),
+            lambda name, s: (
+                s + scale * jax.random.normal(trees.leaf_key(signals.key, f"noise:{name}"), s.shape, s.dtype)
+            ),
             trees.names(signals.params),
             score(signals),
         )

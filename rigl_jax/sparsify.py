@@ -83,12 +83,12 @@ def sparsify(
     key = _own_key(key)
 
     def init(params: PyTree) -> SparseState:
-        own = jax.tree.map(jnp.copy, key)
-        state = algorithm.init(jax.random.fold_in(own, 0), params)
+        first, later = jax.random.split(key)  # so that no step repeats the draws that made the first masks
+        state = algorithm.init(first, params)
         optimizer = inner.init(apply_masks(params, state.masks))
         if _contains_sparse_state(optimizer):
             raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
-        return SparseState(jnp.zeros((), jnp.int32), own, state, optimizer)
+        return SparseState(jnp.zeros((), jnp.int32), later, state, optimizer)
 
     def update(
         updates: PyTree,
@@ -127,7 +127,7 @@ def sparsify(
             return lax.cond(algorithm.due(state.step), rewired, train, state)
         return rewired(state) if rewire else train(state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyrefly: ignore[bad-argument-type]
 
 
 def _change_masks(

@@ -8,7 +8,7 @@ representation, one counting pass a bit; counts add up over devices, so a sharde
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,13 @@ def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | 
     return structure.expand(kept, scores.shape)
 
 
+class Rewiring(NamedTuple):
+    """One weight after drop and growth: its new mask, and the part of it that was not dropped."""
+
+    mask: Array
+    kept: Array
+
+
 def rewire(
     structure: Structure,
     mask: Array,
@@ -128,7 +135,7 @@ def rewire(
     n_active: Any = None,
     *,
     regrow_dropped: bool = True,
-) -> tuple[Array, Array]:
+) -> Rewiring:
     """Drops the `n_drop` active units that score lowest and grows the inactive ones that score highest.
 
     The leaf's lowest units are dropped wherever they are; each group then grows back to its count. For one group,
@@ -146,8 +153,8 @@ def rewire(
         units come back only where nothing else is left, so that the count stays exact.
 
     Returns:
-      `(mask, kept)`, both bool[*shape] and in the structure: the new mask, with exactly `n_active` active units in each
-      group, and the part of it that was not dropped.
+      `Rewiring(mask, kept)`, both bool[*shape] and in the structure: the new mask, with exactly `n_active` active units
+      in each group, and the part of it that was not dropped.
 
     Ties go to the lower index, NaN scores are dropped first and grown last.
     """
@@ -161,7 +168,7 @@ def rewire(
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
     grown = select(grow, n_grow, axes=axes, among=~kept)
-    return structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape)
+    return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
 
 
 def _units(structure: Structure, mask: Array) -> Array:
@@ -223,16 +230,19 @@ def drop_and_grow(
       it has nowhere to grow.
     """
 
-    def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> tuple[Array, Array]:
+    def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
         groups, units = n_units(leaf)
         if leaf.n_active == units:
-            return mask, mask
+            return Rewiring(mask, mask)
         n_drop = count(fraction, groups * leaf.n_active)
         return rewire(leaf.structure, mask, drop, grow, n_drop, regrow_dropped=regrow_dropped)
 
-    pairs = trees.map_sparse(one, plan, masks, drop, grow)
-    is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and not hasattr(x, "_fields")  # noqa: E731
-    return jax.tree.map(lambda p: p[0], pairs, is_leaf=is_pair), jax.tree.map(lambda p: p[1], pairs, is_leaf=is_pair)
+    rewirings = trees.map_sparse(one, plan, masks, drop, grow)
+    is_one = lambda x: isinstance(x, Rewiring)  # noqa: E731
+    return (
+        jax.tree.map(lambda r: r.mask, rewirings, is_leaf=is_one),
+        jax.tree.map(lambda r: r.kept, rewirings, is_leaf=is_one),
+    )
 
 
 def check_fit(plan: Plan, params: PyTree) -> None:

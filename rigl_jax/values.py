@@ -47,9 +47,8 @@ def shuffled(initial: PyTree, scale: float) -> Score:
     """The leaf's initial values in random order, times scale. `initial` is the tree of params before training."""
 
     def values(signals: Signals) -> PyTree:
-        key = jax.random.fold_in(signals.key, 1)  # not the draw that random scores make of the same key
         return jax.tree.map(
-            lambda name, p: scale * jax.random.permutation(trees.leaf_key(key, name), p.reshape(-1)).reshape(p.shape),
+            lambda name, p: scale * jax.random.permutation(_key(signals, name), p.reshape(-1)).reshape(p.shape),
             trees.names(initial),
             initial,
         )
@@ -58,5 +57,9 @@ def shuffled(initial: PyTree, scale: float) -> Score:
 
 
 def _drawn(draw: Callable[[Array, Array], Array], signals: Signals) -> PyTree:
-    key = jax.random.fold_in(signals.key, 1)
-    return jax.tree.map(lambda name, p: draw(trees.leaf_key(key, name), p), trees.names(signals.params), signals.params)
+    names = trees.names(signals.params)
+    return jax.tree.map(lambda name, p: draw(_key(signals, name), p), names, signals.params)
+
+
+def _key(signals: Signals, name: str) -> Array:
+    return trees.leaf_key(signals.key, f"value:{name}")  # not the draw that random scores make of the same key
