@@ -1,0 +1,300 @@
+"""From a config to objects: the one place where a string chooses code.
+
+A config holds data only. Each section (`model`, `dataset`, `optimizer`, `schedule`, `distribution`, `method`) has a
+`name`, looked up in one of the tables below, and options, which are the keyword arguments of what the name stands for.
+A section may also hold options of its table's other entries, so that a run changes method or optimizer by the name
+alone (`--config.method.name=static`); an option that no entry takes is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+
+import rigl_jax as rx
+from experiments import data as data_module
+from experiments.models import MODELS
+from rigl_jax import structures, trees
+from rigl_jax.algorithms import ALGORITHMS
+from rigl_jax.base import Algorithm, Plan, PyTree
+
+KEYS: dict[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "steps": (int,),
+    "stop_at": (int,),
+    "dataset": (Mapping,),
+    "model": (Mapping,),
+    "optimizer": (Mapping,),
+    "schedule": (Mapping,),
+    "label_smoothing": (float, int),
+    "method": (Mapping,),
+    "sparsity": (float, int),
+    "distribution": (Mapping,),
+    "rules": (list, tuple),
+    "log_every": (int,),
+    "eval_every": (int,),
+    "checkpoint_every": (int,),
+    "keep": (int,),
+    "progress": (bool,),
+    "tensorboard": (bool,),
+}
+"""What a config holds, all of it required; `configs/common.py` gives each a value and says what it means."""
+
+DENSE = "dense"
+"""The method that is no algorithm: the inner optimizer alone, without masks."""
+
+
+# --- optimizers and learning rates -------------------------------------------------------------------------------
+
+
+def kernels(params: PyTree) -> PyTree:
+    """Which leaves weight decay touches: those with 2 axes or more, so neither biases nor normalisation."""
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def sgd(
+    rate: optax.Schedule, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """SGD whose decay joins the gradient before the momentum: the L2 term `weight_decay / 2 * |w|^2` of the papers."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=kernels),
+        optax.sgd(rate, momentum=momentum or None, nesterov=nesterov),
+    )
+
+
+def adam(
+    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam with an L2 term in the gradient."""
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask=kernels), optax.adam(rate, b1=b1, b2=b2, eps=eps))
+
+
+def adamw(
+    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay."""
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=kernels)
+
+
+def constant(*, peak: float, warmup: int = 0) -> optax.Schedule:
+    """`peak` after a linear warm-up of `warmup` steps from 0."""
+    return _warmed(optax.constant_schedule(peak), peak, warmup)
+
+
+def cosine(*, peak: float, steps: int, warmup: int = 0) -> optax.Schedule:
+    """Linear warm-up to `peak`, then half a cosine down to 0 at `steps`."""
+    if steps <= warmup:
+        raise ValueError(f"config.schedule: cosine needs more steps than warmup={warmup}, got steps={steps}")
+    return _warmed(optax.cosine_decay_schedule(peak, steps - warmup), peak, warmup)
+
+
+def piecewise(*, peak: float, boundaries: tuple[int, ...], factor: float, warmup: int = 0) -> optax.Schedule:
+    """`peak`, multiplied by `factor` at each of the boundaries (steps, counted from the start of the run)."""
+    steps = {int(b) - warmup: factor for b in boundaries}
+    return _warmed(optax.piecewise_constant_schedule(peak, steps), peak, warmup)
+
+
+def _warmed(schedule: optax.Schedule, peak: float, warmup: int) -> optax.Schedule:
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "adam": adam, "adamw": adamw}
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "piecewise": piecewise,
+}
+DISTRIBUTIONS: dict[str, Callable[..., dict[str, float]]] = {
+    "erk": rx.erk,
+    "erdos_renyi": rx.erdos_renyi,
+    "uniform": rx.uniform,
+}
+STRUCTURES: dict[str, Callable[[], Any]] = {"unstructured": structures.unstructured, "dense": lambda: None}
+
+
+# --- names, options, keys ----------------------------------------------------------------------------------------
+
+
+def unknown(where: str, what: str, given: str, known: list[str]) -> ValueError:
+    """The error for a word that is not in the list, with the nearest one that is."""
+    near = trees.nearest(given, known)
+    hint = f"; did you mean {near!r}?" if near else ""
+    return ValueError(f"{where}: unknown {what} {given!r}, expected one of {', '.join(known)}{hint}")
+
+
+class Options(NamedTuple):
+    """The options of a constructor: all by name, those without a default, and whether it hands others on."""
+
+    named: set[str]
+    required: set[str]
+    open_ended: bool
+
+
+def _options(constructor: Callable[..., Any], fixed: int) -> Options:
+    """What a constructor takes beyond its `fixed` leading arguments."""
+    parameters = list(inspect.signature(constructor).parameters.values())[fixed:]
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [p for p in named if p.name not in ("parent", "name")]  # what linen adds to every module
+    required = {p.name for p in named if p.default is p.empty}
+    return Options({p.name for p in named}, required, any(p.kind is p.VAR_KEYWORD for p in parameters))
+
+
+def choose(
+    where: str, table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], fixed: int = 0
+) -> Callable[..., Any]:
+    """The entry that `section["name"]` asks for, with its options bound.
+
+    Args:
+      where: the section's name, for errors.
+      table: `{name: constructor}`.
+      section: the name and the options.
+      fixed: how many leading arguments the caller will give.
+
+    Raises:
+      ValueError: no name, an unknown name, an option that no entry of the table takes, or a required one missing.
+    """
+    given = dict(section)
+    name = given.pop("name", None)
+    if name not in table:
+        raise unknown(f"config.{where}.name", "name", str(name), list(table))
+    own = _options(table[name], fixed)
+    known = set().union(*(_options(entry, fixed).named for entry in table.values()))
+    for option in given:
+        if option not in known:
+            raise unknown(f"config.{where}", "option", option, sorted(known))
+    missing = sorted(own.required - given.keys())
+    if missing:
+        raise ValueError(f"config.{where}: {name} needs the option {missing[0]!r}, which is not given")
+    bound = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if own.open_ended or k in own.named}
+    return functools.partial(table[name], **bound)
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain JSON data: dicts, lists, numbers, strings.
+
+    >>> plain({"rules": (("a", "b"),)})
+    {'rules': [['a', 'b']]}
+    """
+    as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyrefly: ignore[missing-attribute]
+    return json.loads(json.dumps(as_dict))
+
+
+def check(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain data, if its keys, types, names, options and ranges are right.
+
+    Raises:
+      ValueError: names the first wrong key, what was expected and what was given.
+    """
+    config = plain(config)
+    for key in config:
+        if key not in KEYS:
+            raise unknown("config", "key", key, list(KEYS))
+    for key, types in KEYS.items():
+        if key not in config:
+            raise ValueError(f"config: the key {key!r} is missing; configs/common.py gives every key a value")
+        wrong = not isinstance(config[key], types) or (isinstance(config[key], bool) and bool not in types)
+        if wrong:
+            raise ValueError(f"config.{key}: expected {types[0].__name__}, got {config[key]!r}")
+    if not 0 <= config["sparsity"] < 1:
+        raise ValueError(
+            f"config.sparsity: expected a fraction of zeros in [0, 1), got {config['sparsity']} (90 % is 0.9)"
+        )
+    if not 0 <= config["label_smoothing"] < 1:
+        raise ValueError(f"config.label_smoothing: expected a number in [0, 1), got {config['label_smoothing']}")
+    for key in ("steps", "log_every", "eval_every", "keep"):
+        if config[key] < 1:
+            raise ValueError(f"config.{key}: expected 1 or more, got {config[key]}")
+    for key in ("seed", "stop_at", "checkpoint_every"):
+        if config[key] < 0:
+            raise ValueError(f"config.{key}: expected 0 or more, got {config[key]}")
+    if config["checkpoint_every"] % config["eval_every"]:
+        raise ValueError(
+            "config.checkpoint_every: expected a multiple of eval_every="
+            f"{config['eval_every']} (checkpoints are ranked by test accuracy), got {config['checkpoint_every']}"
+        )
+    _check_dataset(config["dataset"])
+    for where, table, fixed in (
+        ("model", MODELS, 1),
+        ("optimizer", OPTIMIZERS, 1),
+        ("schedule", SCHEDULES, 0),
+        ("distribution", DISTRIBUTIONS, 2),
+        ("method", {DENSE: lambda plan: plan, **ALGORITHMS}, 1),
+    ):
+        choose(where, table, config[where], fixed)
+    rules(config)
+    return config
+
+
+def _check_dataset(section: Mapping[str, Any]) -> None:
+    """The data set's name is the loader's to judge; its options are keywords of `experiments.data.load`."""
+    options = _options(data_module.load, 1).named - {"seed", "process_index", "process_count"}
+    for option in section:
+        if option != "name" and option not in options:
+            raise unknown("config.dataset", "option", option, sorted(options))
+    for option in ("name", "batch_size"):
+        if option not in section:
+            raise ValueError(f"config.dataset: the option {option!r} is missing")
+
+
+# --- objects -----------------------------------------------------------------------------------------------------
+
+
+def model(config: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The linen module."""
+    return choose("model", MODELS, config["model"], 1)(num_classes)
+
+
+def data(config: Mapping[str, Any]) -> data_module.Data:
+    """The data set, opened; `seed` decides the order of its training images. Each process reads its own share."""
+    options = dict(config["dataset"])
+    return data_module.load(
+        options.pop("name"),
+        **options,
+        seed=config["seed"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
+    """The learning rate by weight updates done."""
+    return choose("schedule", SCHEDULES, config["schedule"])()
+
+
+def optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
+    """The inner optimizer; weight decay is in it, so the gradients that decide growth do not hold it."""
+    return choose("optimizer", OPTIMIZERS, config["optimizer"], 1)(learning_rate(config))
+
+
+def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+    """`config.rules`, pairs of a regular expression and a structure's name (or "dense"); None where there are none."""
+    found = []
+    for i, rule in enumerate(config["rules"]):
+        if not (isinstance(rule, (list, tuple)) and len(rule) == 2 and all(isinstance(r, str) for r in rule)):
+            raise ValueError(f"config.rules[{i}]: expected a pair (regular expression, structure), got {rule!r}")
+        if rule[1] not in STRUCTURES:
+            raise unknown(f"config.rules[{i}]", "structure", rule[1], list(STRUCTURES))
+        found.append((rule[0], STRUCTURES[rule[1]]()))
+    return tuple(found) or None
+
+
+def plan(config: Mapping[str, Any], params: PyTree) -> Plan | None:
+    """Which leaves are sparse, and how sparse; None for the dense method. `params` may be abstract."""
+    if config["method"]["name"] == DENSE:
+        return None
+    distribution = choose("distribution", DISTRIBUTIONS, config["distribution"], 2)
+    return rx.make_plan(params, sparsity=config["sparsity"], distribution=distribution, rules=rules(config))
+
+
+def algorithm(config: Mapping[str, Any], plan: Plan | None) -> Algorithm | None:
+    """The sparse-training method over the plan; None for the dense method."""
+    return None if plan is None else choose("method", ALGORITHMS, config["method"], 1)(plan)

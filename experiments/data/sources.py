@@ -1,0 +1,216 @@
+"""Where images come from: scikit-learn's digits, or a set prepared by TFDS. Neither needs TensorFlow."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data import augment
+
+IN_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels
+IDX_SETS = {"fashion_mnist": "dataset-fashion-mnist", "mnist": None, "kmnist": None}  # name -> Debian package
+# What the papers' authors do to a set, where it is not the default for sets of its kind.
+_AUGMENT = {"cifar10": "crop_flip", "cifar100": "crop_flip"}
+_PER_IMAGE = ("cifar10", "cifar100")
+_TEST_SPLIT = {"imagenet2012": "validation"}  # the labels of its "test" are not public
+_CHUNK = 1000
+
+
+class Split(NamedTuple):
+    """One split, in memory (`images` is an array) or on disk (`images` is a TFDS data source).
+
+    Attributes:
+      size: N, number of examples.
+      images: uint8[N, H, W, C], or `images[i] -> {"image": encoded bytes, "label": int, ...}`.
+      labels: int32[N], or None for a split on disk.
+    """
+
+    size: int
+    images: Any
+    labels: Any
+
+
+class Source(NamedTuple):
+    """A data set that was found.
+
+    Attributes:
+      train: the training split.
+      test: the split to evaluate on.
+      num_classes: labels are 0 .. num_classes - 1.
+      in_memory: whether the splits hold arrays.
+      per_image: standardise every image by itself, rather than by the training set.
+      augment: the default augmentation.
+    """
+
+    train: Split
+    test: Split
+    num_classes: int
+    in_memory: bool
+    per_image: bool
+    augment: str
+
+
+def open_set(dataset: str, data_dir: str | None = None) -> Source:
+    """Finds a data set by name; see `experiments.data.load` for the names and the errors."""
+    return _digits() if dataset == "digits" else _prepared(dataset, data_dir)
+
+
+def _digits() -> Source:
+    """1437 + 360 images of 8x8 pixels, values 0 .. 16.
+
+    The split needs no random numbers: sorted by class (stably), every fifth example, from the first on, is for
+    testing, so that classes have the same shares in both.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.asarray(pixels).reshape(-1, 8, 8, 1).astype(np.uint8)
+    labels = np.asarray(labels).astype(np.int32)
+    by_class = np.argsort(labels, kind="stable")
+    held_out = np.zeros(len(labels), bool)
+    held_out[by_class[::5]] = True
+    train = Split(int(sum(~held_out)), images[~held_out], labels[~held_out])
+    return Source(train, Split(int(sum(held_out)), images[held_out], labels[held_out]), 10, True, False, "none")
+
+
+def _prepared(dataset: str, data_dir: str | None) -> Source:
+    """A set that TFDS, or `experiments.import_idx`, has written."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(tfds, dataset, data_dir)
+    shape, num_classes = _features(tfds, dataset, builder.info)
+    base = _base(dataset)
+    splits = builder.info.splits
+    names = ("train", _TEST_SPLIT.get(base, "test" if "test" in splits else "validation"))
+    if absent := [name for name in names if name not in splits]:
+        raise ValueError(f"load: {dataset!r} has no split {absent[0]!r}; it has {', '.join(splits)}")
+    sizes = [splits[name].num_examples for name in names]
+    in_memory = None not in shape and sum(sizes) * math.prod(n or 0 for n in shape) <= IN_MEMORY_LIMIT
+    train, test = (_split(tfds, dataset, builder, name, shape, in_memory) for name in names)
+    default = _AUGMENT.get(base, "none" if in_memory else "inception")
+    return Source(train, test, num_classes, in_memory, base in _PER_IMAGE, default)
+
+
+def _base(dataset: str) -> str:
+    """`cifar10` of `cifar10:3.0.2`, `emnist` of `emnist/letters`."""
+    return dataset.split(":")[0].split("/")[0]
+
+
+def _builder(tfds, dataset: str, data_dir: str | None):
+    """The TFDS builder of a set that is ready to be read, or an error that says what to type."""
+    # os.path also takes ~; TFDS itself resolves the default from $TFDS_DATA_DIR.
+    root = Path(os.path.expanduser(data_dir or os.fspath(tfds.core.constants.DATA_DIR)))
+    # Looking for the folder first spares TFDS a search on the network, and the user its log lines.
+    if not (root / _base(dataset)).is_dir():
+        raise ValueError(_absent(tfds, dataset, data_dir, root))
+    try:
+        builder = tfds.builder(dataset, data_dir=os.fspath(root))
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"load: TFDS cannot open {dataset!r} in {root}: {reason}") from error
+    if not builder.is_prepared():
+        raise ValueError(_absent(tfds, dataset, data_dir, root))
+    return builder
+
+
+def _absent(tfds, dataset: str, data_dir: str | None, root: Path) -> str:
+    """The message for a set that is not there: what to type, or which names exist."""
+    base, option = _base(dataset), f" --data_dir {data_dir}" if data_dir else ""
+    start = f"load: data set {dataset!r} is not prepared in {root}; type: "
+    build = f"tfds build {dataset} --file_format=array_record{option}"
+    needs = "needs the network and `pip install tensorflow`"
+    if base in IDX_SETS:
+        package = IDX_SETS[base]
+        command = f"python -m experiments.import_idx --name {base}{option}"
+        if package:
+            return f"{start}apt-get install {package} && {command}; or: {build} ({needs})"
+        return f"{start}{command} --source FOLDER_WITH_IDX_FILES; or: {build} ({needs})"
+    known = tfds.list_builders(with_community_datasets=False)
+    if base in known:
+        manual = ", and the archives of image-net.org in downloads/manual" if base == "imagenet2012" else ""
+        return f"{start}{build} ({needs}{manual})"
+    here = sorted(path.name for path in root.iterdir() if _is_set(path)) if root.is_dir() else []
+    close = difflib.get_close_matches(base, ["digits", *here, *IDX_SETS, *known], n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    ready = f"{', '.join(here)} prepared in {root}" if here else f"nothing prepared in {root}"
+    return f"load: unknown data set {dataset!r}; {guess}there is: digits built in; {ready}; any TFDS image set by name"
+
+
+def _is_set(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("**/dataset_info.json"))
+
+
+def _features(tfds, dataset: str, info) -> tuple[tuple[int | None, ...], int]:
+    """(image shape, number of classes) from the features of a set."""
+    features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(
+            f"load: {dataset!r} must have the features image (Image) and label (ClassLabel), "
+            f"it has {', '.join(f'{k} ({type(v).__name__})' for k, v in features.items())}"
+        )
+    if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"load: the images of {dataset!r} must be uint8 with 1 or 3 channels, given {image.np_dtype} {image.shape}"
+        )
+    return image.shape, label.num_classes
+
+
+def _split(tfds, dataset: str, builder, name: str, shape, in_memory: bool) -> Split:
+    """A split as arrays, or as a data source of encoded images."""
+    if in_memory and (cached := _read_cache(builder, name, shape)):
+        return cached
+    try:
+        # TFDS would decode, but through a slower path, and with a log line about OpenCV.
+        records = builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise ValueError(
+            f"load: {dataset!r} in {builder.data_dir} must be in the array_record format, it is in "
+            f"{builder.info.file_format.value}; type: tfds build {dataset} --file_format=array_record"
+        ) from error
+    if not in_memory:
+        return Split(len(records), records, None)
+    images = np.empty((len(records), *shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    for start in range(0, len(records), _CHUNK):
+        chunk = range(start, min(start + _CHUNK, len(records)))
+        for i, record in zip(chunk, records.__getitems__(list(chunk)), strict=True):
+            images[i], labels[i] = augment.decode(record["image"], shape[-1]), record["label"]
+    _write_cache(builder, name, images, labels)
+    return Split(len(images), images, labels)
+
+
+def _cache(builder, name: str) -> tuple[Path, Path]:
+    """The files of decoded images and labels: inside the set's folder, so that they go when it goes."""
+    folder = Path(os.fspath(builder.data_dir)) / "decoded"
+    return folder / f"{name}-images.npy", folder / f"{name}-labels.npy"
+
+
+def _read_cache(builder, name: str, shape) -> Split | None:
+    """The decoded split, mapped: the processes of a sweep share its pages. None where it is not there or not whole."""
+    try:
+        images, labels = (np.load(path, mmap_mode="r") for path in _cache(builder, name))
+    except (OSError, ValueError, EOFError):
+        return None
+    count = builder.info.splits[name].num_examples
+    whole = images.shape == (count, *shape) and images.dtype == np.uint8 and labels.shape == (count,)
+    return Split(count, np.asarray(images), np.array(labels, np.int32)) if whole else None
+
+
+def _write_cache(builder, name: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Keeps the decoded split, if the folder can be written; renaming makes it appear whole or not at all."""
+    for path, array in zip(_cache(builder, name), (images, labels), strict=True):
+        part = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with part.open("wb") as file:
+                np.save(file, array)
+            part.replace(path)
+        except OSError:  # a read-only or full disk costs seconds at the next start, nothing else
+            part.unlink(missing_ok=True)
+            return

@@ -1,0 +1,178 @@
+"""Runs a study: every run that has no summary yet, each in a process of its own.
+
+    python -m experiments.launch --study fashion_mnist             # experiments/studies/fashion_mnist.py
+    python -m experiments.launch --config configs/digits_mlp.py    # dense, static, SET and RigL, one seed
+    python -m experiments.launch --study fashion_mnist --dry_run   # prints the commands
+
+Stopped or killed, the same command goes on: finished runs are kept, an unfinished one resumes from its checkpoint.
+What a run prints goes to `log.txt` in its directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import records, studies
+from experiments.main import guarded
+from rigl_jax import trees
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("dense", "static", "set", "rigl")
+
+
+class Job(NamedTuple):
+    """One run: its name, its directory and the command that makes it."""
+
+    name: str
+    workdir: Path
+    command: list[str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its summary."""
+        return (self.workdir / "summary.json").exists()
+
+
+def study(name: str, root: Path) -> list[Job]:
+    """The jobs of a study, in its order.
+
+    Raises:
+      ValueError: an unknown study, or two runs of one name.
+    """
+    known = [module.name for module in pkgutil.iter_modules(studies.__path__)]
+    if name not in known:
+        near = trees.nearest(name, known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"launch: unknown study {name!r}, there is {', '.join(known)}{hint}")
+    jobs: dict[str, Job] = {}
+
+    def add(run: str, config: str, values: Mapping[str, Any]) -> None:
+        if run in jobs:
+            raise ValueError(f"launch: study {name!r} has two runs named {run!r}")
+        jobs[run] = job(run, config, values, root / name)
+
+    importlib.import_module(f"experiments.studies.{name}").sweep(add)
+    return list(jobs.values())
+
+
+def methods(config: str, chosen: Sequence[str], seeds: int, root: Path) -> list[Job]:
+    """The jobs that compare methods on one config file."""
+    folder = root / config.removesuffix(".py").replace(".py:", "-").rsplit("/", 1)[-1]
+    return [
+        job(f"{method}-s{seed}", config, {"method.name": method, "seed": seed}, folder)
+        for seed in range(seeds)
+        for method in chosen
+    ]
+
+
+def job(name: str, config: str, values: Mapping[str, Any], folder: Path) -> Job:
+    """A run as a job of its own process."""
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    command = [sys.executable, "-m", "experiments.main", "--config", config, *overrides]
+    return Job(name, folder / name, [*command, "--workdir", str(folder / name)])
+
+
+def cores(slot: int, slots: int) -> set[int] | None:
+    """The cores of one of several processes side by side; None where the system cannot say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    mine = sorted(os.sched_getaffinity(0))
+    return set(mine[slot % len(mine) :: slots]) if slots > 1 else set(mine)
+
+
+def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
+    """Starts a job on its share of the cores; XLA takes as many threads as it finds cores."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    share = cores(slot, slots)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), **os.environ}
+    with (job.workdir / "log.txt").open("ab") as log:
+        process = subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+    if share is not None:
+        os.sched_setaffinity(process.pid, share)  # before it has begun to make threads
+    return process
+
+
+def outcome(job: Job, code: int) -> str:
+    """One line about a job that ended."""
+    if code == 0 and job.finished:
+        summary = records.read_json(job.workdir / "summary.json")
+        return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
+    lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"failed with code {code}: {lines[-1] if lines else 'no output'}"
+
+
+def run(jobs: Sequence[Job], slots: int) -> int:
+    """Runs the jobs that are not finished, `slots` at a time; the number that failed.
+
+    Ctrl-C stops the running ones, which the next launch resumes.
+    """
+    todo = [job for job in jobs if not job.finished]
+    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before, {len(todo)} to do", flush=True)
+    queue, running = list(todo), dict[int, tuple[Job, subprocess.Popen[bytes]]]()
+    ended = failed = 0
+    try:
+        while queue or running:
+            for slot in range(slots):
+                if queue and slot not in running:
+                    running[slot] = (queue[0], start(queue.pop(0), slot, slots))
+            for slot, (job, process) in list(running.items()):
+                code = process.poll()
+                if code is not None:
+                    del running[slot]
+                    ended, failed = ended + 1, failed + (code != 0)
+                    print(f"[{ended}/{len(todo)}] {job.name}: {outcome(job, code)}", flush=True)
+            time.sleep(0.2)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.wait()
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        "experiments.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--study", help="name of a file in experiments/studies")
+    what.add_argument("--config", help="config file, with :variant if wanted")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with --config [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=1, help="with --config [1]")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs [runs]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores [1]")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands of what is left to do")
+    options = parser.parse_args(arguments)
+    failed = 0
+
+    def launch() -> None:
+        nonlocal failed
+        if options.jobs < 1 or options.seeds < 1:
+            raise ValueError(f"launch: expected 1 or more, got --jobs {options.jobs} --seeds {options.seeds}")
+        root = options.runs.absolute()  # the jobs run in the project's folder
+        if options.study:
+            jobs = study(options.study, root)
+        else:
+            jobs = methods(options.config, options.methods.split(","), options.seeds, root)
+        if options.dry_run:
+            for job in jobs:
+                if not job.finished:
+                    print(shlex.join(job.command))
+        else:
+            failed = run(jobs, options.jobs)
+
+    return guarded(launch, debug=False) or int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Trains one network from a config file.
+
+    python -m experiments.main --config configs/digits_mlp.py --workdir runs/digits
+    python -m experiments.main --config configs/digits_mlp.py:smoke --workdir runs/try --config.sparsity=0.95
+
+Any value of the config can be set with --config.KEY=VALUE, --config.method.name=static|set|rigl|dense among them.
+Stopped or killed, a run goes on where its last checkpoint was when the same command is given again.
+
+A config file is Python and is run: use files that you trust.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from rigl_jax import trees
+
+
+def _flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The command's flags, of which nothing global is kept."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, with :variant if wanted.", flag_values=values, sys_argv=[*argv]
+    )
+    flags.DEFINE_string("workdir", None, "Run directory; made if missing, resumed if not.", flag_values=values)
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
+    return values
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, Path]:
+    """`(config, workdir)` from the command line, the program's name first.
+
+    Raises:
+      ValueError: one line that says which argument is wrong.
+      SystemExit: after the help text, if that was asked for.
+    """
+    values = _flags(argv)
+    if len(argv) == 1 or {"--help", "-h", "-help"} & set(argv):
+        print(f"{__doc__}\n{values.main_module_help()}")
+        raise SystemExit(0)
+    try:
+        rest = values([*argv])
+    except flags.UnrecognizedFlagError as error:
+        raise _unknown(error.flagname, list(values)) from None
+    except (KeyError, AttributeError):  # what ml_collections says of a key that the config does not have
+        raise _unknown_key(argv) from None
+    except (flags.Error, OSError, TypeError, SyntaxError, ValueError) as error:
+        raise ValueError(f"main: {_last_line(error)}") from None
+    if len(rest) > 1:
+        raise ValueError(f"main: expected only --flags, got {rest[1]!r}")
+    for name in ("config", "workdir"):
+        if values[name].value is None:
+            raise ValueError(f"main: --{name} is missing; python -m experiments.main --help shows how")
+    file = Path(values["config"].config_filename.split(":")[0])
+    if not file.exists():
+        there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "common"))
+        raise ValueError(f"main: there is no config file {file}" + (f"; there are {there}" if there else ""))
+    return values["config"].value, Path(values["workdir"].value)
+
+
+def _unknown(flag: str, known: Sequence[str]) -> ValueError:
+    near = trees.nearest(flag, known)
+    return ValueError(f"main: unknown flag --{flag}" + (f"; did you mean --{near}?" if near else ""))
+
+
+def _unknown_key(argv: Sequence[str]) -> ValueError:
+    """The error for the first --config.KEY that the config does not have; the file is read again without them."""
+    plain = [argv[0], *(a for a in argv[1:] if not a.lstrip("-").startswith("config."))]
+    values = _flags(plain)
+    values(plain, known_only=True)
+    known = [f"config.{key}" for key in _keys(values["config"].value)]
+    given = [a.lstrip("-").split("=")[0] for a in argv[1:] if a.lstrip("-").startswith("config.")]
+    strange = [flag for flag in given if flag not in known]
+    return _unknown(strange[0], known) if strange else ValueError(f"main: cannot set one of {', '.join(given)}")
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        found += _keys(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
+    return found
+
+
+def _last_line(error: BaseException) -> str:
+    """What an error says, in one line: a traceback that was put into a message ends with the reason."""
+    lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("ValueError: ") if lines else type(error).__name__
+
+
+def guarded(run: Callable[[], Any], *, debug: bool) -> int:
+    """Runs it; 0, or 2 after an error that a user can mend, told in one line on stderr."""
+    try:
+        run()
+    except (ValueError, FloatingPointError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    argv = sys.argv if argv is None else argv
+
+    def run() -> None:
+        config, workdir = parse(argv)
+        from experiments.train import train  # after the flags, so that a typo is told at once
+
+        summary = train(config, workdir)
+        accuracy = summary["test_accuracy"]
+        print(
+            f"{workdir}: {summary['method']} at {100 * summary['final_sparsity']:.1f} % sparsity, "
+            f"step {summary['steps']}"
+            + (f", test accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")
+            + f", {summary['flops_inference_x_dense']:.3f}x the FLOPs of dense, {summary['seconds']:.0f} s"
+        )
+
+    return guarded(run, debug="--debug" in argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

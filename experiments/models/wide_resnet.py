@@ -1,0 +1,74 @@
+"""Wide residual networks for 32x32 images (Zagoruyko and Komodakis, 2016), pre-activation."""
+
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+from jax import Array
+from jax import numpy as jnp
+
+_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # as the paper's authors initialise
+
+
+class WideBlock(nn.Module):
+    """Normalise, ReLU, 3x3, normalise, ReLU, dropout, 3x3, add. A 1x1 shortcut only where the width changes."""
+
+    features: int
+    stride: int
+    dropout: float
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Float `[batch, height, width, channels]` to `[batch, height / stride, width / stride, features]`."""
+        conv = partial(nn.Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out)
+        norm = partial(_norm, train=train, dtype=self.dtype)
+        active = nn.relu(norm(name="bn1")(x))
+        if x.shape[-1] != self.features:  # the shortcut, too, reads the activated input
+            x = conv((1, 1), strides=self.stride, name="shortcut")(active)
+        y = conv((3, 3), strides=self.stride, name="conv1")(active)
+        y = nn.relu(norm(name="bn2")(y))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return x + conv((3, 3), name="conv2")(y)
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width: a 3x3 convolution and three stages of `(depth - 4) / 6` blocks; 1,076,912 weights by default.
+
+    Attributes:
+      num_classes: width of the last layer.
+      depth: layers, 6n + 4.
+      width: the stages have 16, 32 and 64 times as many channels.
+      dropout: rate inside the blocks, in [0, 1]; training then needs `rngs={"dropout": key}`.
+      dtype: of the computation; None follows the input.
+    """
+
+    num_classes: int
+    depth: int = 22
+    width: int = 2
+    dropout: float = 0.3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Float `[batch, height, width, channels]` to logits `[batch, num_classes]`.
+
+        Raises:
+          ValueError: a depth that is not 6n + 4 with n at least 1.
+        """
+        blocks, rest = divmod(self.depth - 4, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"WideResNet: depth must be 10, 16, 22, ... (6n + 4), got {self.depth}")
+        x = nn.Conv(16, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out, name="conv1")(x)
+        for stage, base in enumerate((16, 32, 64), start=1):
+            for block in range(1, blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                name = f"stage{stage}_block{block}"
+                x = WideBlock(base * self.width, stride, self.dropout, self.dtype, name=name)(x, train=train)
+        x = nn.relu(_norm(train, self.dtype, name="bn")(x))
+        x = x.mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)

@@ -1,0 +1,258 @@
+"""The run directory: what a run writes, and what of it is worth keeping.
+
+    config.json  env.json  metrics.jsonl  summary.json  checkpoints/  tensorboard/
+
+`metrics.jsonl` holds one JSON object a line with a `kind` and a `step`, the number of training steps done when it was
+made. A run without `summary.json` is not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Line = dict[str, Any]
+
+
+class Writer(NamedTuple):
+    """Where a run's lines go.
+
+    Attributes:
+      write: `(kind, step, values)`: one line, flushed; its numbers also go to TensorBoard.
+      close: writes out what is buffered.
+    """
+
+    write: Callable[[str, int, Mapping[str, Any]], None]
+    close: Callable[[], None]
+
+
+def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = True) -> Writer:
+    """A writer that continues after `step`: lines of later steps, left by a run that was killed, are removed.
+
+    Args:
+      workdir: the run directory.
+      step: the number of steps done (those of the restored checkpoint); -1 starts from nothing.
+      tensorboard: also write TensorBoard events.
+      active: False (every process but the first) writes nothing at all.
+    """
+    if not active:
+        return Writer(lambda kind, step, values: None, lambda: None)
+    path = workdir / "metrics.jsonl"
+    truncate(path, step)
+    file = path.open("a", encoding="utf-8")
+    events = _events(workdir / "tensorboard", step) if tensorboard else None
+
+    def write(kind: str, step: int, values: Mapping[str, Any]) -> None:
+        file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n")
+        file.flush()
+        if events is not None:
+            for name, value in _scalars(values):
+                events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close() -> None:
+        file.close()
+        if events is not None:
+            events.close()
+
+    return Writer(write, close)
+
+
+class Bar(NamedTuple):
+    """A progress bar with the time left; `advance(step)`, `describe(text)`, `close()`."""
+
+    advance: Callable[[int], None]
+    describe: Callable[[str], None]
+    close: Callable[[], None]
+
+
+def open_bar(steps: int, done: int, *, active: bool) -> Bar:
+    """A bar in a terminal; nothing where there is none, or if not `active`."""
+    console = Console(stderr=True)
+    if not (active and console.is_terminal):
+        return Bar(lambda step: None, lambda text: None, lambda: None)
+    columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, refresh_per_second=4, transient=True)
+    task = progress.add_task("starting", total=steps, completed=done)
+    progress.start()
+    return Bar(
+        lambda step: progress.update(task, completed=step),
+        lambda text: progress.update(task, description=text),
+        progress.stop,
+    )
+
+
+def begin(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes the run directory and writes config and environment, where an earlier start has not."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "env.json").exists():
+        write_json(workdir / "env.json", environment())
+    if not (workdir / "config.json").exists():
+        write_json(workdir / "config.json", dict(config))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, None where there is no file.
+
+    Raises:
+      ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def _events(directory: Path, step: int) -> Any:
+    import tensorboardX  # here, because it costs a second that a run without events need not pay
+
+    return tensorboardX.SummaryWriter(str(directory), purge_step=max(step + 1, 0))
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield prefix + key, value
+
+
+def truncate(path: Path, step: int) -> None:
+    """Keeps the lines of steps up to `step`; drops later ones and a last line that was cut short."""
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a metrics file. A last line that is cut short is left out.
+
+    Raises:
+      ValueError: a line that is not JSON, other than the last.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for i, line in enumerate(lines):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if i + 1 < len(lines):
+                raise ValueError(f"{path.name}: line {i + 1} is not JSON: {error}") from None
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes the whole file or none of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a small JSON file, indented, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What produced a run: versions, platform, devices, commit, time. No paths and no host name."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "git_commit": _commit(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Stops a run whose loss is lost.
+
+    Raises:
+      FloatingPointError: the mean loss since the last line is nan or infinite.
+    """
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"train: the loss is {loss} at step {step}; a lower learning rate may help")
+
+
+# --- committed records -------------------------------------------------------------------------------------------
+
+
+def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False) -> Path:
+    """Copies what is worth committing of a finished run into `records/<name of the run>`.
+
+    Kept are config, environment and summary, and of the metrics the eval lines and at most `points` evenly spaced
+    masks lines (the first and the last among them), with floats rounded to 6 digits. `pictures` keeps the
+    first-layer masks too, which are the largest lines.
+
+    Raises:
+      ValueError: the run is not finished.
+    """
+    if not (run / "summary.json").exists():
+        raise ValueError(f"export: {run.name} is not finished, it has no summary.json")
+    target = records / run.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "env.json", "summary.json"):
+        value = json.loads((run / name).read_text(encoding="utf-8"))
+        if name == "config.json" and isinstance(value.get("dataset"), dict):
+            value["dataset"].pop("data_dir", None)  # a path of the machine the run was made on
+        write_json(target / name, value)
+    lines = read_lines(run / "metrics.jsonl")
+    masks = [line for line in lines if line["kind"] == "masks"]
+    spaced = {round(i * (len(masks) - 1) / max(points - 1, 1)) for i in range(min(points, len(masks)))}
+    dropped = {id(line) for i, line in enumerate(masks) if len(masks) > points and i not in spaced}
+    kinds = {"eval", "masks"} | ({"first_layer"} if pictures else set())
+    kept = [line for line in lines if line["kind"] in kinds and id(line) not in dropped]
+    text = "".join(json.dumps(_rounded(line), separators=(",", ":")) + "\n" for line in kept)
+    write_atomically(target / "metrics.jsonl", text)
+    return target
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    return {k: _rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def main() -> None:
+    """`python -m experiments.records runs/fashion_mnist experiments/records/fashion_mnist` exports finished runs."""
+    parser = argparse.ArgumentParser(description="Copy what is worth committing of the finished runs of a study.")
+    parser.add_argument("study", type=Path, help="folder of run directories")
+    parser.add_argument("records", type=Path, help="folder to write to")
+    arguments = parser.parse_args()
+    for summary in sorted(arguments.study.glob("*/summary.json")):
+        # One seed's pictures are enough to look at.
+        first = json.loads(summary.read_text(encoding="utf-8"))["seed"] == 0
+        print(export(summary.parent, arguments.records, pictures=first).name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The command: a report of a folder of runs, or the tables of the README."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.report.page import draw, page
+from experiments.report.readme import differences, fill
+from experiments.report.runs import Run, read
+from experiments.report.tables import grids, markdown, rows, terminal, unfinished_text
+
+_ROOT = Path(__file__).parents[2]
+
+
+def write(runs: Iterable[Run], out: str | Path, title: str) -> dict[str, Path]:
+    """Writes every form of the report.
+
+    Args:
+      runs: what `read` gave.
+      out: a folder, made if missing.
+      title: the heading of the page.
+
+    Returns:
+      `{name: path}` of the files: "page" (index.html), "tables" (tables.md) and one PNG for each figure.
+    """
+    runs, out = list(runs), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = draw(runs)
+    paths = {"page": out / "index.html", "tables": out / "tables.md"} | {n: out / f"{n}.png" for n in figures}
+    paths["page"].write_text(page(runs, title, figures), encoding="utf-8")
+    paths["tables"].write_text(markdown(runs), encoding="utf-8")
+    for name, (data, _) in figures.items():
+        paths[name].write_bytes(data)
+    return paths
+
+
+def show(runs: Sequence[Run], console: Console) -> None:
+    """Prints the tables and names the unfinished runs."""
+    for grid in grids(rows(runs)):
+        console.print(terminal(grid))
+    if names := unfinished_text(runs):
+        console.print(f"Unfinished, not in the table: {names}", markup=False, highlight=False)
+
+
+def _readme(path: Path, records: Path, *, check: bool) -> int:
+    old = path.read_text(encoding="utf-8")
+    new = fill(old, records)
+    if check and new != old:
+        print(differences(old, new, path.name), end="")
+        print(f"report: {path.name} differs from its records; run `python -m experiments.report --readme`")
+        return 1
+    if not check:
+        path.write_text(new, encoding="utf-8")
+    print(f"report: {path.name} {'agrees with' if check else 'is written from'} its records")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code (1: `--check` found differences, 2: bad input)."""
+    parser = argparse.ArgumentParser("experiments.report", description="Tables and figures of finished runs.")
+    parser.add_argument("runs", nargs="?", type=Path, help="a folder of run directories, at any depth")
+    parser.add_argument("--out", type=Path, help="folder for index.html, tables.md and PNG figures [RUNS/report]")
+    parser.add_argument("--title", help="heading of the page [the folder's name]")
+    parser.add_argument("--readme", action="store_true", help="rewrite the tables of the README from the records")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README's tables would change")
+    parser.add_argument("--readme-file", type=Path, default=_ROOT / "README.md", help="the document [README.md]")
+    parser.add_argument("--records", type=Path, default=_ROOT / "experiments" / "records", help="its records")
+    options = parser.parse_args(arguments)
+    if (options.runs is None) != (options.readme or options.check):
+        parser.error("give either a folder of runs, or --readme (or --check)")
+    try:
+        if options.runs is None:
+            return _readme(options.readme_file, options.records, check=options.check)
+        runs = read(options.runs)
+        show(runs, Console())
+        title = options.title or f"Runs of {options.runs.resolve().name}"
+        paths = write(runs, options.out or options.runs / "report", title)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"report: {paths['page']} and {len(paths) - 2} figures beside it")
+    return 0

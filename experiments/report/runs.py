@@ -1,0 +1,145 @@
+"""Run directories as values: the one place that reads what `experiments.records` wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Run(NamedTuple):
+    """One run directory.
+
+    Attributes:
+      name: its path below the folder that was read, `"rigl-0.9-s0"`.
+      path: where it lies.
+      config: `config.json`.
+      env: `env.json`, empty where there is none.
+      metrics: the lines of `metrics.jsonl`, in order.
+      summary: `summary.json`, or None: the run is unfinished.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+    @property
+    def last_step(self) -> int:
+        """The last step that left a line, 0 where none did."""
+        return max((line["step"] for line in self.metrics), default=0)
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The metric lines of one kind: `"train"`, `"eval"`, `"masks"` or `"first_layer"`."""
+        return [line for line in self.metrics if line["kind"] == kind]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"report: expected a JSON object in {path}, could not read it: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"report: expected a JSON object in {path}, got {type(value).__name__}")
+    return value
+
+
+def _lines(path: Path, *, finished: bool) -> list[dict[str, Any]]:
+    if not path.exists():
+        if finished:
+            raise ValueError(f"report: {path} is missing although the run has a summary.json")
+        return []
+    lines = []
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        # A run that is going on may be caught in the middle of writing its last line; that is no damage.
+        if not finished and not text.endswith(b"\n"):
+            break
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"report: {path} line {number} is not valid JSON: {error}") from None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "kind" not in line:
+            raise ValueError(f'report: {path} line {number}: expected an object with "step" (int) and "kind"')
+        lines.append(line)
+    return lines
+
+
+def read_run(path: str | Path, name: str | None = None) -> Run:
+    """Reads one run directory.
+
+    Args:
+      path: a folder with a `config.json`.
+      name: what to call the run; the folder's name if not given.
+
+    Returns:
+      The run. Its `summary` is None where `summary.json` is missing.
+
+    Raises:
+      ValueError: a file is missing or damaged; the message names the file and, in `metrics.jsonl`, the line.
+    """
+    path = Path(path)
+    if not (path / "config.json").exists():
+        raise ValueError(f"report: expected a run directory, but {path} has no config.json")
+    summary = _json(path / "summary.json") if (path / "summary.json").exists() else None
+    return Run(
+        name=name or path.name,
+        path=path,
+        config=_json(path / "config.json"),
+        env=_json(path / "env.json") if (path / "env.json").exists() else {},
+        metrics=_lines(path / "metrics.jsonl", finished=summary is not None),
+        summary=summary,
+    )
+
+
+def read(root: str | Path) -> list[Run]:
+    """Reads every run directory in or below a folder, in order of their names.
+
+    Args:
+      root: a run directory, or a folder that holds some at any depth.
+
+    Returns:
+      The runs, finished and unfinished.
+
+    Raises:
+      ValueError: the folder does not exist or holds no run, or a run is damaged.
+
+    Example:
+      >>> runs = read("runs/demo")  # doctest: +SKIP
+      >>> [run.name for run in runs if run.summary is None]  # doctest: +SKIP
+      ['rigl-s2']
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"report: expected a folder of runs, but there is no folder {root}")
+    found = sorted(_run_directories(root))
+    if not found:
+        raise ValueError(f"report: expected run directories below {root}, but none has a config.json")
+    return [read_run(path, path.relative_to(root).as_posix() if path != root else path.name) for path in found]
+
+
+def _run_directories(root: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(root):
+        if "config.json" in files:
+            yield Path(folder)
+            below.clear()  # checkpoints are many files, and no runs
+
+
+def split(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
+    """Parts runs into the finished and the unfinished, each in the order given."""
+    runs = list(runs)
+    return [r for r in runs if r.summary is not None], [r for r in runs if r.summary is None]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested config as `{"optimizer.name": "adamw"}`, values as JSON text, so that they compare and print."""
+    out: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = json.dumps(value)
+    return out

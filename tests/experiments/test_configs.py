@@ -1,0 +1,174 @@
+"""Every config trains in its smoke form on data of the right shape; every wrong value is named."""
+
+import functools
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_mlp
+from experiments import build, data, records
+from experiments.train import train
+
+SHAPES = {
+    "digits_mlp": ((8, 8, 1), 10),
+    "fashion_mnist_mlp": ((28, 28, 1), 10),
+    "fashion_mnist_lenet5": ((28, 28, 1), 10),
+    "cifar10_wrn22_2": ((32, 32, 3), 10),
+    "imagenet_resnet50": ((32, 32, 3), 1000),
+}
+
+
+def synthetic(shape, classes):
+    """A stand-in for `data.load` with batches of noise; it takes what the real one takes."""
+
+    @functools.wraps(data.load)
+    def load(dataset, batch_size, *, seed, **options):
+        def train(step):
+            while True:
+                rng = np.random.default_rng([seed, step])
+                yield batch(rng, batch_size)
+                step += 1
+
+        def test():
+            yield batch(np.random.default_rng(0), batch_size) | {"weight": np.ones(batch_size, np.float32)}
+
+        def batch(rng, size):
+            images = rng.standard_normal((size, *shape), np.float32)
+            return {"image": images, "label": rng.integers(classes, size=size).astype(np.int32)}
+
+        return data.Data(train, test, 64, batch_size, classes, shape, 64 // batch_size)
+
+    return load
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_config_trains_in_its_smoke_form(name, tmp_path, monkeypatch):
+    shape, classes = SHAPES[name]
+    monkeypatch.setattr(data, "load", synthetic(shape, classes))
+    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    summary = train(config, tmp_path / "run", devices=jax.devices()[:1])
+    assert summary["steps"] == config.steps
+    assert summary["dataset"] == config.dataset.name
+    assert abs(summary["final_sparsity"] - config.sparsity) < 0.02
+    assert 0 < summary["flops_inference_x_dense"] < summary["flops_training_x_dense"] < 1
+    assert summary["explored"] > 1 - summary["final_sparsity"]  # it rewired
+    assert 0 <= summary["test_accuracy"] <= summary["best_accuracy"] <= 1
+    kinds = [line["kind"] for line in records.read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert {"train", "eval", "masks", "first_layer"} == set(kinds)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_full_form_is_valid_and_rewires_for_three_quarters(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    build.check(config)
+    assert abs(config.method.stop / config.steps - 0.75) < 0.04
+    assert module.__doc__.count("python -m experiments.main --config configs/" + name)
+    assert not {"RUNTIME", "SCORE"} & set(module.__doc__.replace(",", " ").split())
+
+
+def test_the_papers_hyper_parameters():
+    wrn = importlib.import_module("configs.cifar10_wrn22_2").get_config()
+    rate = build.learning_rate(build.check(wrn))
+    assert [round(float(rate(s)), 6) for s in (0, 29_999, 30_000, 60_000, 90_000)] == [0.1, 0.1, 0.02, 0.004, 0.0008]
+    resnet = importlib.import_module("configs.imagenet_resnet50").get_config()
+    rate = build.learning_rate(build.check(resnet))
+    found = [round(float(rate(s)), 6) for s in (0, 800, 1600, 9599, 9600, 22_400, 28_800)]
+    assert found == [0.0, 0.8, 1.6, 1.6, 0.16, 0.016, 0.0016]
+
+
+def test_steps_move_what_is_counted_in_them():
+    config = digits_mlp.get_config()
+    config.steps = 400
+    assert (config.method.stop, config.schedule.steps) == (300, 400)
+
+
+def test_a_variant_that_does_not_exist():
+    with pytest.raises(ValueError, match="unknown variant 'smok', expected one of smoke"):
+        digits_mlp.get_config("smok")
+
+
+def test_uniform_keeps_the_first_convolution_dense():
+    config = importlib.import_module("configs.imagenet_resnet50").get_config("smoke,uniform")
+    shapes = {
+        "conv1": {"kernel": jax.ShapeDtypeStruct((7, 7, 3, 8), "float32")},
+        "logits": {"kernel": jax.ShapeDtypeStruct((20, 10), "float32"), "bias": jax.ShapeDtypeStruct((10,), "float32")},
+    }
+    assert list(build.trees.planned(build.plan(build.check(config), shapes))) == ["logits/kernel"]
+
+
+def changed(**values):
+    config = build.plain(digits_mlp.get_config("smoke"))
+    for path, value in values.items():
+        *sections, key = path.split("__")
+        target = functools.reduce(dict.__getitem__, sections, config)
+        if value is None:
+            del target[key]
+        else:
+            target[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sparsty": 0.5}, r"config: unknown key 'sparsty'.*did you mean 'sparsity'"),
+        ({"seed": None}, r"config: the key 'seed' is missing"),
+        ({"sparsity": 1.2}, r"config.sparsity: expected a fraction of zeros in \[0, 1\), got 1.2"),
+        ({"sparsity": 1.0}, r"config.sparsity"),
+        ({"sparsity": -0.1}, r"config.sparsity"),
+        ({"sparsity": "0.9"}, r"config.sparsity: expected float, got '0.9'"),
+        ({"steps": True}, r"config.steps: expected int, got True"),
+        ({"steps": 0}, r"config.steps: expected 1 or more, got 0"),
+        ({"seed": -1}, r"config.seed: expected 0 or more"),
+        ({"label_smoothing": 1.0}, r"config.label_smoothing"),
+        ({"checkpoint_every": 4}, r"config.checkpoint_every: expected a multiple of eval_every=3.*got 4"),
+        ({"method__name": "rgl"}, r"config.method.name: unknown name 'rgl'.*dense.*did you mean 'rigl'"),
+        ({"method__perod": 5}, r"config.method: unknown option 'perod'.*did you mean 'period'"),
+        ({"model__name": "mpl"}, r"config.model.name: unknown name 'mpl'.*did you mean 'mlp'"),
+        ({"model__name": None}, r"config.model.name"),
+        ({"model__depht": 4}, r"config.model: unknown option 'depht'.*did you mean 'depth'"),
+        ({"optimizer__name": "sdg"}, r"config.optimizer.name: unknown name 'sdg'"),
+        ({"optimizer__rate": 0.1}, r"config.optimizer: unknown option 'rate'"),
+        ({"schedule__name": "cosin"}, r"config.schedule.name.*did you mean 'cosine'"),
+        ({"schedule__peak": None}, r"config.schedule: cosine needs the option 'peak'"),
+        ({"distribution__name": "erdos"}, r"config.distribution.name: unknown name 'erdos'"),
+        ({"dataset__batchsize": 8}, r"config.dataset: unknown option 'batchsize'.*did you mean 'batch_size'"),
+        ({"dataset__name": None}, r"config.dataset: the option 'name' is missing"),
+        ({"rules": [["a"]]}, r"config.rules\[0\]: expected a pair"),
+        ({"rules": [["a", "unstructurd"]]}, r"config.rules\[0\]: unknown structure.*did you mean 'unstructured'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_in_a_config_is_named(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(changed(**values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rules": [["Dense_9/kernel", "unstructured"], [".*", "dense"]]}, "'Dense_9/kernel'"),
+        ({"dataset__name": "digts"}, "digits"),
+        ({"schedule__warmup": 6}, r"config.schedule: cosine needs more steps than warmup=6, got steps=6"),
+        ({"method__period": 0}, r"period must be at least 1"),
+        ({"dataset__batch_size": 15}, r"config.dataset.batch_size: 15 examples do not divide among 8 devices"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(changed(**values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "set", "rigl"])
+def test_a_name_alone_changes_the_method(method):
+    config = build.check(changed(method__name=method))
+    plan = build.plan(config, {"Dense_0": {"kernel": jax.ShapeDtypeStruct((8, 8), "float32")}})
+    algorithm = build.algorithm(config, plan)
+    due = [] if algorithm is None else [step for step in range(6) if algorithm.due(step)]
+    assert due == ([0, 2, 4] if method in ("set", "rigl") else [])

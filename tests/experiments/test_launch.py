@@ -1,0 +1,106 @@
+"""The command line says in one line what is wrong; a sweep runs what is missing and nothing else."""
+
+import json
+import sys
+
+import pytest
+
+from experiments import launch, main
+from experiments.studies import fashion_mnist
+
+SMOKE = "configs/digits_mlp.py:smoke"
+
+
+def call(*arguments):
+    return main.main(["main", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", SMOKE], "--workdir is missing"),
+        (["--workdir", "x"], "--config is missing"),
+        (["--config", SMOKE, "--wordir", "x"], "unknown flag --wordir; did you mean --workdir?"),
+        (["--config", SMOKE, "--workdir", "x", "--config.sparsty=1"], "did you mean --config.sparsity?"),
+        (["--config", SMOKE, "--workdir", "x", "--config.method.nam=1"], "did you mean --config.method.name?"),
+        (["--config", SMOKE, "--workdir", "x", "--config.steps=many"], "--config.steps=many"),
+        (["--config", SMOKE, "--workdir", "x", "--config.sparsity=1.2"], "in [0, 1), got 1.2"),
+        (["--config", "configs/digits_mlp.py:smok", "--workdir", "x"], "unknown variant 'smok'"),
+        (["--config", "configs/digit.py", "--workdir", "x"], "no config file configs/digit.py; there are configs/"),
+        (["--config", SMOKE, "--workdir", "x", "more"], "expected only --flags, got 'more'"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_one_line_and_code_2(arguments, message, capsys):
+    assert call(*arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+
+
+def test_help_shows_how(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("--help")
+    assert stop.value.code == 0
+    assert "python -m experiments.main --config configs/digits_mlp.py" in capsys.readouterr().out
+
+
+def test_a_run_from_the_command_line(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    overrides = ["--config.method.name=static", "--config.sparsity=0.5", "--config.steps=2", "--config.eval_every=2"]
+    overrides += ["--config.checkpoint_every=0"]
+    assert call("--config", SMOKE, "--workdir", run, *overrides) == 0
+    assert "static at 49." in capsys.readouterr().out.replace("50.", "49.")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["sparsity"], summary["steps"]) == ("static", 0.5, 2)
+
+
+def test_the_fashion_mnist_study_has_every_run_once(tmp_path):
+    jobs = launch.study("fashion_mnist", tmp_path)
+    assert len(jobs) == len({job.workdir for job in jobs}) == 2 * (1 + 3 * 2) * 3
+    job = next(job for job in jobs if job.name == "lenet5-set-0.98-s2")
+    assert job.command[:3] == [sys.executable, "-m", "experiments.main"]
+    assert {"--config.method.name=set", "--config.sparsity=0.98", "--config.seed=2"} < set(job.command)
+    assert set(fashion_mnist.MODELS.values()) == {job.command[4] for job in jobs}
+
+
+def test_an_unknown_study(capsys):
+    assert launch.main(["--study", "fashion_mnst", "--dry_run"]) == 2
+    assert "did you mean 'fashion_mnist'?" in capsys.readouterr().err
+
+
+def scripted(folder, name, code):
+    """A job that runs a line of Python."""
+    return launch.Job(name, folder / name, [sys.executable, "-c", code])
+
+
+def test_a_sweep_runs_what_is_missing_and_reports_what_failed(tmp_path, capfd):
+    done = tmp_path / "done"
+    done.mkdir()
+    (done / "summary.json").write_text("{}")
+    finish = (
+        f"""open({str(tmp_path / "good" / "summary.json")!r}, "w").write('{{"test_accuracy": 0.5, "seconds": 1}}')"""
+    )
+    jobs = [
+        scripted(tmp_path, "done", "raise SystemExit('must not run')"),
+        scripted(tmp_path, "good", finish),
+        scripted(tmp_path, "bad", "raise SystemExit('error: no luck')"),
+    ]
+    assert launch.run(jobs, 2) == 1
+    told = capfd.readouterr().out
+    assert "3 runs, 1 finished before, 2 to do" in told
+    assert "good: test accuracy 50.00 %, 1 s" in told
+    assert "bad: failed with code 1: error: no luck" in told
+    assert launch.run(jobs[:2], 1) == 0
+    assert "2 runs, 2 finished before, 0 to do" in capfd.readouterr().out
+
+
+def test_dry_run_prints_the_commands_of_what_is_left(tmp_path, capsys):
+    finished = tmp_path / "digits_mlp-smoke" / "dense-s0"
+    finished.mkdir(parents=True)
+    (finished / "summary.json").write_text("{}")
+    assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), "--methods", "dense,rigl", "--dry_run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "--config.method.name=rigl" in line
+    assert str(tmp_path / "digits_mlp-smoke" / "rigl-s0") in line

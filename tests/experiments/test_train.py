@@ -1,0 +1,164 @@
+"""Resuming is exact; the number of devices does not matter; what is off stays off."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_mlp
+from experiments import measure, records
+from experiments.train import compile_task, cross_entropy, evaluate, prepare, train
+
+ONE = jax.devices()[:1]
+UNTIMED = ("examples_per_s", "seconds")
+
+
+def configured(**values):
+    config = digits_mlp.get_config("smoke")
+    config.update(values)
+    return config
+
+
+def lines(run):
+    found = records.read_lines(run / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in UNTIMED} for line in found]
+
+
+def summary(run):
+    return {k: v for k, v in json.loads((run / "summary.json").read_text()).items() if k not in UNTIMED}
+
+
+def final_state(run):
+    """Every array of the newest checkpoint, by its place."""
+    from experiments import checkpoint
+
+    config = json.loads((run / "config.json").read_text())
+    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
+    state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
+    store.close()
+    data = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(data)]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    return run, train(configured(), run, devices=ONE)
+
+
+@pytest.mark.parametrize("stops", [(3,), (2, 5)], ids=["at a checkpoint", "between lines"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(stops, straight, tmp_path):
+    run = tmp_path / "run"
+    for stop in stops:
+        partial = train(configured(stop_at=stop), run, devices=ONE)
+        assert partial["steps"] == stop
+        assert not (run / "summary.json").exists()
+    train(configured(), run, devices=ONE)
+    assert lines(run) == lines(straight[0])
+    assert summary(run) == summary(straight[0])
+    for left, right in zip(final_state(run), final_state(straight[0]), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_killed_run_loses_no_line_and_repeats_none(straight, tmp_path):
+    run = tmp_path / "run"
+    train(configured(stop_at=3), run, devices=ONE)
+    with (run / "metrics.jsonl").open("a") as file:  # what a run killed after its checkpoint leaves behind
+        file.write('{"step": 4, "kind": "train", "loss": 1.0}\n{"step": 5, "ki')
+    train(configured(), run, devices=ONE)
+    assert lines(run) == lines(straight[0])
+
+
+def test_a_finished_run_is_not_repeated(straight):
+    run, first = straight
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    assert train(configured(log_every=1), run, devices=ONE) == first
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused_with_what_differs(straight):
+    run, _ = straight
+    with pytest.raises(ValueError, match=r"another config \(seed: 0 -> 1; sparsity: 0.9 -> 0.5\)"):
+        train(configured(seed=1, sparsity=0.5), run, devices=ONE)
+
+
+def test_eight_devices_give_the_masks_of_one(straight, tmp_path):
+    run = tmp_path / "run"
+    train(configured(), run, devices=jax.devices()[:8])
+    assert [line for line in lines(run) if line["kind"] in ("masks", "first_layer")] == [
+        line for line in lines(straight[0]) if line["kind"] in ("masks", "first_layer")
+    ]
+    for left, right in zip(final_state(run), final_state(straight[0]), strict=True):
+        if left.dtype == bool:
+            np.testing.assert_array_equal(left, right)
+        else:
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_lines_count_what_happened(straight):
+    found = [line for line in lines(straight[0]) if line["kind"] == "masks"]
+    assert [line["step"] for line in found] == [0, 1, 3, 5]  # at the start, then after the steps 0, 2 and 4
+    assert found[0]["dropped_fraction"] == 0
+    assert found[1]["dropped_fraction"] == found[1]["grown_fraction"] > 0
+    explored = [line["explored"] for line in found]
+    assert explored == sorted(explored)
+    assert explored[0] == pytest.approx(1 - found[0]["sparsity"])
+    pictures = [line for line in lines(straight[0]) if line["kind"] == "first_layer"]
+    assert [(p["step"], p["leaf"]) for p in pictures] == [(0, "Dense_0/kernel"), (6, "Dense_0/kernel")]
+    for line, masks in zip(pictures, (found[0], found[-1]), strict=True):
+        assert measure.unpack(line).mean() == masks["density"]["Dense_0/kernel"]
+
+
+def test_seeds_differ_in_weights_data_and_masks():
+    tasks = [prepare(configured(seed=seed), ONE) for seed in (0, 1)]
+    states = [compile_task(task).init() for task in tasks]
+    kernels = [np.asarray(s.params["Dense_0"]["kernel"]) for s in states]
+    masks = [np.asarray(s.opt_state.masks["Dense_0"]["kernel"]) for s in states]
+    batches = [next(task.data.train(0))["label"] for task in tasks]
+    for pair in (kernels, masks, batches):
+        assert not np.array_equal(*pair)
+    assert not np.any(kernels[0][~masks[0]])
+
+
+def test_a_dense_run_has_no_masks_and_learns(tmp_path):
+    config = configured(steps=60, eval_every=60, checkpoint_every=0, log_every=60)
+    config.method.name = "dense"
+    config.dataset.batch_size = 64
+    found = train(config, tmp_path / "run", devices=ONE)
+    assert found["test_accuracy"] > 0.6
+    assert (found["sparsity"], found["final_sparsity"], found["flops_training_x_dense"]) == (0, 0, 1)
+    assert found["active_params"] == found["params"]
+    assert {line["kind"] for line in lines(tmp_path / "run")} == {"train", "eval"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = configured()
+    config.schedule.peak = 1e30
+    with pytest.raises(FloatingPointError, match="the loss is nan at step"):
+        train(config, tmp_path / "run", devices=ONE)
+
+
+def test_evaluation_counts_every_example_once():
+    task = prepare(configured(), jax.devices()[:8])  # 360 test images are no multiple of 16
+    compiled = compile_task(task)
+    state = compiled.init()
+    found = evaluate(compiled, state, task.data.test())
+    images, labels = [], []
+    for batch in task.data.test():
+        keep = batch["weight"] > 0
+        images.append(batch["image"][keep])
+        labels.append(batch["label"][keep])
+    logits = task.model.apply({"params": jax.device_get(state.params)}, np.concatenate(images), train=False)
+    labels = np.concatenate(labels)
+    assert found["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels), abs=1e-6)
+    assert found["loss"] == pytest.approx(float(cross_entropy(logits, labels).mean()), rel=1e-5)
+
+
+def test_label_smoothing_by_hand():
+    logits = np.log(np.array([[0.7, 0.2, 0.1]], np.float32))
+    expected = -(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1))
+    assert float(cross_entropy(logits, np.array([0]), 0.3)[0]) == pytest.approx(expected, rel=1e-5)

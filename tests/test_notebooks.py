@@ -1,0 +1,40 @@
+"""Notebooks run from top to bottom, and are kept without outputs."""
+
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from traitlets.config import Config
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_kept_without_outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown", "a notebook opens with what it shows"
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_and_draws(path):
+    notebook = nbformat.read(path, as_version=4)
+    # Local sockets: over TCP the kernel warns that its traffic could be read.
+    local = Config({"KernelManager": {"transport": "ipc"}})
+    place = {"metadata": {"path": str(ROOT)}}
+    nbclient.NotebookClient(notebook, timeout=300, config=local, resources=place).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2
+    counts = next(o.data["text/plain"] for o in outputs if "dropped" in o.get("data", {}).get("text/plain", ""))
+    assert counts == "{'before': 24, 'dropped': 8, 'grown': 8, 'after': 24}"
