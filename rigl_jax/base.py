@@ -21,7 +21,7 @@ class Signals(NamedTuple):
     """All that a score may look at.
 
     Attributes:
-      params: the weights; inactive ones are exactly 0.
+      params: the weights; those that are not stored are exactly 0.
       grads: the gradient of the loss at the masked weights, **dense**: inactive positions included.
       step: int32 scalar, the number of `update` calls before this one.
       key: a typed PRNG key, already folded with the step. Equal on every replica.
@@ -98,8 +98,20 @@ class Rewired(NamedTuple):
     values: PyTree | None = None
 
 
+def _masks(state: Any) -> Masks:
+    return state.masks
+
+
+def _ignore(state: Any, signals: Signals) -> Any:
+    del signals
+    return state
+
+
 class Algorithm(NamedTuple):
-    """A sparse-training method: four pure functions and one fact about its steps.
+    """A sparse-training method: pure functions over a state of its own, and one fact about its steps.
+
+    Most methods need the first four. `stored` and `trained` are for those whose weights live on behind the mask, and
+    `observe` for those that look at every step.
 
     Attributes:
       init: `(key, params) -> state`; the state is a NamedTuple of arrays with a field `masks`.
@@ -107,6 +119,11 @@ class Algorithm(NamedTuple):
       due: `step -> bool`: does this step rewire? Takes a Python int (and then answers with a bool) or a tracer.
       dense_grads: `step -> bool`: does this step read gradients of inactive weights?
       skip_step: on a due step, do weights and optimizer hold still, so that only the masks change?
+      stored: `state -> masks` of the weights that may differ from 0; a None leaf means all. Default: the masks. Where
+        it is more, the network's weights are not the params: take the loss at `straight_through(params, state.masks)`.
+      trained: `state -> masks` of the weights that get gradients; a None leaf means all. Default: the masks. Stored
+        weights that are not trained keep their value.
+      observe: `(state, signals) -> state`, called on every step, before `update`. Default: nothing.
     """
 
     init: Callable[[Array, PyTree], Any]
@@ -114,3 +131,6 @@ class Algorithm(NamedTuple):
     due: Callable[[Any], Any]
     dense_grads: Callable[[Any], Any]
     skip_step: bool = False
+    stored: Callable[[Any], Masks] = _masks
+    trained: Callable[[Any], Masks] = _masks
+    observe: Callable[[Any, Signals], Any] = _ignore

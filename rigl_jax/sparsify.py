@@ -103,29 +103,36 @@ def sparsify(
         grads = updates  # optax's name for what comes in
         _check_parallel(grads, params)
 
+        def signals_at(state: SparseState, params: PyTree) -> Signals:
+            return Signals(params, grads, state.step, jax.random.fold_in(state.key, state.step))
+
         def train(state: SparseState) -> tuple[PyTree, SparseState]:
-            updates, optimizer = inner.update(apply_masks(grads, state.masks), state.inner, params, **extra)
-            updates = trees.map_masked(_keep_zero, state.masks, updates, params)
-            optimizer = _restart(inner, optimizer, state.masks, apply_masks(params, state.masks))
+            trained, stored = algorithm.trained(state.algorithm), algorithm.stored(state.algorithm)
+            updates, optimizer = inner.update(apply_masks(grads, trained), state.inner, params, **extra)
+            updates = trees.map_masked(_where_trained, trained, updates, params, stored)
+            optimizer = _restart(inner, optimizer, trained, apply_masks(params, stored))
             return updates, state._replace(step=state.step + 1, inner=optimizer)
 
+        def observed(state: SparseState) -> SparseState:
+            return state._replace(algorithm=algorithm.observe(state.algorithm, signals_at(state, params)))
+
+        def ordinary(state: SparseState) -> tuple[PyTree, SparseState]:
+            return train(observed(state))
+
         def rewired(state: SparseState) -> tuple[PyTree, SparseState]:
+            state = observed(state)
             if algorithm.skip_step:
-                updates = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), jax.eval_shape(train, state)[0])
+                shapes = jax.eval_shape(train, state)[0]
+                updates = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), shapes)
                 trained = state._replace(step=state.step + 1)
             else:
                 updates, trained = train(state)
-            signals = Signals(
-                params=optax.apply_updates(params, updates),
-                grads=grads,
-                step=state.step,
-                key=jax.random.fold_in(state.key, state.step),
-            )
+            signals = signals_at(state, optax.apply_updates(params, updates))
             return _change_masks(inner, algorithm, signals, trained, params, updates)
 
         if rewire is None:
-            return lax.cond(algorithm.due(state.step), rewired, train, state)
-        return rewired(state) if rewire else train(state)
+            return lax.cond(algorithm.due(state.step), rewired, ordinary, state)
+        return rewired(state) if rewire else ordinary(state)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyrefly: ignore[bad-argument-type]
 
@@ -140,28 +147,33 @@ def _change_masks(
 ) -> tuple[PyTree, SparseState]:
     """Applies what the algorithm decides: masks, the values of fresh weights, and their place in the optimizer."""
     result = algorithm.update(state.algorithm, signals)
-    masks = result.state.masks
+    trained, stored = algorithm.trained(result.state), algorithm.stored(result.state)
     fresh = result.fresh
     if fresh is None:
-        fresh = jax.tree.map(lambda new, old: new & ~old, masks, state.masks)
+        fresh = jax.tree.map(lambda new, old: new & ~old, trained, algorithm.trained(state.algorithm))
 
-    def place(u: Array, p: Array, mask: Array | None, new: Array | None, value: Any) -> Array:
-        if mask is None or new is None:
+    def place(u: Array, p: Array, keep: Array | None, new: Array | None, value: Array | None) -> Array:
+        if keep is None:  # dense, or stored whole: a weight that becomes active has lived on
             return u
-        born = -p if value is None else value.astype(p.dtype) - p
-        return jnp.where(mask, jnp.where(new, born.astype(u.dtype), u), (-p).astype(u.dtype))
+        dtype = jnp.promote_types(u.dtype, p.dtype)
+        u, p = u.astype(dtype), p.astype(dtype)
+        if new is not None:
+            u = jnp.where(new, -p if value is None else value.astype(dtype) - p, u)
+        return jnp.where(keep, u, -p)
 
-    values = jax.tree.map(lambda _: None, params) if result.values is None else result.values
-    updates = jax.tree.map(place, updates, params, masks, fresh, values)
-    settled = jax.tree.map(lambda mask, new: mask & ~new, masks, fresh)
-    optimizer = _restart(inner, state.inner, settled, apply_masks(signals.params, masks))
-    return updates, state._replace(algorithm=result.state, inner=optimizer)
+    nothing = jax.tree.map(lambda _: None, params)
+    values = nothing if result.values is None else result.values
+    placed = jax.tree.map(place, updates, params, stored, fresh, values)
+    settled = trees.map_masked(lambda new, keep: keep & ~new, fresh, trained)
+    optimizer = _restart(inner, state.inner, settled, apply_masks(signals.params, stored))
+    return placed, state._replace(algorithm=result.state, inner=optimizer)
 
 
-def _keep_zero(mask: Array, update: Array, p: Array) -> Array:
+def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None) -> Array:
     # In the wider of the two types: rounding -p to a narrow update would leave a remainder.
     dtype = jnp.promote_types(update.dtype, p.dtype)
-    return jnp.where(mask, update.astype(dtype), (-p).astype(dtype))
+    still = jnp.zeros((), dtype) if stored is None else jnp.where(stored, jnp.zeros((), dtype), -p.astype(dtype))
+    return jnp.where(trained, update.astype(dtype), still)
 
 
 class _Pair(NamedTuple):

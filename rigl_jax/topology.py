@@ -8,6 +8,7 @@ representation, one counting pass a bit; counts add up over devices, so a sharde
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rigl_jax import trees
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
+from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
 
 
 def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among: Array | None = None) -> Array:
@@ -43,23 +44,65 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     [True, True, False, False]
     """
     axes = tuple(range(scores.ndim)) if axes is None else axes
-    keys, bits = _sortable(scores)
-    if among is not None:
-        keys = jnp.where(among, keys, 0)
-
-    def count(which: Array) -> Array:
-        return jnp.sum(which, axis=axes, keepdims=True, dtype=jnp.int32)
-
-    candidates = count(keys > 0)
+    keys, bits = _candidates(scores, among)
+    candidates = _count(keys > 0, axes)
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, candidates)
-
-    def narrow(i: Array, threshold: Array) -> Array:
-        trial = threshold | (jnp.uint32(1) << (jnp.uint32(bits - 1) - i.astype(jnp.uint32)))
-        return jnp.where(count(keys >= trial) >= k, trial, threshold)
-
-    threshold = lax.fori_loop(0, bits, narrow, jnp.zeros(candidates.shape, jnp.uint32))
+    threshold = _largest(bits, lambda t: _count(keys >= t, axes) >= k, candidates.shape)
     above, tied = keys > threshold, (keys == threshold) & (keys > 0)
-    return above | _first(tied, k - count(above), axes, count)
+    return above | _first(tied, k - _count(above, axes), axes)
+
+
+def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | None] | None = None) -> list[Array]:
+    """The k highest scores of several arrays together, as `select` on their concatenation, which is never made.
+
+    Args:
+      scores: float[*units] each, all of one dtype. Ties go to the earlier array, then to the lower index.
+      k: how many in all; may be traced.
+      among: bool[*units] or None for each array, the candidates. Default: all.
+
+    Returns:
+      bool[*units] for each array, with exactly min(k, candidates) True in all.
+
+    >>> [chosen.tolist() for chosen in select_jointly([jnp.array([1.0, 3.0]), jnp.array([3.0, 2.0])], 2)]
+    [[False, True], [True, False]]
+    """
+    among = [None] * len(scores) if among is None else among
+    pairs = [_candidates(s, a) for s, a in zip(scores, among, strict=True)]
+    bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
+
+    def total(which: Callable[[Array], Array]) -> Array:
+        return sum((jnp.sum(which(key), dtype=jnp.int32) for key in keys), start=jnp.zeros((), jnp.int32))
+
+    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, total(lambda key: key > 0))
+    threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, ())
+    need = k - total(lambda key: key > threshold)
+    chosen = []
+    for key in keys:
+        axes, tied = tuple(range(key.ndim)), (key == threshold) & (key > 0)
+        found = _count(tied, axes)
+        take = jnp.minimum(need, found)
+        chosen.append((key > threshold) | _first(tied, take, axes))
+        need = need - take.reshape(())
+    return chosen
+
+
+def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
+    keys, bits = _sortable(scores)
+    return (keys if among is None else jnp.where(among, keys, 0)), bits
+
+
+def _count(which: Array, axes: tuple[int, ...]) -> Array:
+    return jnp.sum(which, axis=axes, keepdims=True, dtype=jnp.int32)
+
+
+def _largest(bits: int, holds: Callable[[Array], Array], shape: Shape, passes: Any = None) -> Array:
+    """The largest number of so many bits for which `holds`, which must hold for 0 and never again after it fails."""
+
+    def narrow(i: Array, number: Array) -> Array:
+        trial = number | (jnp.uint32(1) << (jnp.uint32(bits - 1) - i.astype(jnp.uint32)))
+        return jnp.where(holds(trial), trial, number)
+
+    return lax.fori_loop(0, bits if passes is None else passes, narrow, jnp.zeros(shape, jnp.uint32))
 
 
 def _sortable(scores: Array) -> tuple[Array, int]:
@@ -77,23 +120,18 @@ def _sortable(scores: Array) -> tuple[Array, int]:
     return jnp.where(jnp.isnan(scores), jnp.uint32(1), keys), bits
 
 
-def _first(tied: Array, need: Array, axes: tuple[int, ...], count: Any) -> Array:
+def _first(tied: Array, need: Array, axes: tuple[int, ...]) -> Array:
     """The first `need` True entries of each group, in row-major order along the axes."""
-    sizes = [tied.shape[axis] for axis in axes]
-    bits = max(math.prod(sizes), 1).bit_length()
+    bits = max(math.prod(tied.shape[axis] for axis in axes), 1).bit_length()
     index, stride = jnp.zeros((1,) * tied.ndim, jnp.uint32), 1
-    for axis, size in zip(reversed(axes), reversed(sizes), strict=True):
-        shape = tuple(size if i == axis else 1 for i in range(tied.ndim))
+    for axis in sorted(axes, reverse=True):
+        shape = tuple(size if i == axis else 1 for i, size in enumerate(tied.shape))
         index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-        stride *= size
-
-    def widen(i: Array, end: Array) -> Array:
-        trial = end | (jnp.uint32(1) << (jnp.uint32(bits - 1) - i.astype(jnp.uint32)))
-        return jnp.where(count(tied & (index < trial)) <= need, trial, end)
-
+        stride *= tied.shape[axis]
     # Scores are rarely tied: without a surplus the loop makes no pass at all.
-    surplus = jnp.any(count(tied) != need)
-    end = lax.fori_loop(0, jnp.where(surplus, bits, 0), widen, jnp.zeros(need.shape, jnp.uint32))
+    surplus = jnp.any(_count(tied, axes) != need)
+    passes = jnp.where(surplus, bits, 0)
+    end = _largest(bits, lambda e: _count(tied & (index < e), axes) <= need, need.shape, passes)
     return tied & (~surplus | (index < end))
 
 
@@ -210,6 +248,38 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
         plan,
         params,
     )
+
+
+def prune_tree(plan: Plan, scores: PyTree) -> Masks:
+    """`prune` for each sparse leaf, to the counts of the plan."""
+    return trees.map_sparse(lambda leaf, s: prune(leaf.structure, s, leaf.n_active), plan, scores)
+
+
+def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_active: int = 1) -> Masks:
+    """One ranking over all sparse leaves: the best weights stay, wherever they are, and at least a few in each leaf.
+
+    Args:
+      plan: from `make_plan`. Only its leaves and its total count matter; each leaf must be one group of single weights.
+      scores: tree parallel to params, comparable between leaves.
+      n_active: how many weights stay in all; may be traced. Default: the plan's total.
+      min_active: so many of each leaf stay whatever their score, so that no layer is cut off.
+
+    Raises:
+      ValueError: a structure with several groups or with units of more than one weight: such units do not compare.
+    """
+    for leaf in plan.values():
+        if n_units(leaf) != (1, math.prod(leaf.shape)):
+            raise ValueError(
+                f"prune_jointly: leaf {leaf.name!r} must be unstructured to compete with others, "
+                f"got structure {leaf.structure.name!r}"
+            )
+    given = {name: s for name, s in trees.named_leaves(scores).items() if name in plan}
+    total = sum(leaf.n_active for leaf in plan.values()) if n_active is None else n_active
+    safe = {name: select(s, min_active) for name, s in given.items()}
+    rest = jnp.asarray(total, jnp.int32) - sum(min(min_active, s.size) for s in given.values())
+    chosen = select_jointly(list(given.values()), rest, among=[~kept for kept in safe.values()])
+    masks = {name: safe[name] | new for name, new in zip(given, chosen, strict=True)}
+    return trees.map_sparse(lambda leaf, _: masks[leaf.name], plan, scores)
 
 
 def drop_and_grow(

@@ -63,6 +63,27 @@ def test_groups_have_their_own_k():
     assert np.asarray(columns).astype(int).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
+@hypothesis.given(st.integers(0, 1000), st.integers(-1, 25))
+def test_joint_selection_is_selection_of_the_concatenation(seed, k):
+    rng = np.random.default_rng(seed)
+    parts = [rng.integers(0, 4, shape).astype(np.float32) for shape in ((3, 4), (5,), (2, 3))]
+    among = [rng.random(p.shape) < 0.7 for p in parts]
+    chosen = JOINTLY(parts, k, among=among)
+    flat = oracles.top(np.concatenate([p.ravel() for p in parts]), k, np.concatenate([a.ravel() for a in among]))
+    np.testing.assert_array_equal(np.concatenate([np.ravel(c) for c in chosen]), flat)
+
+
+JOINTLY = jax.jit(topology.select_jointly)
+
+
+def test_pruning_jointly_keeps_something_of_every_layer():
+    params = {"a": jnp.full((4, 5), 10.0), "b": jnp.full((3, 3), 1.0), "bias": jnp.ones(5)}
+    plan = rx.make_plan(params, 0.6, rx.uniform)
+    masks = topology.prune_jointly(plan, params, 12, min_active=2)
+    assert {name: int(masks[name].sum()) for name in ("a", "b")} == {"a": 10, "b": 2}
+    assert masks["bias"] is None
+
+
 def test_select_traces_once_for_every_k():
     select = jax.jit(chex.assert_max_traces(topology.select, 1))
     for k in range(5):
