@@ -46,7 +46,7 @@ def _smoke(config: ConfigDict) -> None:
     config.method.stop = 4
     config.dataset.image_size = 32
     config.dataset.workers = 0
-    config.model.stage_sizes = (1, 1)
+    config.model.stage_sizes = (1,)
     config.model.num_filters = 4
     config.schedule.warmup = 1
     config.schedule.boundaries = (2, 3)

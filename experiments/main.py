@@ -59,11 +59,12 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
     for name in ("config", "workdir"):
         if values[name].value is None:
             raise ValueError(f"main: --{name} is missing; python -m experiments.main --help shows how")
-    file = Path(values["config"].config_filename.split(":")[0])
+    flag: Any = values["config"]
+    file = Path(flag.config_filename.split(":")[0])
     if not file.exists():
         there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "common"))
         raise ValueError(f"main: there is no config file {file}" + (f"; there are {there}" if there else ""))
-    return values["config"].value, Path(values["workdir"].value)
+    return values["config"].value, Path(str(values["workdir"].value))
 
 
 def _unknown(flag: str, known: Sequence[str]) -> ValueError:

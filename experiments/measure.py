@@ -99,7 +99,7 @@ def shapes(masks: Masks | None) -> dict[str, tuple[int, ...]]:
 def first_layer(apply: Callable[..., Any], params: PyTree, image: Any, sparse: Collection[str]) -> str:
     """The name of the sparse leaf that the model multiplies with first, as its trace has it (trees sort by name)."""
     products = flops(apply, params, image).products
-    return next((p.name for p in products if p.name in sparse), min(sparse))
+    return next((p.name for p in products if p.name is not None and p.name in sparse), min(sparse))
 
 
 def cost(

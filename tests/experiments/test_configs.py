@@ -96,7 +96,7 @@ def test_uniform_keeps_the_first_convolution_dense():
         "conv1": {"kernel": jax.ShapeDtypeStruct((7, 7, 3, 8), "float32")},
         "logits": {"kernel": jax.ShapeDtypeStruct((20, 10), "float32"), "bias": jax.ShapeDtypeStruct((10,), "float32")},
     }
-    assert list(build.trees.planned(build.plan(build.check(config), shapes))) == ["logits/kernel"]
+    assert list(build.plan(build.check(config), shapes)) == ["logits/kernel"]
 
 
 def changed(**values):

@@ -8,6 +8,8 @@ import pytest
 from experiments import launch, main
 from experiments.studies import fashion_mnist
 
+# ml_collections reads config files in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SMOKE = "configs/digits_mlp.py:smoke"
 
 
