@@ -11,6 +11,7 @@ from jax import lax
 
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Signals
+from rigl_jax.resting import rests
 
 
 class SparseState(NamedTuple):
@@ -59,11 +60,13 @@ def sparsify(
         every host and replica. It is copied, so a donated train state does not take the caller's key along.
 
     Returns:
-      A transformation. `update(grads, state, params, rewire=None, **extra)` needs params. `rewire=None` decides
-      inside the compiled program (`lax.cond` on `algorithm.due(state.step)`); a Python bool decides outside, so that
-      a training loop can compile two steps, without a conditional, and choose by `algorithm.due(step)`. Both give the
-      same result. Further keywords go to `inner`. `update` in `vmap` turns the conditional into a select: pass a bool
-      there.
+      A transformation. `update(grads, state, params, rewire=None, **extra)` needs params; further keywords go to
+      `inner`. `rewire=None` decides inside the compiled program (`lax.cond` on `algorithm.due(state.step)`). A Python
+      bool decides outside, so that a training loop can compile two steps without a conditional and choose by
+      `algorithm.due(step)`. Both give the same result. Prefer the second where steps are short and the state is
+      donated: XLA on CPU copies donated buffers around a conditional. Under `vmap` a conditional becomes a select
+        that rewires on every step:
+      pass a bool there.
 
     Raises:
       ValueError: params missing, or not those of the plan; gradients not parallel to params; a `sparsify` inside.
@@ -103,36 +106,36 @@ def sparsify(
         grads = updates  # optax's name for what comes in
         _check_parallel(grads, params)
 
-        def signals_at(state: SparseState, params: PyTree) -> Signals:
-            return Signals(params, grads, state.step, jax.random.fold_in(state.key, state.step))
+        key = jax.random.fold_in(state.key, state.step)
+        seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, key))
 
-        def train(state: SparseState) -> tuple[PyTree, SparseState]:
-            trained, stored = algorithm.trained(state.algorithm), algorithm.stored(state.algorithm)
+        def train() -> tuple[PyTree, PyTree]:
+            trained, stored = algorithm.trained(seen), algorithm.stored(seen)
             updates, optimizer = inner.update(apply_masks(grads, trained), state.inner, params, **extra)
             updates = trees.map_masked(_where_trained, trained, updates, params, stored)
-            optimizer = _restart(inner, optimizer, trained, apply_masks(params, stored))
-            return updates, state._replace(step=state.step + 1, inner=optimizer)
+            if not rests(inner, params, **extra):
+                optimizer = _restart(inner, optimizer, trained, apply_masks(params, stored))
+            return updates, optimizer
 
-        def observed(state: SparseState) -> SparseState:
-            return state._replace(algorithm=algorithm.observe(state.algorithm, signals_at(state, params)))
+        def hold() -> tuple[PyTree, PyTree]:
+            shapes, _ = jax.eval_shape(train)
+            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), shapes), state.inner
 
-        def ordinary(state: SparseState) -> tuple[PyTree, SparseState]:
-            return train(observed(state))
+        def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
+            signals = Signals(optax.apply_updates(params, updates), grads, state.step, key)
+            return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer)
 
-        def rewired(state: SparseState) -> tuple[PyTree, SparseState]:
-            state = observed(state)
-            if algorithm.skip_step:
-                shapes = jax.eval_shape(train, state)[0]
-                updates = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), shapes)
-                trained = state._replace(step=state.step + 1)
-            else:
-                updates, trained = train(state)
-            signals = signals_at(state, optax.apply_updates(params, updates))
-            return _change_masks(inner, algorithm, signals, trained, params, updates)
+        def rewired() -> tuple[Any, PyTree, PyTree]:
+            return change(*(hold() if algorithm.skip_step else train()))
+
+        def ordinary() -> tuple[Any, PyTree, PyTree]:
+            return seen, *train()
 
         if rewire is None:
-            return lax.cond(algorithm.due(state.step), rewired, ordinary, state)
-        return rewired(state) if rewire else ordinary(state)
+            after, updates, optimizer = lax.cond(algorithm.due(state.step), rewired, ordinary)
+        else:
+            after, updates, optimizer = rewired() if rewire else ordinary()
+        return updates, SparseState(state.step + 1, state.key, after, optimizer)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyrefly: ignore[bad-argument-type]
 
@@ -141,16 +144,17 @@ def _change_masks(
     inner: optax.GradientTransformation,
     algorithm: Algorithm,
     signals: Signals,
-    state: SparseState,
+    state: Any,
     params: PyTree,
     updates: PyTree,
-) -> tuple[PyTree, SparseState]:
+    optimizer: PyTree,
+) -> tuple[Any, PyTree, PyTree]:
     """Applies what the algorithm decides: masks, the values of fresh weights, and their place in the optimizer."""
-    result = algorithm.update(state.algorithm, signals)
+    result = algorithm.update(state, signals)
     trained, stored = algorithm.trained(result.state), algorithm.stored(result.state)
     fresh = result.fresh
     if fresh is None:
-        fresh = jax.tree.map(lambda new, old: new & ~old, trained, algorithm.trained(state.algorithm))
+        fresh = jax.tree.map(lambda new, old: new & ~old, trained, algorithm.trained(state))
 
     def place(u: Array, p: Array, keep: Array | None, new: Array | None, value: Array | None) -> Array:
         if keep is None:  # dense, or stored whole: a weight that becomes active has lived on
@@ -165,8 +169,7 @@ def _change_masks(
     values = nothing if result.values is None else result.values
     placed = jax.tree.map(place, updates, params, stored, fresh, values)
     settled = trees.map_masked(lambda new, keep: keep & ~new, fresh, trained)
-    optimizer = _restart(inner, state.inner, settled, apply_masks(signals.params, stored))
-    return placed, state._replace(algorithm=result.state, inner=optimizer)
+    return result.state, placed, _restart(inner, optimizer, settled, apply_masks(signals.params, stored))
 
 
 def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None) -> Array:

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
+from rigl_jax.resting import rests
 
 
 def problem():
@@ -151,6 +152,19 @@ def run(rewire, skip_step, steps=9):
 @pytest.mark.parametrize("skip_step", [True, False])
 def test_static_branch_equals_in_graph_branch(skip_step):
     chex.assert_trees_all_equal(run(None, skip_step), run("static", skip_step))
+
+
+RESTING = {
+    name: name not in ("adagrad", "adabelief", "adafactor", "adafactor_factored", "sophia", "noise")
+    for name in OPTIMIZERS
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_which_optimizers_leave_a_pruned_weight_alone(name):
+    """Sophia averages an estimate of its own, which only masks make zero; the others that do not rest add something."""
+    extra = {"obj_fn": half_square} if name == "sophia" else {}
+    assert rests(optax.with_extra_args_support(OPTIMIZERS[name]()), problem(), **extra) == RESTING[name]
 
 
 def test_scan_equals_loop():

@@ -1,0 +1,1 @@
+"""Measurements, each with its committed record under `experiments/records/benchmarks/`. Not tests: nothing here can fail."""

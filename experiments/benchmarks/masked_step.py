@@ -1,0 +1,129 @@
+"""What masks cost: a masked optax step beside the plain one, and one rewiring.
+
+    python -m experiments.benchmarks.masked_step [--quick]
+
+The whole training step is timed (gradient, update, apply), with the state donated, dense and sparse in turns. `static` is
+the step that a trainer takes when it decides outside (`rewire=False`), `cond` decides in the graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import rigl_jax as rx
+from experiments.benchmarks import timing
+from experiments.models import MODELS
+
+OPTIMIZERS = {"sgdm": lambda: optax.sgd(0.01, momentum=0.9), "adam": lambda: optax.adam(1e-3)}
+TASKS: list[tuple[str, dict[str, Any], tuple[int, ...], int]] = [
+    *(
+        ("mlp", {"features": (width, width, width)}, (28, 28, 1), batch)
+        for width in (512, 1024, 2048)
+        for batch in (128, 512)
+    ),
+    ("lenet5", {}, (28, 28, 1), 128),
+    ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.0}, (32, 32, 3), 64),
+]
+
+
+def training_step(model: Any, tx: Any, batch_stats: Any, **static: Any) -> Callable[..., Any]:
+    """The jitted step with a donated state."""
+
+    def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, _ = model.apply(variables, image, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(carry: Any, image: jax.Array, label: jax.Array) -> Any:
+        params, state = carry
+        grads = jax.grad(loss)(params, image, label)
+        updates, state = tx.update(grads, state, params, **static)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def contender(step: Callable[..., Any], carry: Any, *batch: Any) -> Callable[[], Any]:
+    """A call that feeds the donated state back in."""
+    held = [carry]
+
+    def call() -> Any:
+        held[0] = step(held[0], *batch)
+        return held[0]
+
+    return call
+
+
+def steps(
+    name: str, options: dict[str, Any], shape: tuple[int, ...], batch: int, optimizer: str, rounds: int
+) -> dict[str, Any]:
+    """One row: the ratios of the masked steps to the plain one."""
+    model = MODELS[name](10, **options)
+    image = jax.random.normal(jax.random.key(0), (batch, *shape))
+    label = jnp.arange(batch) % 10
+    variables = model.init(jax.random.key(1), image[:1], train=False)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    inner = OPTIMIZERS[optimizer]()
+    tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.9), period=1_000_000, start=1), key=jax.random.key(2))
+    state = tx.init(params)
+
+    def fresh() -> Any:
+        return jax.tree.map(jnp.copy, (rx.apply_masks(params, state.masks), state))
+
+    plain = optax.with_extra_args_support(inner)
+    calls = {
+        "dense": contender(
+            training_step(model, plain, stats), jax.tree.map(jnp.copy, (params, inner.init(params))), image, label
+        ),
+        "static": contender(training_step(model, tx, stats, rewire=False), fresh(), image, label),
+        "cond": contender(training_step(model, tx, stats), fresh(), image, label),
+    }
+    seconds = timing.interleave(calls, rounds=rounds)
+    return {
+        "model": name,
+        "options": options,
+        "batch": batch,
+        "optimizer": optimizer,
+        "dense_ms": timing.milliseconds(seconds["dense"]),
+        "static_ratio": round(timing.ratio(seconds["static"], seconds["dense"]), 3),
+        "cond_ratio": round(timing.ratio(seconds["cond"], seconds["dense"]), 3),
+    }
+
+
+def main() -> None:
+    """Measures, prints a table and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds, no record")
+    arguments = parser.parse_args()
+    rounds = 8 if arguments.quick else 40
+    rows = [steps(*task, optimizer, rounds) for task in TASKS for optimizer in OPTIMIZERS]
+    table = Table("model", "batch", "optimizer", "dense ms", "static", "cond")
+    for row in rows:
+        label = f"{row['model']} {row['options'].get('features', [''])[0]}"
+        table.add_row(
+            label,
+            str(row["batch"]),
+            row["optimizer"],
+            str(row["dense_ms"]),
+            f"{row['static_ratio']:.3f}",
+            f"{row['cond_ratio']:.3f}",
+        )
+    Console().print(table)
+    if not arguments.quick:
+        timing.write(
+            "masked_step", rows, what="masked step / plain optax step, median of ratios, state donated", rounds=rounds
+        )
+
+
+if __name__ == "__main__":
+    main()
