@@ -30,12 +30,12 @@ def get_config(steps: int = 1000) -> ConfigDict:
     config.schedule = ConfigDict({"name": "cosine", "peak": 0.1, "warmup": 0, "steps": config.get_ref("steps")})
     config.label_smoothing = 0.0
 
-    config.method = ConfigDict({"name": "rigl", "period": 100, "fraction": 0.3})  # or dense, static, set
+    config.method = ConfigDict({"name": "rigl", "period": 100, "fraction": 0.3})  # or dense, static, set, ...
     config.method.stop = config.get_ref("steps") * 3 // 4  # the last rewiring
     config.sparsity = 0.9  # fraction of zeros over all sparse leaves
     config.distribution = ConfigDict({"name": "erk"})  # or uniform, erdos_renyi
-    # Pairs (regular expression on "layer/kernel", "unstructured" or "dense"); the first match wins and every leaf
-    # needs one. Empty: all kernels are sparse.
+    # (regular expression on "layer/kernel", structure, its numbers), as (".*/kernel", "block", 4, 1); "dense" leaves a
+    # layer out. The first match wins and every leaf needs one. Empty: all kernels are sparse, unstructured.
     config.rules = ()
 
     config.log_every = 50  # steps between train lines

@@ -118,7 +118,14 @@ DISTRIBUTIONS: dict[str, Callable[..., dict[str, float]]] = {
     "erdos_renyi": rx.erdos_renyi,
     "uniform": rx.uniform,
 }
-STRUCTURES: dict[str, Callable[[], Any]] = {"unstructured": structures.unstructured, "dense": lambda: None}
+STRUCTURES: dict[str, Callable[..., Any]] = {
+    "dense": lambda: None,
+    "unstructured": structures.unstructured,
+    "block": structures.block,
+    "n_of_m": structures.n_of_m,
+    "fan_in": structures.fan_in,
+    "channel": structures.channel,
+}
 
 
 # --- names, options, keys ----------------------------------------------------------------------------------------
@@ -276,14 +283,22 @@ def optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
-    """`config.rules`, pairs of a regular expression and a structure's name (or "dense"); None where there are none."""
+    """`config.rules`: a regular expression, a structure's name (or "dense") and its numbers, as in
+    `(".*/kernel", "block", 4, 1)`; None where there are none.
+    """
     found = []
     for i, rule in enumerate(config["rules"]):
-        if not (isinstance(rule, (list, tuple)) and len(rule) == 2 and all(isinstance(r, str) for r in rule)):
-            raise ValueError(f"config.rules[{i}]: expected a pair (regular expression, structure), got {rule!r}")
-        if rule[1] not in STRUCTURES:
-            raise unknown(f"config.rules[{i}]", "structure", rule[1], list(STRUCTURES))
-        found.append((rule[0], STRUCTURES[rule[1]]()))
+        if not (isinstance(rule, (list, tuple)) and len(rule) >= 2 and all(isinstance(r, str) for r in rule[:2])):
+            raise ValueError(
+                f"config.rules[{i}]: expected (regular expression, structure, its numbers ...), got {rule!r}"
+            )
+        pattern, name, *numbers = rule
+        if name not in STRUCTURES:
+            raise unknown(f"config.rules[{i}]", "structure", name, list(STRUCTURES))
+        try:
+            found.append((pattern, STRUCTURES[name](*numbers)))
+        except TypeError as error:
+            raise ValueError(f"config.rules[{i}]: {name} does not take {numbers}: {error}") from None
     return tuple(found) or None
 
 

@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar, steps done.
-      params: the weights; pruned ones are exactly 0.
+      params: the weights; those that the method does not store are exactly 0.
       batch_stats: running statistics of batch normalisation, {} without.
       opt_state: `rx.SparseState`, or the bare optax state of a dense run.
       key: typed key for dropout, never advanced: each step folds its number in.
@@ -114,7 +114,7 @@ def init(task: Task) -> TrainState:
     opt_state: Any = task.tx.init(params)
     explored = None
     if task.algorithm is not None:
-        params = rx.apply_masks(params, opt_state.masks)
+        params = rx.apply_masks(params, task.algorithm.stored(opt_state.algorithm))
         explored = jax.tree.map(jnp.copy, opt_state.masks)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -136,6 +136,13 @@ def masks(state: TrainState) -> Masks | None:
     return None if state.explored is None else state.opt_state.masks
 
 
+def weights(task: Task, state: TrainState, params: PyTree) -> PyTree:
+    """The weights of the network: the params, masked where the method keeps weights alive behind its masks."""
+    if task.algorithm is None or not task.algorithm.latent:
+        return params
+    return rx.straight_through(params, state.opt_state.masks)
+
+
 def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
     """Softmax cross-entropy of each example, `float32[batch]`, in nats.
 
@@ -153,7 +160,7 @@ def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> 
 
     def loss_of(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
         logits, mutated = task.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": weights(task, state, params), "batch_stats": state.batch_stats},
             batch["image"],
             train=True,
             mutable=["batch_stats"],
@@ -182,7 +189,7 @@ def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> 
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> Array:
     """`float32[3]`: sums of loss, right answers and weights over a test batch."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = {"params": weights(task, state, state.params), "batch_stats": state.batch_stats}
     logits: Any = task.model.apply(variables, batch["image"], train=False)
     right = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
     weight = batch["weight"].astype(jnp.float32)

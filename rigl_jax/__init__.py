@@ -1,10 +1,37 @@
 """Sparse training for JAX: RigL and its family as pure functions and an optax transformation."""
 
-from rigl_jax import algorithms, base, schedules, scores, structures, topology, trees, values
-from rigl_jax.algorithms import ALGORITHMS, rigl, set_, static
+from rigl_jax import algorithms, base, gates, optimizers, schedules, scores, structures, topology, trees, values
+from rigl_jax.algorithms import (
+    ALGORITHMS,
+    ac_dc,
+    deep_r,
+    dnw,
+    dsr,
+    exploration_penalty,
+    explored,
+    gmp,
+    granet,
+    grasp,
+    itop,
+    langevin,
+    mest,
+    rigl,
+    rigl_inverted,
+    set_,
+    snfs,
+    snip,
+    srigl,
+    static,
+    ste,
+    synflow,
+    top_kast,
+)
 from rigl_jax.base import Algorithm, Leaf, Rewired, Signals, Structure
 from rigl_jax.distributions import describe, erdos_renyi, erk, make_plan, uniform
 from rigl_jax.flops import Flops, Product, flops, micronet_bits, micronet_flops, training_cost
+from rigl_jax.growth import accumulate_growth
+from rigl_jax.initial import rescale_init
+from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
 from rigl_jax.sparsify import (
     SparseState,
     apply_masks,
@@ -13,7 +40,7 @@ from rigl_jax.sparsify import (
     sparsity,
     straight_through,
 )
-from rigl_jax.structures import unstructured
+from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
 
 __all__ = [
     "ALGORITHMS",
@@ -25,30 +52,61 @@ __all__ = [
     "Signals",
     "SparseState",
     "Structure",
+    "ac_dc",
+    "accumulate_growth",
     "algorithms",
     "apply_masks",
     "base",
+    "block",
+    "channel",
     "check_masked",
+    "deep_r",
     "describe",
+    "dnw",
+    "dsr",
     "erdos_renyi",
     "erk",
+    "exploration_penalty",
+    "explored",
+    "fan_in",
     "flops",
+    "gates",
+    "gmp",
+    "granet",
+    "grasp",
+    "itop",
+    "langevin",
     "make_plan",
+    "mest",
     "micronet_bits",
     "micronet_flops",
+    "n_of_m",
+    "optimizers",
+    "per_weight_adam",
+    "replace_masks",
+    "rescale_init",
     "rigl",
+    "rigl_inverted",
     "schedules",
     "scores",
     "set_",
+    "snfs",
+    "snip",
+    "sparse_average",
     "sparsify",
     "sparsity",
+    "srigl",
     "static",
+    "ste",
     "straight_through",
     "structures",
+    "synflow",
+    "top_kast",
     "topology",
     "training_cost",
     "trees",
     "uniform",
     "unstructured",
     "values",
+    "with_masters",
 ]

@@ -134,3 +134,8 @@ class Algorithm(NamedTuple):
     stored: Callable[[Any], Masks] = _masks
     trained: Callable[[Any], Masks] = _masks
     observe: Callable[[Any, Signals], Any] = _ignore
+
+    @property
+    def latent(self) -> bool:
+        """Whether weights live on behind the mask, so that the network's weights are not the params."""
+        return self.stored is not _masks

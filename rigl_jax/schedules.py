@@ -102,3 +102,51 @@ def cosine(fraction: float, stop: int | None) -> optax.Schedule:
 def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Schedule:
     """Drop fraction `fraction * (1 - step / stop) ** power` (appendix G of the paper), 0 from `stop` on."""
     return optax.polynomial_schedule(fraction, 0.0, power, stop)
+
+
+def cubic(initial: float, final: float, start: int, stop: int) -> optax.Schedule:
+    """Sparsity of gradual pruning (Zhu & Gupta 2017): `final + (initial - final) * (1 - p) ** 3`.
+
+    p runs from 0 at `start` to 1 at `stop`, and stays there on both sides. Both ends are exact. Peers let p run from
+    (step + 1) or never evaluate p = 1, and so end short of the target.
+
+    Raises:
+      ValueError: for a stop that is not after the start.
+
+    >>> [round(float(cubic(0.0, 0.8, 100, 200)(step)), 6) for step in (0, 100, 150, 200, 300)]
+    [0.0, 0.0, 0.7, 0.8, 0.8]
+    """
+    if stop <= start:
+        raise ValueError(f"cubic: stop must be after start={start}, got {stop}")
+
+    def schedule(step: Any) -> Any:
+        share = jnp.clip((stop - step) / (stop - start), 0, 1) ** 3
+        # Compiled, a division by a constant is a product with its rounded inverse: the ends would be off by a bit.
+        between = initial * share + final * (1 - share)
+        return jnp.where(step >= stop, final, jnp.where(step <= start, initial, between))
+
+    return schedule
+
+
+def stretch(schedule: optax.Schedule, factor: float) -> optax.Schedule:
+    """The schedule slowed down: what it did at `step` it now does at `factor * step`.
+
+    For RigL_Mx, training M times longer, stretch what has anchors in time, which is the learning rate and the last
+    rewiring, but not the period, so that M times as many topologies are tried:
+    `rigl(plan, period=100, stop=M * 25_000)` with `optax.sgd(stretch(learning_rate, M))`. A drop fraction given as a
+    number follows `stop` by itself; one given as a schedule is stretched like the learning rate.
+
+    >>> warmed = stretch(optax.linear_schedule(0.0, 1.0, 10), 5)
+    >>> [float(warmed(step)) for step in (0, 25, 50)]
+    [0.0, 0.5, 1.0]
+    """
+    if not factor > 0:
+        raise ValueError(f"stretch: factor must be above 0, got {factor}")
+
+    def slow(step: Any) -> Any:
+        position = step / factor
+        whole = jnp.round(position)
+        # Compiled, the division is a product with a rounded inverse, and an anchor could come a step late.
+        return schedule(jnp.where(whole * factor == step, whole, position))
+
+    return slow

@@ -6,11 +6,13 @@ A score sees weights one by one; the structure pools it over units. A NaN score 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from rigl_jax import trees
-from rigl_jax.base import PyTree, Score, Signals
+from rigl_jax.base import Array, PyTree, Score, Signals
 
 
 def magnitude(signals: Signals) -> PyTree:
@@ -45,3 +47,43 @@ def noisy(score: Score, scale: float) -> Score:
         )
 
     return noised
+
+
+def snip(signals: Signals) -> PyTree:
+    """|g w|: how fast the loss changes as a weight is scaled away (Lee et al. 2019, eq. 6, without the normalisation).
+
+    It is |dL/dc| at c = 1 for the loss L(c w). Unlike |w| it does not change when a ReLU unit's inputs are scaled up
+    and its outputs down. Dividing by the sum over all weights, as the paper does, changes no ranking.
+    """
+    return jax.tree.map(lambda g, p: jnp.abs(g * p), signals.grads, signals.params)
+
+
+def taylor(signals: Signals) -> PyTree:
+    """(g w)^2: the squared first-order change of the loss when a weight is set to 0 (Molchanov et al. 2019, eq. 8).
+
+    Ranks single weights as `snip` does. They differ in what a structure pools over a unit: the sum of the squares here,
+    the sum of the magnitudes there.
+    """
+    return jax.tree.map(lambda g, p: jnp.square(g * p), signals.grads, signals.params)
+
+
+def gradient_flow(loss: Callable[[PyTree], Array]) -> Score:
+    """W (H g): how much of the squared gradient norm would go with a weight (Wang et al. 2020, eq. 8).
+
+    To first order, setting w to 0 changes |g|^2 by -2 w (H g): the paper removes the largest -w (H g). One
+    forward-over-reverse pass, about the cost of two gradients; `signals.grads` is not read.
+
+    Args:
+      loss: `params -> scalar`, twice differentiable.
+
+    >>> score = gradient_flow(lambda p: 2 * p["w"].sum() ** 2 / 2)  # g = 2 w, H = 2
+    >>> score(Signals({"w": jnp.array([3.0])}, None, 0, jax.random.key(0)))["w"].tolist()
+    [36.0]
+    """
+
+    def score(signals: Signals) -> PyTree:
+        slope = jax.grad(loss)
+        _, curved = jax.jvp(slope, (signals.params,), (slope(signals.params),))
+        return jax.tree.map(jnp.multiply, signals.params, curved)
+
+    return score

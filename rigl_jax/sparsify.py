@@ -69,7 +69,8 @@ def sparsify(
       pass a bool there.
 
     Raises:
-      ValueError: params missing, or not those of the plan; gradients not parallel to params; a `sparsify` inside.
+      ValueError: params missing, or not those of the plan; gradients not parallel to params; a `sparsify` inside; an
+        optimizer that keeps state which cannot be reset for single weights (L-BFGS, SM3).
 
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.ones((4, 4))}
@@ -91,6 +92,7 @@ def sparsify(
         optimizer = inner.init(apply_masks(params, state.masks))
         if _contains_sparse_state(optimizer):
             raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
+        _check_restartable(inner, optimizer, params)
         return SparseState(jnp.zeros((), jnp.int32), later, state, optimizer)
 
     def update(
@@ -169,7 +171,7 @@ def _change_masks(
     values = nothing if result.values is None else result.values
     placed = jax.tree.map(place, updates, params, stored, fresh, values)
     settled = trees.map_masked(lambda new, keep: keep & ~new, fresh, trained)
-    return result.state, placed, _restart(inner, optimizer, settled, apply_masks(signals.params, stored))
+    return result.state, placed, _restart(inner, optimizer, settled, optax.apply_updates(params, placed))
 
 
 def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None) -> Array:
@@ -279,6 +281,32 @@ def _own_key(key: Array) -> Array:
 def _contains_sparse_state(state: PyTree) -> bool:
     is_sparse = lambda x: isinstance(x, SparseState)  # noqa: E731
     return any(is_sparse(x) for x in jax.tree.leaves(state, is_leaf=is_sparse))
+
+
+def _check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, params: PyTree) -> None:
+    """Refuses an optimizer in which what belongs to a single weight cannot be told or reset."""
+
+    def one(value: Any, name: str, p: Any) -> Any:
+        shape = jnp.shape(p)
+        if not isinstance(value, optax.MaskedNode) and len(jnp.shape(value)) > len(shape) > 0:
+            raise ValueError(
+                f"sparsify: the inner optimizer keeps an array of shape {jnp.shape(value)} for leaf {name!r} of shape "
+                f"{shape}, in which a single weight has no place of its own to start anew (as in L-BFGS and GaLore)"
+            )
+        return value
+
+    try:
+        optax.tree.map_params(
+            inner.init, one, optimizer, trees.names(params), params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+        )
+    except Exception as error:  # whatever its init does with a placeholder for the params
+        if str(error).startswith("sparsify:"):
+            raise
+        raise ValueError(
+            "sparsify: what the inner optimizer keeps for a single weight cannot be told apart from the rest of its "
+            "state (as in SM3 and line searches), so pruned weights cannot be reset in it: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _check_parallel(grads: PyTree, params: PyTree) -> None:

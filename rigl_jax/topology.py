@@ -8,7 +8,7 @@ representation, one counting pass a bit; counts add up over devices, so a sharde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jax import lax
 
 from rigl_jax import trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
+from rigl_jax.quotas import redistribute as redistribute
 
 
 def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among: Array | None = None) -> Array:
@@ -220,13 +221,13 @@ def n_units(leaf: Leaf) -> tuple[int, int]:
     return math.prod(units) // in_group, in_group
 
 
-def count(fraction: Any, n: int) -> Array:
-    """How many of `n` units a fraction moves: floor(fraction * n) in float32, at most n.
+def count(fraction: Any, n: Any) -> Array:
+    """How many of `n` units a fraction moves: floor(fraction * n) in float32, from 0 to n.
 
     This is the authors' rule. Above 2^24 units the product is right to one part in 2^24; the number of active
     units does not depend on it, because as many are grown as were dropped.
     """
-    return jnp.minimum(jnp.floor(jnp.asarray(fraction, jnp.float32) * n).astype(jnp.int32), n)
+    return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * n).astype(jnp.int32), 0, n)
 
 
 def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
@@ -307,12 +308,33 @@ def drop_and_grow(
         n_drop = count(fraction, groups * leaf.n_active)
         return rewire(leaf.structure, mask, drop, grow, n_drop, regrow_dropped=regrow_dropped)
 
-    rewirings = trees.map_sparse(one, plan, masks, drop, grow)
+    return _masks_and_kept(trees.map_sparse(one, plan, masks, drop, grow))
+
+
+def rewire_tree(
+    plan: Plan,
+    masks: Masks,
+    drop: PyTree,
+    grow: PyTree,
+    n_drop: Mapping[str, Any],
+    n_active: Mapping[str, Any] | None = None,
+    *,
+    regrow_dropped: bool = True,
+) -> tuple[Masks, Masks]:
+    """`rewire` for each sparse leaf, with counts by name; a name that `n_active` lacks keeps its count."""
+    n_active = n_active or {}
+
+    def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
+        n, after = n_drop[leaf.name], n_active.get(leaf.name)
+        return rewire(leaf.structure, mask, drop, grow, n, after, regrow_dropped=regrow_dropped)
+
+    return _masks_and_kept(trees.map_sparse(one, plan, masks, drop, grow))
+
+
+def _masks_and_kept(rewirings: PyTree) -> tuple[Masks, Masks]:
     is_one = lambda x: isinstance(x, Rewiring)  # noqa: E731
-    return (
-        jax.tree.map(lambda r: r.mask, rewirings, is_leaf=is_one),
-        jax.tree.map(lambda r: r.kept, rewirings, is_leaf=is_one),
-    )
+    masks = jax.tree.map(lambda r: r.mask, rewirings, is_leaf=is_one)
+    return masks, jax.tree.map(lambda r: r.kept, rewirings, is_leaf=is_one)
 
 
 def check_fit(plan: Plan, params: PyTree) -> None:

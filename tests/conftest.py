@@ -6,12 +6,13 @@ import os
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-import matplotlib  # noqa: E402
+import hypothesis
+import jax
+import matplotlib
 
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")

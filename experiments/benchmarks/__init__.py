@@ -1,1 +1,3 @@
-"""Measurements, each with its committed record under `experiments/records/benchmarks/`. Not tests: nothing here can fail."""
+"""Measurements, each with its committed record under `experiments/records/benchmarks/`. Not tests: nothing here can
+fail.
+"""

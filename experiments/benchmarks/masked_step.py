@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.masked_step [--quick]
 
-The whole training step is timed (gradient, update, apply), with the state donated, dense and sparse in turns. `static` is
-the step that a trainer takes when it decides outside (`rewire=False`), `cond` decides in the graph.
+The whole training step is timed (gradient, update, apply), with the state donated, dense and sparse in turns.
+`static` is the step that a trainer takes when it decides outside (`rewire=False`), `cond` decides in the graph.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def steps(
     params, stats = variables["params"], variables.get("batch_stats", {})
     inner = OPTIMIZERS[optimizer]()
     tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.9), period=1_000_000, start=1), key=jax.random.key(2))
-    state = tx.init(params)
+    state: Any = tx.init(params)
 
     def fresh() -> Any:
         return jax.tree.map(jnp.copy, (rx.apply_masks(params, state.masks), state))

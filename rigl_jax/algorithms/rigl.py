@@ -1,15 +1,17 @@
-"""RigL and SET: drop the smallest weights, grow by gradient or at random."""
+"""RigL, its control, and SET: drop the smallest weights, grow by gradient or at random."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology
+from rigl_jax import schedules, scores, topology, trees
+from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.static import MaskState
-from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
 
 
 def rigl(
@@ -27,6 +29,7 @@ def rigl(
     grow_values: Score | None = None,
     drop: Score = scores.magnitude,
     grow: Score = scores.gradient,
+    two_sided: bool = False,
 ) -> Algorithm:
     """RigL (Evci et al. 2020, Algorithm 1): every `period` steps drop the smallest |w|, grow the largest |dense
     gradient|.
@@ -60,13 +63,15 @@ def rigl(
         the paper.
       drop: the score whose lowest active weights are dropped. `scores.noisy(scores.magnitude, 1e-5)` is the authors'.
       grow: the score whose highest inactive weights are grown.
+      two_sided: drop as the original SET does, the fraction of the smallest positive and, apart from it, of the largest
+        negative weights, by floor each; `drop` is then not read. A weight of 0 counts as positive.
 
     >>> import rigl_jax as rx
     >>> algorithm = rigl(rx.make_plan({"w": jax.ShapeDtypeStruct((8, 8), "float32")}, 0.5), period=100, stop=300)
     >>> [step for step in range(1000) if algorithm.due(step)]
     [0, 100, 200, 300]
     """
-    fraction_at = _fraction("rigl", fraction, start, stop)
+    fraction_at = fraction_schedule("rigl", fraction, start, stop)
     due, clock = schedules.every(period, start=start, stop=stop, include_stop=include_stop), lambda step: step
     if not count_skipped:
         if not skip_step:
@@ -77,14 +82,16 @@ def rigl(
         return MaskState(topology.random_masks(plan, key, params))
 
     def update(state: MaskState, signals: Signals) -> Rewired:
-        masks, kept = topology.drop_and_grow(
-            plan,
-            state.masks,
-            drop(signals),
-            grow(signals),
-            fraction_at(clock(signals.step)),
-            regrow_dropped=regrow_dropped,
-        )
+        share = fraction_at(clock(signals.step))
+        if two_sided:
+            dropped, n_drop = _both_sides(plan, state.masks, signals.params, share)
+            masks, kept = topology.rewire_tree(
+                plan, state.masks, dropped, grow(signals), n_drop, regrow_dropped=regrow_dropped
+            )
+        else:
+            masks, kept = topology.drop_and_grow(
+                plan, state.masks, drop(signals), grow(signals), share, regrow_dropped=regrow_dropped
+            )
         fresh = None if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
         return Rewired(MaskState(masks), fresh, None if grow_values is None else grow_values(signals))
 
@@ -104,9 +111,10 @@ def set_(
     """SET (Mocanu et al. 2018): drop the smallest |w|, grow uniformly at random among inactive positions, at zero.
 
     As the RigL paper runs it: RigL with random growth, and with the weights trained on rewiring steps too (the authors'
-    code skips the step for RigL only). The original rewires once an epoch with a constant fraction of 0.3:
-    `fraction=optax.constant_schedule(0.3), period=steps_per_epoch`. Training FLOPs: 3 f_S; no dense gradient is ever
-    read.
+    code skips the step for RigL only). The original rewires once an epoch with a constant fraction of 0.3, and drops on
+    either side of zero apart: `fraction=optax.constant_schedule(0.3), period=steps_per_epoch, two_sided=True`; there a
+    fresh weight starts from a small random value (`grow_values=rx.values.normal(...)`). Training FLOPs: 3 f_S; no dense
+    gradient is ever read.
 
     Args:
       plan: from `make_plan`.
@@ -121,7 +129,50 @@ def set_(
     return algorithm._replace(dense_grads=schedules.never)
 
 
-def _fraction(who: str, fraction: float | optax.Schedule, start: int, stop: int | None) -> optax.Schedule:
+def rigl_inverted(
+    plan: Plan,
+    *,
+    period: int = 100,
+    stop: int | None = None,
+    fraction: float | optax.Schedule = 0.3,
+    **options: Any,
+) -> Algorithm:
+    """RigL's control experiment: grow the *smallest* |g|. If growth by gradient matters, this must do worse than SET.
+
+    As in the authors' TF2 code, but with the gradient of the training batch. Training FLOPs as `rigl`.
+
+    Args:
+      plan: from `make_plan`.
+      period: steps between rewirings.
+      stop: last step that may rewire; None: never stops.
+      fraction: as in `rigl`.
+      **options: all others of `rigl` but `grow`.
+    """
+    return rigl(plan, period=period, stop=stop, fraction=fraction, grow=_least_gradient, **options)
+
+
+def _least_gradient(signals: Signals) -> PyTree:
+    return jax.tree.map(lambda g: -jnp.abs(g), signals.grads)
+
+
+def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[PyTree, dict[str, Array]]:
+    """Drop scores, -1 for what goes and 0 for what stays, and how many go: `share` of either sign, nearest to 0."""
+
+    def one(leaf: Leaf, mask: Array, p: Array) -> Array:
+        value, active = leaf.structure.pool(p), leaf.structure.pool(mask.astype(jnp.float32)) > 0
+        dropped = jnp.zeros(value.shape, bool)
+        for side in (active & (value >= 0), active & (value < 0)):
+            n = topology.count(share, jnp.sum(side, dtype=jnp.int32))
+            dropped = dropped | topology.select(-jnp.abs(value), n, among=side)
+        return leaf.structure.expand(dropped, leaf.shape)
+
+    dropped = trees.map_sparse(one, plan, masks, params)
+    scored = jax.tree.map(lambda gone: -gone.astype(jnp.float32), dropped)
+    return scored, reallocation.n_active(plan, dropped)
+
+
+def fraction_schedule(who: str, fraction: float | optax.Schedule, start: int, stop: int | None) -> optax.Schedule:
+    """A number annealed by a cosine from `start` to `stop`, constant without a stop; a schedule as it is."""
     if callable(fraction):
         return fraction
     if not 0 <= fraction <= 1:

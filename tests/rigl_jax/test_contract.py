@@ -1,4 +1,13 @@
-"""What every algorithm keeps with every structure. A new one needs no test of its own to pass this."""
+"""What every algorithm keeps with every structure. A new one needs no test of its own to pass this.
+
+One plan holds a leaf of each structure, so that each algorithm is compiled once for all of them; the tests read what
+its one run recorded. Options are found by the names that constructors share.
+"""
+
+import functools
+import inspect
+import math
+from typing import NamedTuple
 
 import chex
 import jax
@@ -8,154 +17,256 @@ import optax
 import pytest
 
 import rigl_jax as rx
-from rigl_jax import topology
+from rigl_jax import structures, topology
 
-STRUCTURES = {"unstructured": rx.unstructured()}
+SHAPES = {
+    "unstructured": (3, 3, 2, 4),
+    "another": (10, 6),  # unstructured too: methods that move counts between leaves have somewhere to move them
+    "block": (2, 2, 4, 6),
+    "n_of_m": (8, 4),
+    "fan_in": (12, 5),
+    "channel": (6, 8),
+}
+STRUCTURES = {
+    "unstructured": structures.unstructured(),
+    "another": structures.unstructured(),
+    "block": structures.block(2, 3),
+    "n_of_m": structures.n_of_m(2, 4),
+    "fan_in": structures.fan_in(),
+    "channel": structures.channel(),
+}
 CASES = [(a, s) for a in rx.ALGORITHMS for s in STRUCTURES]
-SCHEDULE = {"period": 3, "stop": 30, "fraction": 0.5}
+STEPS = 8
+jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})  # compiles twice as fast
+each_case = pytest.mark.parametrize(("algorithm", "structure"), CASES)
+each_algorithm = pytest.mark.parametrize("algorithm", rx.ALGORITHMS)
 
 
-def problem():
-    params = {
-        "conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)},
-        "dense": {"kernel": jnp.zeros((16, 8)), "bias": jnp.zeros(8)},
-    }
+def start_params():
     key = jax.random.key(1)
-    return jax.tree.map(
-        lambda n, p: p + jax.random.normal(rx.trees.leaf_key(key, n), p.shape), rx.trees.names(params), params
-    )
+    shapes = {**{name: {"kernel": shape} for name, shape in SHAPES.items()}, "bias": (5,)}
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    names = rx.trees.names(jax.tree.map(math.prod, shapes, is_leaf=is_shape))
+    return jax.tree.map(lambda n, s: jax.random.normal(rx.trees.leaf_key(key, n), s), names, shapes)
 
 
-def gradients(params, step):
-    key = jax.random.fold_in(jax.random.key(2), step)
-    return jax.tree.map(
-        lambda n, p: jax.random.normal(rx.trees.leaf_key(key, n), p.shape), rx.trees.names(params), params
-    )
+PARAMS = jit(start_params)()
+INPUTS = np.asarray(jax.random.normal(jax.random.key(2), (STEPS, 16, 2)))
 
 
-def build(algorithm, structure, sparsity=0.75, inner=None):
-    params = problem()
-    rules = [(".*kernel", STRUCTURES[structure]), (".*", None)]
-    plan = rx.make_plan(params, sparsity, rx.uniform, rules=rules)
-    options = {} if algorithm == "static" else SCHEDULE
-    method = rx.ALGORITHMS[algorithm](plan, **options)
-    tx = rx.sparsify(inner or optax.adamw(0.1), method, key=jax.random.key(0))
-    return plan, method, tx, params
+def loss(params, x=INPUTS[0]):
+    """A gradient that differs from weight to weight; that of the bias depends on the bias alone."""
+    flat = jnp.concatenate([params[name]["kernel"].reshape(-1) for name in SHAPES])
+    features = jnp.sin(x[:, :1] * jnp.arange(flat.size, dtype=jnp.float32)[None] + x[:, 1:])
+    return jnp.mean((features @ flat - 3.0) ** 2) / flat.size + jnp.sum((params["bias"] - x.mean()) ** 2)
 
 
-def start(tx, params):
-    state = tx.init(params)
-    return rx.apply_masks(params, state.masks), state
+COMMON = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_counts_structure_zeros_and_one_trace(algorithm, structure):
-    plan, _, tx, params = build(algorithm, structure)
-    params, state = start(tx, params)
-    update = jax.jit(tx.update)
-    for step in range(8):
-        updates, state = update(gradients(params, step), state, params)
-        params = optax.apply_updates(params, updates)
-        rx.check_masked(params, state.masks)
-        masks = rx.trees.named_leaves(state.masks)
-        assert masks.keys() == plan.keys()
-        for name, leaf in plan.items():
-            groups, units = topology.n_units(leaf)
-            size = masks[name].size // (groups * units)
-            assert int(masks[name].sum()) == groups * leaf.n_active * size
-            pooled = leaf.structure.pool(masks[name].astype(jnp.float32)) > 0
-            np.testing.assert_array_equal(leaf.structure.expand(pooled, leaf.shape), masks[name])
-            assert (jnp.sum(pooled, axis=leaf.structure.axes(pooled.shape)) == leaf.n_active).all()
-    assert update._cache_size() == 1
-    chex.assert_tree_all_finite(params)
+def build(algorithm):
+    rules = [*((f"{name}/kernel", structure) for name, structure in STRUCTURES.items()), ("bias", None)]
+    plan = rx.make_plan(PARAMS, 0.6, rx.uniform, rules=rules)
+    constructor = rx.ALGORITHMS[algorithm]
+    options = {k: v for k, v in COMMON.items() if k in inspect.signature(constructor).parameters}
+    method = constructor(plan, **options)
+    return plan, method, rx.sparsify(optax.adamw(0.05), method, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_dense_leaves_train_as_without_us(algorithm, structure):
-    _, method, tx, params = build(algorithm, structure, inner=optax.sgd(0.1))
-    params, state = start(tx, params)
-    expected = params["dense"]["bias"]
-    for step in range(5):
-        grads = gradients(params, step)
-        updates, state = tx.update(grads, state, params, rewire=bool(method.due(step)))
-        params = optax.apply_updates(params, updates)
-        if not (method.skip_step and method.due(step)):
-            expected = expected - 0.1 * grads["dense"]["bias"]
-    chex.assert_trees_all_close(params["dense"]["bias"], expected, atol=1e-6)
+class Snapshot(NamedTuple):
+    params: dict
+    masks: dict
+    stored: dict
+    trained: dict
+    moments: tuple
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_static_branch_equals_in_graph_branch(algorithm, structure):
-    _, method, tx, params = build(algorithm, structure)
-    update = jax.jit(tx.update, static_argnames="rewire")
-    a, b = start(tx, params), start(tx, params)
-    for step in range(5):
-        grads = gradients(params, step)
-        updates, state = update(grads, a[1], a[0])
-        a = (optax.apply_updates(a[0], updates), state)
-        updates, state = update(grads, b[1], b[0], rewire=bool(method.due(step)))
-        b = (optax.apply_updates(b[0], updates), state)
-    chex.assert_trees_all_equal(a[0], b[0])
-    chex.assert_trees_all_equal(a[1].masks, b[1].masks)
+class Run(NamedTuple):
+    """Two runs of one algorithm over the same data, which must agree.
+
+    `outside`: on one device, `rewire` a Python bool, the state taken to the host and back half-way. `inside`: on eight
+    devices with the batch split among them, decided in the graph.
+    """
+
+    plan: dict
+    method: rx.Algorithm
+    init_shapes: object
+    init_state: object
+    outside: list
+    inside: list
+    traces: dict
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_fresh_weights_start_anew(algorithm, structure):
-    _, _, tx, params = build(algorithm, structure, inner=optax.adam(0.1))
-    params, state = start(tx, params)
-    for step in range(4):
-        before = state.masks
-        updates, state = tx.update(gradients(params, step), state, params)
-        params = optax.apply_updates(params, updates)
-        for moments in (state.inner[0].mu, state.inner[0].nu):
-            arrays = rx.trees.named_leaves(moments)
-            for name, mask in rx.trees.named_leaves(state.masks).items():
-                fresh = np.asarray(mask & ~rx.trees.named_leaves(before)[name])
-                assert not np.asarray(arrays[name])[fresh].any()
-                assert not np.asarray(arrays[name])[~np.asarray(mask)].any()
+def snapshot(method, params, state):
+    get = lambda tree: rx.trees.named_leaves(jax.device_get(tree))  # noqa: E731
+    stored, trained = method.stored(state.algorithm), method.trained(state.algorithm)
+    adam = state.inner[0]
+    return Snapshot(get(params), get(state.masks), get(stored), get(trained), (get(adam.mu), get(adam.nu)))
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_state_is_arrays_and_survives_a_round_trip(algorithm, structure):
-    _, _, tx, params = build(algorithm, structure)
-    params, state = start(tx, params)
-    shapes = jax.eval_shape(tx.init, params)
-    chex.assert_trees_all_equal_structs(shapes, state)
-    for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
-        assert isinstance(leaf, jax.Array)
-        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
-    leaves, treedef = jax.tree.flatten(state)
-    restored = jax.tree.unflatten(treedef, leaves)
-    one = tx.update(gradients(params, 0), state, params)
-    two = tx.update(gradients(params, 0), restored, params)
-    chex.assert_trees_all_equal(one[0], two[0])
+def to_host_and_back(state):
+    flat, treedef = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))
+    state = jax.tree.unflatten(treedef, [jnp.asarray(np.asarray(x)) for x in flat])
+    return state._replace(key=jax.random.wrap_key_data(state.key))
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_eight_devices_equal_one(algorithm, structure):
-    _, _, tx, params = build(algorithm, structure)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    replicated = jax.NamedSharding(mesh, jax.P())
-    x = jax.random.normal(jax.random.key(4), (16, 16))
+@functools.cache
+def run(algorithm):
+    plan, method, tx = build(algorithm)
+    traces = {None: 0, True: 0, False: 0}
 
-    def loss(params, x):
-        hidden = x @ params["dense"]["kernel"] + params["dense"]["bias"][None]
-        return jnp.mean(hidden**2) + jnp.mean(params["conv"]["kernel"] ** 2 * x.mean()) + params["conv"]["bias"].sum()
-
-    @jax.jit
-    def step(params, state, x):
-        updates, state = tx.update(jax.grad(loss)(params, x), state, params)
+    def step(params, state, x, rewire):
+        traces[rewire] += 1
+        grads = jax.grad(lambda p: loss(rx.straight_through(p, state.masks), x))(params)
+        updates, state = tx.update(grads, state, params, rewire=rewire)
         return optax.apply_updates(params, updates), state
 
-    one, many = start(tx, params), jax.device_put(start(tx, params), replicated)
-    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
-    for _ in range(5):
-        one, many = step(*one, x), step(*many, sharded)
-    chex.assert_trees_all_equal(jax.device_get(one[1].masks), jax.device_get(many[1].masks))
-    chex.assert_trees_all_close(jax.device_get(one[0]), jax.device_get(many[0]), atol=1e-4)
+    @jit
+    def init(params):
+        state = tx.init(params)
+        return rx.trees.map_masked(
+            lambda mask, p: jnp.where(mask, p, 0.0), method.stored(state.algorithm), params
+        ), state
+
+    first = init(PARAMS)
+    one_step = jit(step, static_argnums=3)
+    params, state = first
+    outside = [snapshot(method, params, state)]
+    for i in range(STEPS):
+        if i == STEPS // 2:
+            state = to_host_and_back(state)
+        params, state = one_step(params, state, INPUTS[i], bool(method.due(i)))
+        outside.append(snapshot(method, params, state))
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    replicated, split = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data"))
+    many_step = jit(step, static_argnums=3, in_shardings=(replicated, replicated, split), out_shardings=replicated)
+    params, state = jax.device_put(first, replicated)
+    inside = [snapshot(method, params, state)]
+    for i in range(STEPS):
+        params, state = many_step(params, state, jax.device_put(INPUTS[i], split), None)
+        inside.append(snapshot(method, params, state))
+    return Run(plan, method, jax.eval_shape(tx.init, PARAMS), first[1], outside, inside, traces)
 
 
-@pytest.mark.parametrize(("algorithm", "structure"), CASES)
-def test_same_key_same_masks(algorithm, structure):
-    _, _, tx, params = build(algorithm, structure)
-    chex.assert_trees_all_equal(tx.init(params).masks, tx.init(jax.tree.map(lambda p: 2 * p, params)).masks)
+def per_group(leaf, mask):
+    """How many units are active in each group."""
+    pooled = np.asarray(leaf.structure.pool(jnp.asarray(mask, jnp.float32))) > 0
+    return pooled.sum(axis=leaf.structure.axes(pooled.shape)).ravel()
+
+
+@each_case
+def test_masks_stay_inside_their_structure(algorithm, structure):
+    result = run(algorithm)
+    name = f"{structure}/kernel"
+    leaf = result.plan[name]
+    for now in result.outside:
+        assert now.masks.keys() == result.plan.keys()
+        assert now.masks[name].dtype == bool
+        pooled = leaf.structure.pool(jnp.asarray(now.masks[name], jnp.float32))
+        assert set(np.unique(pooled)) <= {0, 1}, "a unit lives or dies as a whole"
+        assert now.masks[name].any()
+
+
+@each_case
+def test_groups_end_with_equal_counts(algorithm, structure):
+    """One group: this says nothing. Several: those that live (SRigL ablates some) have the same number of units."""
+    result = run(algorithm)
+    leaf = result.plan[f"{structure}/kernel"]
+    counts = per_group(leaf, result.outside[-1].masks[leaf.name])
+    live = counts[counts > 0]
+    assert len(set(live.tolist())) == 1
+    if len(counts) > 1:  # counts of such leaves move nowhere: what ablated groups lose goes to the others, by floor
+        assert live[0] == leaf.n_active * len(counts) // len(live)
+
+
+@each_algorithm
+def test_the_total_ends_exact(algorithm):
+    """In weights, whatever moved between leaves."""
+    result = run(algorithm)
+    total = lost = 0
+    for leaf in result.plan.values():
+        groups, units = topology.n_units(leaf)
+        counts = per_group(leaf, result.outside[-1].masks[leaf.name])
+        total += groups * leaf.n_active * math.prod(leaf.shape) // (groups * units)
+        lost += (groups * leaf.n_active) % int((counts > 0).sum())  # none unless groups were ablated
+    assert sum(int(mask.sum()) for mask in result.outside[-1].masks.values()) == total - lost
+
+
+@each_case
+def test_what_is_not_stored_is_exactly_zero(algorithm, structure):
+    result = run(algorithm)
+    name = f"{structure}/kernel"
+    for now in result.outside:
+        p = now.params[name]
+        assert np.isfinite(p).all()
+        if name in now.stored:
+            assert not p[~now.stored[name]].any()
+
+
+@each_case
+def test_moments_of_what_is_not_trained_or_was_just_born_are_zero(algorithm, structure):
+    result = run(algorithm)
+    name = f"{structure}/kernel"
+    for before, now in zip(result.outside[:-1], result.outside[1:], strict=True):
+        if name not in now.trained:
+            continue
+        stored_before = before.stored.get(name, np.ones(SHAPES[structure], bool))
+        born = now.trained[name] & ~stored_before
+        for moments in now.moments:
+            assert not moments[name][~now.trained[name]].any()
+            assert not moments[name][born].any()
+
+
+@each_algorithm
+def test_dense_leaves_train_as_without_us(algorithm):
+    result = run(algorithm)
+    inner = optax.adamw(0.05)
+    bias, update = {"b": PARAMS["bias"]}, jit(inner.update)
+    state = inner.init(bias)
+    for i in range(STEPS):
+        if not (result.method.skip_step and result.method.due(i)):
+            updates, state = update({"b": 2 * (bias["b"] - INPUTS[i].mean())}, state, bias)
+            bias = optax.apply_updates(bias, updates)
+    np.testing.assert_allclose(result.outside[-1].params["bias"], bias["b"], atol=1e-5)
+
+
+@each_algorithm
+def test_static_branch_on_one_device_equals_in_graph_branch_on_eight(algorithm):
+    result = run(algorithm)
+    for a, b in zip(result.outside, result.inside, strict=True):
+        chex.assert_trees_all_equal(a.masks, b.masks)
+        chex.assert_trees_all_equal(a.stored, b.stored)
+        chex.assert_trees_all_close(a.params, b.params, atol=1e-4)
+
+
+@each_algorithm
+def test_one_trace(algorithm):
+    result = run(algorithm)
+    due = [bool(result.method.due(i)) for i in range(STEPS)]
+    assert result.traces == {None: 1, True: int(any(due)), False: int(not all(due))}
+
+
+@each_algorithm
+def test_the_state_is_arrays_known_before_it_exists(algorithm):
+    result = run(algorithm)
+    chex.assert_trees_all_equal_structs(result.init_shapes, result.init_state)
+    for leaf, shape in zip(jax.tree.leaves(result.init_state), jax.tree.leaves(result.init_shapes), strict=True):
+        assert isinstance(leaf, jax.Array)
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+
+
+@each_algorithm
+def test_rewiring_is_due_where_an_int_and_a_tracer_say_so(algorithm):
+    method = run(algorithm).method
+    for rule in (method.due, method.dense_grads):
+        said = [rule(i) for i in range(STEPS)]
+        assert [bool(rule(jnp.int32(i))) for i in range(STEPS)] == [bool(s) for s in said]
+        assert all(isinstance(s, bool) for s in said)
+
+
+@each_algorithm
+def test_params_of_another_plan_are_refused(algorithm):
+    _, _, tx = build(algorithm)
+    with pytest.raises(ValueError, match="'another/kernel'"):
+        jax.eval_shape(tx.init, {**PARAMS, "another": {"kernel": jnp.zeros((5, 6))}})

@@ -1,0 +1,69 @@
+"""AC/DC: training that alternates between sparse and dense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from rigl_jax import schedules, scores
+from rigl_jax.algorithms import selection
+from rigl_jax.algorithms.static import MaskState
+from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
+
+
+def ac_dc(
+    plan: Plan,
+    *,
+    period: int,
+    stop: int,
+    start: int = 0,
+    jointly: bool = False,
+    min_active: int = 1,
+    score: Score = scores.magnitude,
+) -> Algorithm:
+    """AC/DC (Peste et al. 2021): compressed and decompressed phases of `period` steps each, and a sparse end.
+
+    Dense until `start` (the warm-up), then sparse and dense in turns, and sparse for good from `stop` on. When a sparse
+    phase begins, the largest |w| stay and all others become 0. When a dense phase begins, those join again, from 0 and
+    with fresh optimizer moments. Both networks, the sparse one and the last dense one, are worth keeping.
+
+    Masks change at the end of a step: the loss at steps start + 1, ... is that of the sparse network.
+    The paper on ImageNet: 100 epochs, a warm-up of 10, phases of 5, and a longer sparse phase at the end.
+
+    Departures from the authors' code: they rank all layers together (`jointly=True`) and can reset all of the momentum
+    when a phase begins; here the moments of the weights that stay live on. Steps count, not epochs.
+
+    Training FLOPs a step: 3 f_S in sparse phases and 3 f_D in dense ones (`training_cost` takes one value a step).
+
+    Args:
+      plan: from `make_plan`; gives the counts of the sparse phases.
+      period: length of a phase.
+      stop: the step from which on the network stays sparse.
+      start: the end of the dense warm-up.
+      jointly: one ranking over all leaves, which must be unstructured; the plan's total holds, not its counts.
+      min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
+      score: the lowest are pruned.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> algorithm = ac_dc(rx.make_plan({"w": jnp.ones((8, 8))}, 0.5), start=10, period=5, stop=32)
+    >>> [step for step in range(100) if algorithm.due(step)]
+    [10, 15, 20, 25, 30, 32]
+    """
+    every = schedules.every(period, start=start, stop=stop)
+
+    def due(step: Any) -> Any:
+        return every(step) | (step == stop)
+
+    def init(key: Array, params: PyTree) -> MaskState:
+        del key
+        return MaskState(selection.full(plan, params))
+
+    def update(state: MaskState, signals: Signals) -> Rewired:
+        # Among the active, so that a weight that has come to 0 does not lose its place to one that is not there.
+        best = selection.best(plan, score(signals), among=state.masks, jointly=jointly, min_active=min_active)
+        dense = (signals.step < stop) & ((signals.step - start) // period % 2 == 1)
+        return Rewired(MaskState(jax.tree.map(lambda mask: dense | mask, best)))
+
+    return Algorithm(init, update, due, dense_grads=schedules.never)

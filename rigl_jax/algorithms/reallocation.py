@@ -1,0 +1,87 @@
+"""What methods share that move weights from one leaf to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from rigl_jax import topology, trees
+from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
+
+
+def pools(plan: Plan) -> list[list[Leaf]]:
+    """The leaves among which units can move while the number of weights stays exact.
+
+    A unit is worth another where both have as many weights and no group has a count to keep: leaves of one group pool
+    with those of equal unit size. A leaf of several groups (N:M, constant fan-in) is alone, and keeps its counts.
+
+    >>> import jax, rigl_jax as rx
+    >>> shapes = {name: jax.ShapeDtypeStruct((8, 8), "float32") for name in "abc"}
+    >>> rules = [("c", rx.structures.fan_in()), (".*", rx.unstructured())]
+    >>> [[leaf.name for leaf in pool] for pool in pools(rx.make_plan(shapes, 0.5, rules=rules))]
+    [['a', 'b'], ['c']]
+    """
+    found: dict[Any, list[Leaf]] = {}
+    for leaf in plan.values():
+        groups, _ = topology.n_units(leaf)
+        found.setdefault(leaf.name if groups > 1 else unit_size(leaf), []).append(leaf)
+    return list(found.values())
+
+
+def unit_size(leaf: Leaf) -> int:
+    """Weights in a unit."""
+    groups, units = topology.n_units(leaf)
+    return math.prod(leaf.shape) // (groups * units)
+
+
+def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:
+    """How many units of each leaf are active, int32, all groups together."""
+    found = trees.named_leaves(masks)
+    return {name: jnp.sum(found[name], dtype=jnp.int32) // unit_size(leaf) for name, leaf in plan.items()}
+
+
+def drop_and_reallocate(
+    plan: Plan,
+    masks: Masks,
+    drop: PyTree,
+    grow: PyTree,
+    n_drop: Mapping[str, Array],
+    worth: Mapping[str, Any],
+    *,
+    regrow_dropped: bool = True,
+) -> tuple[Masks, Masks]:
+    """Drops in each leaf, then grows as many in all, more in the leaves of more worth.
+
+    Args:
+      plan: from `make_plan`; its counts are not read.
+      masks: the current masks.
+      drop: tree of scores parallel to params; the lowest active ones are dropped.
+      grow: tree of scores parallel to params; the highest are grown.
+      n_drop: units to drop, by name; one active unit of each leaf stays in any case, so that no layer is cut off.
+      worth: at least 0, by name; leaves of a pool get what was dropped in it in proportion (`topology.redistribute`).
+      regrow_dropped: see `topology.rewire`.
+
+    Returns:
+      The new masks, and of these the parts that were not dropped. Each pool has as many active weights as before.
+    """
+    before = n_active(plan, masks)
+    n_drop = {name: jnp.clip(n, 0, jnp.maximum(before[name] - 1, 0)) for name, n in n_drop.items()}
+    after: dict[str, Array] = {}
+    for pool in pools(plan):
+        if len(pool) == 1:
+            continue
+        active, dropped = (jnp.stack([counts[leaf.name] for leaf in pool]) for counts in (before, n_drop))
+        weights = jnp.stack([jnp.asarray(worth[leaf.name], jnp.float32) for leaf in pool])
+        free = jnp.array([topology.n_units(leaf)[1] for leaf in pool], jnp.int32) - active
+        total = jnp.sum(dropped)
+        if regrow_dropped:
+            grown = topology.redistribute(total, weights, free + dropped)
+        else:  # what was just dropped comes back only where no leaf has another place
+            grown = topology.redistribute(total, weights, free)
+            grown = grown + topology.redistribute(total - jnp.sum(grown), weights, dropped)
+        counts = active - dropped + grown
+        after |= {leaf.name: counts[i] for i, leaf in enumerate(pool)}
+    return topology.rewire_tree(plan, masks, drop, grow, n_drop, after, regrow_dropped=regrow_dropped)

@@ -1,0 +1,104 @@
+"""SRigL: RigL with a constant fan-in, which may give up whole neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from rigl_jax import schedules, scores, topology, trees
+from rigl_jax.algorithms.rigl import fraction_schedule
+from rigl_jax.algorithms.static import MaskState
+from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
+
+
+def srigl(
+    plan: Plan,
+    *,
+    period: int = 100,
+    stop: int | None = None,
+    fraction: float | optax.Schedule = 0.3,
+    start: int = 0,
+    min_salient: float = 0.3,
+    never_ablate: Sequence[str] = (),
+    drop: Score = scores.magnitude,
+    grow: Score = scores.gradient,
+) -> Algorithm:
+    """SRigL (Lasby et al. 2024): every neuron has the same number of inputs, and neurons of little use are given up.
+
+    Plan leaves with `rx.structures.fan_in()`. Of N weights in a leaf, at each rewiring:
+
+    1. The salient weights are those RigL would have: the N - K largest |w|, and the K largest |g| among the others.
+    2. A neuron with fewer salient weights than `min_salient` times its fan-in is ablated: it loses all its inputs. The
+       others share them: fan-in k = N // (neurons left). As many neurons stay as it takes for k to exist, those with
+       most salient weights. Ablated ones are reconsidered each time.
+    3. Each neuron left keeps its largest weights among those N - K, at most k, and grows to k by |g|.
+
+    Where the authors' code cuts a neuron to k it sorts a boolean mask, so that arbitrary weights survive; here the
+    largest do. N - k * (neurons left) weights, fewer than neurons are left, are lost to the constant fan-in while
+    neurons are ablated. The gradient is the mean over replicas and then |.|; the authors take the mean of |.|.
+
+    With a structure of one group (unstructured, blocks, channels) nothing can be ablated and this is RigL; N:M keeps
+    all its groups. Training FLOPs as `rigl`, without what dead neurons save on top.
+
+    Args:
+      plan: from `make_plan`.
+      period: steps between rewirings.
+      stop: last step that may rewire; None: never stops.
+      fraction: the share of active weights moved, in [0, 1], annealed by a cosine; or a schedule.
+      start: first step that rewires.
+      min_salient: gamma, the share of the plan's fan-in that must be salient, in [0, 1], and at least 1 weight.
+        0.3 in the paper for convolutional networks, 0.95 for vision transformers. 0 ablates only neurons without any.
+      never_ablate: regular expressions; leaves whose whole name matches one keep all neurons. Name the output layer.
+      drop: the score whose lowest active weights are dropped.
+      grow: the score whose highest inactive weights are grown.
+
+    >>> import rigl_jax as rx
+    >>> plan = rx.make_plan({"w": jnp.zeros((8, 8))}, 0.75, rules=[("w", rx.structures.fan_in())])
+    >>> [step for step in range(1000) if srigl(plan, period=100, stop=300).due(step)]
+    [0, 100, 200, 300]
+    """
+    if not 0 <= min_salient <= 1:
+        raise ValueError(f"srigl: min_salient is a share of the fan-in, in [0, 1], got {min_salient}")
+    fraction_at = fraction_schedule("srigl", fraction, start, stop)
+    whole = trees.first_match("srigl: never_ablate", [(pattern, True) for pattern in never_ablate], list(plan))
+
+    def init(key: Array, params: PyTree) -> MaskState:
+        return MaskState(topology.random_masks(plan, key, params))
+
+    def update(state: MaskState, signals: Signals) -> Rewired:
+        share = fraction_at(signals.step)
+
+        def one(leaf: Leaf, mask: Array, weights: Array, gradients: Array) -> Array:
+            may_ablate = leaf.structure.sparsity is None and leaf.name not in whole
+            return _rewire(leaf, mask, weights, gradients, share, min_salient if may_ablate else None)
+
+        return Rewired(MaskState(trees.map_sparse(one, plan, state.masks, drop(signals), grow(signals))))
+
+    due = schedules.every(period, start=start, stop=stop)
+    return Algorithm(init, update, due, dense_grads=due)
+
+
+def _rewire(leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None) -> Array:
+    structure, (groups, units) = leaf.structure, topology.n_units(leaf)
+    weights, gradients = structure.pool(weights), structure.pool(gradients)
+    active = structure.pool(mask.astype(jnp.float32)) > 0
+    axes, total = structure.axes(active.shape), groups * leaf.n_active
+
+    n = jnp.sum(active, dtype=jnp.int32)
+    n_drop = topology.count(share, n)
+    kept = topology.select(weights, n - n_drop, among=active)
+    salient = kept | topology.select(gradients, n_drop, among=~kept)
+
+    counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
+    fewest = -(-total // units)  # neurons that it takes to hold all weights
+    needed = -1.0 if min_salient is None else max(1.0, min_salient * leaf.n_active)
+    alive = (counts >= needed) | topology.select(counts.astype(jnp.float32), fewest)
+    each = jnp.where(alive, total // jnp.sum(alive, dtype=jnp.int32), 0)
+
+    kept = topology.select(weights, each, axes=axes, among=kept)
+    missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
+    grown = topology.select(gradients, missing, axes=axes, among=~kept)
+    return structure.expand(kept | grown, leaf.shape)

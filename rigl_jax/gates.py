@@ -1,0 +1,121 @@
+"""Learned sparsity: hard-concrete L0 gates and variational dropout.
+
+The two probabilistic methods that Gale, Elsen & Hooker (2019) compare with magnitude pruning. Both add a parameter for
+each weight (or unit) that is trained beside it, and a term to the loss; sparsity is what comes out of training, not
+what is put in. They change the model and not the optimizer, so these are functions to call in a loss and not
+algorithms for `sparsify`. To end with exact counts prune by them: `topology.prune_tree(plan, score)` with `log_alpha`
+of the gates, or with minus `log_alpha(...)` of variational dropout. Training FLOPs: those of dense training, 3 f_D.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from rigl_jax.base import Array, PyTree
+
+# The hard concrete distribution as in Louizos et al.: temperature, and the interval it is stretched to.
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+
+
+def hard_concrete(key: Array, log_alpha: Array) -> Array:
+    """A random gate in [0, 1], exactly 0 or 1 with positive probability, with a gradient (Louizos et al. 2018, eq. 11).
+
+    Multiply weights, or better units, by it: `kernel * hard_concrete(key, log_alpha)[None, :]` gates outputs. A new key
+    each step; one draw a batch, as in the authors' code.
+
+    Args:
+      key: PRNG key.
+      log_alpha: float[...], the gates' parameter: the larger, the more open.
+
+    Returns:
+      float[...] in [0, 1].
+    """
+    # Away from 0 and 1, where the logit is infinite. In float32 at least: 1 - 1e-6 is 1 in bfloat16.
+    u = jax.random.uniform(key, log_alpha.shape, jnp.float32, 1e-6, 1 - 1e-6)
+    open_ = jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + log_alpha) / BETA)
+    return _stretched(open_).astype(log_alpha.dtype)
+
+
+def hard_concrete_mean(log_alpha: Array) -> Array:
+    """The gate to use once trained: no noise, still exactly 0 or 1 at the ends (eq. 13).
+
+    >>> hard_concrete_mean(jnp.array([-5.0, 0.0, 5.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return _stretched(jax.nn.sigmoid(log_alpha))
+
+
+def _stretched(open_: Array) -> Array:
+    return jnp.clip(open_ * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+
+def probability_open(log_alpha: Array) -> Array:
+    """The probability that a gate is not 0: sigmoid(log_alpha - beta log(-gamma / zeta)) (eq. 12)."""
+    return jax.nn.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
+
+
+def expected_l0(log_alphas: PyTree) -> Array:
+    """Expected number of gates that are not 0, f32 scalar: the penalty, to be scaled and added to the loss.
+
+    Args:
+      log_alphas: tree of gate parameters. Weigh leaves yourself where a gate stands for many weights.
+
+    >>> round(float(expected_l0({"a": jnp.array([0.3]), "b": jnp.array([100.0, -100.0])})), 4)
+    1.8697
+    """
+    opens = [jnp.sum(probability_open(leaf), dtype=jnp.float32) for leaf in jax.tree.leaves(log_alphas)]
+    return sum(opens, start=jnp.zeros(()))
+
+
+def log_alpha(weights: Array, log_sigma2: Array) -> Array:
+    """log(sigma^2 / w^2), the dropout rate of each weight; prune where it is above 3 (Molchanov et al. 2017).
+
+    Args:
+      weights: float[...], the means.
+      log_sigma2: float[...], the log of the variances, a parameter trained with them; the authors begin at -10.
+
+    Returns:
+      float[...], clipped to [-8, 8] as in the authors' code, so that a weight of 0 has a gradient and a finite value.
+    """
+    return jnp.clip(log_sigma2 - jnp.log(jnp.square(weights) + 1e-8), -8, 8)
+
+
+def variational_kl(log_alphas: PyTree) -> Array:
+    """KL divergence of the weights' posterior from the log-uniform prior, summed over a tree, f32 scalar.
+
+    The authors' approximation (eq. 14), within 0.01 a weight; it goes to 0 as log alpha goes to infinity.
+
+    Args:
+      log_alphas: tree of `log_alpha(weights, log_sigma2)`. Scale the sum by 1 / (size of the data set) and add it to
+        the mean loss.
+    """
+
+    def one(a: Array) -> Array:
+        a = a.astype(jnp.float32)
+        kept = 0.63576 * jax.nn.sigmoid(1.87320 + 1.48695 * a) - 0.5 * jax.nn.softplus(-a)
+        return jnp.sum(0.63576 - kept)
+
+    return sum((one(leaf) for leaf in jax.tree.leaves(log_alphas)), start=jnp.zeros(()))
+
+
+def variational_matmul(key: Array, x: Array, weights: Array, log_sigma2: Array) -> Array:
+    """`x @ w` for w ~ N(weights, sigma^2), by drawing the result and not the weights (local reparametrisation).
+
+    Less noise in the gradients, and independent noise for each example. Once trained, use `x @ weights` with the
+    pruned weights.
+
+    Args:
+      key: PRNG key.
+      x: float[batch, in].
+      weights: float[in, out].
+      log_sigma2: float[in, out].
+
+    Returns:
+      float[batch, out].
+    """
+    mean, variance = x @ weights, jnp.square(x) @ jnp.exp(log_sigma2)
+    # The root has no gradient at 0, where all of x is.
+    return mean + jnp.sqrt(variance + 1e-8) * jax.random.normal(key, mean.shape, mean.dtype)

@@ -1,0 +1,73 @@
+"""Integers in proportion to weights: who gets how many of what was dropped elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from rigl_jax.base import Array
+
+
+def redistribute(amount: Any, weights: Array, room: Array) -> Array:
+    """Shares out `amount` places in proportion to `weights`, no more to each than it has room for.
+
+    What a full receiver cannot take spills over to the others, in proportion again. Shares are rounded by largest
+    remainder, ties to the lower index. A receiver of weight 0 gets nothing unless all others are full; such receivers
+    then share by their room. There is no loop: where shares saturate follows in closed form, so a full network ends
+    as surely as any other.
+
+    Args:
+      amount: how many in all; may be traced. Below 0 counts as 0, above the sum of room as that sum.
+      weights: float[n], at least 0; NaN and below count as 0.
+      room: int[n], the most that each can take; below 0 counts as 0. The sum must be below 2**31.
+
+    Returns:
+      int32[n] with the exact sum. Each is within 1 of its real share up to amounts of about 1e6, beyond that within
+      float32's precision of it.
+
+    >>> redistribute(10, jnp.array([3.0, 1.0, 0.0]), jnp.array([5, 9, 9])).tolist()
+    [5, 5, 0]
+    """
+    room = jnp.maximum(jnp.asarray(room, jnp.int32), 0)
+    weights = jnp.nan_to_num(jnp.asarray(weights, jnp.float32), nan=0.0)
+    amount = jnp.clip(jnp.asarray(amount, jnp.int32), 0, jnp.sum(room))
+    shares = _share(amount, weights, room)
+    left = room - shares
+    return shares + _share(amount - jnp.sum(shares), left.astype(jnp.float32), left)
+
+
+def _share(amount: Array, weights: Array, room: Array) -> Array:
+    """As much of the amount as receivers of positive weight can take."""
+    takes = (weights > 0) & (room > 0)
+    highest = jnp.max(jnp.where(takes, weights, 0.0), initial=0.0)
+    # Relative, and no lower than what keeps room / weight finite.
+    weights = jnp.where(takes, jnp.maximum(weights / jnp.where(highest > 0, highest, 1.0), 1e-28), 0.0)
+    room = jnp.where(takes, room, 0)
+    amount = jnp.minimum(amount, jnp.sum(room))
+    # A receiver is full at the scale room / weight; it is so in the end if all together take less at that scale.
+    scale = jnp.where(takes, room / jnp.where(takes, weights, 1.0), 0.0)
+    taken = jnp.where(takes[None], jnp.minimum(scale[:, None] * weights[None], room.astype(jnp.float32)[None]), 0.0)
+    full = takes & (jnp.sum(taken, axis=1) <= amount)
+    rest, share = amount - jnp.sum(jnp.where(full, room, 0)), jnp.sum(jnp.where(full, 0.0, weights))
+    ideal = jnp.where(full, room, jnp.where(share > 0, rest / jnp.where(share > 0, share, 1.0), 0.0) * weights)
+    ideal = jnp.clip(ideal, 0.0, room)
+    shares = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room)
+    remainder = jnp.where(shares < room, ideal - shares, -1.0)
+    shares = shares + ((_rank(remainder) < amount - jnp.sum(shares)) & (shares < room))
+    # Float rounding of large amounts may leave a few over or under.
+    missing = amount - jnp.sum(shares)
+    shares = shares + _fill(missing, room - shares)
+    return shares - _fill(-missing, shares)
+
+
+def _rank(x: Array) -> Array:
+    """How many entries come before each one: higher, or equal with a lower index."""
+    index = jnp.arange(x.size)
+    before = (x[None] > x[:, None]) | ((x[None] == x[:, None]) & (index[None] < index[:, None]))
+    return jnp.sum(before, axis=1)
+
+
+def _fill(amount: Array, room: Array) -> Array:
+    """The amount put into the first places that have room."""
+    return jnp.clip(amount - (jnp.cumsum(room) - room), 0, room)
