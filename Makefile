@@ -13,7 +13,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 $(VENV)/installed-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]' --config-settings editable_mode=compat
 	@touch $@
 comma := ,
 
@@ -25,7 +25,8 @@ test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
 
 fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw IDX files (IDX=folder) and train on it
 	$(BIN)/python -m experiments.import_idx --name fashion_mnist $(if $(IDX),--source $(IDX))
-	$(BIN)/python -m experiments.launch --config configs/fashion_mnist_mlp.py
+	$(BIN)/python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mnist_mlp/rigl
+	$(BIN)/python -m experiments.report runs/fashion_mnist_mlp --out runs/fashion_mnist_mlp
 
 lint: $(VENV)/installed-lint $(VENV)/installed-experiments-notebooks-tests  ## Check style and types
 	$(BIN)/ruff check .

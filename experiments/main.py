@@ -97,7 +97,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def guarded(run: Callable[[], Any], *, debug: bool) -> int:
-    """Runs it; 0, or 2 after an error that a user can mend, told in one line on stderr."""
+    """Runs it; 0, 2 after an error that a user can mend, told in one line on stderr, 130 after Ctrl-C."""
     try:
         run()
     except (ValueError, FloatingPointError, OSError) as error:
@@ -105,6 +105,11 @@ def guarded(run: Callable[[], Any], *, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import jax.numpy as jnp
+import numpy as np
+
 from rigl_jax import trees
 from rigl_jax.base import Distribution, Leaf, Plan, PyTree, Shape, Structure
 from rigl_jax.structures import unstructured
@@ -94,7 +97,7 @@ def _proportional(
 
 
 def _check_sparsity(who: str, sparsity: float) -> None:
-    if not 0 <= sparsity < 1:
+    if not isinstance(sparsity, (int, float, np.floating)) or not 0 <= sparsity < 1:
         raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {sparsity}")
 
 
@@ -105,7 +108,7 @@ def is_maskable(name: str, shape: Shape) -> bool:
     multiplied. Depthwise kernels, (..., 1, C), have few weights and lose most by pruning: the authors leave them dense.
     """
     depthwise = len(shape) > 2 and shape[-2] == 1
-    return len(shape) >= 2 and not depthwise and name.rsplit("/", 1)[-1] != "embedding"
+    return len(shape) >= 2 and math.prod(shape) > 0 and not depthwise and name.rsplit("/", 1)[-1] != "embedding"
 
 
 def make_plan(
@@ -128,6 +131,7 @@ def make_plan(
         wins and None means dense. Every leaf must match. Default: kernels unstructured, the rest dense
         (`is_maskable`).
       sparsities: `{regex: sparsity}` fixes single layers. They count in the total, and the others make up for them.
+        Where every layer is fixed, they alone decide and `sparsity` is not read.
       count_fixed: False leaves those layers out of the total, as the authors' code does.
       rounding: makes the number of zeros of a layer an integer: `math.floor` (the authors'), `math.ceil` (the authors'
         first release), `round`. A product within 1e-6 of an integer is that integer.
@@ -146,12 +150,19 @@ def make_plan(
     {'kernel': 5}
     """
     _check_sparsity("make_plan", sparsity)
+    if not callable(distribution):
+        raise ValueError(f"make_plan: distribution must be a function such as rx.erk, got {distribution!r}")
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     structures = _structures(shapes, rules)
     sparse = {name: shapes[name] for name in structures}
+    dtypes = {name: getattr(p, "dtype", np.dtype("float32")) for name, p in trees.named_leaves(params).items()}
     for name, shape in sparse.items():
-        if math.prod(shape) >= 2**31:
-            raise ValueError(f"make_plan: leaf {name!r} must have fewer than 2**31 weights, got {math.prod(shape)}")
+        if not 0 < math.prod(shape) < 2**31:
+            raise ValueError(
+                f"make_plan: leaf {name!r} must have at least 1 and fewer than 2**31 weights, got {math.prod(shape)}"
+            )
+        if not jnp.issubdtype(dtypes[name], np.floating):
+            raise ValueError(f"make_plan: leaf {name!r} must hold real floating-point weights, got {dtypes[name]}")
     imposed = {name: s.sparsity for name, s in structures.items() if s.sparsity is not None}
     fixed = {
         **imposed,
@@ -159,6 +170,8 @@ def make_plan(
     }
     for name, value in fixed.items():
         _check_sparsity(f"make_plan: sparsities[{name!r}]", value)
+    if not fixed:
+        _check_reachable(sparse, structures, sparsity)
     shared = _share(sparse, sparsity, distribution, fixed, count_fixed)
     return {name: _leaf(name, shape, structures[name], shared[name], rounding) for name, shape in sparse.items()}
 
@@ -169,6 +182,14 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None) -> dict[str, S
             name: unstructured() for name, shape in shapes.items() if is_maskable(name, shape)
         }
     else:
+        for rule in rules:
+            if not (
+                isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[1], (Structure, type(None)))
+            ):
+                raise ValueError(
+                    "make_plan: each rule must be a pair (regular expression, structure or None), such as "
+                    f'(".*kernel", rx.unstructured()), got {rule!r}'
+                )
         found = trees.first_match("make_plan: rules", tuple(rules), list(shapes))
         for name in shapes:
             if name not in found:
@@ -212,11 +233,29 @@ def _share(
     return {**shared, **fixed}
 
 
-def _leaf(name: str, shape: Shape, structure: Structure, sparsity: float, rounding: Callable[[float], int]) -> Leaf:
+def _check_reachable(shapes: Mapping[str, Shape], structures: Mapping[str, Structure], sparsity: float) -> None:
+    """At least one unit stays in each group; a total that leaves no room for them cannot be reached."""
+    total = sum(math.prod(shape) for shape in shapes.values())
+    least = 0
+    for name, shape in shapes.items():
+        units = _units(name, structures[name], shape)
+        least += math.prod(shape) // math.prod(units[axis] for axis in structures[name].axes(units))
+    if sparsity * total > total - least + 1e-6:
+        raise ValueError(
+            f"make_plan: at least one connection of each of {len(shapes)} leaves stays, so the largest reachable "
+            f"sparsity is {1 - least / total:.6g}, got {sparsity}"
+        )
+
+
+def _units(name: str, structure: Structure, shape: Shape) -> Shape:
     try:
-        units = structure.units(shape)
+        return structure.units(shape)
     except ValueError as error:
         raise ValueError(f"make_plan: leaf {name!r}: {error}") from None
+
+
+def _leaf(name: str, shape: Shape, structure: Structure, sparsity: float, rounding: Callable[[float], int]) -> Leaf:
+    units = _units(name, structure, shape)
     in_group = math.prod(units[axis] for axis in structure.axes(units))
     return Leaf(name, shape, structure, max(1, in_group - _whole(sparsity * in_group, rounding)))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -31,8 +32,8 @@ def every(period: int, *, start: int = 0, stop: int | None = None, include_stop:
     >>> [step for step in range(400) if due(step)]
     [0, 100, 200]
     """
-    if period < 1:
-        raise ValueError(f"every: period must be at least 1 step, got {period}")
+    if not isinstance(period, (int, np.integer)) or period < 1:
+        raise ValueError(f"every: period must be a whole number of steps, at least 1, got {period}")
     if start < 0:
         raise ValueError(f"every: start must be a step, 0 or later, got {start}")
     if stop is not None and stop < start:

@@ -261,7 +261,11 @@ def check_masked(params: PyTree, masks: Masks) -> None:
         masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside.
     """
     arrays, found = trees.named_leaves(params), trees.named_leaves(masks)
+    if not found:
+        raise ValueError("check_masked: there is no mask to check against, got a tree without leaves")
     for name, mask in found.items():
+        if name not in arrays:
+            raise ValueError(f"check_masked: params have no leaf {name!r}, for which there is a mask")
         stray = int(jnp.sum((arrays[name] != 0) & ~mask))
         if stray:
             raise ValueError(

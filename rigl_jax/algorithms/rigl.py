@@ -71,8 +71,8 @@ def rigl(
     >>> [step for step in range(1000) if algorithm.due(step)]
     [0, 100, 200, 300]
     """
-    fraction_at = fraction_schedule("rigl", fraction, start, stop)
     due, clock = schedules.every(period, start=start, stop=stop, include_stop=include_stop), lambda step: step
+    fraction_at = fraction_schedule("rigl", fraction, start, stop)
     if not count_skipped:
         if not skip_step:
             raise ValueError("rigl: count_skipped=False needs skip_step=True, got skip_step=False: nothing is skipped")

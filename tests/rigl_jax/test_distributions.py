@@ -140,6 +140,11 @@ def test_resnet50_table():
 )
 def test_totals_are_within_a_unit_for_each_layer(layers, sparsity, distribution):
     shapes = {str(i): shape for i, shape in enumerate(layers)}
+    total = sum(math.prod(shape) for shape in layers)
+    if sparsity * total > total - len(layers):
+        with pytest.raises(ValueError, match="the largest reachable sparsity is"):
+            rx.make_plan(struct(shapes), sparsity, distribution)
+        return
     shared = distribution(shapes, sparsity)
     assert all(0 <= value < 1 for value in shared.values())
     plan = rx.make_plan(struct(shapes), sparsity, distribution)
@@ -250,6 +255,22 @@ def test_a_users_own_distribution_is_checked():
         rx.make_plan(struct(LENET), 0.5, lambda shapes, sparsity: dict.fromkeys(shapes, 7.0))
 
 
+def test_silly_arguments_are_told():
+    params = struct({"w": (4, 4)})
+    with pytest.raises(ValueError, match=r"distribution must be a function such as rx\.erk, got 'erk'"):
+        rx.make_plan(params, 0.5, "erk")
+    with pytest.raises(ValueError, match=r"each rule must be a pair .* got \('w', 'unstructured'\)"):
+        rx.make_plan(params, 0.5, rules=[("w", "unstructured")])
+    with pytest.raises(ValueError, match=r"largest reachable sparsity is 0\.9375, got 0\.99"):
+        rx.make_plan(params, 0.99)
+    with pytest.raises(ValueError, match="'w' must hold real floating-point weights, got int32"):
+        rx.make_plan({"w": jax.ShapeDtypeStruct((4, 4), jnp.int32)}, 0.5)
+    with pytest.raises(ValueError, match="'w' must have at least 1 and fewer"):
+        rx.make_plan(struct({"w": (4, 0)}), 0.5, rules=[("w", rx.unstructured())])
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 0.9"):
+        rx.make_plan(params, "0.9")
+
+
 def test_a_leaf_too_large_to_count_is_refused():
-    with pytest.raises(ValueError, match=r"'w' must have fewer than 2\*\*31 weights"):
+    with pytest.raises(ValueError, match=r"'w' must have at least 1 and fewer than 2\*\*31 weights"):
         rx.make_plan({"w": jax.ShapeDtypeStruct((2**16, 2**15), "float32")}, 0.9)

@@ -86,6 +86,9 @@ def test_nnx_optimizer():
     plan = rx.make_plan(nnx.state(model, nnx.Param), sparsity=0.9)
     tx = rx.sparsify(optax.adamw(1e-2), rx.rigl(plan, period=5, stop=20), key=jax.random.key(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    weights, masks = nnx.as_pure(nnx.state(model, nnx.Param)), nnx.as_pure(optimizer.opt_state).masks
+    nnx.update(model, rx.apply_masks(weights, masks))
+    rx.check_masked(nnx.as_pure(nnx.state(model, nnx.Param)), masks)
 
     @nnx.jit
     def step(model, optimizer):

@@ -237,7 +237,7 @@ def test_the_network_computes_the_same_right_after_growth():
     ("options", "message"),
     [
         ({"fraction": 1.5}, r"rigl: fraction is the share of active weights moved, in \[0, 1\], got 1.5"),
-        ({"period": 0}, "period must be at least 1"),
+        ({"period": 0}, "period must be a whole number of steps, at least 1"),
         ({"count_skipped": False, "skip_step": False}, "count_skipped=False needs skip_step=True"),
     ],
 )

@@ -65,7 +65,7 @@ def test_inverse_power():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"period": 0}, "period must be at least 1 step, got 0"),
+        ({"period": 0}, "period must be a whole number of steps, at least 1, got 0"),
         ({"period": 5, "start": -1}, "start must be a step, 0 or later, got -1"),
         ({"period": 5, "start": 10, "stop": 9}, "stop must not be before start=10, got 9"),
     ],
