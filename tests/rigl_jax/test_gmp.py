@@ -152,7 +152,7 @@ def test_training_cost_follows_the_schedule():
     [
         ({"stop": 0}, "gmp: stop must be after start=0, got 0"),
         ({"stop": 9, "initial": 1.0}, r"gmp: initial is a sparsity, in \[0, 1\), got 1.0"),
-        ({"stop": 9, "period": 0}, "period must be at least 1"),
+        ({"stop": 9, "period": 0}, "period must be a whole number of steps, at least 1"),
     ],
 )
 def test_bad_options(options, message):

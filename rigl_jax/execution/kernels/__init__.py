@@ -1,0 +1,88 @@
+"""Sparse kernels behind one interface: `make_pattern`, `gather`, `scatter`, `matmul`, `conv`.
+
+    pattern = kernels.make_pattern(mask)             # host, at every rewiring
+    values = kernels.gather(kernel, pattern)         # [nnz], what the optimizer sees
+    y = kernels.matmul(x, values, pattern)           # differentiable in x and values
+    kernel = kernels.scatter(values, pattern)        # the dense weight again
+
+`Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs natively on CPUs and in plain
+JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) in plain XLA everywhere.
+`backends()` says what there is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from rigl_jax.execution.kernels import block, linear, n_of_m, native, pattern
+from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
+from rigl_jax.execution.kernels.conv import conv
+from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
+from rigl_jax.execution.kernels.pattern import Pattern, make_pattern, make_pattern_at
+
+__all__ = [
+    "Backend",
+    "BlockPattern",
+    "NMPattern",
+    "Pattern",
+    "backends",
+    "conv",
+    "gather",
+    "make_block_pattern",
+    "make_nm_pattern",
+    "make_pattern",
+    "make_pattern_at",
+    "matmul",
+    "scatter",
+]
+
+Array = jax.Array
+
+
+class Backend(NamedTuple):
+    """Whether a family of kernels is there, and which, or why not."""
+
+    available: bool
+    detail: str
+
+
+def backends() -> dict[str, Backend]:
+    """What this process can run: native CPU kernels (and their instruction sets), and plain JAX.
+
+    >>> backends()["jax"].available
+    True
+    """
+    levels = [level for level in native.levels() if level != "avx2_wide"]  # that one is for tests
+    detail = f"{levels[-1]} in use, of {', '.join(levels)}" if levels else native.reason()
+    return {
+        "native": Backend(bool(levels), detail),
+        "jax": Backend(True, "any platform: jaxlib's CSR product on the CPU, else a dense product"),
+    }
+
+
+AnyPattern = Pattern | BlockPattern | NMPattern
+
+
+def matmul(x: Array, values: Array, at: AnyPattern, *, level: str = "auto") -> Array:
+    """x[..., in] @ W -> [..., out]; see `matmul` of linear, block and n_of_m. `level` concerns `Pattern` only."""
+    if isinstance(at, BlockPattern):
+        return block.matmul(x, values, at)
+    if isinstance(at, NMPattern):
+        return n_of_m.matmul(x, values, at)
+    return linear.matmul(x, values, at, level=level)
+
+
+def gather(dense: Array, at: AnyPattern) -> Array:
+    """The values [nnz] of a dense weight, in the order in which `at` stores them."""
+    if isinstance(at, BlockPattern):
+        return block.gather(dense, at)
+    return n_of_m.gather(dense, at) if isinstance(at, NMPattern) else pattern.gather(dense, at)
+
+
+def scatter(values: Array, at: AnyPattern) -> Array:
+    """The dense weight of values [nnz]: the inverse of `gather`, zeros elsewhere."""
+    if isinstance(at, BlockPattern):
+        return block.scatter(values, at)
+    return n_of_m.scatter(values, at) if isinstance(at, NMPattern) else pattern.scatter(values, at)

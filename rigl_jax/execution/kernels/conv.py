@@ -1,0 +1,222 @@
+"""Convolution with a sparse HWIO kernel, NHWC in and out: native on the CPU, plain JAX elsewhere.
+
+Inside the native kernels images lie batch-interleaved: the same pixel of 4, 8 or 16 images (the level's vector) side by
+side, with margins. A run of pixels is then a run of vectors, a tap of the kernel is an offset, any stride or padding is
+the same loop, and no im2col is ever formed. A batch that is no multiple of the vector length is padded with zeros, so
+batches below 8 are inefficient (but right).
+
+The gradient of the input is the same loop over the transposed pattern; with strides, each input pixel meets only the
+taps of its own phase, so entries are sorted by phase first and no product is wasted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax.execution.kernels import native, reference
+from rigl_jax.execution.kernels.bilinear import Kind, bilinear
+from rigl_jax.execution.kernels.linear import matmul
+from rigl_jax.execution.kernels.pattern import Pattern
+
+Array = jax.Array
+Pair = tuple[int, int]
+GROUP = 16  # images to a group at the widest level
+
+
+class Options(NamedTuple):
+    """What a call fixes. `image` is the (height, width) of x; padding is explicit, ((top, bottom), (left, right))."""
+
+    image: Pair
+    strides: Pair
+    padding: tuple[Pair, Pair]
+    level: str
+
+
+def conv(
+    x: Array,
+    values: Array,
+    pattern: Pattern,
+    *,
+    strides: Pair = (1, 1),
+    padding: str | Sequence[Pair] = "SAME",
+    level: str = "auto",
+) -> Array:
+    """x[batch, height, width, in] convolved with a sparse kernel HWIO -> [batch, out height, out width, out].
+
+    As `jax.lax.conv_general_dilated` with NHWC, HWIO, NHWC, one feature group and no dilation. Differentiable as
+    `matmul` is. A 1 x 1 kernel without padding is a matrix product.
+
+    Args:
+      x: floating [batch, height, width, in].
+      values: floating [pattern.nnz], in storage order.
+      pattern: from `make_pattern` of a mask [kh, kw, in, out].
+      strides: rows and columns, each at least 1.
+      padding: "SAME", "VALID", or ((top, bottom), (left, right)), none negative.
+      level: as in `matmul`.
+
+    Raises:
+      ValueError: sizes that do not fit the pattern, negative padding, or an unknown level.
+
+    Example:
+      pattern = make_pattern(mask)
+      y = conv(x, gather(kernel, pattern), pattern, strides=(2, 2))
+    """
+    if len(pattern.shape) != 4:
+        raise ValueError(f"conv: pattern must be of a kernel (kh, kw, in, out), got one of shape {pattern.shape}")
+    if x.ndim != 4 or x.shape[3] != pattern.shape[2]:
+        raise ValueError(f"conv: x must have shape (batch, height, width, {pattern.shape[2]}), got {x.shape}")
+    if values.shape != (pattern.nnz,):
+        raise ValueError(f"conv: values must have shape ({pattern.nnz},), got {values.shape}")
+    if level != "jax":
+        native.level_number(level)
+    pads = _explicit(padding, x.shape[1:3], pattern.shape[:2], strides)
+    dtype = jnp.result_type(x, values)
+    if pattern.taps == 1 and pads == ((0, 0), (0, 0)):
+        return matmul(x[:, :: strides[0], :: strides[1]], values, pattern, level=level)
+    options = Options((x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, level)
+    return _product(x.astype(dtype), values.astype(dtype), pattern, options)
+
+
+def _explicit(
+    padding: str | Sequence[Pair], image: Sequence[int], window: Sequence[int], strides: Pair
+) -> tuple[Pair, Pair]:
+    pads = jax.lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
+    (top, bottom), (left, right) = pads
+    if min(top, bottom, left, right) < 0 or min(strides) < 1:
+        raise ValueError(f"conv: padding must be at least 0 and strides at least 1, got {padding} and {strides}")
+    return (int(top), int(bottom)), (int(left), int(right))
+
+
+def out_size(options: Options, pattern: Pattern) -> Pair:
+    """Height and width of the result."""
+    sizes = zip(options.image, options.padding, pattern.shape[:2], options.strides, strict=True)
+    height, width = (max(0, (n + sum(pad) - k) // s + 1) for n, pad, k, s in sizes)
+    return height, width
+
+
+def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, options: Options) -> tuple[int, ...]:
+    del b
+    return {
+        "forward": (a[0], *out_size(options, pattern), pattern.shape[3]),
+        "input_gradient": (a[0], *options.image, pattern.shape[2]),
+        "values_gradient": (pattern.nnz,),
+    }[kind]
+
+
+def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Options) -> Array:
+    served = native.library() is not None and options.level != "jax" and a.dtype.itemsize <= 4
+    if not served or 0 in (pattern.nnz, *a.shape, *out_size(options, pattern)):
+        return reference.run_conv(kind, a, b, pattern, options)
+    native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
+    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, options).astype(a.dtype)
+
+
+_product = bilinear("rigl_sparse_conv", _shape, reference.run_conv, _run_cpu)
+
+
+class _Margins(NamedTuple):
+    """One axis of a convolution, as the planes see it.
+
+    Attributes:
+      before: margin before x in its planes.
+      padded: size of the planes of x.
+      before_t: margin before dy in its planes.
+      padded_t: size of the planes of dy.
+      shifts: for each tap, the plane row of x it reads for output 0: the tap itself.
+      shifts_t: for each tap, the plane row of dy it reads for the first input pixel of its phase.
+      phases_t: for each tap, the phase: input pixel modulo stride.
+    """
+
+    before: int
+    padded: int
+    before_t: int
+    padded_t: int
+    shifts: list[int]
+    shifts_t: list[int]
+    phases_t: list[int]
+
+
+def _margins(size: int, out: int, window: int, stride: int, pad: int) -> _Margins:
+    phases = [(k - pad) % stride for k in range(window)]
+    # Input pixel stride * q + phase meets output q + shift through tap k.
+    shifts = [(phase + pad - k) // stride for k, phase in enumerate(phases)]
+    before = max(0, -min(shifts))
+    padded = before + max(out, -(-size // stride) + max(0, *shifts))
+    return _Margins(
+        pad, (out - 1) * stride + window, before, padded, list(range(window)), [before + s for s in shifts], phases
+    )
+
+
+def _axes(pattern: Pattern, options: Options) -> list[_Margins]:
+    out, starts = out_size(options, pattern), (options.padding[0][0], options.padding[1][0])
+    sizes = zip(options.image, out, pattern.shape[:2], options.strides, starts, strict=True)
+    return [_margins(*axis) for axis in sizes]
+
+
+def _planes(image: Array, before: Pair, padded: Pair, level: np.int64) -> Array:
+    batch, height, width, channels = image.shape
+    room = -(-batch // GROUP) * GROUP * padded[0] * padded[1] * channels
+    sizes = (batch, height, width, channels, *before, *padded)
+    return native.call("rigl_planes", (room,), image, sizes=sizes, level=level)
+
+
+def _x_planes(x: Array, rows: _Margins, columns: _Margins, level: np.int64) -> Array:
+    return _planes(x, (rows.before, columns.before), (rows.padded, columns.padded), level)
+
+
+def _dy_planes(dy: Array, rows: _Margins, columns: _Margins, level: np.int64) -> Array:
+    return _planes(dy, (rows.before_t, columns.before_t), (rows.padded_t, columns.padded_t), level)
+
+
+def _reader(batch: int, rows: _Margins, columns: _Margins, p: Pattern, options: Options) -> tuple[int, ...]:
+    """The sizes of struct Reader in native/kernels.h, for reading planes of x."""
+    planes = (batch, rows.padded, columns.padded, p.shape[2], p.block // p.taps)
+    return (*planes, *out_size(options, p), p.shape[3], *options.strides, 1, 1)
+
+
+def _forward(x: Array, values: Array, p: Pattern, options: Options) -> Array:
+    (rows, columns), level = _axes(p, options), native.level_number(options.level)
+    return native.call(
+        "rigl_conv_forward",
+        (x.shape[0], *out_size(options, p), p.shape[3]),
+        *(_x_planes(x, rows, columns, level), values, p.indices, p.starts),
+        sizes=_reader(x.shape[0], rows, columns, p, options),
+        rows=rows.shifts,
+        columns=columns.shifts,
+        level=level,
+    )
+
+
+def _input_gradient(dy: Array, values: Array, p: Pattern, options: Options) -> Array:
+    (rows, columns), level = _axes(p, options), native.level_number(options.level)
+    planes = (dy.shape[0], rows.padded_t, columns.padded_t, p.shape[3], p.block_t // p.taps)
+    return native.call(
+        "rigl_conv_input_gradient",
+        (dy.shape[0], *options.image, p.shape[2]),
+        *(_dy_planes(dy, rows, columns, level), values, p.order_t, p.indices_t, p.starts_t),
+        sizes=(*planes, *options.image, p.shape[2], 1, 1, *options.strides),
+        rows=rows.shifts_t,
+        columns=columns.shifts_t,
+        row_phases=rows.phases_t,
+        column_phases=columns.phases_t,
+        level=level,
+    )
+
+
+def _values_gradient(x: Array, dy: Array, p: Pattern, options: Options) -> Array:
+    (rows, columns), level = _axes(p, options), native.level_number(options.level)
+    return native.call(
+        "rigl_conv_values_gradient",
+        (p.nnz,),
+        *(_x_planes(x, rows, columns, level), _dy_planes(dy, rows, columns, level), p.indices, p.starts),
+        sizes=_reader(x.shape[0], rows, columns, p, options),
+        dy_sizes=(*dy.shape, rows.before_t, columns.before_t, rows.padded_t, columns.padded_t),
+        rows=rows.shifts,
+        columns=columns.shifts,
+        level=level,
+    )

@@ -1,0 +1,110 @@
+"""y = x @ W for a sparse W: native kernels on the CPU, plain JAX elsewhere, one differentiable function.
+
+Inside the native kernels activations live in tiles of 64 batch rows, feature-major, so that one weight meets 64
+contiguous floats; `rigl_tile` makes them, the products write row-major results. x and dy are each tiled once for all
+the products of one compiled program that need them: XLA merges equal calls.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax.execution.kernels import native, reference
+from rigl_jax.execution.kernels.bilinear import Kind, bilinear
+from rigl_jax.execution.kernels.pattern import Pattern
+
+Array = jax.Array
+TILE = 64  # TILE in native/kernels.h
+
+
+class Options(NamedTuple):
+    """What a call fixes: the kernel level ("auto", "jax" for plain JAX, or one of `native.levels()`)."""
+
+    level: str = "auto"
+
+
+def matmul(x: Array, values: Array, pattern: Pattern, *, level: str = "auto") -> Array:
+    """x[..., in] @ W -> [..., out], with W[in, out] given by its values in storage order.
+
+    Differentiable in x and values, any number of times and in both modes; batches under `vmap`. Sums are f32 whatever
+    the dtype; the result has the promoted dtype of x and values.
+
+    Args:
+      x: floating, last axis `pattern.rows`.
+      values: floating [pattern.nnz].
+      pattern: from `make_pattern`.
+      level: "auto"; "jax" for the fallback; or the name of an instruction-set level, for tests.
+
+    Raises:
+      ValueError: sizes that do not fit the pattern, or an unknown level.
+
+    Example:
+      pattern = make_pattern(mask)
+      y = matmul(x, gather(kernel, pattern), pattern)
+    """
+    if x.ndim < 1 or x.shape[-1] != pattern.rows:
+        raise ValueError(f"matmul: x must have shape (..., {pattern.rows}), got {x.shape}")
+    if values.shape != (pattern.nnz,):
+        raise ValueError(f"matmul: values must have shape ({pattern.nnz},), got {values.shape}")
+    if level != "jax":
+        native.level_number(level)
+    dtype = jnp.result_type(x, values)
+    rows = x.astype(dtype).reshape(-1, pattern.rows)
+    y = _product(rows, values.astype(dtype), pattern, Options(level))
+    return y.reshape(*x.shape[:-1], pattern.shape[-1])
+
+
+def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, options: Options) -> tuple[int, ...]:
+    del b, options
+    return {
+        "forward": (a[0], pattern.shape[-1]),
+        "input_gradient": (a[0], pattern.rows),
+        "values_gradient": (pattern.nnz,),
+    }[kind]
+
+
+def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Options) -> Array:
+    served = native.library() is not None and options.level != "jax" and a.dtype.itemsize <= 4
+    if not served or 0 in (pattern.nnz, *a.shape):
+        return reference.run_cpu(kind, a, b, pattern, options)
+    native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
+    level = native.level_number(options.level)
+    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, level).astype(a.dtype)
+
+
+_product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)
+
+
+def _tiled(x: Array, level: np.int64) -> Array:
+    """x[batch, features] in tiles; a single row is its own tile."""
+    batch, features = x.shape
+    if batch == 1:
+        return x.reshape(-1)
+    # Room for the last tile at every level: it is padded to the level's vectors, of 16 floats at most.
+    room = batch // TILE * TILE + -(-(batch % TILE) // 16) * 16
+    return native.call("rigl_tile", (room * features,), x, level=level)
+
+
+def _forward(x: Array, values: Array, p: Pattern, level: np.int64) -> Array:
+    attributes = {"rows": p.rows, "height": p.height, "block": p.block, "level": level}
+    return native.call(
+        "rigl_gather", (x.shape[0], p.shape[-1]), _tiled(x, level), values, p.indices, p.starts, **attributes
+    )
+
+
+def _input_gradient(dy: Array, values: Array, p: Pattern, level: np.int64) -> Array:
+    shape, tiles = (dy.shape[0], p.rows), _tiled(dy, level)
+    if p.height > 1:
+        attributes = {"height": p.height, "block": p.block, "level": level}
+        return native.call("rigl_scatter", shape, tiles, values, p.indices, p.starts, **attributes)
+    attributes = {"rows": p.shape[-1], "block": p.block_t, "level": level}
+    return native.call("rigl_gather_ordered", shape, tiles, values, p.order_t, p.indices_t, p.starts_t, **attributes)
+
+
+def _values_gradient(x: Array, dy: Array, p: Pattern, level: np.int64) -> Array:
+    attributes = {"batch": x.shape[0], "rows": p.rows, "height": p.height, "block": p.block, "level": level}
+    return native.call("rigl_dots", (p.nnz,), _tiled(x, level), _tiled(dy, level), p.indices, p.starts, **attributes)

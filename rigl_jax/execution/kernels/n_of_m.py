@@ -1,0 +1,108 @@
+"""y = x @ W for a W with n active weights in every m consecutive inputs, in plain XLA on any backend.
+
+Stored are the n values and their places (one byte each). Where runs of `width` consecutive outputs share their places,
+the inputs they need are gathered and multiplied as one smaller dense product a run: n / m of the work. Where every
+output chooses for itself (width 1) there is no dense product to shrink without hardware for it: W is laid out for the
+call, which saves memory, not time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["places"], meta_fields=["shape", "n", "m", "width"])
+@dataclasses.dataclass(frozen=True)
+class NMPattern:
+    """Which n of every m consecutive inputs are active.
+
+    Attributes:
+      places: uint8[in // m, n, out // width], input within its group of m, ascending.
+      shape: (in, out) of the dense weight; static.
+      n: active weights in a group; static.
+      m: inputs in a group, at most 256; static.
+      width: consecutive outputs that share their places; static.
+    """
+
+    places: Array
+    shape: tuple[int, int]
+    n: int
+    m: int
+    width: int
+
+    @property
+    def nnz(self) -> int:
+        """Number of values: in * out * n / m."""
+        return self.shape[0] // self.m * self.n * self.shape[1]
+
+    @property
+    def rows(self) -> Array:
+        """int32[in // m * n, out // width]: the input of every entry."""
+        group = jnp.arange(self.shape[0] // self.m, dtype=jnp.int32)[:, None, None] * self.m
+        return (group + self.places.astype(jnp.int32)).reshape(-1, self.shape[1] // self.width)
+
+
+def make_nm_pattern(mask: np.ndarray, n: int, m: int, *, width: int = 1) -> NMPattern:
+    """The pattern of a mask bool[in, out] with n active of every m consecutive inputs, on the host.
+
+    Raises:
+      ValueError: for another rank, sizes that do not divide, or a mask that breaks the n : m or the sharing.
+
+    >>> make_nm_pattern(np.array([[1], [0], [1], [0]], bool), 2, 4).nnz
+    2
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.ndim != 2 or not 0 < n <= m <= 256 or mask.shape[0] % m or mask.shape[1] % width:
+        raise ValueError(f"make_nm_pattern: mask (in, out) must divide into {n}:{m} and {width}, got {mask.shape}")
+    runs = mask.reshape(mask.shape[0], -1, width)
+    groups = runs[..., 0].reshape(-1, m, mask.shape[1] // width)
+    if not (runs == runs[..., :1]).all() or not (groups.sum(axis=1) == n).all():
+        raise ValueError(f"make_nm_pattern: mask must have {n} of every {m} inputs, alike in runs of {width} outputs")
+    places = np.argsort(~groups, axis=1, kind="stable")[:, :n].astype(np.uint8)
+    return NMPattern(jnp.asarray(places), (mask.shape[0], mask.shape[1]), n, m, width)
+
+
+@jax.jit
+def gather(dense: Array, pattern: NMPattern) -> Array:
+    """The values of a dense weight [in, out], [nnz]: row-major in (entry, output)."""
+    rows = jnp.repeat(pattern.rows, pattern.width, axis=1)
+    return jnp.take_along_axis(dense, rows, axis=0).reshape(-1)
+
+
+@jax.jit
+def scatter(values: Array, pattern: NMPattern) -> Array:
+    """The dense weight [in, out] of values [nnz]; zeros elsewhere."""
+    inputs, outputs = pattern.shape
+    stored = values.reshape(inputs // pattern.m, pattern.n, 1, outputs)
+    places = jnp.repeat(pattern.places, pattern.width, axis=2)[:, :, None, :]
+    here = places == jnp.arange(pattern.m, dtype=jnp.uint8)[None, None, :, None]
+    return jnp.where(here, stored, 0).sum(axis=1, dtype=values.dtype).reshape(pattern.shape)
+
+
+def matmul(x: Array, values: Array, pattern: NMPattern) -> Array:
+    """x[..., in] @ W -> [..., out]. Sums in f32; the result has the promoted dtype of x and values.
+
+    Raises:
+      ValueError: sizes that do not fit the pattern.
+    """
+    if x.ndim < 1 or x.shape[-1] != pattern.shape[0]:
+        raise ValueError(f"n:m matmul: x must have shape (..., {pattern.shape[0]}), got {x.shape}")
+    if values.shape != (pattern.nnz,):
+        raise ValueError(f"n:m matmul: values must have shape ({pattern.nnz},), got {values.shape}")
+    dtype = jnp.result_type(x, values)
+    total = jnp.promote_types(dtype, jnp.float32)
+    flat = x.reshape(-1, pattern.shape[0]).astype(dtype)
+    if pattern.width == 1:
+        y = jnp.matmul(flat, scatter(values, pattern).astype(dtype), preferred_element_type=total)
+    else:
+        runs = pattern.shape[1] // pattern.width
+        stored = values.reshape(-1, runs, pattern.width).astype(dtype)
+        y = jnp.einsum("ber,erw->brw", flat[:, pattern.rows], stored, preferred_element_type=total)
+    return y.reshape(*x.shape[:-1], pattern.shape[1]).astype(dtype)

@@ -1,0 +1,84 @@
+"""The native library: found, loaded and registered with XLA once, or the reason why not.
+
+`library()` returns it or None; `reason()` says why there is none. A level is the instruction set that a call runs on:
+"auto" takes the best that this processor has. Set RIGL_JAX_NATIVE=0 to do without the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+LIBRARY = pathlib.Path(__file__).parent / "_native.so"
+TARGETS = (
+    "rigl_tile",
+    "rigl_gather",
+    "rigl_gather_ordered",
+    "rigl_scatter",
+    "rigl_dots",
+    "rigl_planes",
+    "rigl_conv_forward",
+    "rigl_conv_input_gradient",
+    "rigl_conv_values_gradient",
+)
+REBUILD = "python -m rigl_jax.execution.kernels.build"
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("RIGL_JAX_NATIVE") == "0":
+        return None, "switched off by RIGL_JAX_NATIVE=0"
+    if not LIBRARY.exists():
+        return None, f"not built; `{REBUILD}` builds it where there is a C++ compiler"
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY))
+        for target in TARGETS:
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, target)), platform="cpu")
+    except (OSError, AttributeError, RuntimeError) as error:
+        return None, f"built, but it does not load ({error}); `{REBUILD}` builds it anew"
+    loaded.rigl_level.restype = ctypes.c_char_p
+    return loaded, ""
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None."""
+    return _load()[0]
+
+
+def reason() -> str:
+    """Why there is no library, or the empty string."""
+    return _load()[1]
+
+
+@functools.cache
+def levels() -> dict[str, int]:
+    """The levels that this build and this processor have: name -> the number the kernels know it by."""
+    found, loaded, number = {}, library(), 0
+    available = ctypes.c_int32()
+    while loaded is not None and (name := loaded.rigl_level(ctypes.c_int64(number), ctypes.byref(available))):
+        if available.value:
+            found[name.decode()] = number
+        number += 1
+    return found
+
+
+def level_number(level: str) -> np.int64:
+    """The number of a level; "auto" is -1. ValueError names the levels there are."""
+    if level == "auto":
+        return np.int64(-1)
+    if level not in levels():
+        raise ValueError(f"kernels: level must be one of {['auto', *levels()]} on this machine, got {level!r}")
+    return np.int64(levels()[level])
+
+
+def call(target: str, shape: tuple[int, ...], *operands: jax.Array, **attributes: Any) -> jax.Array:
+    """The f32 result of one native handler. Attributes are integers or sequences of integers."""
+    result = jax.ShapeDtypeStruct(shape, np.float32)
+    numbers = {name: np.int64(n) if np.ndim(n) == 0 else np.asarray(n, np.int64) for name, n in attributes.items()}
+    return jax.ffi.ffi_call(target, result)(*operands, **numbers)

@@ -1,0 +1,179 @@
+// Convolutions by a sparse kernel. Planes are padded and batch-interleaved: [group][row][channel][pixel][LANES images],
+// so that a run of pixels in a row is a run of vectors, and a tap of the kernel is an offset. See kernels.h.
+#pragma once
+#include "kernels.h"
+#include "segment.h"
+
+namespace {
+
+template <int V>
+struct Constant {
+  enum { value = V };
+};
+
+// ---- NHWC -> planes -----------------------------------------------------------------------------------------------
+
+void planes(const Planes& p, const float* x, float* out, int64_t group, int64_t row) {
+  const int64_t count = least(p.batch - group * LANES, LANES), y = row - p.top, image = p.height * p.width * p.channels;
+  const int64_t line = p.padded_width * LANES;
+  out += (group * p.padded_height + row) * p.channels * line;
+  const bool margin = y < 0 || y >= p.height;
+  const int64_t first = p.left, last = least(p.padded_width, p.left + p.width);
+  // Margins, and the images that the last group lacks, are zero.
+  if (margin || count < LANES)
+    for (int64_t i = 0; i < p.channels * line; i++) out[i] = 0;
+  if (margin) return;
+  if (count == LANES)
+    for (int64_t c = 0; c < p.channels; c++) {
+      for (int64_t i = 0; i < first * LANES; i++) out[c * line + i] = 0;
+      for (int64_t i = last * LANES; i < line; i++) out[c * line + i] = 0;
+    }
+  x += group * LANES * image + y * p.width * p.channels;
+  for (int64_t pixel = first; pixel < last; pixel++)
+    transpose_in(x + (pixel - first) * p.channels, image, count, p.channels, out + pixel * LANES, line);
+}
+
+// ---- each entry adds its plane, shifted by its tap, to its unit ---------------------------------------------------
+
+template <int U, int LOAD, int STORE>
+__attribute__((noinline)) void read_pass(const float* __restrict x, const int32_t* __restrict offsets,
+                                         const int32_t* __restrict starts, int64_t units,
+                                         const float* __restrict values, const uint16_t* __restrict indices,
+                                         int64_t load_step, float* __restrict y, int64_t y_unit, int64_t store_step,
+                                         bool first) {
+  constexpr int SETS = U <= 2 ? 4 : U <= 4 ? 2 : 1;
+  load_step = LOAD ? LOAD * LANES : load_step;
+  store_step = STORE ? STORE * LANES : store_step;
+  for (int64_t u = 0; u < units; u++, y += y_unit) {
+    const int64_t s = starts[u], n = starts[u + 1] - s;
+    if (n == 0 && !first) continue;
+    const uint16_t* index = indices + s;
+    weighted_sum<U, SETS>(
+        values + s, n, [=](int64_t i) { return x + offsets[index[i]]; }, load_step, y, store_step, first);
+  }
+}
+
+template <int LOAD, int STORE, class... Args>
+RIGL_INLINE void read_pixels(int64_t pixels, Args... args) {
+  switch (pixels) {
+    case 1: return read_pass<1, LOAD, STORE>(args...);
+    case 2: return read_pass<2, LOAD, STORE>(args...);
+    case 3: return read_pass<3, LOAD, STORE>(args...);
+    case 4: return read_pass<4, LOAD, STORE>(args...);
+    case 5: return read_pass<5, LOAD, STORE>(args...);
+    case 6: return read_pass<6, LOAD, STORE>(args...);
+    case 7: return read_pass<7, LOAD, STORE>(args...);
+    default: return read_pass<8, LOAD, STORE>(args...);
+  }
+}
+
+// Output row y, pixels of one span, units u0..u1, of one group of images.
+void read(const Reader& r, const float* in, float* out, int64_t group, int64_t y, int64_t span, int64_t u0, int64_t u1) {
+  alignas(64) float buffer[ROW_BUFFER];
+  const int64_t x0 = span * span_of(r.phase_x), x1 = least(r.width, x0 + span_of(r.phase_x));
+  const int64_t pixels = x1 - x0, line = r.plane_width * LANES, unit = pixels * LANES;
+  const int64_t phases = r.phase_y * r.phase_x;
+  const float* row = in + (group * r.plane_height + y / r.phase_y * r.step_y) * r.channels * line;
+  for (int64_t block = 0, c = 0; c < r.channels; block++, c += r.block) {
+    const float* planes = row + c * line;
+    for (int64_t px = 0; px < r.phase_x && x0 + px < x1; px++) {
+      const int64_t phase = y % r.phase_y * r.phase_x + px;
+      const int32_t* starts = r.starts + (block * phases + phase) * r.units + u0;
+      const int64_t q0 = x0 / r.phase_x, count = (pixels - px + r.phase_x - 1) / r.phase_x;
+      const int64_t passes = (count + PIXELS - 1) / PIXELS;
+      for (int64_t pass = 0; pass < passes; pass++) {
+        const int64_t q = count * pass / passes, n = count * (pass + 1) / passes - q;
+        const float* x = planes + (q0 + q) * r.step_x * LANES;
+        float* to = buffer + (q * r.phase_x + px) * LANES;
+        const auto go = [&](auto load, auto store) {
+          read_pixels<decltype(load)::value, decltype(store)::value>(
+              n, x, r.offsets, starts, u1 - u0, r.values, r.indices, r.step_x * LANES, to, unit, r.phase_x * LANES,
+              block == 0);
+        };
+        if (r.step_x == 1 && r.phase_x == 1) go(Constant<1>{}, Constant<1>{});
+        else if (r.step_x == 2 && r.phase_x == 1) go(Constant<2>{}, Constant<1>{});
+        else if (r.step_x == 1 && r.phase_x == 2) go(Constant<1>{}, Constant<2>{});
+        else go(Constant<0>{}, Constant<0>{});
+      }
+    }
+  }
+  const int64_t image = r.height * r.width * r.units;
+  out += group * LANES * image + y * r.width * r.units + u0;
+  for (int64_t x = x0; x < x1; x++)
+    transpose_out(buffer + (x - x0) * LANES, unit, u1 - u0, least(r.batch - group * LANES, LANES), out + x * r.units,
+                    image);
+}
+
+// ---- dW: products of an entry's plane, shifted by its tap, with its unit's ----------------------------------------
+
+template <int U, int LOAD>
+__attribute__((noinline)) void dots_pixels(const float* __restrict x, const int32_t* __restrict offsets,
+                                           const int32_t* __restrict starts, int64_t units,
+                                           const uint16_t* __restrict indices, int64_t load_step,
+                                           const float* __restrict dy, int64_t dy_unit, float* __restrict sums) {
+  load_step = LOAD ? LOAD * LANES : load_step;
+  const int64_t origin = starts[0];
+  for (int64_t u = 0; u < units; u++, dy += dy_unit) {
+    int64_t i = starts[u];
+    const int64_t end = starts[u + 1];
+    if (i == end) continue;
+    vec g[U];
+#pragma GCC unroll 8
+    for (int k = 0; k < U; k++) g[k] = load(dy + k * LANES);
+    for (; i < end; i++) {
+      const float* row = x + offsets[indices[i]];
+      float* sum = sums + (i - origin) * LANES;
+      vec a = load(sum), b = zero();
+#pragma GCC unroll 8
+      for (int k = 0; k < U; k++) (k % 2 ? b : a) += load(row + k * load_step) * g[k];
+      store(sum, U > 1 ? a + b : a);
+    }
+  }
+}
+
+template <int LOAD, class... Args>
+RIGL_INLINE void dots_any(int64_t pixels, Args... args) {
+  switch (pixels) {
+    case 1: return dots_pixels<1, LOAD>(args...);
+    case 2: return dots_pixels<2, LOAD>(args...);
+    case 3: return dots_pixels<3, LOAD>(args...);
+    case 4: return dots_pixels<4, LOAD>(args...);
+    case 5: return dots_pixels<5, LOAD>(args...);
+    case 6: return dots_pixels<6, LOAD>(args...);
+    case 7: return dots_pixels<7, LOAD>(args...);
+    default: return dots_pixels<8, LOAD>(args...);
+  }
+}
+
+// dvalues of units u0..u1 in one block of channels. `sums` holds LANES floats for each of their entries.
+void dots_planes(const Reader& r, const float* in, const Planes& g, const float* dy_planes, float* dvalues,
+                 int64_t block, int64_t u0, int64_t u1, float* sums_of) {
+  const int32_t* starts = r.starts + block * r.units + u0;
+  const int64_t units = u1 - u0, entries = starts[units] - starts[0];
+  const int64_t line = r.plane_width * LANES, dy_line = g.padded_width * LANES;
+  for (int64_t i = 0; i < (entries + SQUARE) * LANES; i++) sums_of[i] = 0;
+  const int64_t passes = (r.width + PIXELS - 1) / PIXELS;
+  for (int64_t group = 0; group * LANES < r.batch; group++)
+    for (int64_t y = 0; y < r.height; y++) {
+      const float* row = in + ((group * r.plane_height + y * r.step_y) * r.channels + block * r.block) * line;
+      const float* dy = dy_planes + ((group * g.padded_height + g.top + y) * g.channels + u0) * dy_line + g.left * LANES;
+      for (int64_t pass = 0; pass < passes; pass++) {
+        const int64_t x = r.width * pass / passes, n = r.width * (pass + 1) / passes - x;
+        const float* from = row + x * r.step_x * LANES;
+        const float* with = dy + x * LANES;
+        const int64_t step = r.step_x * LANES;
+        if (r.step_x == 1) dots_any<1>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of);
+        else if (r.step_x == 2) dots_any<2>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of);
+        else dots_any<0>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of);
+      }
+    }
+  float* to = dvalues + starts[0];
+  for (int64_t i = 0; i < entries; i += SQUARE) {
+    square_vec v[SQUARE];
+    for (int k = 0; k < SQUARE; k++) v[k] = fold(load(sums_of + (i + k) * LANES));
+    const square_vec s = sums(v);
+    for (int64_t k = 0; k < least(SQUARE, entries - i); k++) to[i + k] = s[k];
+  }
+}
+
+}  // namespace

@@ -1,0 +1,41 @@
+// What Python calls directly through ctypes: the sorting behind a new pattern, and which levels there are.
+#include <cstring>
+#include <vector>
+
+#include "levels.h"
+
+extern "C" {
+
+// Name of level i, or null past the last one; `available` is set where this build and processor have it.
+const char* rigl_level(int64_t i, int32_t* available) {
+  static const char* const names[LEVELS] = {"portable", "avx2", "avx2_wide", "avx512"};
+  if (i < 0 || i >= LEVELS) return nullptr;
+  *available = level_at(i) != nullptr;
+  return names[i];
+}
+
+// Keeps one thread busy with multiply-adds of the best level; returns how many floating-point operations it did.
+int64_t rigl_spin(int64_t rounds) {
+  float out[64];
+  return level(-1)->spin(rounds, out);
+}
+
+// Sorts n entries (row, unit) by (row / block, unit), stable: the order in which the kernels stream values. Writes
+// position[entry], indices[position] = row % block, and starts[blocks * unit_count + 1].
+void rigl_sort(int64_t n, const int32_t* rows, const int32_t* units, int64_t block, int64_t blocks, int64_t unit_count,
+               int32_t* position, uint16_t* indices, int32_t* starts) {
+  const int64_t segments = blocks * unit_count;
+  std::memset(starts, 0, (segments + 1) * sizeof(int32_t));
+  std::vector<int32_t> segment(n);
+  for (int64_t i = 0; i < n; i++) {
+    segment[i] = (int32_t)(rows[i] / block * unit_count + units[i]);
+    starts[segment[i] + 1]++;
+  }
+  for (int64_t s = 0; s < segments; s++) starts[s + 1] += starts[s];
+  std::vector<int32_t> next(starts, starts + segments);
+  for (int64_t i = 0; i < n; i++) {
+    position[i] = next[segment[i]]++;
+    indices[position[i]] = (uint16_t)(rows[i] % block);
+  }
+}
+}

@@ -1,0 +1,90 @@
+// What one instruction-set level offers: plain functions over plain arrays, each the work of one task on one thread.
+//
+// Activations are handled in tiles of TILE batch rows, feature-major: tile t of x[batch, rows] starts at
+// t * TILE * rows and holds, for every feature, the batch rows of the tile side by side (`width` floats: TILE, or for
+// the last tile what is left, rounded up to the vector length; the surplus is zero). So one weight meets a contiguous
+// run of activations. A batch of one row is its own tile of width 1.
+#pragma once
+#include <stdint.h>
+
+enum {
+  TILE = 64,         // batch rows in a tile
+  CHUNK = 128,       // outputs that a task holds in its cache before it writes them out
+  RUN_BLOCK = 1024,  // largest block of rows for patterns with height > 1
+  PIXELS = 8,        // pixels of a row in one pass
+  SPAN = 64,         // pixels of a row in one task
+  ROW_BUFFER = 16384,  // floats of output that a task of a convolution holds
+};
+
+// Nonzeros of a matrix [rows, units * height], cut along `rows` into blocks of `block`: block by block, within it unit
+// by unit, within it by row. Entry i of segment s = block * units + unit, starts[s] <= i < starts[s + 1], is the run of
+// `height` weights at row block * `block` + indices[i], columns unit * height and on.
+struct Pattern {
+  const uint16_t* indices;
+  const int32_t* starts;
+  int64_t rows, units, height, block;
+};
+
+// NHWC images [batch, height, width, channels] with margins, as [group][padded_height][channels][padded_width][lanes]:
+// `lanes` images side by side. Image row 0 is plane row `top`.
+struct Planes {
+  int64_t batch, height, width, channels;
+  int64_t top, left, padded_height, padded_width;
+};
+
+// One convolution as sums over planes: out[y, x, unit] = sum of values[i] * plane[step * (y / phase), step * (x / phase)]
+// at offsets[indices[i]], over the entries i of segment (block * phases + phase of (y, x)) * units + unit. A block is
+// `block` channels of the planes; an index is channel in block * taps + tap. Phases serve the gradient of a strided
+// convolution, where an input pixel meets only every stride-th tap; otherwise there is one.
+struct Reader {
+  const uint16_t* indices;
+  const int32_t* starts;
+  const float* values;
+  const int32_t* offsets;  // floats, for each index
+  int64_t batch, plane_height, plane_width, channels, block;  // of the planes that are read
+  int64_t height, width, units;                               // of the images that are written
+  int64_t step_y, step_x, phase_y, phase_x;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t lanes;
+
+  // x[batch, rows], features [k0, k1) -> tile t.
+  void (*tile)(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
+  // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit.
+  void (*gather)(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
+                 int64_t u0, int64_t u1);
+  // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: wins for height >= 4,
+  // where one load and one store of the row carry `height` products.
+  void (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
+                  int64_t block);
+  // dvalues of the segments of units u0..u1 in one block, summed over all tiles.
+  void (*dots)(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,
+               int64_t block, int64_t u0, int64_t u1);
+
+  // One row of planes, of one group of `lanes` images.
+  void (*planes)(const Planes& p, const float* x, float* out, int64_t group, int64_t row);
+  // Row y of one group, pixels [span * SPAN ...), units u0..u1; (u1 - u0) * pixels * lanes <= ROW_BUFFER.
+  void (*read)(const Reader& r, const float* planes, float* out, int64_t group, int64_t y, int64_t span, int64_t u0,
+               int64_t u1);
+  // dvalues of the segments of units u0..u1 in one block. `sums` is scratch: lanes * (entries + 8) floats.
+  void (*dots_planes)(const Reader& r, const float* planes, const Planes& g, const float* dy_planes, float* dvalues,
+                      int64_t block, int64_t u0, int64_t u1, float* sums);
+
+  // `rounds` rounds of multiply-adds in registers, for measuring the peak. Returns their floating-point operations.
+  int64_t (*spin)(int64_t rounds, float* out);
+};
+
+extern "C" {
+extern const Kernels rigl_portable;
+#ifdef RIGL_X86
+extern const Kernels rigl_avx2;
+extern const Kernels rigl_avx2_wide;  // the code of avx512 (16 lanes) in AVX2 instructions: for tests only
+extern const Kernels rigl_avx512;
+#endif
+}
+
+// Pixels to a task: whole phases of at most SPAN.
+static inline int64_t span_of(int64_t phase) { return phase > SPAN ? phase : SPAN / phase * phase; }
+static inline int64_t tile_count(int64_t batch) { return (batch + TILE - 1) / TILE; }

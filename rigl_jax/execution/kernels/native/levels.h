@@ -1,0 +1,25 @@
+// Which instruction-set level serves a call.
+#pragma once
+#include "kernels.h"
+
+enum { LEVELS = 4 };
+
+// Level i, or null where this build or this processor does not have it. 0 portable, 1 avx2, 2 avx2_wide, 3 avx512.
+inline const Kernels* level_at(int64_t i) {
+#ifdef RIGL_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (i == 1) return avx2 ? &rigl_avx2 : nullptr;
+  if (i == 2) return avx2 ? &rigl_avx2_wide : nullptr;
+  if (i == 3) return avx512 ? &rigl_avx512 : nullptr;
+#endif
+  return i == 0 ? &rigl_portable : nullptr;
+}
+
+// The asked-for level, or with -1 the best one (never avx2_wide, which exists to test the code of avx512).
+inline const Kernels* level(int64_t asked) {
+  if (asked >= 0) return level_at(asked);
+  static const Kernels* best = level_at(3) ? level_at(3) : level_at(1) ? level_at(1) : level_at(0);
+  return best;
+}

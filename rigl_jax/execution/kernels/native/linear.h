@@ -1,0 +1,366 @@
+// Products of row-major activations with a sparse matrix. See kernels.h for layouts and the pattern.
+#pragma once
+#include "kernels.h"
+#include "segment.h"
+
+namespace {
+
+RIGL_INLINE int64_t tile_width(int64_t batch, int64_t t) {
+  const int64_t left = batch - t * TILE;
+  if (left >= TILE) return TILE;
+  return batch == 1 ? 1 : (left + LANES - 1) / LANES * LANES;
+}
+
+// ---- conversions --------------------------------------------------------------------------------------------------
+
+void tile(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1) {
+  const int64_t width = tile_width(batch, t), b0 = t * TILE, count = least(batch - b0, width);
+  float* out = tiles + t * TILE * rows;
+  transpose_in(x + b0 * rows + k0, rows, count, k1 - k0, out + k0 * width, width);
+  for (int64_t k = k0; count < width && k < k1; k++)
+    for (int64_t b = count; b < width; b++) out[k * width + b] = 0;
+}
+
+// y[b, c] = buffer[c][b] for c < columns, b < count. `buffer` has `width` floats to a column, y `ld` to a row.
+void untile(const float* buffer, int64_t width, int64_t columns, float* y, int64_t ld, int64_t count) {
+  transpose_out(buffer, width, columns, count, y, ld);
+}
+
+// ---- y = x W: every entry adds its row to its unit ----------------------------------------------------------------
+
+// Four outputs of a run times U vectors: each vector of x serves four products.
+template <int U>
+RIGL_INLINE void gather_run(const float* x, int64_t stride, const float* values, int64_t height,
+                                   const uint16_t* indices, int64_t n, float* y, int64_t width, bool first) {
+  vec a[4][U];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) a[r][u] = first ? zero() : load(y + r * width + u * LANES);
+  for (int64_t i = 0; i < n; i++) {
+    const float* row = x + indices[i] * stride;
+    vec b[U];
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) b[u] = load(row + u * LANES);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+      const vec w = splat(values[i * height + r]);
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) a[r][u] += w * b[u];
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) store(y + r * width + u * LANES, a[r][u]);
+}
+
+// The segments of units [0, units) in one block. Its own function, on plain pointers, so that all of them stay in
+// registers.
+template <int U, int SETS, int64_t STRIDE>
+__attribute__((noinline)) void gather_pass(const float* __restrict x, int64_t width, const int32_t* __restrict starts,
+                                           int64_t units, const float* __restrict values,
+                                           const uint16_t* __restrict indices, float* __restrict y, bool first) {
+  const int64_t stride = STRIDE ? STRIDE : width;
+  for (int64_t u = 0; u < units; u++, y += stride) {
+    const int64_t s = starts[u], n = starts[u + 1] - s;
+    if (n == 0 && !first) continue;
+    const uint16_t* index = indices + s;
+    weighted_sum<U, SETS>(
+        values + s, n, [=](int64_t i) { return x + index[i] * stride; }, LANES, y, LANES, first);
+  }
+}
+
+template <int U>
+void gather_run_pass(const Pattern& p, const float* x, int64_t width, int64_t block, int64_t u0, int64_t u1,
+                     const float* values, float* y) {
+  const int32_t* starts = p.starts + block * p.units;
+  for (int64_t u = u0; u < u1; u++) {
+    const int64_t s = starts[u], n = starts[u + 1] - s;
+    if (n == 0 && block > 0) continue;
+    for (int64_t r = 0; r < p.height; r += 4)
+      for (int64_t b = 0; b < width; b += U * LANES)
+        gather_run<U>(x + b, width, values + s * p.height + r, p.height, p.indices + s, n,
+                      y + ((u - u0) * p.height + r) * width + b, width, block == 0);
+  }
+}
+
+void gather_block(const Pattern& p, const float* x, int64_t width, int64_t block, int64_t u0, int64_t u1,
+                         const float* values, float* y) {
+  if (p.height > 1) {
+    if (width % (NARROW * LANES) == 0) return gather_run_pass<NARROW>(p, x, width, block, u0, u1, values, y);
+    return gather_run_pass<1>(p, x, width, block, u0, u1, values, y);
+  }
+  const int32_t* starts = p.starts + block * p.units + u0;
+  const int64_t units = u1 - u0;
+  const bool first = block == 0;
+  int64_t b = 0;
+  if (width == TILE) {
+    for (; b < TILE; b += WIDE * LANES)
+      gather_pass<WIDE, 8 / WIDE, TILE>(x + b, width, starts, units, values, p.indices, y + b, first);
+    return;
+  }
+  for (; b + 4 * LANES <= width; b += 4 * LANES)
+    gather_pass<4, 2, 0>(x + b, width, starts, units, values, p.indices, y + b, first);
+  for (; b + 2 * LANES <= width; b += 2 * LANES)
+    gather_pass<2, 4, 0>(x + b, width, starts, units, values, p.indices, y + b, first);
+  for (; b < width; b += LANES)
+    gather_pass<1, 4, 0>(x + b, width, starts, units, values, p.indices, y + b, first);
+}
+
+// ---- one batch row: no tile, a scalar stream ----------------------------------------------------------------------
+
+// Runs of N vectors V: four chains of additions side by side.
+template <class V, int N>
+__attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x, const float* values, float* y,
+                                               int64_t u0, int64_t u1) {
+  typedef V Loose __attribute__((aligned(4), may_alias));
+  constexpr int CHAINS = N == 1 ? 4 : 2, RUN = N * (int)(sizeof(V) / 4);
+  for (int64_t u = u0; u < u1; u++) {
+    V a[CHAINS][N] = {};
+    for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
+      const Loose* v = (const Loose*)(values + p.starts[s] * RUN);
+      const uint16_t* k = p.indices + p.starts[s];
+      const uint16_t* const end = p.indices + p.starts[s + 1];
+      for (; k + CHAINS <= end; k += CHAINS, v += CHAINS * N)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++)
+#pragma GCC unroll 4
+          for (int i = 0; i < N; i++) a[c][i] += v[c * N + i] * x[first + k[c]];
+      for (; k < end; k++, v += N)
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++) a[0][i] += v[i] * x[first + *k];
+    }
+#pragma GCC unroll 4
+    for (int c = 1; c < CHAINS; c++)
+#pragma GCC unroll 4
+      for (int i = 0; i < N; i++) a[0][i] += a[c][i];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) *((Loose*)(y + u * RUN) + i) = a[0][i];
+  }
+}
+
+// Four scalar chains beat the hardware's gather instruction, which loads lane by lane as well. Indices come four to a
+// load, for loads are what limits this loop.
+__attribute__((noinline)) void gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
+                                          int64_t u1) {
+  typedef uint64_t Four __attribute__((aligned(2), may_alias));
+  for (int64_t u = u0; u < u1; u++) {
+    float a = 0, b = 0, c = 0, d = 0;
+    for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
+      const float* v = values + p.starts[s];
+      const uint16_t* k = p.indices + p.starts[s];
+      const float* xb = x + first;
+      int64_t n = p.starts[s + 1] - p.starts[s];
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+      for (; n >= 4; n -= 4, v += 4, k += 4) {
+        const uint64_t four = *(const Four*)k;
+        a += v[0] * xb[four & 0xffff];
+        b += v[1] * xb[four >> 16 & 0xffff];
+        c += v[2] * xb[four >> 32 & 0xffff];
+        d += v[3] * xb[four >> 48];
+      }
+#endif
+      for (; n > 0; n--, v++, k++) a += v[0] * xb[k[0]];
+    }
+    y[u] = (a + b) + (c + d);
+  }
+}
+
+void gather(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
+                   int64_t u0, int64_t u1) {
+  if (batch == 1) {
+    if (p.height == 4) return gather_row_runs<quad, 1>(p, tiles, values, y, u0, u1);
+    if (p.height == 8) return gather_row_runs<square_vec, 8 / SQUARE>(p, tiles, values, y, u0, u1);
+    if (p.height == 16) return gather_row_runs<vec, 16 / LANES>(p, tiles, values, y, u0, u1);
+    return gather_row(p, tiles, values, y, u0, u1);
+  }
+  alignas(64) float buffer[CHUNK * TILE];
+  const int64_t width = tile_width(batch, t), columns = p.units * p.height;
+  const float* x = tiles + t * TILE * p.rows;
+  for (int64_t block = 0, first = 0; first < p.rows; block++, first += p.block)
+    gather_block(p, x + first * width, width, block, u0, u1, values, buffer);
+  untile(buffer, width, (u1 - u0) * p.height, y + t * TILE * columns + u0 * p.height, columns,
+         least(batch - t * TILE, width));
+}
+
+// ---- dx = dy W^T for runs: every entry adds its unit to its row ---------------------------------------------------
+
+template <int U>
+RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values, int64_t height,
+                                    const uint16_t* indices, int64_t n, float* dx, int64_t stride) {
+  vec g[4][U];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) g[r][u] = load(dy + r * width + u * LANES);
+  for (int64_t i = 0; i < n; i++) {
+    float* row = dx + indices[i] * stride;
+    vec a[U];
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) a[u] = load(row + u * LANES);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+      const vec w = splat(values[i * height + r]);
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) a[u] += w * g[r][u];
+    }
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) store(row + u * LANES, a[u]);
+  }
+}
+
+void scatter(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
+                    int64_t block) {
+  const int64_t first = block * p.block, rows = least(p.block, p.rows - first), columns = p.units * p.height;
+  const int32_t* starts = p.starts + block * p.units;
+  if (batch == 1) {
+    for (int64_t k = 0; k < rows; k++) dx[first + k] = 0;
+    for (int64_t u = 0; u < p.units; u++)
+      for (int64_t i = starts[u]; i < starts[u + 1]; i++) {
+        float a = 0;
+        for (int64_t r = 0; r < p.height; r++) a += values[i * p.height + r] * dy_tiles[u * p.height + r];
+        dx[first + p.indices[i]] += a;
+      }
+    return;
+  }
+  constexpr int U = 2;  // a narrow slice of the batch, so that a whole block of dx stays in the nearest cache
+  alignas(64) float buffer[RUN_BLOCK * U * LANES];
+  const int64_t width = tile_width(batch, t), count = least(batch - t * TILE, width);
+  const float* dy = dy_tiles + t * TILE * columns;
+  for (int64_t b = 0; b < count; b += U * LANES) {
+    const bool half = b + U * LANES > width;
+    const int64_t slice = half ? LANES : U * LANES;
+    for (int64_t k = 0; k < rows * slice; k++) buffer[k] = 0;
+    for (int64_t u = 0; u < p.units; u++) {
+      const int64_t s = starts[u], n = starts[u + 1] - s;
+      for (int64_t r = 0; r < p.height; r += 4) {
+        const float* g = dy + (u * p.height + r) * width + b;
+        const float* v = values + s * p.height + r;
+        if (half)
+          scatter_run<1>(g, width, v, p.height, p.indices + s, n, buffer, slice);
+        else
+          scatter_run<U>(g, width, v, p.height, p.indices + s, n, buffer, slice);
+      }
+    }
+    untile(buffer, slice, rows, dx + (t * TILE + b) * p.rows + first, p.rows, least(count - b, slice));
+  }
+}
+
+// ---- dW: for every entry the products of its row and its unit, summed over the batch ------------------------------
+
+template <int U, int64_t STRIDE>
+void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0,
+                      int64_t u1, float* dvalues, bool add) {
+  const int64_t stride = STRIDE ? STRIDE : width;
+  const int32_t* starts = p.starts + block * p.units;
+  Pending pending;
+  pending.out = dvalues + starts[u0];
+  for (int64_t u = u0; u < u1; u++) {
+    int64_t i = starts[u];
+    const int64_t end = starts[u + 1];
+    if (i == end) continue;
+    vec g[U];
+#pragma GCC unroll 16
+    for (int k = 0; k < U; k++) g[k] = load(dy + u * stride + k * LANES);
+    while (i < end) {
+      const int64_t stop = least(end, i + Pending::SIZE - pending.held);
+      square_vec* sum = pending.sum + pending.held;
+      pending.held += stop - i;
+      for (; i < stop; i++) {
+        const float* row = x + p.indices[i] * stride;
+        vec a = load(row) * g[0], b = zero();
+#pragma GCC unroll 16
+        for (int k = 1; k < U; k++) (k % 2 ? b : a) += load(row + k * LANES) * g[k];
+        *sum++ = fold(U > 1 ? a + b : a);
+      }
+      if (pending.held == Pending::SIZE) pending.flush(add);
+    }
+  }
+  pending.flush(add);
+}
+
+// COUNT entries of a run times four of its outputs, over the whole width of the tile.
+template <int COUNT>
+RIGL_INLINE void dots_run(const float* x, const float* dy, int64_t width, int64_t height,
+                                 const uint16_t* indices, float* dvalues, bool add) {
+  vec a[COUNT * 4];
+#pragma GCC unroll 16
+  for (int k = 0; k < COUNT * 4; k++) a[k] = zero();
+  const float* row[COUNT];
+#pragma GCC unroll 4
+  for (int c = 0; c < COUNT; c++) row[c] = x + indices[c] * width;
+  for (int64_t b = 0; b < width; b += LANES) {
+    vec g[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) g[r] = load(dy + r * width + b);
+#pragma GCC unroll 4
+    for (int c = 0; c < COUNT; c++) {
+      const vec v = load(row[c] + b);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) a[c * 4 + r] += v * g[r];
+    }
+  }
+  constexpr int PADDED = (COUNT * 4 + SQUARE - 1) / SQUARE * SQUARE;
+  square_vec folded[PADDED];
+#pragma GCC unroll 16
+  for (int k = 0; k < PADDED; k++) folded[k] = k < COUNT * 4 ? fold(a[k]) : square_vec{};
+  float out[PADDED];
+#pragma GCC unroll 4
+  for (int k = 0; k < PADDED; k += SQUARE) square_store(out + k, sums(folded + k));
+  typedef quad Loose __attribute__((aligned(4), may_alias));
+#pragma GCC unroll 4
+  for (int c = 0; c < COUNT; c++) {
+    Loose* d = (Loose*)(dvalues + c * height);
+    const quad v = *(const Loose*)(out + c * 4);
+    *d = add ? *d + v : v;
+  }
+}
+
+void dots_runs(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0,
+                      int64_t u1, float* dvalues, bool add) {
+  const int32_t* starts = p.starts + block * p.units;
+  const int64_t h = p.height;
+  for (int64_t u = u0; u < u1; u++)
+    for (int64_t r = 0; r < h; r += 4) {
+      const float* g = dy + (u * h + r) * width;
+      int64_t i = starts[u];
+      for (; i + DOTS <= starts[u + 1]; i += DOTS)
+        dots_run<DOTS>(x, g, width, h, p.indices + i, dvalues + i * h + r, add);
+      for (; i < starts[u + 1]; i++) dots_run<1>(x, g, width, h, p.indices + i, dvalues + i * h + r, add);
+    }
+}
+
+void dots_row(const Pattern& p, const float* x, const float* dy, float* dvalues, int64_t block, int64_t u0,
+                     int64_t u1) {
+  const int32_t* starts = p.starts + block * p.units;
+  for (int64_t u = u0; u < u1; u++)
+    for (int64_t i = starts[u]; i < starts[u + 1]; i++)
+      for (int64_t r = 0; r < p.height; r++)
+        dvalues[i * p.height + r] = x[block * p.block + p.indices[i]] * dy[u * p.height + r];
+}
+
+void dots(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,
+                 int64_t block, int64_t u0, int64_t u1) {
+  if (batch == 1) return dots_row(p, x_tiles, dy_tiles, dvalues, block, u0, u1);
+  for (int64_t t = 0; t < tile_count(batch); t++) {
+    const int64_t width = tile_width(batch, t);
+    const float* x = x_tiles + t * TILE * p.rows + block * p.block * width;
+    const float* dy = dy_tiles + t * TILE * p.units * p.height;
+    bool add = t > 0;
+    if (p.height > 1) {
+      dots_runs(p, x, dy, width, block, u0, u1, dvalues, add);
+      continue;
+    }
+    int64_t b = 0;
+    if (width == TILE)
+      for (; b < TILE; b += WIDE * LANES, add = true)
+        dots_pass<WIDE, TILE>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
+    for (; b + 2 * LANES <= width; b += 2 * LANES, add = true)
+      dots_pass<2, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
+    for (; b < width; b += LANES, add = true)
+      dots_pass<1, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,111 @@
+// Vectors of LANES floats, and the few operations on them that the kernels need.
+//
+// One source, compiled once for each instruction set: level.cc is built with -DLANES=4, 8 or 16 and the matching
+// target flags, and everything here lives in a namespace of that level. No standard header with inline functions is
+// included: the linker could otherwise pick an AVX-512 copy of std::min for every caller.
+#pragma once
+#include <stdint.h>
+
+#ifndef LANES
+#error "compile level.cc with -DLANES=4, 8 or 16"
+#endif
+
+#define RIGL_INLINE inline __attribute__((always_inline))
+
+namespace {  // each level keeps its own copies
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+// Loads take any address of a float: on AVX they cost nothing more when it happens to be aligned, and it mostly is.
+typedef float loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+RIGL_INLINE vec load(const float* p) { return *(const loose*)p; }
+RIGL_INLINE void store(float* p, vec v) { *(loose*)p = v; }
+RIGL_INLINE vec zero() { return vec{}; }
+RIGL_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+RIGL_INLINE vec splat(float s) {
+#if LANES == 4
+  return vec{s, s, s, s};
+#elif LANES == 8
+  return vec{s, s, s, s, s, s, s, s};
+#else
+  return vec{s, s, s, s, s, s, s, s, s, s, s, s, s, s, s, s};
+#endif
+}
+
+// Small square transposes and sums go through vectors of 8 (or 4) at every level: an AVX-512 machine gains nothing from
+// a 16x16 transpose that two 8x8 ones do not give, and one path is one path to test.
+#if LANES == 4
+#define SQUARE 4
+typedef vec square_vec;
+#else
+#define SQUARE 8
+typedef float square_vec __attribute__((vector_size(32)));
+#endif
+typedef float quad __attribute__((vector_size(16)));
+typedef float square_loose __attribute__((vector_size(SQUARE * 4), aligned(4), may_alias));
+
+RIGL_INLINE square_vec square_load(const float* p) { return *(const square_loose*)p; }
+RIGL_INLINE void square_store(float* p, square_vec v) { *(square_loose*)p = v; }
+
+#if SQUARE == 8
+RIGL_INLINE void transpose(square_vec r[8]) {
+  square_vec t[8], s[8];
+  for (int i = 0; i < 4; i++) {
+    t[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int h = 0; h < 8; h += 4)
+    for (int i = 0; i < 2; i++) {
+      s[h + 2 * i] = __builtin_shufflevector(t[h + i], t[h + 2 + i], 0, 1, 8, 9, 4, 5, 12, 13);
+      s[h + 2 * i + 1] = __builtin_shufflevector(t[h + i], t[h + 2 + i], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int i = 0; i < 4; i++) {
+    r[i] = __builtin_shufflevector(s[i], s[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
+    r[4 + i] = __builtin_shufflevector(s[i], s[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+// Lane i of the result is the sum over the lanes of r[i].
+RIGL_INLINE square_vec sums(const square_vec r[8]) {
+  square_vec t[4], s[2];
+  for (int i = 0; i < 4; i++)
+    t[i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+           __builtin_shufflevector(r[2 * i], r[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  for (int i = 0; i < 2; i++)
+    s[i] = __builtin_shufflevector(t[2 * i], t[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(t[2 * i], t[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(s[0], s[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(s[0], s[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#else
+RIGL_INLINE void transpose(square_vec r[4]) {
+  square_vec t[4];
+  for (int i = 0; i < 2; i++) {
+    t[i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 4, 1, 5);
+    t[2 + i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 2, 6, 3, 7);
+  }
+  r[0] = __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(t[2], t[3], 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(t[2], t[3], 2, 3, 6, 7);
+}
+
+RIGL_INLINE square_vec sums(const square_vec r[4]) {
+  square_vec t[4] = {r[0], r[1], r[2], r[3]};
+  transpose(t);
+  return (t[0] + t[1]) + (t[2] + t[3]);
+}
+#endif
+
+// The lanes of one vector folded to SQUARE lanes: what `sums` takes.
+RIGL_INLINE square_vec fold(vec v) {
+#if LANES == 16
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+         __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  return v;
+#endif
+}
+
+}  // namespace

@@ -1,0 +1,81 @@
+"""The same products in plain JAX: the fallback without native kernels, and what other platforms run.
+
+On CPU, f32 and a pattern of one block, the products with W and with its transpose are jaxlib's own CSR kernel
+(its automatic derivative is ten times slower than dense; here it never gets one). Elsewhere W is laid out dense for the
+call: no accelerator gains from unstructured sparsity below 99 %, and a dense product is the fastest that is right.
+The gradient of the values is a dense product read at the entries while that fits memory, else dot products of gathered
+columns, a slab of entries at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import sparse
+
+from rigl_jax.execution.kernels.bilinear import Kind
+from rigl_jax.execution.kernels.pattern import Pattern, coordinates, gather, scatter
+
+Array = jax.Array
+DENSE_LIMIT = 1 << 26  # weights of a dense gradient that is formed and read at the entries: 256 MiB in f32
+SLAB = 1 << 24  # products of gathered columns held at a time: 64 MiB in f32
+
+
+def run(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array:
+    """The product `kind` on any platform. See `bilinear`."""
+    del options
+    if kind == "values_gradient":
+        return _values_gradient(a, b, pattern)
+    dense = scatter(b, pattern).reshape(pattern.rows, -1)
+    return _dot(a, dense if kind == "forward" else dense.T)
+
+
+def run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array:
+    """The product `kind` on the CPU: by jaxlib's CSR kernel where it applies."""
+    one_block = pattern.block >= pattern.rows and pattern.block_t >= pattern.units
+    plain = a.dtype == jnp.float32 and pattern.height == 1 and pattern.nnz > 0
+    if kind == "values_gradient" or not (one_block and plain):
+        return run(kind, a, b, pattern, options)
+    if kind == "forward":
+        return _csr(b, pattern.indices, pattern.starts, (pattern.units, pattern.rows), a)
+    return _csr(b[pattern.order_t], pattern.indices_t, pattern.starts_t, (pattern.rows, pattern.units), a)
+
+
+def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array:
+    """The product `kind` of a convolution: the kernel laid out dense for the call. See `conv`."""
+
+    def dense_conv(x: Array, kernel: Array) -> Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, options.strides, options.padding, dimension_numbers=numbers)
+
+    if kind == "forward":
+        return dense_conv(a, scatter(b, pattern))
+    if kind == "input_gradient":
+        kernel, image = scatter(b, pattern), (a.shape[0], *options.image, pattern.shape[2])
+        return jax.linear_transpose(lambda x: dense_conv(x, kernel), jax.ShapeDtypeStruct(image, a.dtype))(a)[0]
+    kernel = jax.ShapeDtypeStruct(pattern.shape, a.dtype)
+    return gather(jax.linear_transpose(lambda k: dense_conv(a, k), kernel)(b)[0], pattern)
+
+
+def _csr(values: Array, indices: Array, starts: Array, shape: tuple[int, int], x: Array) -> Array:
+    matrix = sparse.BCSR((values, indices.astype(jnp.int32), starts), shape=shape)
+    return (matrix @ x.T).T
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jax.lax.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32)).astype(a.dtype)
+
+
+def _values_gradient(x: Array, dy: Array, pattern: Pattern) -> Array:
+    if pattern.rows * pattern.shape[-1] <= DENSE_LIMIT:
+        return gather(_dot(x.T, dy).reshape(pattern.shape), pattern)
+    rows, units = coordinates(pattern)
+    columns, runs = x.T, dy.T.reshape(pattern.units, pattern.height, -1)
+
+    def dots(entry: tuple[Array, Array]) -> Array:
+        return runs[entry[1]] @ columns[entry[0]]
+
+    slab = max(1, SLAB // max(1, x.shape[0] * pattern.height))
+    return jax.lax.map(dots, (rows, units), batch_size=slab).reshape(-1)

@@ -1,0 +1,103 @@
+"""The native convolution kernels against the masked dense convolution: values and gradients, every level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rigl_jax.execution.kernels import native
+from rigl_jax.execution.kernels.conv import conv
+from rigl_jax.execution.kernels.pattern import gather, make_pattern, scatter
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=f"native kernels: {native.reason()}")
+LEVELS = list(native.levels())
+CASES = {
+    "same": ((9, 5, 6, 10), (3, 3), 12, (1, 1), "SAME"),
+    "same, stride 2": ((5, 8, 9, 3), (3, 3), 20, (2, 2), "SAME"),
+    "valid": ((3, 7, 19, 4), (3, 3), 8, (1, 1), "VALID"),
+    "valid, stride 2": ((17, 9, 12, 5), (3, 3), 6, (2, 2), "VALID"),
+    "explicit, uneven": ((2, 11, 7, 3), (5, 3), 4, (3, 2), ((2, 1), (0, 3))),
+    "padding beyond the window": ((2, 4, 4, 2), (1, 1), 3, (2, 2), ((2, 2), (3, 1))),
+    "stride beyond the window": ((2, 5, 5, 2), (2, 2), 3, (3, 3), "SAME"),
+    "wide rows": ((1, 3, 150, 2), (3, 3), 3, (1, 1), "SAME"),
+    "window larger than image": ((4, 2, 2, 3), (7, 7), 3, (2, 2), ((3, 3), (3, 3))),
+}
+
+
+def dense_conv(x, kernel, strides, padding):
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def check(case, level="auto", density=0.3, block=None):
+    image, window, out, strides, padding = case
+    rng = np.random.default_rng(0)
+    mask = rng.random((*window, image[3], out)) < density
+    mask[..., 0] = False  # an output without inputs
+    dense = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
+    x = rng.normal(size=image).astype(np.float32)
+    pattern = make_pattern(mask, block=block)
+
+    @jax.jit
+    def run(x, values, dense):
+        y, pull = jax.vjp(lambda x, v: conv(x, v, pattern, strides=strides, padding=padding, level=level), x, values)
+        want, pull_dense = jax.vjp(lambda x, w: dense_conv(x, w, strides, padding), x, dense)
+        dy = jnp.cos(jnp.arange(want.size, dtype=jnp.float32)).reshape(want.shape)
+        return (y, *pull(dy)), (want, *pull_dense(dy))
+
+    (y, dx, dvalues), (want_y, want_dx, want_dw) = run(x, gather(dense, pattern), dense)
+    np.testing.assert_allclose(y, want_y, atol=1e-4)
+    np.testing.assert_allclose(dx, want_dx, atol=1e-4)
+    np.testing.assert_allclose(scatter(dvalues, pattern), want_dw * mask, atol=3e-4)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_geometry(case):
+    check(case)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["same", "same, stride 2"])
+def test_every_level(level, name):
+    check(CASES[name], level, block=18)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
+def test_densities(density):
+    check(CASES["same"], density=density)
+
+
+@pytest.mark.parametrize("width", range(1, 10))
+def test_every_width_of_a_pass(width):
+    check(((3, 2, width, 2), (3, 3), 3, (1, 1), "SAME"))
+
+
+def test_one_by_one_is_a_matrix_product():
+    check(((3, 5, 4, 6), (1, 1), 7, (2, 1), "VALID"))
+
+
+def test_short_floats_and_grad_of_vmap():
+    rng = np.random.default_rng(0)
+    mask = rng.random((3, 3, 4, 5)) < 0.4
+    pattern = make_pattern(mask)
+    values = jnp.asarray(rng.normal(size=pattern.nnz), jnp.bfloat16)
+    x = jnp.asarray(rng.normal(size=(4, 6, 6, 4)), jnp.bfloat16)
+
+    def each(values):  # one image at a time: vmap folds them into one call
+        return jax.vmap(lambda image: conv(image[None], values, pattern)[0])(x).astype(jnp.float32)
+
+    want = dense_conv(x.astype(jnp.float32), scatter(values.astype(jnp.float32), pattern), (1, 1), "SAME")
+    np.testing.assert_allclose(each(values), want, rtol=2e-2, atol=2e-2)
+    assert jax.grad(lambda v: each(v).sum())(values).dtype == jnp.bfloat16
+
+
+def test_errors_say_what_was_expected():
+    pattern = make_pattern(np.ones((3, 3, 2, 4), bool))
+    values, x = jnp.zeros(pattern.nnz), jnp.zeros((1, 5, 5, 2))
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, height, width, 2\)"):
+        conv(x[..., :1], values, pattern)
+    with pytest.raises(ValueError, match=r"values must have shape \(72,\)"):
+        conv(x, values[1:], pattern)
+    with pytest.raises(ValueError, match="padding must be at least 0"):
+        conv(x, values, pattern, padding=((-1, 0), (0, 0)))
+    with pytest.raises(ValueError, match="pattern must be of a kernel"):
+        conv(x, jnp.zeros(4), make_pattern(np.ones((2, 2), bool)))

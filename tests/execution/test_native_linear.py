@@ -1,0 +1,147 @@
+"""The native matrix kernels against the masked dense product: values, gradients, every instruction-set level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rigl_jax.execution.kernels import native
+from rigl_jax.execution.kernels.linear import matmul
+from rigl_jax.execution.kernels.pattern import gather, make_pattern, scatter
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=f"native kernels: {native.reason()}")
+LEVELS = list(native.levels())
+
+
+def problem(batch, inputs, outputs, density, height=1, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.repeat(rng.random((inputs, outputs // height)) < density, height, axis=1)
+    mask[inputs // 2] = False  # an input that nobody reads
+    mask[:, :height] = False  # an output without inputs
+    dense = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
+    x, dy = rng.normal(size=(batch, inputs)), rng.normal(size=(batch, outputs))
+    return mask, dense, x.astype(np.float32), dy.astype(np.float32)
+
+
+@jax.jit
+def oracle(x, dense, dy):
+    y, pull = jax.vjp(jnp.matmul, x, dense)
+    return y, *pull(dy)
+
+
+def check(mask, dense, x, dy, level="auto", height=1, block=None, tolerance=2e-5):
+    pattern = make_pattern(mask, height=height, block=block)
+
+    @jax.jit
+    def run(x, values, pattern, dy):
+        y, pull = jax.vjp(lambda x, values: matmul(x, values, pattern, level=level), x, values)
+        return y, *pull(dy)
+
+    y, dx, dvalues = run(x, gather(dense, pattern), pattern, dy)
+    want_y, want_dx, want_dw = oracle(x, dense, dy)
+    scale = np.sqrt(max(dense.shape[0], dense.shape[1], len(x)))
+    for got, want in ((y, want_y), (dx, want_dx), (scatter(dvalues, pattern), want_dw * mask)):
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("height", [1, 4, 8, 16])
+def test_every_level_and_height(level, height):
+    check(*problem(77, 50, 48, 0.3, height), level, height, block=17)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("batch", [1, 2, 12, 16, 40, 64, 130])
+def test_every_batch_and_level(level, batch):
+    check(*problem(batch, 33, 19, 0.2), level)
+
+
+@pytest.mark.parametrize("height", [4, 8, 16])
+def test_one_row_of_runs(height):
+    check(*problem(1, 33, 32, 0.2, height), height=height, block=9)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 200), (200, 1), (3, 257), (300, 17)])
+def test_odd_sizes(inputs, outputs):
+    mask, dense, x, dy = problem(70, inputs, outputs, 0.5)
+    mask[0, -1], dense[0, -1] = True, 1.5
+    check(mask, dense, x, dy)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 1.0])
+def test_densities(density):
+    check(*problem(65, 40, 24, density))
+
+
+def test_full_mask():
+    _, _, x, dy = problem(65, 24, 16, 1.0)
+    dense = np.random.default_rng(1).normal(size=(24, 16)).astype(np.float32)
+    check(np.ones((24, 16), bool), dense, x, dy)
+
+
+def test_many_blocks_and_threads():
+    check(*problem(256, 500, 400, 0.1))
+    check(*problem(200, 500, 400, 0.1, height=8), height=8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_short_floats_accumulate_in_float32(dtype):
+    mask, dense, x, _ = problem(64, 200, 16, 0.5)
+    pattern = make_pattern(mask)
+    x, dense = jnp.asarray(x, dtype), jnp.asarray(dense, dtype)
+    y = jax.jit(matmul)(x, gather(dense, pattern), pattern)
+    assert y.dtype == dtype
+    want = x.astype(jnp.float32) @ dense.astype(jnp.float32)
+    np.testing.assert_allclose(y.astype(jnp.float32), want, rtol=2 * jnp.finfo(dtype).eps, atol=1e-3)
+    grads = jax.grad(lambda x, v: matmul(x, v, pattern).astype(jnp.float32).sum(), (0, 1))(x, gather(dense, pattern))
+    assert [g.dtype for g in grads] == [dtype, dtype]
+
+
+def test_result_does_not_depend_on_the_block_size():
+    mask, dense, x, _ = problem(64, 100, 32, 0.3)
+    results = []
+    for block in (1, 7, 100):
+        pattern = make_pattern(mask, block=block)
+        results.append(jax.jit(matmul)(x, gather(dense, pattern), pattern))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-4)
+    np.testing.assert_allclose(results[0], results[2], atol=1e-4)
+
+
+def test_rewiring_at_equal_nnz_compiles_nothing():
+    traces = []
+
+    @jax.jit
+    def run(x, values, pattern):
+        traces.append(1)
+        return matmul(x, values, pattern)
+
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        mask = rng.permutation(np.arange(600) < 60).reshape(20, 30)
+        dense = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
+        x, pattern = rng.normal(size=(8, 20)).astype(np.float32), make_pattern(mask)
+        np.testing.assert_allclose(run(x, gather(dense, pattern), pattern), x @ dense, atol=1e-5)
+    assert len(traces) == 1
+
+
+def test_unknown_level_is_an_error():
+    mask, dense, x, _ = problem(4, 8, 8, 0.5)
+    pattern = make_pattern(mask)
+    with pytest.raises(ValueError, match="level must be one of"):
+        matmul(x, gather(dense, pattern), pattern, level="avx9")
+
+
+def test_concurrent_calls_share_the_pool_without_deadlock():
+    problems = [problem(128, 300, 200, 0.3, seed=seed) for seed in range(6)]
+    patterns = [make_pattern(mask) for mask, *_ in problems]
+    values = [gather(dense, pattern) for (_, dense, *_), pattern in zip(problems, patterns, strict=True)]
+
+    @jax.jit
+    def run(xs, values):
+        return [matmul(x, v, p) for x, v, p in zip(xs, values, patterns, strict=True)]
+
+    xs = [x for _, _, x, _ in problems]
+    for _ in range(20):
+        results = run(xs, values)
+    for result, (_, dense, x, _) in zip(results, problems, strict=True):
+        np.testing.assert_allclose(result, x @ dense, atol=1e-3)
