@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import rigl_jax as rx
+from experiments import gallery
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -41,3 +42,9 @@ def test_pages_name_files_that_exist():
             assert (page.parent / path).exists(), f"{page.name}: {path}"
         for path in re.findall(r"`(tests/[\w/]+\.py|experiments/[\w/]+\.py|rigl_jax/[\w/]+\.py)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_the_gallery_is_up_to_date(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert gallery.PAGE.read_text() == gallery.page()
+    assert {path.stem for path in gallery.PICTURES.glob("*.png")} == set(rx.ALGORITHMS)
