@@ -137,7 +137,7 @@ def changed(**values):
         ({"distribution__name": "erdos"}, r"config.distribution.name: unknown name 'erdos'"),
         ({"dataset__batchsize": 8}, r"config.dataset: unknown option 'batchsize'.*did you mean 'batch_size'"),
         ({"dataset__name": None}, r"config.dataset: the option 'name' is missing"),
-        ({"rules": [["a"]]}, r"config.rules\[0\]: expected a pair"),
+        ({"rules": [["a"]]}, r"config.rules\[0\]: expected \(regular expression, structure"),
         ({"rules": [["a", "unstructurd"]]}, r"config.rules\[0\]: unknown structure.*did you mean 'unstructured'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
