@@ -154,7 +154,7 @@ def test_what_is_wrong_in_a_config_is_named(values, message, tmp_path):
         ({"rules": [["Dense_9/kernel", "unstructured"], [".*", "dense"]]}, "'Dense_9/kernel'"),
         ({"dataset__name": "digts"}, "digits"),
         ({"schedule__warmup": 6}, r"config.schedule: cosine needs more steps than warmup=6, got steps=6"),
-        ({"method__period": 0}, r"period must be at least 1"),
+        ({"method__period": 0}, r"period must be a whole number of steps, at least 1"),
         ({"dataset__batch_size": 15}, r"config.dataset.batch_size: 15 examples do not divide among 8 devices"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
