@@ -1,6 +1,18 @@
 """Sparse training for JAX: RigL and its family as pure functions and an optax transformation."""
 
-from rigl_jax import algorithms, base, gates, optimizers, schedules, scores, structures, topology, trees, values
+from rigl_jax import (
+    algorithms,
+    base,
+    execution,
+    gates,
+    optimizers,
+    schedules,
+    scores,
+    structures,
+    topology,
+    trees,
+    values,
+)
 from rigl_jax.algorithms import (
     ALGORITHMS,
     ac_dc,
@@ -28,6 +40,7 @@ from rigl_jax.algorithms import (
 )
 from rigl_jax.base import Algorithm, Leaf, Rewired, Signals, Structure
 from rigl_jax.distributions import describe, erdos_renyi, erk, make_plan, uniform
+from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
 from rigl_jax.flops import Flops, Product, flops, micronet_bits, micronet_flops, training_cost
 from rigl_jax.growth import accumulate_growth
 from rigl_jax.initial import rescale_init
@@ -47,6 +60,7 @@ __all__ = [
     "Algorithm",
     "Flops",
     "Leaf",
+    "Packed",
     "Product",
     "Rewired",
     "Signals",
@@ -66,6 +80,7 @@ __all__ = [
     "dsr",
     "erdos_renyi",
     "erk",
+    "execution",
     "exploration_penalty",
     "explored",
     "fan_in",
@@ -82,11 +97,14 @@ __all__ = [
     "micronet_flops",
     "n_of_m",
     "optimizers",
+    "pack",
+    "packed_training",
     "per_weight_adam",
     "replace_masks",
     "rescale_init",
     "rigl",
     "rigl_inverted",
+    "run_packed",
     "schedules",
     "scores",
     "set_",
@@ -106,6 +124,7 @@ __all__ = [
     "training_cost",
     "trees",
     "uniform",
+    "unpack",
     "unstructured",
     "values",
     "with_masters",

@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.masked_step [--quick]
 
 The whole training step is timed (gradient, update, apply), with the state donated, dense and sparse in turns.
-`static` is the step that a trainer takes when it decides outside (`rewire=False`), `cond` decides in the graph.
+`static` is the step that a trainer takes when it decides outside (`rewire=False`); `cond` decides in the graph, inside
+`tx.update`; `around` too, but with one `lax.cond` around the whole training step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import rigl_jax as rx
@@ -31,26 +33,30 @@ TASKS: list[tuple[str, dict[str, Any], tuple[int, ...], int]] = [
         for batch in (128, 512)
     ),
     ("lenet5", {}, (28, 28, 1), 128),
-    ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.0}, (32, 32, 3), 64),
+    ("wide_resnet", {"depth": 22, "width": 2, "dropout": 0.0}, (32, 32, 3), 64),
 ]
 
 
-def training_step(model: Any, tx: Any, batch_stats: Any, **static: Any) -> Callable[..., Any]:
-    """The jitted step with a donated state."""
+def training_step(model: Any, tx: Any, batch_stats: Any, due: Any = None, **static: Any) -> Callable[..., Any]:
+    """The jitted step with a donated state; with `due`, two steps behind one conditional."""
 
     def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
         variables = {"params": params, "batch_stats": batch_stats}
         logits, _ = model.apply(variables, image, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(carry: Any, image: jax.Array, label: jax.Array) -> Any:
+    def step(carry: Any, image: jax.Array, label: jax.Array, **static: Any) -> Any:
         params, state = carry
         grads = jax.grad(loss)(params, image, label)
         updates, state = tx.update(grads, state, params, **static)
         return optax.apply_updates(params, updates), state
 
-    return step
+    def either(carry: Any, image: jax.Array, label: jax.Array) -> Any:
+        rewiring, ordinary = functools.partial(step, rewire=True), functools.partial(step, rewire=False)
+        return jax.lax.cond(due(carry[1].step), rewiring, ordinary, carry, image, label)
+
+    chosen = functools.partial(step, **static) if due is None else either
+    return jax.jit(chosen, donate_argnums=0)
 
 
 def contender(step: Callable[..., Any], carry: Any, *batch: Any) -> Callable[[], Any]:
@@ -74,7 +80,8 @@ def steps(
     variables = model.init(jax.random.key(1), image[:1], train=False)
     params, stats = variables["params"], variables.get("batch_stats", {})
     inner = OPTIMIZERS[optimizer]()
-    tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.9), period=1_000_000, start=1), key=jax.random.key(2))
+    algorithm = rx.rigl(rx.make_plan(params, 0.9), period=1_000_000, start=1)
+    tx = rx.sparsify(inner, algorithm, key=jax.random.key(2))
     state: Any = tx.init(params)
 
     def fresh() -> Any:
@@ -87,6 +94,7 @@ def steps(
         ),
         "static": contender(training_step(model, tx, stats, rewire=False), fresh(), image, label),
         "cond": contender(training_step(model, tx, stats), fresh(), image, label),
+        "around": contender(training_step(model, tx, stats, algorithm.due), fresh(), image, label),
     }
     seconds = timing.interleave(calls, rounds=rounds)
     return {
@@ -95,8 +103,7 @@ def steps(
         "batch": batch,
         "optimizer": optimizer,
         "dense_ms": timing.milliseconds(seconds["dense"]),
-        "static_ratio": round(timing.ratio(seconds["static"], seconds["dense"]), 3),
-        "cond_ratio": round(timing.ratio(seconds["cond"], seconds["dense"]), 3),
+        **{f"{name}_ratio": round(timing.ratio(seconds[name], seconds["dense"]), 3) for name in list(calls)[1:]},
     }
 
 
@@ -105,9 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
     arguments = parser.parse_args()
-    rounds = 8 if arguments.quick else 40
-    rows = [steps(*task, optimizer, rounds) for task in TASKS for optimizer in OPTIMIZERS]
-    table = Table("model", "batch", "optimizer", "dense ms", "static", "cond")
+    rounds = 8 if arguments.quick else 30
+    pairs = [(task, optimizer) for task in TASKS for optimizer in OPTIMIZERS]
+    rows = [steps(*task, optimizer, rounds) for task, optimizer in track(pairs, "measuring")]
+    table = Table("model", "batch", "optimizer", "dense ms", "static", "cond", "around")
     for row in rows:
         label = f"{row['model']} {row['options'].get('features', [''])[0]}"
         table.add_row(
@@ -117,6 +125,7 @@ def main() -> None:
             str(row["dense_ms"]),
             f"{row['static_ratio']:.3f}",
             f"{row['cond_ratio']:.3f}",
+            f"{row['around_ratio']:.3f}",
         )
     Console().print(table)
     if not arguments.quick:

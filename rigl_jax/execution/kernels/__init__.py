@@ -15,26 +15,30 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from rigl_jax.execution.kernels import block, linear, n_of_m, native, pattern
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
-from rigl_jax.execution.kernels.pattern import Pattern, make_pattern, make_pattern_at
+from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 
 __all__ = [
+    "AnyPattern",
     "Backend",
     "BlockPattern",
     "NMPattern",
     "Pattern",
     "backends",
     "conv",
+    "coordinates",
     "gather",
     "make_block_pattern",
     "make_nm_pattern",
     "make_pattern",
     "make_pattern_at",
     "matmul",
+    "rebuild",
     "scatter",
 ]
 
@@ -65,13 +69,25 @@ def backends() -> dict[str, Backend]:
 AnyPattern = Pattern | BlockPattern | NMPattern
 
 
-def matmul(x: Array, values: Array, at: AnyPattern, *, level: str = "auto") -> Array:
-    """x[..., in] @ W -> [..., out]; see `matmul` of linear, block and n_of_m. `level` concerns `Pattern` only."""
+def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, level: str = "auto") -> Array:
+    """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]; see `matmul` of linear, block and n_of_m.
+
+    `level` concerns `Pattern` only.
+    """
     if isinstance(at, BlockPattern):
-        return block.matmul(x, values, at)
+        return block.matmul(x, values, at, transpose=transpose)
     if isinstance(at, NMPattern):
-        return n_of_m.matmul(x, values, at)
-    return linear.matmul(x, values, at, level=level)
+        return n_of_m.matmul(x, values, at, transpose=transpose)
+    return linear.matmul(x, values, at, transpose=transpose, level=level)
+
+
+def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
+    """The pattern of another mask, stored as `at` is: with as many active weights, every static size is kept."""
+    if isinstance(at, BlockPattern):
+        return make_block_pattern(mask, at.tile)
+    if isinstance(at, NMPattern):
+        return make_nm_pattern(mask, at.n, at.m, width=at.width)
+    return make_pattern(mask, height=at.height, block=at.block)
 
 
 def gather(dense: Array, at: AnyPattern) -> Array:

@@ -50,6 +50,10 @@ class Product(NamedTuple):
         """Y = f(x, values). x and values have one floating dtype; the result has it too."""
         return _bind(self.primitive, "forward", x, values, pattern, options)
 
+    def transposed(self, x: Array, values: Array, pattern: Any, options: Hashable) -> Array:
+        """The product with the transposed weight: what is otherwise the gradient of the input."""
+        return _bind(self.primitive, "input_gradient", x, values, pattern, options)
+
 
 def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Product:
     """Make the primitive. `run` serves every platform but the CPU; batch is axis 0 of x and of y."""

@@ -83,8 +83,8 @@ def scatter(values: Array, pattern: BlockPattern) -> Array:
     return dense.at[pattern.rows, :, pattern.columns].set(tiles, unique_indices=True).reshape(pattern.shape)
 
 
-def matmul(x: Array, values: Array, pattern: BlockPattern) -> Array:
-    """x[..., in] @ W -> [..., out]. Sums in f32; the result has the promoted dtype of x and values.
+def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = False) -> Array:
+    """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]. Sums in f32; the result has the promoted dtype.
 
     Raises:
       ValueError: sizes that do not fit the pattern.
@@ -93,15 +93,19 @@ def matmul(x: Array, values: Array, pattern: BlockPattern) -> Array:
       pattern = make_block_pattern(mask, (32, 32))
       y = matmul(x, gather(kernel, pattern), pattern)
     """
-    if x.ndim < 1 or x.shape[-1] != pattern.shape[0]:
-        raise ValueError(f"block matmul: x must have shape (..., {pattern.shape[0]}), got {x.shape}")
+    inputs, outputs = pattern.shape[::-1] if transpose else pattern.shape
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"block matmul: x must have shape (..., {inputs}), got {x.shape}")
     if values.shape != (pattern.nnz,):
         raise ValueError(f"block matmul: values must have shape ({pattern.nnz},), got {values.shape}")
     (down, across), (height, width) = pattern.grid, pattern.tile
+    tiles = values.reshape(-1, height, width)
+    source, target = pattern.rows, pattern.columns
+    if transpose:
+        tiles, source, target, down, across, height = tiles.swapaxes(1, 2), target, source, across, down, width
     dtype = jnp.result_type(x, values)
     total = jnp.promote_types(dtype, jnp.float32)
-    blocks = x.reshape(-1, down, height).swapaxes(0, 1)[pattern.rows]
-    tiles = values.reshape(-1, height, width)
+    blocks = x.reshape(-1, down, height).swapaxes(0, 1)[source]
     products = jnp.einsum("tbh,thw->tbw", blocks.astype(dtype), tiles.astype(dtype), preferred_element_type=total)
-    columns = jax.ops.segment_sum(products, pattern.columns, num_segments=across, indices_are_sorted=True)
-    return columns.swapaxes(0, 1).reshape(*x.shape[:-1], pattern.shape[1]).astype(dtype)
+    columns = jax.ops.segment_sum(products, target, num_segments=across, indices_are_sorted=not transpose)
+    return columns.swapaxes(0, 1).reshape(*x.shape[:-1], outputs).astype(dtype)

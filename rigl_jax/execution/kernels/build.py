@@ -21,7 +21,7 @@ from typing import NamedTuple
 HERE = pathlib.Path(__file__).parent
 SOURCES = HERE / "native"
 LIBRARY = HERE / "_native.so"
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=default", "-Wno-psabi", "-DNDEBUG")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-DNDEBUG")
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
 

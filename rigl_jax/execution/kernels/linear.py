@@ -27,7 +27,7 @@ class Options(NamedTuple):
     level: str = "auto"
 
 
-def matmul(x: Array, values: Array, pattern: Pattern, *, level: str = "auto") -> Array:
+def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], with W[in, out] given by its values in storage order.
 
     Differentiable in x and values, any number of times and in both modes; batches under `vmap`. Sums are f32 whatever
@@ -37,6 +37,7 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, level: str = "auto") ->
       x: floating, last axis `pattern.rows`.
       values: floating [pattern.nnz].
       pattern: from `make_pattern`.
+      transpose: x[..., out] @ W.T -> [..., in] instead.
       level: "auto"; "jax" for the fallback; or the name of an instruction-set level, for tests.
 
     Raises:
@@ -46,16 +47,17 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, level: str = "auto") ->
       pattern = make_pattern(mask)
       y = matmul(x, gather(kernel, pattern), pattern)
     """
-    if x.ndim < 1 or x.shape[-1] != pattern.rows:
-        raise ValueError(f"matmul: x must have shape (..., {pattern.rows}), got {x.shape}")
+    inputs, outputs = (pattern.shape[-1], pattern.rows) if transpose else (pattern.rows, pattern.shape[-1])
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"matmul: x must have shape (..., {inputs}), got {x.shape}")
     if values.shape != (pattern.nnz,):
         raise ValueError(f"matmul: values must have shape ({pattern.nnz},), got {values.shape}")
     if level != "jax":
         native.level_number(level)
     dtype = jnp.result_type(x, values)
-    rows = x.astype(dtype).reshape(-1, pattern.rows)
-    y = _product(rows, values.astype(dtype), pattern, Options(level))
-    return y.reshape(*x.shape[:-1], pattern.shape[-1])
+    product = _product.transposed if transpose else _product
+    y = product(x.astype(dtype).reshape(-1, inputs), values.astype(dtype), pattern, Options(level))
+    return y.reshape(*x.shape[:-1], outputs)
 
 
 def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, options: Options) -> tuple[int, ...]:

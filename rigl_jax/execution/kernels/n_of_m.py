@@ -86,23 +86,25 @@ def scatter(values: Array, pattern: NMPattern) -> Array:
     return jnp.where(here, stored, 0).sum(axis=1, dtype=values.dtype).reshape(pattern.shape)
 
 
-def matmul(x: Array, values: Array, pattern: NMPattern) -> Array:
-    """x[..., in] @ W -> [..., out]. Sums in f32; the result has the promoted dtype of x and values.
+def matmul(x: Array, values: Array, pattern: NMPattern, *, transpose: bool = False) -> Array:
+    """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]. Sums in f32; the result has the promoted dtype.
 
     Raises:
       ValueError: sizes that do not fit the pattern.
     """
-    if x.ndim < 1 or x.shape[-1] != pattern.shape[0]:
-        raise ValueError(f"n:m matmul: x must have shape (..., {pattern.shape[0]}), got {x.shape}")
+    inputs, outputs = pattern.shape[::-1] if transpose else pattern.shape
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"n:m matmul: x must have shape (..., {inputs}), got {x.shape}")
     if values.shape != (pattern.nnz,):
         raise ValueError(f"n:m matmul: values must have shape ({pattern.nnz},), got {values.shape}")
     dtype = jnp.result_type(x, values)
     total = jnp.promote_types(dtype, jnp.float32)
-    flat = x.reshape(-1, pattern.shape[0]).astype(dtype)
-    if pattern.width == 1:
-        y = jnp.matmul(flat, scatter(values, pattern).astype(dtype), preferred_element_type=total)
+    flat = x.reshape(-1, inputs).astype(dtype)
+    if pattern.width == 1 or transpose:
+        dense = scatter(values, pattern).astype(dtype)
+        y = jnp.matmul(flat, dense.T if transpose else dense, preferred_element_type=total)
     else:
         runs = pattern.shape[1] // pattern.width
         stored = values.reshape(-1, runs, pattern.width).astype(dtype)
         y = jnp.einsum("ber,erw->brw", flat[:, pattern.rows], stored, preferred_element_type=total)
-    return y.reshape(*x.shape[:-1], pattern.shape[1]).astype(dtype)
+    return y.reshape(*x.shape[:-1], outputs).astype(dtype)

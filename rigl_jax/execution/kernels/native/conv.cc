@@ -128,6 +128,7 @@ ffi::Error ValuesGradient(ffi::ThreadPool pool, F32 planes, F32 dy_planes, U16 i
 }  // namespace
 
 // clang-format off
+#pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_planes, MakePlanes, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Ret<F32>()
     .Attr<Sizes>("sizes").Attr<int64_t>("level"));
@@ -141,3 +142,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_conv_input_gradient, InputGradient, ffi::Ffi:
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_conv_values_gradient, ValuesGradient, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
     .Attr<Sizes>("sizes").Attr<Sizes>("dy_sizes").Attr<Sizes>("rows").Attr<Sizes>("columns").Attr<int64_t>("level"));
+#pragma GCC visibility pop

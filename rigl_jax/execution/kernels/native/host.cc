@@ -4,6 +4,7 @@
 
 #include "levels.h"
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // Name of level i, or null past the last one; `available` is set where this build and processor have it.
@@ -39,3 +40,4 @@ void rigl_sort(int64_t n, const int32_t* rows, const int32_t* units, int64_t blo
   }
 }
 }
+#pragma GCC visibility pop

@@ -92,6 +92,7 @@ ffi::Error Dots(ffi::ThreadPool pool, F32 x, F32 dy, U16 indices, S32 starts, F3
 }  // namespace
 
 // clang-format off
+#pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_tile, Tile, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Ret<F32>()
     .Attr<int64_t>("level"));
@@ -107,3 +108,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_scatter, Scatter, ffi::Ffi::Bind().Ctx<ffi::T
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_dots, Dots, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
     .Attr<int64_t>("batch").Attr<int64_t>("rows").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
+#pragma GCC visibility pop

@@ -47,22 +47,18 @@ RIGL_INLINE void weighted_sum(const float* values, int64_t n, Row row, int64_t x
 }
 
 // out[c * out_step + r] = in[r * in_step + c] for r < rows, c < columns. The rows read are far apart, perhaps a power of
-// two, so eight at a time and whole cache lines of each; the next ones are asked for early.
+// two, so eight at a time and whole cache lines of each.
 RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
                               int64_t out_step) {
-  enum { AHEAD = 64 };  // columns at a time: what is written of them stays in the nearest cache
-  for (int64_t first = 0; first < columns; first += AHEAD) {
-    const int64_t last = least(columns, first + AHEAD), whole = first + (last - first) / SQUARE * SQUARE;
+  enum { PANEL = 64 };  // columns at a time: what is written of them stays in the nearest cache
+  for (int64_t first = 0; first < columns; first += PANEL) {
+    const int64_t last = least(columns, first + PANEL), whole = first + (last - first) / SQUARE * SQUARE;
     int64_t r = 0;
     for (; r + SQUARE <= rows; r += SQUARE) {
       for (int64_t c = first; c < whole; c += SQUARE) {
         square_vec v[SQUARE];
 #pragma GCC unroll 8
-        for (int i = 0; i < SQUARE; i++) {
-          const float* from = in + (r + i) * in_step + c;
-          v[i] = square_load(from);
-          if (c % 16 == 0) __builtin_prefetch(from + AHEAD);
-        }
+        for (int i = 0; i < SQUARE; i++) v[i] = square_load(in + (r + i) * in_step + c);
         transpose(v);
 #pragma GCC unroll 8
         for (int i = 0; i < SQUARE; i++) square_store(out + (c + i) * out_step + r, v[i]);
@@ -87,11 +83,7 @@ RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, i
       for (int i = 0; i < SQUARE; i++) v[i] = square_load(in + (r + i) * in_step + c);
       transpose(v);
 #pragma GCC unroll 8
-      for (int i = 0; i < SQUARE; i++) {
-        float* to = out + (c + i) * out_step + r;
-        square_store(to, v[i]);
-        if (r % 16 == 0) __builtin_prefetch(to + 32, 1);
-      }
+      for (int i = 0; i < SQUARE; i++) square_store(out + (c + i) * out_step + r, v[i]);
     }
     for (int64_t r = whole; r < rows; r++)
       for (int i = 0; i < SQUARE; i++) out[(c + i) * out_step + r] = in[r * in_step + c + i];

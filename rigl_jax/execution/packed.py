@@ -1,0 +1,188 @@
+"""Packed weights: the active values of every sparse leaf, and beside them the pattern of where they are.
+
+    packed = pack(params, masks)       # host
+    packed.values                      # what an optimizer sees: [nnz] for a packed leaf, the array itself elsewhere
+    params = unpack(packed)            # exactly apply_masks(params, masks)
+
+Patterns are built on the host, so packing and unpacking are for the moments when masks change; the steps between them
+run on the packed form alone (`run_packed`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import trees
+from rigl_jax.base import Array, Masks, PyTree
+from rigl_jax.execution import kernels
+
+
+class Packed(NamedTuple):
+    """Weights in packed form. A pytree; jit, donate and save it like any other.
+
+    Attributes:
+      values: parallel to params. float[nnz] for a packed leaf, the dense array for any other.
+      patterns: parallel to params. A pattern of `execution.kernels` for a packed leaf, `Whole` for a masked leaf that
+        is stored dense, None for a leaf without a mask.
+    """
+
+    values: PyTree
+    patterns: PyTree
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The pattern of a masked leaf that is stored dense, because a sparse product would be slower.
+
+    Attributes:
+      mask: bool[*shape].
+    """
+
+    mask: Array
+
+
+Choose = Callable[[str, np.ndarray], Any]
+"""`(leaf name, mask) -> pattern, or None to store the leaf dense`: which kernel serves a leaf."""
+
+
+def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packed:
+    """Packs every masked leaf, on the host.
+
+    Args:
+      params: the weights. What they hold off the masks is dropped.
+      masks: parallel to params, bool[*shape] or None, as `state.masks`.
+      choose: the pattern of each leaf; default `best_pattern`. Pass `lambda name, mask: None` to store all dense, or
+        your own choice of kernels.
+
+    Returns:
+      The packed weights. `unpack` gives `apply_masks(params, masks)` back, bit for bit.
+
+    Raises:
+      ValueError: a mask that is traced, is not bool, or does not have its weight's shape; names the leaf.
+
+    >>> packed = pack({"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, {"w": jnp.array([[True, False], [False, True]])})
+    >>> packed.values["w"].tolist()
+    [1.0, 4.0]
+    >>> unpack(packed)["w"].tolist()
+    [[1.0, 0.0], [0.0, 4.0]]
+    """
+    choose = choose or best_pattern
+
+    def one(name: str, p: Array, mask: Array | None) -> Any:
+        return None if mask is None else _checked_pattern(choose, name, p, mask)
+
+    patterns = jax.tree.map(one, trees.names(params), params, masks)
+    return Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
+
+
+def repack(params: PyTree, masks: Masks, like: Packed) -> Packed:
+    """`pack` with the kernels that `like` has, so that a step compiled for it serves again if no count changed."""
+    old = dict(zip(trees.named_leaves(like.values), leaf_patterns(like), strict=True))
+
+    def choose(name: str, mask: np.ndarray) -> Any:
+        return kernels.rebuild(old[name], mask) if _is_kernel(old[name]) else None
+
+    return pack(params, masks, choose=choose)
+
+
+def unpack(packed: Packed) -> PyTree:
+    """The params, dense, with exact zeros off the masks. Works under jit."""
+    return jax.tree.map(scatter_leaf, *packed)
+
+
+def masks_of(packed: Packed) -> Masks:
+    """The masks, bool[*shape] for a masked leaf and None for any other. Works under jit."""
+
+    def one(values: Array, pattern: Any) -> Array | None:
+        if pattern is None or isinstance(pattern, Whole):
+            return None if pattern is None else pattern.mask
+        return kernels.scatter(jnp.ones(values.shape, bool), pattern)
+
+    return jax.tree.map(one, *packed)
+
+
+def nbytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree: of packed weights, a train state, or dense params."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def best_pattern(name: str, mask: np.ndarray) -> Any:
+    """The pattern that serves a mask best here, None where dense storage does.
+
+    Runs of 16, 8 or 4 outputs that live and die together are found by looking; whole 32 x 32 tiles are used where the
+    native CPU kernels are missing. Leaves that are neither matrices nor 2-D convolution kernels (HWIO) stay dense, and
+    so do those above `DENSE_ABOVE` active.
+    """
+    del name
+    if mask.ndim not in (2, 4) or not mask.any() or mask.mean() > DENSE_ABOVE:
+        return None
+    native = kernels.backends()["native"].available and jax.default_backend() == "cpu"
+    if mask.ndim == 2 and not native and _in_tiles(mask, 32):
+        return kernels.make_block_pattern(mask, (32, 32))
+    heights = [h for h in (16, 8, 4) if mask.ndim == 2 and mask.shape[1] % h == 0 and _in_runs(mask, h)]
+    return kernels.make_pattern(mask, height=(*heights, 1)[0])
+
+
+DENSE_ABOVE = 0.4
+"""Share of active weights above which a leaf is stored dense. See docs/why_not_faster.md for what was measured."""
+
+
+def _in_runs(mask: np.ndarray, height: int) -> bool:
+    runs = mask.reshape(mask.shape[0], -1, height)
+    return bool((runs == runs[..., :1]).all())
+
+
+def _in_tiles(mask: np.ndarray, size: int) -> bool:
+    if mask.shape[0] % size or mask.shape[1] % size:
+        return False
+    tiles = mask.reshape(mask.shape[0] // size, size, mask.shape[1] // size, size)
+    return bool((tiles == tiles[:, :1, :, :1]).all())
+
+
+def _checked_pattern(choose: Choose, name: str, p: Array, mask: Array) -> Any:
+    if isinstance(mask, jax.core.Tracer):
+        raise ValueError(f"pack: the mask of leaf {name!r} is traced; patterns are built on the host, outside of jit")
+    host = np.asarray(mask)
+    if host.dtype != np.bool_ or host.shape != jnp.shape(p):
+        raise ValueError(
+            f"pack: the mask of leaf {name!r} must be bool{list(jnp.shape(p))}, got {host.dtype}{list(host.shape)}"
+        )
+    pattern = choose(name, host)
+    if pattern is None:
+        return Whole(jnp.asarray(mask))
+    if not _is_kernel(pattern) or tuple(pattern.shape) != host.shape or pattern.nnz != host.sum():
+        raise ValueError(f"pack: choose must give a pattern of the mask of leaf {name!r}, got {pattern!r}")
+    return pattern
+
+
+def _is_kernel(pattern: Any) -> bool:
+    return isinstance(pattern, kernels.AnyPattern)
+
+
+def leaf_patterns(packed: Packed) -> list[Any]:
+    """The pattern of every leaf, in the order of the leaves of params."""
+    return jax.tree.structure(packed.values).flatten_up_to(packed.patterns)
+
+
+def gather_leaf(p: Array, pattern: Any) -> Array:
+    """The stored form of one leaf (or of anything that an optimizer keeps for it)."""
+    if pattern is None:
+        return p
+    if isinstance(pattern, Whole):
+        return jnp.where(pattern.mask, p, jnp.zeros((), p.dtype))
+    return kernels.gather(p, pattern)
+
+
+def scatter_leaf(values: Array, pattern: Any) -> Array:
+    """The dense form of one leaf, zeros off its mask."""
+    if pattern is None or isinstance(pattern, Whole):
+        return gather_leaf(values, pattern)
+    return kernels.scatter(values, pattern)

@@ -1,0 +1,313 @@
+"""Any model on packed weights, unchanged: its jaxpr is read once, and products with a packed weight run sparse.
+
+The model is traced with the dense shapes (which are never allocated), then its jaxpr is evaluated again with packed
+weights in the places of dense ones. An operation that meets no packed weight is bound as it stands. Why not quax,
+which exists for such things: version 0.4.6 refuses models that hold a `custom_vjp` and makes weights dense at
+`jax.checkpoint`, and growth by streamed gradients (see `streaming`) has to see the operands of every product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from rigl_jax import trees
+from rigl_jax.base import Array
+from rigl_jax.execution import kernels
+from rigl_jax.execution.packed import Packed, Whole
+
+Observe = Callable[["Weight", Array, Array], Array]
+"""`(weight, rows, y) -> y`: sees every product y = rows @ weight (of a convolution, rows are patches of the image with
+channels before taps), and may add to it."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "pattern"], meta_fields=["name", "flipped"])
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A packed weight on its way through a model.
+
+    Attributes:
+      values: float[nnz].
+      pattern: where they are.
+      name: the leaf's path, for warnings.
+      flipped: whether the model has transposed it.
+    """
+
+    values: Array
+    pattern: Any
+    name: str
+    flipped: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the model sees it."""
+        shape = tuple(self.pattern.shape)
+        return shape[::-1] if self.flipped else shape
+
+    @property
+    def dtype(self) -> Any:
+        """As the model sees it."""
+        return self.values.dtype
+
+    def dense(self) -> Array:
+        """The array that it stands for."""
+        whole = kernels.scatter(self.values, self.pattern)
+        return whole.T if self.flipped else whole
+
+
+def run_packed(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
+
+    Matrix products (`dot_general`) and NHWC convolutions with an HWIO kernel run on the sparse kernels, through casts,
+    transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`. A packed weight that meets anything else is
+    made dense for that operation, with a warning that names leaf and operation. Differentiable in `packed.values`;
+    works inside jit, grad, scan and vmap over the batch.
+
+    Args:
+      apply: any JAX function of weights and inputs: a linen `model.apply`, a function that merges an NNX state, an
+        Equinox model's call, a bare function. Traced on every call, so jit what uses the result.
+
+    Returns:
+      `run(*args, **kwargs)`, args as for `apply` with any number of `Packed` in them, at any depth; numbers and strings
+      stay static, as they are in an unjitted call.
+
+    >>> from rigl_jax.execution import pack
+    >>> packed = pack({"w": jnp.eye(3)}, {"w": jnp.eye(3, dtype=bool)})
+    >>> run_packed(lambda params, x: x @ params["w"])(packed, jnp.arange(3.0)[None]).tolist()
+    [[0.0, 1.0, 2.0]]
+    """
+
+    @functools.wraps(apply)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return run_observed(apply, None, *args, **kwargs)
+
+    return run
+
+
+def run_observed(apply: Callable[..., Any], observe: Observe | None, /, *args: Any, **kwargs: Any) -> Any:
+    """`run_packed(apply)(*args, **kwargs)`, with `observe` called at every sparse product."""
+    opened = jax.tree.map(_open, (args, kwargs), is_leaf=_is_packed)
+    leaves, treedef = jax.tree.flatten(opened, is_leaf=_is_weight)
+    moving = [i for i, leaf in enumerate(leaves) if _is_weight(leaf) or _is_array(leaf)]
+
+    def flat(*arrays: Any) -> Any:
+        filled = list(leaves)
+        for i, array in zip(moving, arrays, strict=True):
+            filled[i] = array
+        args, kwargs = jax.tree.unflatten(treedef, filled)
+        return apply(*args, **kwargs)
+
+    given = [leaves[i] for i in moving]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if _is_weight(x) else x for x in given]
+    closed, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+    results = _evaluate(closed, given, observe)
+    return jax.tree.unflatten(jax.tree.structure(out), [_as_array(x, "the output") for x in results])
+
+
+def _open(x: Any) -> Any:
+    """The params that a `Packed` stands for, with a `Weight` in the place of each packed leaf."""
+    if not _is_packed(x):
+        return x
+
+    def one(name: str, values: Array, pattern: Any) -> Any:
+        if pattern is None:
+            return values
+        if isinstance(pattern, Whole):
+            return jnp.where(pattern.mask, values, jnp.zeros((), values.dtype))
+        return Weight(values, pattern, name)
+
+    return jax.tree.map(one, trees.names(x.values), x.values, x.patterns)
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+def _is_weight(x: Any) -> bool:
+    return isinstance(x, Weight)
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _evaluate(closed: Any, inputs: Sequence[Any], observe: Observe | None) -> list[Any]:
+    jaxpr = closed.jaxpr
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        if any(map(_is_weight, operands)):
+            results = _RULES.get(eqn.primitive.name, _materialise)(eqn, operands, observe)
+        else:
+            results = _bind(eqn, operands)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(eqn: Any, operands: Sequence[Array]) -> list[Array]:
+    """The operation as it stands: a jaxpr of this one equation, which JAX evaluates by whatever rules it has."""
+    pairs = [(a, x) for a, x in zip(eqn.invars, operands, strict=True) if not isinstance(a, jex.Literal)]
+    names = jex.DebugInfo("run_packed", eqn.primitive.name, None, None)
+    one = jex.Jaxpr((), [a for a, _ in pairs], eqn.outvars, [eqn], eqn.effects, names)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*[x for _, x in pairs])
+
+
+def _materialise(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    del observe
+    return _bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
+
+
+def _as_array(x: Any, where: str) -> Any:
+    if not _is_weight(x):
+        return x
+    warnings.warn(
+        f"run_packed: leaf {x.name!r} meets {where}, which has no sparse rule: it is made dense there", stacklevel=2
+    )
+    return x.dense()
+
+
+# --- rules -------------------------------------------------------------------------------------------------------
+
+
+def _dot_general(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    (contract, batch) = eqn.params["dimension_numbers"]
+    side = 1 if _is_weight(operands[1]) else 0
+    weight, x = operands[side], operands[1 - side]
+    fits = len(weight.shape) == 2 and len(contract[0]) == 1 and not batch[0] and not _is_weight(x)
+    if not fits:
+        return _materialise(eqn, operands, observe)
+    (axis,), (own,) = contract[1 - side], contract[side]
+    rows = jnp.moveaxis(x, axis, -1)
+    y = kernels.matmul(rows, weight.values, weight.pattern, transpose=(own == 1) != weight.flipped)
+    if observe is not None:
+        y = observe(dataclasses.replace(weight, flipped=(own == 1) != weight.flipped), rows, y)
+    # dot_general puts the free axes of its left operand first
+    return [(y if side == 1 else jnp.moveaxis(y, -1, 0)).astype(eqn.outvars[0].aval.dtype)]
+
+
+def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    x, weight = operands
+    given = eqn.params
+    numbers, ones = given["dimension_numbers"], (1, 1)
+    fits = (
+        not _is_weight(x)
+        and isinstance(weight.pattern, kernels.Pattern)
+        and len(weight.shape) == 4
+        and (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+        and tuple(given["lhs_dilation"]) == tuple(given["rhs_dilation"]) == ones
+        and given["feature_group_count"] == given["batch_group_count"] == 1
+        and min(min(pair) for pair in given["padding"]) >= 0
+    )
+    if not fits:
+        return _materialise(eqn, operands, observe)
+    strides, padding = tuple(given["window_strides"]), tuple(given["padding"])
+    y = kernels.conv(x, weight.values, weight.pattern, strides=strides, padding=padding)
+    if observe is not None:
+        patches = jax.lax.conv_general_dilated_patches(
+            x, weight.shape[:2], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        y = observe(weight, patches, y)
+    return [y.astype(eqn.outvars[0].aval.dtype)]
+
+
+def _cast(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    del observe
+    (weight,) = operands
+    return [dataclasses.replace(weight, values=weight.values.astype(eqn.params["new_dtype"]))]
+
+
+def _transpose(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    (weight,) = operands
+    if tuple(eqn.params["permutation"]) != (1, 0):
+        return _materialise(eqn, operands, observe)
+    return [dataclasses.replace(weight, flipped=not weight.flipped)]
+
+
+def _call(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    return _evaluate(eqn.params["jaxpr"], operands, observe)
+
+
+def _checkpoint(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    closed = jex.ClosedJaxpr(eqn.params["jaxpr"], ())
+    if observe is not None:  # what is observed must get out, and that it cannot from inside a checkpoint
+        return _evaluate(closed, operands, observe)
+
+    def body(*operands: Any) -> list[Any]:
+        return [_as_array(x, "the end of a checkpoint") for x in _evaluate(closed, operands, None)]
+
+    given = eqn.params
+    return jax.checkpoint(body, prevent_cse=given["prevent_cse"], policy=given["policy"])(*operands)
+
+
+def _scan(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    _refuse_observer(observe, operands, "scan")
+    given = eqn.params
+    constants, carried = given["num_consts"], given["num_carry"]
+    consts = operands[:constants]
+    loop = [_as_array(x, "the carry or the stacked inputs of a scan") for x in operands[constants:]]
+
+    def body(carry: Any, xs: Any) -> Any:
+        out = [_as_array(x, "the end of a scan") for x in _evaluate(given["jaxpr"], [*consts, *carry, *xs], None)]
+        return out[:carried], out[carried:]
+
+    carry, ys = jax.lax.scan(
+        body, loop[:carried], loop[carried:], given["length"], given["reverse"], unroll=given["unroll"]
+    )
+    return [*carry, *ys]
+
+
+def _cond(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    _refuse_observer(observe, operands, "cond")
+    index, *rest = operands
+
+    def branch(closed: Any) -> Callable[..., Any]:
+        return lambda *xs: [_as_array(x, "the end of a cond") for x in _evaluate(closed, xs, None)]
+
+    return jax.lax.switch(index, [branch(closed) for closed in eqn.params["branches"]], *rest)
+
+
+def _while(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+    _refuse_observer(observe, operands, "while_loop")
+    given = eqn.params
+    first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
+    of_cond, of_body = operands[:first], operands[first:second]
+    start = [_as_array(x, "the carry of a while_loop") for x in operands[second:]]
+
+    def body(carry: Any) -> list[Any]:
+        return [_as_array(x, "a while_loop") for x in _evaluate(given["body_jaxpr"], [*of_body, *carry], None)]
+
+    return jax.lax.while_loop(lambda c: _evaluate(given["cond_jaxpr"], [*of_cond, *c], None)[0], body, start)
+
+
+def _refuse_observer(observe: Observe | None, operands: Sequence[Any], where: str) -> None:
+    if observe is not None:
+        name = next(x.name for x in operands if _is_weight(x))
+        raise ValueError(f"streamed growth: leaf {name!r} is used inside a {where}, where its products cannot be seen")
+
+
+_RULES: dict[str, Callable[[Any, Sequence[Any], Observe | None], list[Any]]] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    "convert_element_type": _cast,
+    "transpose": _transpose,
+    "jit": _call,
+    "pjit": _call,
+    "closed_call": _call,
+    "remat": _checkpoint,
+    "remat2": _checkpoint,
+    "checkpoint": _checkpoint,
+    "scan": _scan,
+    "cond": _cond,
+    "while": _while,
+}

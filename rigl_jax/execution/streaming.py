@@ -1,0 +1,249 @@
+"""RigL's rewiring without a dense gradient, mask or weight in memory.
+
+The gradient of a weight is a product of two thin matrices, W's inputs and the cotangents of its outputs. Growth asks
+only for its largest entries, so it is formed a block of rows at a time, and what could be among them is kept. A
+threshold taken from a sample of rows leaves little more than is needed; it decides how much is kept, never the result.
+Memory: O(k + block) for k weights grown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rigl_jax import topology, trees
+from rigl_jax.base import Array
+from rigl_jax.execution import kernels
+from rigl_jax.execution.packed import Packed, leaf_patterns
+from rigl_jax.execution.run import Weight, run_observed
+from rigl_jax.execution.training import map_inner
+from rigl_jax.sparsify import SparseState
+
+BLOCK = 1 << 24  # entries of a gradient that are formed at a time: 64 MiB in f32
+MARGIN = 1.25  # candidates aimed at, for one that is grown
+
+
+class Factors(NamedTuple):
+    """A weight's dense gradient, unmultiplied: left.T @ right, over examples (and pixels).
+
+    Attributes:
+      left: float[examples, rows], rows as `Pattern` counts them.
+      right: float[examples, out].
+    """
+
+    left: Array
+    right: Array
+
+
+def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Factors]]:
+    """Like `jax.grad(loss)` in its first argument, for packed weights, with every gradient left as two factors.
+
+    Args:
+      loss: `(params, *args) -> scalar`, written for dense params.
+
+    Returns:
+      `factors(packed, *args) -> {leaf name: Factors}` for the packed leaves. For jit.
+
+    Raises:
+      ValueError: a packed leaf is not used in any product, or inside a loop, where its products cannot be seen.
+    """
+
+    def factors(packed: Packed, *args: Any) -> dict[str, Factors]:
+        seen: dict[str, list[Any]] = {}
+
+        def observe(probes: Any, weight: Weight, rows: Array, y: Array) -> Array:
+            uses = seen.setdefault(weight.name, [])
+            uses.append((weight, rows, y))
+            return y if probes is None else y + probes[weight.name][len(uses) - 1]
+
+        def probed(probes: Any) -> tuple[Array, Any]:
+            seen.clear()
+            value = run_observed(loss, functools.partial(observe, probes), packed, *args)
+            return value, {name: [rows for _, rows, _ in uses] for name, uses in seen.items()}
+
+        jax.eval_shape(probed, None)
+        zeros = {name: [jnp.zeros(y.shape, y.dtype) for _, _, y in uses] for name, uses in seen.items()}
+        flipped = {name: [weight.flipped for weight, _, _ in uses] for name, uses in seen.items()}
+        cotangents, inputs = jax.grad(probed, has_aux=True)(zeros)
+        return {name: _joined(inputs[name], cotangents[name], flipped[name]) for name in zeros}
+
+    return factors
+
+
+def _joined(inputs: list[Array], cotangents: list[Array], flipped: list[bool]) -> Factors:
+    """Uses of one weight add up, so their factors lie one below the other."""
+    pairs = [(dy, x) if flip else (x, dy) for x, dy, flip in zip(inputs, cotangents, flipped, strict=True)]
+    left, right = ([m.reshape(-1, m.shape[-1]) for m in side] for side in zip(*pairs, strict=True))
+    return Factors(jnp.concatenate(left), jnp.concatenate(right))
+
+
+def rewire_streamed(
+    inner: optax.GradientTransformation,
+    gradients: dict[str, Factors],
+    state: SparseState,
+    packed: Packed,
+    share: float,
+    *,
+    block: int = BLOCK,
+) -> tuple[Packed, SparseState]:
+    """`PackedTraining.rewire` for RigL with its defaults, in memory that follows the active weights.
+
+    Of every packed leaf the `share` of smallest |w| is dropped, by floor, and as many are grown where |gradient| is
+    largest, at zero; weights and optimizer hold still. Ties go to the lower index of the dense weight. The same masks
+    as the masked path, up to the rounding of the gradient itself.
+
+    Args:
+      inner: the inner optimizer.
+      gradients: from `gradient_factors`, of all packed leaves.
+      state: of `packed_training`.
+      packed: the weights; leaves with a mask must be packed with single weights (`make_pattern` of height 1).
+      share: what moves, in [0, 1].
+      block: entries of a gradient formed at a time.
+
+    Raises:
+      ValueError: a leaf stored dense or in blocks, or without factors.
+    """
+    names = list(trees.named_leaves(packed.values))
+    moves: list[_Move | None] = []
+    for name, values, pattern in zip(names, jax.tree.leaves(packed.values), leaf_patterns(packed), strict=True):
+        if pattern is None:
+            moves.append(None)
+            continue
+        if not isinstance(pattern, kernels.Pattern) or pattern.height != 1:
+            raise ValueError(f"rewire_streamed: leaf {name!r} must be packed as single weights; see pack(choose=...)")
+        if name not in gradients:
+            raise ValueError(f"rewire_streamed: leaf {name!r} has no gradient factors; got {', '.join(gradients)}")
+        moves.append(_move(values, pattern, gradients[name], share, block))
+    structure = jax.tree.structure(packed.values)
+    patterns = [None if move is None else move.pattern for move in moves]
+    by_leaf = jax.tree.unflatten(structure, [_Box(move) for move in moves])
+    after = Packed(
+        jax.tree.map(lambda v, box: _carried(v, box.move), packed.values, by_leaf),
+        jax.tree.unflatten(structure, patterns),
+    )
+    optimizer = map_inner(inner, lambda part, box: _carried(part, box.move), state.inner, by_leaf)
+    return after, state._replace(step=state.step + 1, inner=optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """The new pattern of a leaf, and for each of its entries the old entry it continues, or -1."""
+
+    pattern: kernels.Pattern
+    origin: Array
+
+
+class _Box:
+    """A move as one leaf: no pytree, so tree maps stop at it."""
+
+    def __init__(self, move: _Move | None):
+        self.move = move
+
+
+@jax.jit
+def _taken(part: Array, origin: Array) -> Array:
+    return jnp.where(origin >= 0, part[jnp.maximum(origin, 0)], jnp.zeros((), part.dtype))
+
+
+def _carried(part: Array, move: _Move | None) -> Array:
+    return part if move is None else _taken(part, move.origin)
+
+
+def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: float, block: int) -> _Move:
+    n_drop = int(topology.count(share, pattern.nnz))
+    place = _places(pattern)
+    order = np.argsort(_dense_index(pattern, place))
+    kept = np.asarray(topology.select(jnp.abs(values)[order], pattern.nnz - n_drop))
+    stay = np.sort(place[order[kept]])
+    grown = top_products(gradient, n_drop, exclude=stay, pattern=pattern, block=block)
+    after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, block=pattern.block)
+    ascending = np.argsort(place)
+    new = _places(after)
+    found = np.minimum(np.searchsorted(place[ascending], new), len(place) - 1)
+    lived = place[ascending][found] == new
+    return _Move(after, jnp.asarray(np.where(lived, ascending[found], -1).astype(np.int32)))
+
+
+def _places(pattern: kernels.Pattern) -> np.ndarray:
+    """int64[nnz]: row * out + output of every value, in storage order."""
+    rows, units = kernels.coordinates(pattern)
+    return np.asarray(rows, np.int64) * pattern.units + np.asarray(units, np.int64)
+
+
+def _dense_index(pattern: kernels.Pattern, place: np.ndarray) -> np.ndarray:
+    """Where a place lies in the dense weight, row-major: for a convolution taps come before channels."""
+    if pattern.taps == 1:
+        return place
+    rows, out = np.divmod(place, pattern.units)
+    channel, tap = np.divmod(rows, pattern.taps)
+    return (tap * pattern.shape[-2] + channel) * pattern.units + out
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _block_of(gradient: Factors, start: Any, rows: int) -> Array:
+    left = jax.lax.dynamic_slice_in_dim(gradient.left, start, rows, axis=1)
+    return jnp.abs(jnp.matmul(left.T, gradient.right, preferred_element_type=jnp.float32))
+
+
+def top_products(
+    gradient: Factors, k: int, *, exclude: np.ndarray, pattern: kernels.Pattern, block: int = BLOCK
+) -> np.ndarray:
+    """The `k` places of the largest |left.T @ right| outside of `exclude`, ascending.
+
+    Args:
+      gradient: the factors.
+      k: how many, at most as many as there are places left.
+      exclude: int64, ascending places that may not be taken.
+      pattern: of the weight; only its sizes are read.
+      block: entries formed at a time.
+
+    Returns:
+      int64[k]. Ties go to the lower index of the dense weight, NaN comes last.
+    """
+    if k == 0:
+        return np.zeros(0, np.int64)
+    rows, out = pattern.rows, pattern.units
+    step = max(1, min(rows, block // max(1, out)))
+    wanted = MARGIN * (k + len(exclude))
+    while True:
+        threshold = _threshold(gradient, wanted / (rows * out), rows, max(1, min(step, rows)))
+        places, scores = _above(gradient, threshold, exclude, rows, out, step)
+        if len(places) >= k:
+            best = np.lexsort((_dense_index(pattern, places), -scores))[:k]
+            return np.sort(places[best])
+        wanted *= 4
+
+
+def _threshold(gradient: Factors, fraction: float, rows: int, step: int) -> float:
+    """A value that about `fraction` of the entries exceed, from a sample of rows; -1, below all, for all of them."""
+    if fraction >= 0.5:
+        return -1.0
+    sample = np.linspace(0, rows - 1, min(step, rows, 256)).astype(np.int32)
+    entries = np.asarray(_block_of(gradient._replace(left=gradient.left[:, sample]), 0, len(sample))).ravel()
+    entries = entries[~np.isnan(entries)]
+    above = int(fraction * len(entries))
+    return float(np.partition(entries, -above)[-above]) if 0 < above < len(entries) else -1.0
+
+
+def _above(
+    gradient: Factors, threshold: float, exclude: np.ndarray, rows: int, out: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values of all entries above the threshold (or NaN) that are not excluded, ascending by place."""
+    places, scores = [], []
+    for start in range(0, rows, step):
+        first = min(start, rows - step)  # the last block overlaps the one before, so that all have one shape
+        entries = np.asarray(_block_of(gradient, first, step)).ravel()[(start - first) * out :]
+        local = np.flatnonzero(~(entries <= threshold))
+        place = local + start * out
+        among = exclude[np.searchsorted(exclude, start * out) : np.searchsorted(exclude, start * out + len(entries))]
+        free = ~np.isin(place, among, assume_unique=True)
+        places.append(place[free])
+        scores.append(entries[local[free]])
+    return np.concatenate(places), np.concatenate(scores)

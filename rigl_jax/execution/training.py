@@ -1,0 +1,165 @@
+"""Training on packed weights: ordinary steps touch active weights only, rewirings go through the masked form.
+
+A rewiring is rare and needs dense gradients anyway, so it *is* `sparsify`'s own rewiring step, between an unpacking and
+a packing: the masks are those of a masked run by construction, for every method whose other steps need nothing dense.
+`streaming` does the same for RigL without forming anything dense.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from rigl_jax.base import Algorithm, Array, PyTree
+from rigl_jax.execution.packed import (
+    Choose,
+    Packed,
+    gather_leaf,
+    leaf_patterns,
+    masks_of,
+    pack,
+    repack,
+    scatter_leaf,
+    unpack,
+)
+from rigl_jax.sparsify import SparseState, sparsify
+
+
+class PackedTraining(NamedTuple):
+    """What a training loop on packed weights calls.
+
+    Attributes:
+      init: `params -> (packed, state)`, on the host.
+      update: `(grads, state, packed) -> (packed, state)`: an ordinary step; `grads` are parallel to `packed.values`.
+        For jit, with packed and state donated. Extra keywords go to the inner optimizer.
+      rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
+        taken at `unpack(packed)`. On the host. Where the counts stay the same, nothing compiles anew.
+    """
+
+    init: Callable[[PyTree], tuple[Packed, SparseState]]
+    update: Callable[..., tuple[Packed, SparseState]]
+    rewire: Callable[..., tuple[Packed, SparseState]]
+
+
+def packed_training(
+    inner: optax.GradientTransformation, algorithm: Algorithm, *, key: Array, choose: Choose | None = None
+) -> PackedTraining:
+    """`sparsify` for packed weights: the same arguments, the same masks, the same weights to float tolerance.
+
+    The optimizer sees values only, so its state follows density. It must treat weights one by one, or together only
+    through sums (clipping by a global norm, LAMB): one that looks at a weight as a matrix (Adafactor, Muon) does
+    something else on packed values. Decay masks that ask for `ndim >= 2` must be made from the dense shapes.
+
+    Args:
+      inner: any such optax optimizer.
+      algorithm: a method that needs dense gradients on its rewirings at most, and keeps no weights behind its masks.
+      key: as for `sparsify`.
+      choose: the kernel of each leaf; see `pack`.
+
+    Raises:
+      ValueError: the algorithm stores, trains or watches more than the active weights (GMP with recovery, STE,
+        Top-KAST, SNFS ...).
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> params = {"w": jnp.ones((8, 8))}
+    >>> algorithm = rx.rigl(rx.make_plan(params, 0.75), period=2)
+    >>> training = packed_training(optax.adam(0.1), algorithm, key=jax.random.key(0))
+    >>> packed, state = training.init(params)
+    >>> loss = lambda packed, x: jnp.sum(rx.run_packed(lambda p, x: x @ p["w"])(packed, x) ** 2)
+    >>> for step in range(4):
+    ...     x = jnp.ones((2, 8))
+    ...     if algorithm.due(step):
+    ...         dense = lambda params: jnp.sum((x @ params["w"]) ** 2)
+    ...         packed, state = training.rewire(jax.grad(dense)(rx.unpack(packed)), state, packed)
+    ...     else:
+    ...         grads = jax.grad(lambda values: loss(packed._replace(values=values), x))(packed.values)
+    ...         packed, state = training.update(grads, state, packed)
+    >>> packed.values["w"].shape, int(state.step)
+    ((16,), 4)
+    """
+    _check_packable(algorithm)
+    masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
+    rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
+
+    def init(params: PyTree) -> tuple[Packed, SparseState]:
+        state: Any = masked.init(params)
+        packed = pack(params, state.masks, choose=choose)
+        return packed, pack_state(inner, state, packed)
+
+    def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
+        updates, optimizer = inner.update(grads, state.inner, packed.values, **extra)
+        values: Any = optax.apply_updates(packed.values, updates)
+        return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
+
+    def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
+        params = unpack(packed)
+        updates, after = rewiring_step(grads, unpack_state(inner, state, packed), params, **extra)
+        fresh = repack(optax.apply_updates(params, updates), after.masks, packed)
+        return fresh, pack_state(inner, after, fresh)
+
+    return PackedTraining(init, update, rewire)
+
+
+def pack_state(inner: optax.GradientTransformation, state: SparseState, packed: Packed) -> SparseState:
+    """The state of `sparsify` for packed weights: everything kept for a weight gathered, the masks left out.
+
+    Args:
+      inner: the inner optimizer.
+      state: of `sparsify`, dense.
+      packed: the weights, packed by `state.masks`.
+    """
+    return state._replace(
+        algorithm=state.algorithm._replace(masks=jax.tree.map(lambda _: None, packed.values)),
+        inner=map_inner(inner, _gather, state.inner, _boxes(packed)),
+    )
+
+
+def unpack_state(inner: optax.GradientTransformation, state: SparseState, packed: Packed) -> SparseState:
+    """The inverse of `pack_state`, exact: a state with which `sparsify` goes on."""
+    return state._replace(
+        algorithm=state.algorithm._replace(masks=masks_of(packed)),
+        inner=map_inner(inner, _scatter, state.inner, _boxes(packed)),
+    )
+
+
+class _Box:
+    """A pattern as one leaf: no pytree, so tree maps stop at it."""
+
+    def __init__(self, pattern: Any):
+        self.pattern = pattern
+
+
+def _boxes(packed: Packed) -> PyTree:
+    return jax.tree.unflatten(jax.tree.structure(packed.values), [_Box(pattern) for pattern in leaf_patterns(packed)])
+
+
+def _gather(part: Array, box: _Box) -> Array:
+    return gather_leaf(part, box.pattern)
+
+
+def _scatter(part: Array, box: _Box) -> Array:
+    return scatter_leaf(part, box.pattern)
+
+
+def map_inner(inner: optax.GradientTransformation, f: Callable[..., Array], state: PyTree, boxes: PyTree) -> PyTree:
+    """`f(part, box)` for every part of an optimizer's state that belongs to a weight; boxes are parallel to params."""
+
+    def one(part: Any, box: Any) -> Any:
+        return part if isinstance(part, optax.MaskedNode) else f(part, box)
+
+    return optax.tree.map_params(inner.init, one, state, boxes, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
+
+def _check_packable(algorithm: Algorithm) -> None:
+    plain = Algorithm(algorithm.init, algorithm.update, algorithm.due, algorithm.dense_grads)
+    if algorithm.stored is not plain.stored or algorithm.trained is not plain.trained:
+        raise ValueError("packed_training: this method keeps weights alive behind its masks; train it masked")
+    if algorithm.observe is not plain.observe or any(
+        algorithm.dense_grads(step) and not algorithm.due(step) for step in range(64)
+    ):
+        raise ValueError("packed_training: this method looks at dense gradients on ordinary steps; train it masked")
