@@ -38,6 +38,8 @@ def get_config(steps: int = 1000) -> ConfigDict:
     # layer out. The first match wins and every leaf needs one. Empty: all kernels are sparse, unstructured.
     config.rules = ()
 
+    config.execution = "masked"  # or packed: active weights only, on sparse kernels; one device
+
     config.log_every = 50  # steps between train lines
     config.eval_every = 500  # steps between passes over the test set
     config.checkpoint_every = 500  # a multiple of eval_every; 0: at the end only

@@ -24,6 +24,7 @@ from experiments.models import MODELS
 from rigl_jax import structures, trees
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
+from rigl_jax.execution import PackedTraining
 
 KEYS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
@@ -38,6 +39,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "sparsity": (float, int),
     "distribution": (Mapping,),
     "rules": (list, tuple),
+    "execution": (str,),
     "log_every": (int,),
     "eval_every": (int,),
     "checkpoint_every": (int,),
@@ -46,6 +48,9 @@ KEYS: dict[str, tuple[type, ...]] = {
     "tensorboard": (bool,),
 }
 """What a config holds, all of it required; `configs/common.py` gives each a value and says what it means."""
+
+EXECUTIONS = {"masked": False, "packed": True}
+"""How sparse weights are stored and multiplied: dense under masks, or by their active values (`rx.packed_training`)."""
 
 DENSE = "dense"
 """The method that is no algorithm: the inner optimizer alone, without masks."""
@@ -60,27 +65,44 @@ def kernels(params: PyTree) -> PyTree:
 
 
 def sgd(
-    rate: optax.Schedule, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
+    rate: optax.Schedule,
+    decayed: PyTree,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """SGD whose decay joins the gradient before the momentum: the L2 term `weight_decay / 2 * |w|^2` of the papers."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernels),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.sgd(rate, momentum=momentum or None, nesterov=nesterov),
     )
 
 
 def adam(
-    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+    rate: optax.Schedule,
+    decayed: PyTree,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam with an L2 term in the gradient."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask=kernels), optax.adam(rate, b1=b1, b2=b2, eps=eps))
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask=decayed), optax.adam(rate, b1=b1, b2=b2, eps=eps))
 
 
 def adamw(
-    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+    rate: optax.Schedule,
+    decayed: PyTree,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay."""
-    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=kernels)
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed)
 
 
 def constant(*, peak: float, warmup: int = 0) -> optax.Schedule:
@@ -231,12 +253,14 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_dataset(config["dataset"])
     for where, table, fixed in (
         ("model", MODELS, 1),
-        ("optimizer", OPTIMIZERS, 1),
+        ("optimizer", OPTIMIZERS, 2),
         ("schedule", SCHEDULES, 0),
         ("distribution", DISTRIBUTIONS, 2),
         ("method", {DENSE: lambda plan: plan, **ALGORITHMS}, 1),
     ):
         choose(where, table, config[where], fixed)
+    if config["execution"] not in EXECUTIONS:
+        raise unknown("config.execution", "execution", config["execution"], list(EXECUTIONS))
     rules(config)
     return config
 
@@ -277,9 +301,25 @@ def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
     return choose("schedule", SCHEDULES, config["schedule"])()
 
 
-def optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
-    """The inner optimizer; weight decay is in it, so the gradients that decide growth do not hold it."""
-    return choose("optimizer", OPTIMIZERS, config["optimizer"], 1)(learning_rate(config))
+def optimizer(config: Mapping[str, Any], params: PyTree) -> optax.GradientTransformation:
+    """The inner optimizer; weight decay is in it, so the gradients that decide growth do not hold it.
+
+    `params`, which may be abstract, say what decays: packed values no longer show how many axes their weight has.
+    """
+    return choose("optimizer", OPTIMIZERS, config["optimizer"], 2)(learning_rate(config), kernels(params))
+
+
+def training(
+    config: Mapping[str, Any], inner: optax.GradientTransformation, algorithm: Algorithm | None, key: jax.Array
+) -> tuple[optax.GradientTransformationExtraArgs, PackedTraining | None]:
+    """What updates the weights: a masked transformation, and beside it its packed form where the config asks for it."""
+    packed = EXECUTIONS[config["execution"]]
+    if algorithm is None:
+        if packed:
+            raise ValueError("config.execution: a dense run has nothing to pack, got 'packed'; use 'masked'")
+        return optax.with_extra_args_support(inner), None
+    tx = rx.sparsify(inner, algorithm, key=key)
+    return tx, rx.packed_training(inner, algorithm, key=key) if packed else None
 
 
 def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:

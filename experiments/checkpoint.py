@@ -28,11 +28,12 @@ HARMLESS = (
     "keep",
     "progress",
     "tensorboard",
+    "execution",
     "dataset.data_dir",
     "dataset.workers",
 )
-"""Config keys that may change when a run is resumed: they decide what is written and where data lie, not what is
-learned."""
+"""Config keys that may change when a run is resumed: they decide what is written, where data lie and on which kernels
+a step runs, not what is learned. (Kernels differ in rounding.)"""
 
 Say = Callable[[str], None]
 

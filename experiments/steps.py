@@ -22,6 +22,7 @@ from experiments import build, measure
 from experiments.data import Data
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree
+from rigl_jax.execution import PackedTraining
 
 Batch = Mapping[str, Any]
 
@@ -57,6 +58,7 @@ class Task(NamedTuple):
       model: the linen module.
       plan, algorithm: None for a dense run.
       tx: what updates the weights; takes `rewire=bool`.
+      packed: the same on packed weights, None for a masked or dense run.
       schedule: learning rate by weight updates done.
       mesh: the devices, along one axis "data".
     """
@@ -67,6 +69,7 @@ class Task(NamedTuple):
     plan: Plan | None
     algorithm: Algorithm | None
     tx: optax.GradientTransformationExtraArgs
+    packed: PackedTraining | None
     schedule: optax.Schedule
     mesh: Mesh
 
@@ -92,13 +95,11 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = No
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
     plan = build.plan(config, shapes)
     algorithm = build.algorithm(config, plan)
-    inner = build.optimizer(config)
-    if algorithm is None:
-        tx = optax.with_extra_args_support(inner)
-    else:
-        tx = rx.sparsify(inner, algorithm, key=_key(config, "masks"))
+    tx, packed = build.training(config, build.optimizer(config, shapes), algorithm, _key(config, "masks"))
+    if packed and len(devices) > 1:
+        raise ValueError(f"config.execution: packed weights are trained on one device, got {len(devices)}")
     mesh = Mesh(np.asarray(devices), ("data",))
-    return Task(config, data, model, plan, algorithm, tx, build.learning_rate(config), mesh)
+    return Task(config, data, model, plan, algorithm, tx, packed, build.learning_rate(config), mesh)
 
 
 def _key(config: Mapping[str, Any], use: str) -> Array:
@@ -155,30 +156,38 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
+def loss_of(
+    task: Task, apply: Callable[..., Any], params: PyTree, state: TrainState, batch: Batch
+) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
+    """The training loss of a batch, with the step's metrics and the new running statistics."""
+    logits, mutated = apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch["image"],
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.fold_in(state.key, state.step)},
+    )
+    loss = jnp.mean(cross_entropy(logits, batch["label"], task.config["label_smoothing"]))
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+    metrics = {"loss": loss, "accuracy": accuracy, "steps": jnp.float32(1)}
+    return loss, (metrics, mutated.get("batch_stats", {}))
+
+
 def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> tuple[TrainState, Array | None]:
     """One step on one batch; on a rewiring also the counts of `measure.counts`."""
 
-    def loss_of(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-        logits, mutated = task.model.apply(
-            {"params": weights(task, state, params), "batch_stats": state.batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(state.key, state.step)},
-        )
-        losses = cross_entropy(logits, batch["label"], task.config["label_smoothing"])
-        return jnp.mean(losses), (logits, mutated.get("batch_stats", {}))
+    def loss(params: PyTree) -> Any:
+        return loss_of(task, task.model.apply, weights(task, state, params), state, batch)
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params, rewire=rewire)
     now: Any = opt_state
-    new = {"loss": loss, "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"]), "steps": jnp.float32(1)}
     after = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
-        totals=jax.tree.map(jnp.add, state.totals, new),
+        totals=jax.tree.map(jnp.add, state.totals, metrics),
     )
     if not rewire:
         return after, None
@@ -187,10 +196,10 @@ def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> 
     return after._replace(explored=explored), counts
 
 
-def eval_step(task: Task, state: TrainState, batch: Batch) -> Array:
+def eval_step(task: Task, apply: Callable[..., Any], state: TrainState, batch: Batch) -> Array:
     """`float32[3]`: sums of loss, right answers and weights over a test batch."""
     variables = {"params": weights(task, state, state.params), "batch_stats": state.batch_stats}
-    logits: Any = task.model.apply(variables, batch["image"], train=False)
+    logits: Any = apply(variables, batch["image"], train=False)
     right = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
     weight = batch["weight"].astype(jnp.float32)
     # Padding has the label -1, whose one-hot vector is 0; its loss is 0 and its weight too.
@@ -200,7 +209,11 @@ def eval_step(task: Task, state: TrainState, batch: Batch) -> Array:
 
 
 class Compiled(NamedTuple):
-    """The jitted functions, over the mesh: batches split, everything else whole on every device."""
+    """The jitted functions, over the mesh: batches split, everything else whole on every device.
+
+    Steps and evaluation take the state in the form that runs, which `enter` makes of a masked state and `leave` turns
+    back; in a masked run they are one. Everything else (checkpoints, records) knows masked states only.
+    """
 
     init: Callable[[], TrainState]
     abstract: Callable[[], TrainState]
@@ -210,6 +223,8 @@ class Compiled(NamedTuple):
     no_totals: Callable[[], dict[str, Array]]
     rate: Callable[[int], Array]
     place: Callable[[Batch], Batch]
+    enter: Callable[[TrainState], TrainState]
+    leave: Callable[[TrainState], TrainState]
 
 
 def compile_task(task: Task) -> Compiled:
@@ -232,11 +247,13 @@ def compile_task(task: Task) -> Compiled:
             rewire: jit(functools.partial(train_step, task, rewire=rewire), donate_argnums=0)
             for rewire in (False, True)
         },
-        evaluate=jit(functools.partial(eval_step, task)),
+        evaluate=jit(functools.partial(eval_step, task, task.model.apply)),
         counts=jit(measure.counts),
         no_totals=jit(_no_totals),
         rate=jit(lambda updates: jnp.asarray(task.schedule(updates), jnp.float32)),
         place=place,
+        enter=lambda state: state,
+        leave=lambda state: state,
     )
 
 

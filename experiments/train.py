@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments import checkpoint, measure, records
 from experiments.build import check
+from experiments.packed import compile_packed
 from experiments.steps import Compiled, Task, TrainState, compile_task, evaluate, masks, prepare
 from rigl_jax import trees
 from rigl_jax.base import Array, PyTree
@@ -55,7 +56,7 @@ def train(
     if summary is not None:
         return summary
     task = prepare(config, devices)
-    compiled = compile_task(task)
+    compiled = compile_task(task) if task.packed is None else compile_packed(task)
     if jax.process_index() == 0:
         records.begin(workdir, config)
     store = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config["keep"])
@@ -82,7 +83,7 @@ def _loop(
     config, first = task.config, int(state.step)
     steps, every = config["steps"], config["checkpoint_every"]
     last = min(steps, config["stop_at"] or steps)
-    batches = task.data.train(first)
+    batches, state = task.data.train(first), compiled.enter(state)
     for done in range(first + 1, last + 1):
         rewire = task.algorithm is not None and bool(task.algorithm.due(done - 1))
         state, counts = compiled.steps[rewire](state, compiled.place(next(batches)))
@@ -92,10 +93,10 @@ def _loop(
         if done % config["eval_every"] == 0 or done == steps:
             journal.evaluated(done, state)
         if done == steps:
-            journal.pictured(done, state)
+            journal.pictured(done, compiled.leave(state))
         if done == last or (every and done % every == 0):
-            store.save(done, state, journal.facts(), journal.accuracy(done))
-    return state
+            store.save(done, compiled.leave(state), journal.facts(), journal.accuracy(done))
+    return compiled.leave(state)
 
 
 class Journal:

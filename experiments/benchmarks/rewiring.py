@@ -40,7 +40,7 @@ def mlp() -> PyTree:
 
 def resnet50() -> PyTree:
     """The weights of ResNet-50 for ImageNet."""
-    model = MODELS["resnet"](1000, depth=50)
+    model = MODELS["resnet50"](1000)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
     arguments = parser.parse_args()
     rounds = 3 if arguments.quick else 15
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, params in {"4 x 1024 x 1024": mlp(), "ResNet-50": resnet50()}.items():
         for method in METHODS:
             rows.append({"weights": name, **time_of(method, params, rounds)})

@@ -68,6 +68,12 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of the record `name.json`, none where there is no such record."""
+    path = RECORDS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     """Writes the record `name.json`: environment, what was measured, one row a line."""
     RECORDS.mkdir(parents=True, exist_ok=True)

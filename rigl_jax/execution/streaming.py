@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,24 @@ class Factors(NamedTuple):
 
     left: Array
     right: Array
+
+
+def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels.Pattern:
+    """The pattern of a uniformly random mask, which is never made: for weights whose mask would not fit memory.
+
+    Args:
+      key: `jax.random.key`. Its draws are NumPy's, so not those of `topology.random_masks`.
+      shape: (in, out) or (kh, kw, in, out) of the dense weight.
+      n_active: how many single weights are active.
+
+    >>> random_pattern(jax.random.key(0), (100, 100), 7).nnz
+    7
+    """
+    n = math.prod(shape)
+    if not 0 < n_active <= n:
+        raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {n_active}")
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return kernels.make_pattern_at(np.sort(rng.choice(n, n_active, replace=False, shuffle=False)), shape)
 
 
 def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Factors]]:

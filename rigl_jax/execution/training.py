@@ -38,11 +38,17 @@ class PackedTraining(NamedTuple):
         For jit, with packed and state donated. Extra keywords go to the inner optimizer.
       rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
         taken at `unpack(packed)`. On the host. Where the counts stay the same, nothing compiles anew.
+      pack: `(params, state, like=None) -> (packed, state)`: goes on from a masked run, on the host. `like` is a
+        `Packed` whose kernels are used again.
+      unpack: `(packed, state) -> (params, state)`: its inverse, exact. A masked run goes on from there with `sparsify`,
+        and checkpoints of either kind serve the other.
     """
 
     init: Callable[[PyTree], tuple[Packed, SparseState]]
     update: Callable[..., tuple[Packed, SparseState]]
     rewire: Callable[..., tuple[Packed, SparseState]]
+    pack: Callable[..., tuple[Packed, SparseState]]
+    unpack: Callable[[Packed, SparseState], tuple[PyTree, SparseState]]
 
 
 def packed_training(
@@ -87,9 +93,19 @@ def packed_training(
     rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
 
     def init(params: PyTree) -> tuple[Packed, SparseState]:
-        state: Any = masked.init(params)
-        packed = pack(params, state.masks, choose=choose)
-        return packed, pack_state(inner, state, packed)
+        return enter(params, masked.init(params))
+
+    def enter(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
+        packed = pack(params, state.masks, choose=choose) if like is None else repack(params, state.masks, like)
+        without = state.algorithm._replace(masks=jax.tree.map(lambda _: None, params))
+        return packed, state._replace(algorithm=without, inner=map_inner(inner, _gather, state.inner, _boxes(packed)))
+
+    @jax.jit
+    def leave(packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
+        return unpack(packed), state._replace(
+            algorithm=state.algorithm._replace(masks=masks_of(packed)),
+            inner=map_inner(inner, _scatter, state.inner, _boxes(packed)),
+        )
 
     def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
         updates, optimizer = inner.update(grads, state.inner, packed.values, **extra)
@@ -97,34 +113,11 @@ def packed_training(
         return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
     def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        params = unpack(packed)
-        updates, after = rewiring_step(grads, unpack_state(inner, state, packed), params, **extra)
-        fresh = repack(optax.apply_updates(params, updates), after.masks, packed)
-        return fresh, pack_state(inner, after, fresh)
+        params, state = leave(packed, state)
+        updates, state = rewiring_step(grads, state, params, **extra)
+        return enter(optax.apply_updates(params, updates), state, packed)
 
-    return PackedTraining(init, update, rewire)
-
-
-def pack_state(inner: optax.GradientTransformation, state: SparseState, packed: Packed) -> SparseState:
-    """The state of `sparsify` for packed weights: everything kept for a weight gathered, the masks left out.
-
-    Args:
-      inner: the inner optimizer.
-      state: of `sparsify`, dense.
-      packed: the weights, packed by `state.masks`.
-    """
-    return state._replace(
-        algorithm=state.algorithm._replace(masks=jax.tree.map(lambda _: None, packed.values)),
-        inner=map_inner(inner, _gather, state.inner, _boxes(packed)),
-    )
-
-
-def unpack_state(inner: optax.GradientTransformation, state: SparseState, packed: Packed) -> SparseState:
-    """The inverse of `pack_state`, exact: a state with which `sparsify` goes on."""
-    return state._replace(
-        algorithm=state.algorithm._replace(masks=masks_of(packed)),
-        inner=map_inner(inner, _scatter, state.inner, _boxes(packed)),
-    )
+    return PackedTraining(init, update, rewire, enter, leave)
 
 
 class _Box:

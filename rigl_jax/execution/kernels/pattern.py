@@ -156,7 +156,8 @@ def best_block(channels: int, taps: int, density: float, height: int) -> int:
     elif height > 1:  # runs read each activation often enough to leave it one cache further out
         wanted = RUN_BLOCK
     elif taps == 1:
-        wanted = int(min(max(112, entries), 384))
+        # and where even those would be empty, more: one start is stored for each segment
+        wanted = int(max(min(max(112, entries), 384), min(entries / 10, LARGEST_BLOCK)))
     else:
         wanted = int(min(max(8, 1.6 * entries / taps), 64))
     count = -(-channels // wanted)  # equal blocks, rather than a short one at the end

@@ -1,0 +1,186 @@
+"""The figures of docs/why_not_faster.md, generated from the records.
+
+`python -m experiments.benchmarks.page` fills the tables between the markers and draws the picture; with `--check` it
+changes nothing and fails if a table is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from experiments.benchmarks import timing
+
+PAGE = Path("docs/why_not_faster.md")
+PICTURE = Path("docs/pictures/break_even.png")
+MARK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+KINDS = {"1x1": "single weights", "4x1": "runs of 4", "16x1": "runs of 16", "32x32": "32 x 32 tiles, plain XLA"}
+GOALS = {
+    ("linear", "1x1"): (2.5, 5, 8, 14),
+    ("linear", "4x1"): (3.5, 7, 12, 20),
+    ("linear", "16x1"): (3.5, 7, 12, 20),
+    ("linear", "32x32"): (1, 2.5, 4, 8),
+    ("conv", "1x1"): (4, 6, 8, 12),
+}
+
+
+def record(name: str) -> dict[str, Any]:
+    """A committed record."""
+    return json.loads((timing.RECORDS / f"{name}.json").read_text())
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is text."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *rows))
+
+
+def by_sparsity(rows: list[dict[str, Any]], keys: tuple[str, ...], column: str = "ratio") -> dict[tuple[Any, ...], Any]:
+    """`{identity: {sparsity: value}}`."""
+    found: dict[tuple[Any, ...], Any] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), {})[row["sparsity"]] = row[column]
+    return found
+
+
+def cells(values: dict[float, float]) -> list[str]:
+    """One cell a sparsity."""
+    return [f"{values[s]:.1f}" if s in values else "" for s in SPARSITIES]
+
+
+def linear() -> str:
+    """Dense time / sparse time of a linear layer, one row a kernel and shape."""
+    found = by_sparsity(record("linear")["rows"], ("kind", "batch", "in", "out"))
+    rows = [[f"{KINDS[kind]}, {b} x {i} x {o}", *cells(v)] for (kind, b, i, o), v in found.items()]
+    return table(["kernel, batch x in x out", *(f"{s:.0%}" for s in SPARSITIES)], sorted(rows))
+
+
+def conv() -> str:
+    """The same for 3 x 3 convolutions, against XLA's own convolution and against an im2col product in XLA."""
+    rows = []
+    for title, column in (("XLA's convolution", "ratio"), ("XLA's im2col product", "gemm_ratio")):
+        found = by_sparsity(record("conv")["rows"], ("batch", "size", "channels"), column)
+        rows += [[f"{b} images, {n} x {n}, {c} channels, against {title}", *cells(v)] for (b, n, c), v in found.items()]
+    return table(["layer", *(f"{s:.0%}" for s in SPARSITIES)], sorted(rows))
+
+
+def gemv() -> str:
+    """Batch 1, forward."""
+    found = by_sparsity(record("gemv")["rows"], ("kind", "in", "out"))
+    rows = [[f"{KINDS[kind]}, {i} x {o}", *cells(v)] for (kind, i, o), v in found.items()]
+    return table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows)
+
+
+def training_step() -> str:
+    """Whole steps with rewirings, and bytes of the train state."""
+    names = {"mlp": "MLP 784-2048-2048-10, Adam, batch 256", "wrn": "WRN-22-2, SGD, batch 64"}
+    rows = [
+        [
+            f"{names[row['model']]}, {row['structure']}",
+            f"{row['sparsity']:.0%}",
+            f"{row['dense_ms']:.1f}",
+            f"{row['packed_ms']:.1f}",
+            f"{row['rewiring_ms']:.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['state_ratio']:.3f}",
+        ]
+        for row in record("training_step")["rows"]
+    ]
+    head = ["model", "sparsity", "dense ms", "packed ms", "rewiring ms", "dense / packed", "state bytes / dense"]
+    return table(head, rows)
+
+
+def masked_step() -> str:
+    """Masked steps relative to dense."""
+    rows = [
+        [
+            f"{row['model']} {'x'.join(map(str, row['options'].get('features', [])))}, batch {row['batch']}",
+            row["optimizer"],
+            f"{row['static_ratio']:.2f}",
+            f"{row['cond_ratio']:.2f}",
+            f"{row['around_ratio']:.2f}" if "around_ratio" in row else "",
+        ]
+        for row in record("masked_step")["rows"]
+    ]
+    return table(["model", "optimizer", "static", "cond inside", "cond around"], rows)
+
+
+def rewiring() -> str:
+    """One rewiring."""
+    rows = [
+        [f"{r['weights']}, {r['method']}", f"{r['sparse_weights']:,}", f"{r['ms']:.0f}", str(r["seconds_per_25M"])]
+        for r in record("rewiring")["rows"]
+    ]
+    return table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows)
+
+
+def wide() -> str:
+    """The network that does not fit dense."""
+    (row,) = record("wide")["rows"]
+    lines = {
+        "dense weights that it stands for": f"{row['dense_weights']:,}",
+        "their bytes with Adam": f"{row['dense_bytes_with_adam'] / 1e9:.1f} GB",
+        "bytes of the packed train state": f"{row['train_state_bytes'] / 1e9:.2f} GB",
+        "peak resident memory of the process": f"{row['peak_resident_bytes'] / 1e9:.2f} GB",
+        "steps, rewirings": f"{row['steps']}, {row['rewirings']}",
+        "seconds for a step, for a rewiring": f"{row['median_step_s']}, {row['median_rewiring_s']}",
+        "loss of the first batch, of the last 20": f"{row['first_loss']}, {row['last_loss']}",
+        "test accuracy": f"{100 * row['test_accuracy']:.1f} %",
+    }
+    return table(["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"], [[k, v] for k, v in lines.items()])
+
+
+TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, masked_step, rewiring, wide)}
+
+
+def fill(text: str) -> str:
+    """The page with every table written anew."""
+    return MARK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n{m[4]}", text)
+
+
+def draw(path: Path) -> None:
+    """Dense / sparse against density, for every linear shape and kernel; 1 is the break-even line."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for axis, name in zip(axes, ("linear", "conv"), strict=True):
+        keys = ("kind", "batch", "in", "out") if name == "linear" else ("kind", "batch", "size", "channels")
+        column = "ratio" if name == "linear" else "gemm_ratio"
+        for colour, kind in enumerate(KINDS):
+            lines = [v for k, v in by_sparsity(record(name)["rows"], keys, column).items() if k[0] == kind]
+            for i, values in enumerate(lines):
+                density = [100 * (1 - s) for s in values]
+                label = KINDS[kind] if i == 0 else None
+                axis.plot(density, list(values.values()), f"C{colour}o-", ms=3, lw=1, label=label)
+        axis.axhline(1, color="black", lw=0.8)
+        axis.set(xscale="log", yscale="log", xlabel="active weights, %", title=f"{name}, forward and backward")
+        axis.set_xticks([2, 5, 10, 20], ["2", "5", "10", "20"], minor=False)
+        axis.minorticks_off()
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("dense time / sparse time")
+    axes[0].set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Fill docs/why_not_faster.md from the records.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    check = parser.parse_args().check
+    now, new = PAGE.read_text(), fill(PAGE.read_text())
+    if check:
+        return int(now != new)
+    PAGE.write_text(new)
+    draw(PICTURE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Is it faster, leaf by leaf? Measured here and now, dense against sparse in turns."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import trees
+from rigl_jax.base import Array, Shape
+from rigl_jax.execution import kernels
+from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, leaf_patterns
+
+SECOND_DENSITY = 0.5  # the other point of the line through which the break-even density is read
+
+
+class Explained(NamedTuple):
+    """What a masked leaf costs, forward and both gradients.
+
+    Attributes:
+      name: its path.
+      shape: of the dense weight.
+      kernel: what serves it, "dense" if it is stored dense.
+      density: share of active weights.
+      break_even: density at which sparse and dense would take equally long, from a line through two measured densities;
+        0 where sparse never wins.
+      dense_ms, sparse_ms: median milliseconds.
+    """
+
+    name: str
+    shape: Shape
+    kernel: str
+    density: float
+    break_even: float
+    dense_ms: float
+    sparse_ms: float
+
+
+class Explanation(NamedTuple):
+    """What `explain` found; print it for a table."""
+
+    rows: tuple[Explained, ...]
+
+    def __str__(self) -> str:
+        head = ("leaf", "shape", "kernel", "density", "break-even", "dense ms", "sparse ms", "dense / sparse")
+        lines = [
+            (
+                row.name,
+                " x ".join(map(str, row.shape)),
+                row.kernel,
+                f"{row.density:.3f}",
+                f"{row.break_even:.2f}",
+                f"{row.dense_ms:.3f}",
+                f"{row.sparse_ms:.3f}",
+                f"{row.dense_ms / row.sparse_ms:.2f}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)
+        )
+
+
+def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int = 7) -> Explanation:
+    """Times every masked leaf, dense and sparse in turns, on this machine.
+
+    Args:
+      packed: the weights. A leaf stored dense is timed with the kernel that `best_pattern` would have tried.
+      batch: rows of a matrix product, images of a convolution.
+      image: height and width of a convolution's input; stride 1.
+      repeats: timed calls of each; the median counts.
+
+    Returns:
+      One row a masked leaf; its `str` is a table.
+
+    Example:
+      print(rx.execution.explain(packed, batch=256))
+    """
+    rows = []
+    for name, pattern in zip(trees.named_leaves(packed.values), leaf_patterns(packed), strict=True):
+        if pattern is None:
+            continue
+        mask = np.asarray(pattern.mask if isinstance(pattern, Whole) else _mask_of(pattern))
+        kernel = "dense" if isinstance(pattern, Whole) else name_of(pattern)
+        tried = _kernel_for(mask) if isinstance(pattern, Whole) else pattern
+        if tried is None:
+            rows.append(Explained(name, mask.shape, kernel, float(mask.mean()), 0.0, float("nan"), float("nan")))
+            continue
+        dense, sparse, even = _measure(tried, float(mask.mean()), batch, image, repeats)
+        rows.append(Explained(name, mask.shape, kernel, float(mask.mean()), even, 1e3 * dense, 1e3 * sparse))
+    return Explanation(tuple(rows))
+
+
+def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
+    """A `choose` for `pack` that measures each leaf and stores dense what would be slower sparse.
+
+    Leaves of one shape, density and kernel are measured once. What it decides depends on this machine and moment; the
+    numbers that come out of training do not, up to rounding.
+
+    Args:
+      batch: as in `explain`; take that of your training step.
+      image: as in `explain`.
+      repeats: as in `explain`.
+
+    Example:
+      packed = rx.pack(params, state.masks, choose=rx.execution.fastest(batch=256))
+    """
+    known: dict[Any, bool] = {}
+
+    def choose(name: str, mask: np.ndarray) -> Any:
+        pattern = best_pattern(name, mask)
+        if pattern is None:
+            return None
+        case = (mask.shape, int(mask.sum()), name_of(pattern))
+        if case not in known:
+            dense, sparse = _seconds(pattern, batch, image, repeats)
+            known[case] = sparse < dense
+        return pattern if known[case] else None
+
+    return choose
+
+
+def name_of(pattern: Any) -> str:
+    """What a table calls a pattern's kernel."""
+    if isinstance(pattern, kernels.BlockPattern):
+        return "blocks {} x {}".format(*pattern.tile)
+    if isinstance(pattern, kernels.NMPattern):
+        return f"{pattern.n}:{pattern.m}"
+    native = kernels.backends()["native"].available and jax.default_backend() == "cpu"
+    kind = "single weights" if pattern.height == 1 else f"runs of {pattern.height}"
+    return f"{kind}, {'native' if native else 'plain JAX'}"
+
+
+def _kernel_for(mask: np.ndarray) -> Any:
+    return kernels.make_pattern(mask) if mask.ndim in (2, 4) and mask.any() else None
+
+
+def _mask_of(pattern: Any) -> Array:
+    return kernels.scatter(jnp.ones(pattern.nnz, bool), pattern)
+
+
+def _measure(pattern: Any, density: float, batch: int, image: int, repeats: int) -> tuple[float, float, float]:
+    dense, sparse = _seconds(pattern, batch, image, repeats)
+    other = kernels.rebuild(pattern, _drawn(pattern, SECOND_DENSITY)) if _free(pattern) else None
+    if other is None:
+        return dense, sparse, density * dense / sparse
+    _, at_other = _seconds(other, batch, image, repeats)
+    slope = (at_other - sparse) / (SECOND_DENSITY - density) if density != SECOND_DENSITY else sparse / density
+    if slope <= 0:
+        return dense, sparse, density * dense / sparse
+    return dense, sparse, float(np.clip(density + (dense - sparse) / slope, 0, 1))
+
+
+def _free(pattern: Any) -> bool:
+    """Whether a pattern of another density may be drawn: not for n:m, which has one."""
+    return isinstance(pattern, (kernels.Pattern, kernels.BlockPattern))
+
+
+def _drawn(pattern: Any, density: float) -> np.ndarray:
+    height, width = pattern.tile if isinstance(pattern, kernels.BlockPattern) else (1, pattern.height)
+    *lead, inputs, outputs = pattern.shape
+    tiles = np.random.default_rng(0).random((*lead, inputs // height, outputs // width)) < density
+    return np.repeat(np.repeat(tiles, height, axis=-2), width, axis=-1)
+
+
+def _seconds(pattern: Any, batch: int, image: int, repeats: int) -> tuple[float, float]:
+    """Median seconds of product and both gradients, dense and sparse, in turns."""
+    rng = np.random.default_rng(0)
+    inputs = (batch, pattern.shape[0]) if len(pattern.shape) == 2 else (batch, image, image, pattern.shape[2])
+    x = jnp.asarray(rng.standard_normal(inputs, dtype=np.float32))
+    weight = jnp.asarray(rng.standard_normal(pattern.shape, dtype=np.float32))
+    values = kernels.gather(weight, pattern)
+    if len(pattern.shape) == 2:
+        dense_product: Callable[..., Array] = jnp.matmul
+        sparse_product = kernels.matmul
+    else:
+        dense_product = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        sparse_product = kernels.conv
+    dense = jax.jit(lambda x, w: _both(dense_product, x, w))
+    sparse = jax.jit(lambda x, v, p: _both(lambda x, v: sparse_product(x, v, p), x, v))
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for call, kept in zip((lambda: dense(x, weight), lambda: sparse(x, values, pattern)), seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:  # the first call compiles
+                kept.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def _both(product: Callable[..., Array], x: Array, weight: Array) -> tuple[Array, ...]:
+    y, pull = jax.vjp(product, x, weight)
+    return y, *pull(y)

@@ -1,0 +1,98 @@
+"""Packing: exact inverses, and which kernel a leaf gets."""
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rigl_jax as rx
+from rigl_jax.execution import Packed, Whole, best_pattern, kernels, masks_of, nbytes, packed
+
+SHAPES = [(), (3,), (4, 5), (3, 3, 2, 4), (2, 3, 4)]
+
+
+def tree(density, seed):
+    rng = np.random.default_rng(seed)
+    params = {str(i): jnp.asarray(rng.standard_normal(shape, dtype=np.float32)) for i, shape in enumerate(SHAPES)}
+    masks = {name: None if p.ndim < 2 else jnp.asarray(rng.random(p.shape) < density) for name, p in params.items()}
+    return params, masks
+
+
+@hypothesis.given(st.sampled_from([0.0, 0.1, 0.35, 0.9, 1.0]), st.integers(0, 5))
+@hypothesis.settings(max_examples=15)
+def test_unpack_inverts_pack_exactly(density, seed):
+    params, masks = tree(density, seed)
+    packed = rx.pack(params, masks)
+    chex.assert_trees_all_equal(rx.unpack(packed), rx.apply_masks(params, masks))
+    chex.assert_trees_all_equal(masks_of(packed), masks)
+
+
+def test_only_active_values_are_kept():
+    params, masks = tree(0.3, 0)
+    packed = rx.pack(params, masks)
+    for name in ("2", "3"):  # matrices and convolution kernels
+        assert packed.values[name].shape == (int(masks[name].sum()),)
+    assert isinstance(packed.patterns["4"], Whole)  # three axes: no kernel
+    assert packed.patterns["0"] is packed.patterns["1"] is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_values_keep_their_dtype(dtype):
+    params, masks = tree(0.3, 1)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    packed = rx.pack(params, masks)
+    assert {v.dtype for v in jax.tree.leaves(packed.values)} == {jnp.dtype(dtype)}
+    chex.assert_trees_all_equal(rx.unpack(packed), rx.apply_masks(params, masks))
+
+
+def test_runs_of_outputs_are_found():
+    runs = np.repeat(np.random.default_rng(0).random((8, 3)) < 0.3, 16, axis=1)
+    assert best_pattern("w", runs).height == 16
+    assert best_pattern("w", runs[:, :40]).height == 8
+    runs[0, 0] ^= True
+    assert best_pattern("w", runs).height == 1
+
+
+def test_what_is_nearly_dense_stays_dense():
+    assert best_pattern("w", np.ones((8, 8), bool)) is None
+    assert best_pattern("w", np.zeros((8, 8), bool)) is None
+
+
+def test_repacking_keeps_every_static_size():
+    params, masks = tree(0.3, 2)
+    first = rx.pack(params, masks)
+    moved = jax.tree.map(lambda m: jnp.roll(m, 1, axis=0), masks)
+    second = packed.repack(params, moved, first)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert [x.shape for x in jax.tree.leaves(first)] == [x.shape for x in jax.tree.leaves(second)]
+    chex.assert_trees_all_equal(masks_of(second), moved)
+
+
+def test_bytes_follow_density():
+    mask = jnp.asarray(np.random.default_rng(0).random((256, 256)) < 0.05)
+    packed = rx.pack({"w": jnp.ones((256, 256))}, {"w": mask})
+    assert nbytes(packed.values) == 4 * int(mask.sum())
+    assert nbytes(packed) < 0.2 * 4 * 256 * 256
+
+
+def test_errors_name_the_leaf():
+    params, masks = {"a": {"w": jnp.ones((2, 3))}}, {"a": {"w": jnp.ones((2, 3), bool)}}
+    with pytest.raises(ValueError, match=r"leaf 'a/w' must be bool\[2, 3\], got bool\[3, 2\]"):
+        rx.pack(params, {"a": {"w": jnp.ones((3, 2), bool)}})
+    with pytest.raises(ValueError, match=r"leaf 'a/w' must be bool.*got float32"):
+        rx.pack(params, {"a": {"w": jnp.ones((2, 3))}})
+    with pytest.raises(ValueError, match="leaf 'a/w' is traced"):
+        jax.jit(rx.pack)(params, masks)
+    with pytest.raises(ValueError, match="pattern of the mask of leaf 'a/w'"):
+        rx.pack(params, masks, choose=lambda name, mask: kernels.make_pattern(~mask))
+
+
+def test_packed_is_a_pytree_that_jit_takes():
+    params, masks = tree(0.3, 3)
+    packed = rx.pack(params, masks)
+    doubled = jax.jit(lambda p: Packed(jax.tree.map(lambda v: 2 * v, p.values), p.patterns))(packed)
+    expected = jax.tree.map(lambda p: 2 * p, rx.apply_masks(params, masks))
+    chex.assert_trees_all_close(rx.unpack(doubled), expected)

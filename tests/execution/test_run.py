@@ -1,0 +1,156 @@
+"""Models on packed weights: same values, same gradients, nothing of the model changed."""
+
+import warnings
+
+import chex
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rigl_jax as rx
+from rigl_jax.execution import kernels
+from tests.execution.models import problem
+
+RNG = np.random.default_rng(0)
+W = jnp.asarray(RNG.standard_normal((12, 12), dtype=np.float32))
+MASK = jnp.asarray(RNG.random((12, 12)) < 0.3)
+X = jnp.asarray(RNG.standard_normal((4, 12), dtype=np.float32))
+PACKED = rx.pack({"w": W}, {"w": MASK})
+
+
+@jax.custom_vjp
+def doubled(x):
+    return 2 * x
+
+
+doubled.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+
+FUNCTIONS = {
+    "right": lambda w, x: x @ w,
+    "left": lambda w, x: w @ x.T,
+    "transposed": lambda w, x: x @ w.T,
+    "einsum": lambda w, x: jnp.einsum("bi,oi->ob", x, w),
+    "twice": lambda w, x: jnp.tanh(x @ w) @ w,
+    "custom_vjp": lambda w, x: doubled(x @ w),
+    "custom_jvp": lambda w, x: jax.nn.relu(x @ w),
+    "jit": lambda w, x: jax.jit(lambda w, x: x @ w)(w, x),
+    "checkpoint": lambda w, x: jax.checkpoint(lambda w, x: jnp.tanh(x @ w))(w, x),
+    "scan": lambda w, x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), c.sum()), x, None, length=3),
+    "cond": lambda w, x: jax.lax.cond(x[0, 0] > 9, lambda: x, lambda: x @ w),
+    "vmap": lambda w, x: jax.vmap(lambda row: w @ row)(x),
+    "bfloat16": lambda w, x: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16),
+    "three axes": lambda w, x: x.reshape(2, 2, 12) @ w,
+    "not used": lambda w, x: x,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_gradients_are_those_of_the_dense_weight(name):
+    f = FUNCTIONS[name]
+
+    def total(w, x):
+        return sum(jnp.sum(jnp.sin(y.astype(jnp.float32))) for y in jax.tree.leaves(f(w, x)))
+
+    def packed_total(values, x):
+        return rx.run_packed(lambda p, x: total(p["w"], x))(PACKED._replace(values=values), x)
+
+    value, (dw, dx) = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(jnp.where(MASK, W, 0), X)
+    got, (dvalues, dx_packed) = jax.jit(jax.value_and_grad(packed_total, argnums=(0, 1)))(PACKED.values, X)
+    tolerance = 0.05 if name == "bfloat16" else 1e-4
+    np.testing.assert_allclose(got, value, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(dx_packed, dx, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(dvalues["w"], kernels.gather(dw, PACKED.patterns["w"]), rtol=tolerance, atol=tolerance)
+
+
+def test_while_loop():
+    run = rx.run_packed(lambda p, x: jax.lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c @ p["w"]), x))
+    expected = X
+    for _ in range(3):
+        expected = jnp.tanh(expected @ jnp.where(MASK, W, 0))
+    np.testing.assert_allclose(jax.jit(run)(PACKED, X), expected, atol=1e-5)
+
+
+def test_vmap_over_the_batch_from_outside():
+    rows = jax.vmap(lambda x: rx.run_packed(lambda p, x: x @ p["w"])(PACKED, x))(X)
+    np.testing.assert_allclose(rows, X @ jnp.where(MASK, W, 0), atol=1e-5)
+
+
+def test_an_operation_without_a_rule_is_dense_and_says_so():
+    run = rx.run_packed(lambda p, x: x @ jnp.abs(p["w"]))
+    with pytest.warns(UserWarning, match="leaf 'w' meets abs"):
+        y = run(PACKED, X)
+    np.testing.assert_allclose(y, X @ jnp.abs(jnp.where(MASK, W, 0)), atol=1e-5)
+
+
+def test_the_dense_weight_is_never_formed():
+    """With 2^36 weights, 256 GB, it could not be."""
+    n = 2**18
+    pattern = kernels.make_pattern_at(np.array([5, n + 7]), (n, n))
+    huge = rx.Packed({"w": jnp.array([2.0, 3.0])}, {"w": pattern})
+    y = jax.jit(rx.run_packed(lambda p, x: x @ p["w"]))(huge, jnp.ones((1, n)))
+    assert y[0, 5] == 2 and y[0, 7] == 3 and y.sum() == 5
+
+
+def test_linen_convolutions():
+    loss, params, plan, image = problem()
+    masks = rx.topology.random_masks(plan, jax.random.key(3), params)
+    packed = rx.pack(params, masks)
+    assert sum(isinstance(p, kernels.Pattern) for p in packed.patterns["Conv_1"].values()) == 1
+    params = rx.apply_masks(params, masks)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params, image)
+    run = rx.run_packed(loss)
+    of_values = jax.value_and_grad(lambda values: run(packed._replace(values=values), image))
+    got, dvalues = jax.jit(of_values)(packed.values)
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    chex.assert_trees_all_close(dvalues, rx.pack(grads, masks).values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv(4, (3, 3), kernel_dilation=2), nn.Conv(4, (3, 3), feature_group_count=2)])
+def test_other_convolutions_are_dense_and_right(layer):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    params = layer.init(jax.random.key(1), x)["params"]
+    kernel = params["kernel"]
+    masks = {"kernel": jax.random.uniform(jax.random.key(2), kernel.shape) < 0.3, "bias": None}
+    with pytest.warns(UserWarning, match="leaf 'kernel' meets conv_general_dilated"):
+        y = rx.run_packed(lambda p, x: layer.apply({"params": p}, x))(rx.pack(params, masks), x)
+    np.testing.assert_allclose(y, layer.apply({"params": rx.apply_masks(params, masks)}, x), atol=1e-5)
+
+
+def test_nnx_at_the_edge():
+    graph, state = nnx.split(nnx.Linear(12, 12, rngs=nnx.Rngs(0)))
+    masks = jax.tree.map(lambda p: MASK if p.ndim == 2 else None, state)
+    run = rx.run_packed(lambda state, x: nnx.merge(graph, state)(x))
+    expected = nnx.merge(graph, rx.apply_masks(state, masks))(X)
+    np.testing.assert_allclose(run(rx.pack(state, masks), X), expected, atol=1e-5)
+
+
+def test_equinox():
+    model = eqx.nn.MLP(12, 12, 12, 2, key=jax.random.key(0))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    masks = jax.tree.map(lambda p: MASK if p.ndim == 2 else None, arrays)
+    run = rx.run_packed(lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x))
+    expected = jax.vmap(eqx.combine(rx.apply_masks(arrays, masks), static))(X)
+    np.testing.assert_allclose(jax.jit(run)(rx.pack(arrays, masks), X), expected, atol=1e-5)
+
+
+def test_static_arguments_stay_static():
+    def apply(params, x, *, train, power):
+        assert train is True
+        return (x @ params["w"]) ** power
+
+    y = rx.run_packed(apply)(PACKED, X, train=True, power=2)
+    np.testing.assert_allclose(y, (X @ jnp.where(MASK, W, 0)) ** 2, atol=1e-4)
+
+
+def test_a_leaf_stored_dense_is_masked_in_value_and_gradient():
+    whole = rx.pack({"w": W}, {"w": MASK}, choose=lambda name, mask: None)
+    run = rx.run_packed(lambda p, x: jnp.sum((x @ p["w"]) ** 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grads = jax.grad(lambda values: run(whole._replace(values=values), X))(whole.values)["w"]
+    assert not np.asarray(grads)[~np.asarray(MASK)].any()
+    assert np.asarray(grads)[np.asarray(MASK)].all()

@@ -1,0 +1,171 @@
+"""Packed training goes through the masks of a masked run, and streamed growth through those of RigL."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_jax as rx
+from rigl_jax.execution import gradient_factors, kernels, masks_of, packed_training, rewire_streamed
+from tests.execution.models import problem
+
+INNER = {
+    "adamw": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3)),
+    "sgdm": lambda: optax.sgd(0.05, momentum=0.9, nesterov=True),
+}
+METHODS = {
+    "rigl": (lambda plan: rx.rigl(plan, period=3), "adamw"),
+    "set": (lambda plan: rx.set_(plan, period=3), "sgdm"),
+    "static": (rx.static, "adamw"),
+    "granet": (lambda plan: rx.granet(plan, period=3, prune_stop=6), "adamw"),
+    "dsr": (lambda plan: rx.dsr(plan, period=3), "sgdm"),
+}
+
+
+def masked_step(tx, loss):
+    def step(params, state, image, rewire):
+        updates, state = tx.update(jax.grad(loss)(params, image), state, params, rewire=rewire)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, static_argnames="rewire")
+
+
+def packed_step(training, loss):
+    @jax.jit
+    def step(packed, state, image):
+        grads = jax.grad(lambda values: rx.run_packed(loss)(packed._replace(values=values), image))(packed.values)
+        return training.update(grads, state, packed)
+
+    return step
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_packed_run_is_a_masked_run(method):
+    loss, params, plan, image = problem()
+    make, optimizer = METHODS[method]
+    algorithm, inner = make(plan), INNER[optimizer]()
+    tx = rx.sparsify(inner, algorithm, key=jax.random.key(7))
+    training = packed_training(inner, algorithm, key=jax.random.key(7))
+    packed, packed_state = training.init(params)
+    state = tx.init(params)
+    params = rx.apply_masks(params, state.masks)
+    masked, ordinary, dense = masked_step(tx, loss), packed_step(training, loss), jax.jit(jax.grad(loss))
+    for i in range(8):
+        seen, due = image * (1 + 0.05 * i), bool(algorithm.due(i))
+        params, state = masked(params, state, seen, due)
+        if due:
+            packed, packed_state = training.rewire(dense(rx.unpack(packed), seen), packed_state, packed)
+        else:
+            packed, packed_state = ordinary(packed, packed_state, seen)
+        chex.assert_trees_all_equal(masks_of(packed), state.masks)
+        chex.assert_trees_all_close(rx.unpack(packed), params, rtol=1e-4, atol=1e-5)
+    unpacked, unpacked_state = training.unpack(packed, packed_state)
+    chex.assert_trees_all_equal(jax.tree.structure(unpacked_state), jax.tree.structure(state))
+    chex.assert_trees_all_close(unpacked_state.inner, state.inner, rtol=1e-3, atol=1e-5)
+    rx.check_masked(unpacked, unpacked_state.masks)
+
+
+def test_conversion_is_exact_both_ways():
+    loss, params, plan, image = problem()
+    inner, algorithm = INNER["adamw"](), rx.rigl(plan, period=3)
+    tx, training = (
+        rx.sparsify(inner, algorithm, key=jax.random.key(0)),
+        packed_training(inner, algorithm, key=jax.random.key(0)),
+    )
+    state = tx.init(params)
+    params, state = masked_step(tx, loss)(rx.apply_masks(params, state.masks), state, image, False)
+    back = training.unpack(*training.pack(params, state))
+    chex.assert_trees_all_equal(jax.tree.leaves(back[0]), jax.tree.leaves(params))
+    chex.assert_trees_all_equal(jax.tree.leaves(back[1].inner), jax.tree.leaves(state.inner))
+
+
+def test_the_optimizer_keeps_active_values_only():
+    _, params, plan, _ = problem()
+    packed, state = packed_training(optax.adam(1e-3), rx.rigl(plan), key=jax.random.key(0)).init(params)
+    chex.assert_trees_all_equal_shapes(state.inner[0].mu, packed.values)
+    assert jax.tree.leaves(state.algorithm.masks) == []
+
+
+def test_rewiring_compiles_nothing_anew():
+    loss, params, plan, image = problem()
+    training = packed_training(optax.adam(1e-3), rx.set_(plan, period=2), key=jax.random.key(0))
+    packed, state = training.init(params)
+    step = packed_step(training, loss)
+    for _ in range(3):
+        packed, state = step(packed, state, image)
+        packed, state = training.rewire(jax.tree.map(jnp.zeros_like, params), state, packed)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("make", [rx.snfs, rx.top_kast, rx.ste], ids=lambda f: f.__name__)
+def test_methods_that_need_more_than_active_weights_are_refused(make):
+    _, _, plan, _ = problem()
+    with pytest.raises(ValueError, match="packed_training: this method"):
+        packed_training(optax.sgd(0.1), make(plan), key=jax.random.key(0))
+
+
+# --- growth by streamed gradients ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [40, 1 << 24], ids=["many blocks", "one block"])
+def test_streamed_rewiring_is_the_masked_one(block):
+    loss, params, plan, image = problem()
+    inner, algorithm = INNER["adamw"](), rx.rigl(plan, period=3, fraction=0.3)
+    training = packed_training(
+        inner, algorithm, key=jax.random.key(7), choose=lambda name, mask: kernels.make_pattern(mask)
+    )
+    packed, state = training.init(params)
+    packed, state = packed_step(training, loss)(packed, state, image)
+    expected, expected_state = training.rewire(jax.jit(jax.grad(loss))(rx.unpack(packed), image), state, packed)
+    factors = jax.jit(gradient_factors(loss))(packed, image)
+    got, got_state = rewire_streamed(inner, factors, state, packed, 0.3, block=block)
+    chex.assert_trees_all_equal(masks_of(got), masks_of(expected))
+    chex.assert_trees_all_equal(rx.unpack(got), rx.unpack(expected))
+    chex.assert_trees_all_equal(got_state.inner, expected_state.inner)
+    assert int(got_state.step) == int(expected_state.step)
+
+
+def test_factors_multiply_to_the_gradient():
+    def loss(params, x):
+        hidden = jnp.tanh(x @ params["w"])
+        return jnp.sum(jnp.sin(hidden @ params["w"].T) + jnp.cos(params["w"] @ hidden.T).T)  # three uses, one flipped
+
+    rng = np.random.default_rng(0)
+    w, x = (jnp.asarray(rng.standard_normal((5, 5), dtype=np.float32)) for _ in range(2))
+    mask = jnp.asarray(rng.random((5, 5)) < 0.35)
+    packed = rx.pack({"w": w}, {"w": mask})
+    factors = jax.jit(gradient_factors(loss))(packed, x)["w"]
+    np.testing.assert_allclose(factors.left.T @ factors.right, jax.grad(loss)(rx.unpack(packed), x)["w"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("k", "scores"), [(3, [0.0, 2, 2, 2, 1, 0]), (4, [np.nan, 1, 1, np.nan, 0, 1]), (0, [1.0] * 6)]
+)
+def test_ties_and_nan(k, scores):
+    """Ties to the lower index, NaN last, what is excluded never."""
+    pattern = kernels.make_pattern_at(np.array([0]), (6, 1))
+    factors = rx.execution.Factors(jnp.asarray([scores], jnp.float32), jnp.ones((1, 1)))
+    got = rx.execution.streaming.top_products(factors, k, exclude=np.array([0]), pattern=pattern, block=2)
+    ranked = sorted(range(1, 6), key=lambda i: (np.isnan(scores[i]), -np.nan_to_num(scores[i]), i))
+    assert got.tolist() == sorted(ranked[:k])
+
+
+def test_a_weight_inside_a_loop_cannot_be_streamed():
+    packed = rx.pack({"w": jnp.eye(4)}, {"w": jnp.eye(4, dtype=bool)})
+    loss = lambda p, x: jax.lax.scan(lambda c, _: (c @ p["w"], None), x, None, length=2)[0].sum()  # noqa: E731
+    with pytest.raises(ValueError, match="leaf 'w' is used inside a scan"):
+        gradient_factors(loss)(packed, jnp.ones((2, 4)))
+
+
+def test_streamed_errors_name_the_leaf():
+    _, params, plan, _ = problem()
+    inner = optax.sgd(0.1)
+    training = packed_training(inner, rx.rigl(plan), key=jax.random.key(0))
+    packed, state = training.init(params)
+    with pytest.raises(ValueError, match=r"rewire_streamed: leaf 'Conv_0/kernel' must be packed as single weights"):
+        rewire_streamed(inner, {}, state, rx.pack(params, masks_of(packed), choose=lambda name, mask: None), 0.3)
+    some = rx.pack({"w": jnp.eye(4)}, {"w": jnp.eye(4, dtype=bool)})
+    with pytest.raises(ValueError, match="leaf 'w' has no gradient factors"):
+        rewire_streamed(inner, {}, state._replace(inner=inner.init(some.values)), some, 0.3)
