@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from rigl_jax import trees
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
+from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
 from rigl_jax.quotas import redistribute as redistribute
+
+SMALL_GROUP = 16
+"""Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
 
 
 def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among: Array | None = None) -> Array:
@@ -48,6 +51,9 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     """
     axes = tuple(range(scores.ndim)) if axes is None else axes
     keys, bits = _candidates(scores, among)
+    long = [axis for axis in axes if scores.shape[axis] > 1]
+    if len(long) == 1 and scores.shape[long[0]] <= SMALL_GROUP:
+        return (_rank(keys, long[0]) < jnp.asarray(k, jnp.int32)) & (keys > 0)
     candidates = _count(keys > 0, axes)
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, candidates)
     threshold = _largest(bits, lambda t: _count(keys >= t, axes) >= k, candidates)
@@ -88,6 +94,16 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
         chosen.append((key > threshold) | _first(tied, take, axes))
         need = need - take.reshape(())
     return chosen
+
+
+def _rank(keys: Array, axis: int) -> Array:
+    """How many of its group come before each entry, comparing all pairs: one pass, for groups as small as 2 of 4."""
+    place = lax.broadcasted_iota(jnp.int32, keys.shape, axis)
+    rank = jnp.zeros(keys.shape, jnp.int32)
+    for i in range(keys.shape[axis]):
+        other = lax.index_in_dim(keys, i, axis)
+        rank += (other > keys) | ((other == keys) & (i < place))
+    return rank
 
 
 def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:

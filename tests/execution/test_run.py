@@ -92,7 +92,7 @@ def test_the_dense_weight_is_never_formed():
     pattern = kernels.make_pattern_at(np.array([5, n + 7]), (n, n))
     huge = rx.Packed({"w": jnp.array([2.0, 3.0])}, {"w": pattern})
     y = jax.jit(rx.run_packed(lambda p, x: x @ p["w"]))(huge, jnp.ones((1, n)))
-    assert y[0, 5] == 2 and y[0, 7] == 3 and y.sum() == 5
+    assert (y[0, 5], y[0, 7], y.sum()) == (2, 3, 5)
 
 
 def test_linen_convolutions():

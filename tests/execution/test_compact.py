@@ -1,0 +1,258 @@
+"""Compacted models against the masked ones: the same function, on hand-made and random sparse networks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rigl_jax import apply_masks
+from rigl_jax.execution.compact import compact
+from rigl_jax.execution.packed import pack
+from rigl_jax.execution.run import run_packed
+
+
+class MLP(nn.Module):
+    features: tuple = (40, 30, 20)
+    act: object = nn.gelu
+
+    @nn.compact
+    def __call__(self, x):
+        for width in self.features:
+            x = self.act(nn.Dense(width)(x))
+        return nn.Dense(5)(x)
+
+
+class ConvNet(nn.Module):
+    padding: str = "VALID"
+    features: tuple = (12, 16, 24)
+    act: object = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x):
+        for i, width in enumerate(self.features[:-1]):
+            x = self.act(nn.Conv(width, (3, 3), padding=self.padding)(x))
+            x = (nn.max_pool if i else nn.avg_pool)(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = self.act(nn.Dense(self.features[-1])(x))
+        return nn.Dense(3)(x)
+
+
+class Residual(nn.Module):
+    """1x1 convolutions and batch statistics around a stream."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(16, (1, 1), use_bias=False)(x)
+        for _ in range(2):
+            y = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+            y = nn.Conv(16, (1, 1), use_bias=False)(y)
+            y = nn.relu(nn.BatchNorm(use_running_average=True)(y))
+            x = x + nn.Conv(16, (1, 1))(y)
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+def sparse(module, shape, density, seed=0):
+    """(apply, variables with random biases and statistics, masks of the kernels, an input)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).astype(np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.uniform(0.2, 1, s.shape) * rng.choice([-1, 1], s.shape), s.dtype), shapes
+    )
+    if "batch_stats" in params:
+        params["batch_stats"] = jax.tree.map(jnp.abs, params["batch_stats"])
+    masks = jax.tree.map(lambda p: None if p.ndim < 2 else jnp.asarray(rng.random(p.shape) < density), params)
+    return module.apply, params, masks, x
+
+
+def check(apply, params, masks, x, tolerance=1e-5):
+    small = compact(apply, params, masks, x)
+    want = jax.jit(apply)(apply_masks(params, masks), x)
+    np.testing.assert_allclose(jax.jit(small.apply)(small.params, x), want, rtol=tolerance, atol=tolerance)
+    assert jax.tree.structure(small.params) == jax.tree.structure(params)
+    again = compact(small.apply, small.params, small.masks, x)
+    assert again.kept == again.shapes == {}
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, small.params))
+    return small
+
+
+def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("density", [0.01, 0.05])
+def test_a_sparse_mlp_computes_the_same_with_fewer_units(density, seed):
+    apply, params, masks, x = sparse(MLP(), (6, 50), density, seed)
+    small = check(apply, params, masks, x)
+    assert size(small.params) < size(params) / 2
+    widths = [small.params["params"][f"Dense_{i}"]["kernel"].shape for i in range(4)]
+    assert widths[0][0] == 50
+    assert widths[-1][1] == 5
+    assert [a[1] for a in widths[:-1]] == [b[0] for b in widths[1:]]
+
+
+def test_the_model_itself_rebuilt_with_the_reported_widths_takes_the_params():
+    apply, params, masks, x = sparse(MLP(), (6, 50), 0.03)
+    small = check(apply, params, masks, x)
+    widths = tuple(small.shapes[f"params/Dense_{i}/kernel"][1][1] for i in range(3))
+    y = MLP(widths).apply(small.params, x)
+    np.testing.assert_allclose(y, apply(apply_masks(params, masks), x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_sparse_convolutional_network_computes_the_same_with_fewer_units(padding, seed):
+    apply, params, masks, x = sparse(ConvNet(padding), (2, 14, 14, 2), 0.03, seed)
+    small = check(apply, params, masks, x)
+    assert size(small.params) < 0.8 * size(params)
+    before, now = small.shapes["params/Dense_0/kernel"]
+    pixels = before[0] // 16
+    assert now[0] == pixels * small.params["params"]["Conv_1"]["bias"].size  # the flattened image shrinks by channels
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_residual_network_with_batch_statistics(seed):
+    apply, params, masks, x = sparse(Residual(), (2, 4, 4, 3), 0.08, seed)
+    small = check(apply, params, masks, x, tolerance=3e-5)
+    assert size(small.params) < size(params)
+    streams = {small.params["params"][f"Conv_{i}"]["kernel"].shape[-1] for i in (0, 2, 4)}
+    assert len(streams) == 1
+
+
+def test_other_batch_sizes_and_the_small_model_packed():
+    apply, params, masks, x = sparse(ConvNet(), (2, 14, 14, 2), 0.03)
+    small = compact(apply, params, masks, x)
+    one = x[:1]
+    want = jax.jit(apply)(apply_masks(params, masks), one)
+    np.testing.assert_allclose(jax.jit(small.apply)(small.params, one), want, rtol=1e-5, atol=1e-5)
+    packed = pack(small.params, small.masks)
+    np.testing.assert_allclose(jax.jit(run_packed(small.apply))(packed, one), want, rtol=1e-5, atol=1e-5)
+
+
+def two_layers(p, x):
+    return jnp.tanh(x @ p["a"] + p["c"][None]) @ p["b"] + p["d"][None]
+
+
+def hand(a, b):
+    params = {"a": a, "b": b, "c": np.linspace(0.5, 1, len(b)), "d": np.ones(b.shape[1])}
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+    return params, {"a": params["a"] != 0, "b": params["b"] != 0, "c": None, "d": None}
+
+
+def test_units_by_hand():
+    a, b = np.ones((2, 4)), np.ones((4, 3))
+    a[:, 1] = 0  # no inputs: always tanh(c[1])
+    b[2] = 0  # no outputs
+    params, masks = hand(a, b)
+    small = check(two_layers, params, masks, jnp.ones((5, 2)))
+    assert {name: {k: v.tolist() for k, v in axes.items()} for name, axes in small.kept.items()} == {
+        "a": {1: [0, 3]},
+        "b": {0: [0, 3]},
+        "c": {0: [0, 3]},
+    }
+    np.testing.assert_allclose(small.params["d"], 1 + np.tanh(params["c"][1]), rtol=1e-6)
+
+
+def test_nothing_is_removed_where_nothing_is_dead():
+    params, masks = hand(np.eye(4), np.ones((4, 3)))
+    small = check(two_layers, params, masks, jnp.ones((5, 4)))
+    assert small.kept == small.shapes == {}
+    assert all((small.params[name] == params[name]).all() for name in params)
+
+
+def test_inputs_and_outputs_of_the_model_stay():
+    a, b = np.ones((2, 4)), np.ones((4, 3))
+    a[0], b[:, 1] = 0, 0  # an input that nobody reads, an output that nothing reaches
+    assert check(two_layers, *hand(a, b), jnp.ones((5, 2))).kept == {}
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 0), (0, 0)], ids=["no inputs", "no outputs", "neither"])
+def test_one_unit_stays_of_a_layer_that_is_all_dead(a, b):
+    small = check(two_layers, *hand(np.full((2, 4), a), np.full((4, 3), b)), jnp.ones((5, 2)))
+    assert small.params["a"].shape == (2, 1)
+
+
+def test_a_constant_without_a_bias_to_hold_it_stays():
+    a = np.ones((2, 4))
+    a[:, 1] = 0
+    params, masks = hand(a, np.ones((4, 3)))
+    x = jnp.ones((5, 2))
+    assert check(lambda p, x: jnp.tanh(x @ p["a"] + p["c"][None]) @ p["b"], params, masks, x).kept == {}
+    twice = check(lambda p, x: two_layers(p, x) * p["d"][None], params, masks, x)
+    assert twice.kept == {}  # the bias has another use
+    zero = check(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, masks, x)
+    assert zero.params["a"].shape == (2, 3)  # but 0 needs no bias
+
+
+def conv_pair(padding):
+    def apply(p, x):
+        for k, b in (("k0", "b0"), ("k1", "b1")):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, p[k], (1, 1), padding, dimension_numbers=numbers)
+            x = x + p[b][None, None, None]
+        return x
+
+    return apply
+
+
+@pytest.mark.parametrize(("padding", "bias", "left"), [("VALID", 0.5, 3), ("SAME", 0.5, 4), ("SAME", 0.0, 3)])
+def test_a_constant_beside_padding_stays_unless_it_is_zero(padding, bias, left):
+    rng = np.random.default_rng(0)
+    params = {
+        "k0": rng.normal(size=(3, 3, 2, 4)),
+        "k1": rng.normal(size=(3, 3, 4, 2)),
+        "b0": np.full(4, bias),
+        "b1": np.ones(2),
+    }
+    params["k0"][..., 1] = 0
+    params["k1"][1, 1, 1] -= params["k1"][:, :, 1].sum((0, 1))  # taps that cancel inside do not at the border
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+    masks = dict.fromkeys(params)
+    small = check(conv_pair(padding), params, masks, jnp.asarray(rng.normal(size=(1, 6, 6, 2)), jnp.float32))
+    assert small.params["k0"].shape[-1] == left
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h: h - h.mean(-1, keepdims=True),
+        lambda h: jnp.sort(h, -1),
+        lambda h: jnp.concatenate([h, h], -1)[:, 2:6],
+        lambda h: h.reshape(-1, 2, 2).sum(-1).repeat(2, -1),
+        lambda h: h + jnp.arange(4.0)[None],
+        lambda h: jax.lax.scan(lambda c, _: (c * 2, None), h, length=2)[0],
+        lambda h: h @ h.T @ h,
+    ],
+    ids=["normalised", "sorted", "concatenated", "split", "with a constant", "loop", "attention"],
+)
+def test_units_that_meet_what_cannot_be_told_apart_stay(between):
+    a, b = np.ones((2, 4)), np.arange(12.0).reshape(4, 3)
+    a[:, 1], b[2] = 0, 0
+    params, masks = hand(a, b)
+    small = check(lambda p, x: between(jnp.tanh(x @ p["a"])) @ p["b"], params, masks, jnp.ones((5, 2)))
+    assert small.kept == {}
+
+
+def test_weights_that_are_tied_cast_or_transposed():
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32), "c": jnp.zeros(8), "d": jnp.ones(6)}
+    masks = {"w": jnp.asarray(rng.random((6, 8)) < 0.3).at[:, 2:5].set(False), "c": None, "d": None}
+
+    def tied(p, x):
+        w = p["w"].astype(jnp.bfloat16)
+        h = nn.relu(x.astype(jnp.bfloat16) @ w + p["c"][None].astype(jnp.bfloat16))
+        return (h @ w.T).astype(jnp.float32) + p["d"][None]
+
+    small = check(tied, params, masks, jnp.asarray(rng.normal(size=(3, 6)), jnp.float32), tolerance=2e-2)
+    assert small.params["w"].shape[1] <= 5
+    assert small.params["w"].shape[0] == 6
+
+
+def test_a_mask_that_does_not_fit_is_named():
+    params, masks = hand(np.ones((2, 4)), np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"mask of leaf 'a' must be bool\[2, 4\], got bool\[4, 3\]"):
+        compact(two_layers, params, {**masks, "a": masks["b"]}, jnp.ones((5, 2)))
+    with pytest.raises(ValueError, match="parallel to params"):
+        compact(two_layers, params, {"a": None}, jnp.ones((5, 2)))
