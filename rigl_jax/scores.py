@@ -28,7 +28,9 @@ def gradient(signals: Signals) -> PyTree:
 def random(signals: Signals) -> PyTree:
     """Independent uniform scores, one key for each leaf: the growth criterion of SET."""
     return jax.tree.map(
-        lambda name, p: jax.random.uniform(trees.leaf_key(signals.key, name), p.shape),
+        lambda name, p: jax.random.uniform(
+            trees.leaf_key(signals.key, name), p.shape, out_sharding=trees.explicit_sharding(p)
+        ),
         trees.names(signals.params),
         signals.params,
     )
@@ -38,13 +40,11 @@ def noisy(score: Score, scale: float) -> Score:
     """`score` plus normal noise of standard deviation `scale`: the tie-breaker of the authors' code (1e-5)."""
 
     def noised(signals: Signals) -> PyTree:
-        return jax.tree.map(
-            lambda name, s: (
-                s + scale * jax.random.normal(trees.leaf_key(signals.key, f"noise:{name}"), s.shape, s.dtype)
-            ),
-            trees.names(signals.params),
-            score(signals),
-        )
+        def one(name: str, s: Array) -> Array:
+            key, out = trees.leaf_key(signals.key, f"noise:{name}"), trees.explicit_sharding(s)
+            return s + scale * jax.random.normal(key, s.shape, s.dtype, out_sharding=out)
+
+        return jax.tree.map(one, trees.names(signals.params), score(signals))
 
     return noised
 

@@ -56,7 +56,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
         return (_rank(keys, long[0]) < jnp.asarray(k, jnp.int32)) & (keys > 0)
     candidates = _count(keys > 0, axes)
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, candidates)
-    threshold = _largest(bits, lambda t: _count(keys >= t, axes) >= k, candidates)
+    threshold = _kth(keys, bits, k, axes)
     above, tied = keys > threshold, (keys == threshold) & (keys > 0)
     return above | _first(tied, k - _count(above, axes), axes)
 
@@ -98,8 +98,8 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
 
 def _rank(keys: Array, axis: int) -> Array:
     """How many of its group come before each entry, comparing all pairs: one pass, for groups as small as 2 of 4."""
-    place = lax.broadcasted_iota(jnp.int32, keys.shape, axis)
-    rank = jnp.zeros(keys.shape, jnp.int32)
+    place = lax.broadcasted_iota(jnp.int32, keys.shape, axis, out_sharding=trees.explicit_sharding(keys))
+    rank = jnp.zeros_like(keys, jnp.int32)
     for i in range(keys.shape[axis]):
         other = lax.index_in_dim(keys, i, axis)
         rank += (other > keys) | ((other == keys) & (i < place))
@@ -120,6 +120,21 @@ def _count(which: Array, axes: tuple[int, ...]) -> Array:
         down = max(long, key=lambda axis: which.shape[axis])
         which = jnp.sum(which, axis=down, keepdims=True, dtype=jnp.int16)
     return jnp.sum(which, axis=axes, keepdims=True, dtype=jnp.int32)
+
+
+def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...]) -> Array:
+    """The k-th largest key of each group, k from 0 to as many as are above 0. Two searches over halves of 16 bits."""
+
+    def search(half: Array, need: Array) -> Array:
+        return _largest(16, lambda t: _count(half >= t.astype(jnp.uint16), axes) >= need, need)
+
+    if bits == 16:
+        return search(keys.astype(jnp.uint16), k)
+    high, low = (keys >> 16).astype(jnp.uint16), keys.astype(jnp.uint16)
+    top = search(high, k)
+    need = k - _count(high > top, axes)
+    rest = jnp.where(high == top, low, jnp.uint16(0))  # 0 for the others: trials are above it, so they never count
+    return top << 16 | search(rest, need)
 
 
 def _largest(bits: int, holds: Callable[[Array], Array], like: Array, passes: Any = None) -> Array:
@@ -153,10 +168,11 @@ def _sortable(scores: Array) -> tuple[Array, int]:
 def _first(tied: Array, need: Array, axes: tuple[int, ...]) -> Array:
     """The first `need` True entries of each group, in row-major order along the axes."""
     bits = max(math.prod(tied.shape[axis] for axis in axes), 1).bit_length()
-    index, stride = jnp.zeros((1,) * tied.ndim, jnp.uint32), 1
+    index, stride, out = jnp.zeros((1,) * tied.ndim, jnp.uint32), 1, trees.explicit_sharding(tied)
     for axis in sorted(axes, reverse=True):
-        shape = tuple(size if i == axis else 1 for i, size in enumerate(tied.shape))
-        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        # One axis long each, so that no array of the whole shape is made; where it must be, each device makes its part.
+        shape = tuple(size if i == axis or out else 1 for i, size in enumerate(tied.shape))
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out) * jnp.uint32(stride)
         stride *= tied.shape[axis]
     # Scores are rarely tied: without a surplus the loop makes no pass at all.
     surplus = jnp.any(_count(tied, axes) != need)

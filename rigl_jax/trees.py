@@ -61,6 +61,21 @@ def leaf_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def explicit_sharding(x: Any) -> Any:
+    """The sharding that new arrays beside `x` must be made with, or None where the compiler finds it by itself.
+
+    On a mesh with explicit axes (the default of `jax.make_mesh`) a sharding is part of an array's type, and an array
+    made from nothing, as random numbers are, would not fit a sharded weight. Pass it on as `out_sharding`.
+
+    >>> import jax.numpy as jnp
+    >>> explicit_sharding(jnp.ones(3)) is None
+    True
+    """
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    explicit = sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if explicit else None
+
+
 def match(patterns: Iterable[str], name: str) -> int | None:
     """Index of the first pattern that matches the whole name, or None."""
     return next((i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, name)), None)

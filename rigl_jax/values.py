@@ -29,7 +29,8 @@ def normal(scale: float) -> Score:
     """Normal with scale times the standard deviation of the leaf, zeros included."""
 
     def draw(key: Array, p: Array) -> Array:
-        return scale * jnp.std(p) * jax.random.normal(key, p.shape, p.dtype)
+        out = trees.explicit_sharding(p)
+        return scale * jnp.std(p) * jax.random.normal(key, p.shape, p.dtype, out_sharding=out)
 
     return lambda signals: _drawn(draw, signals)
 
@@ -38,13 +39,17 @@ def uniform(scale: float) -> Score:
     """Uniform within plus and minus scale times the mean |w| of the leaf, zeros included."""
 
     def draw(key: Array, p: Array) -> Array:
-        return scale * jnp.mean(jnp.abs(p)) * jax.random.uniform(key, p.shape, p.dtype, -1, 1)
+        out = trees.explicit_sharding(p)
+        return scale * jnp.mean(jnp.abs(p)) * jax.random.uniform(key, p.shape, p.dtype, -1, 1, out_sharding=out)
 
     return lambda signals: _drawn(draw, signals)
 
 
 def shuffled(initial: PyTree, scale: float) -> Score:
-    """The leaf's initial values in random order, times scale. `initial` is the tree of params before training."""
+    """The leaf's initial values in random order, times scale. `initial` is the tree of params before training.
+
+    Any weight may go anywhere, so this alone in the library gathers a weight that is sharded over devices.
+    """
 
     def values(signals: Signals) -> PyTree:
         return jax.tree.map(
