@@ -10,6 +10,7 @@ import optax
 
 import rigl_jax as rx
 from experiments import gallery
+from experiments.benchmarks import page as benchmark_page
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -48,3 +49,8 @@ def test_the_gallery_is_up_to_date(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert gallery.PAGE.read_text() == gallery.page()
     assert {path.stem for path in gallery.PICTURES.glob("*.png")} == set(rx.ALGORITHMS)
+
+
+def test_the_figures_of_why_not_faster_are_those_of_the_records(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert benchmark_page.PAGE.read_text() == benchmark_page.fill(benchmark_page.PAGE.read_text())

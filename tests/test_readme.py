@@ -13,16 +13,21 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_ten_lines_run():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    masked, packed = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     key = jax.random.key(1)
     names = {
+        "steps": 3,
         "params": {"w": jax.random.normal(key, (12, 8)), "b": jnp.zeros(8)},
         "batch": jnp.ones((4, 12)),
         "loss": lambda params, batch: jnp.mean((batch @ params["w"] + params["b"][None]) ** 2),
     }
-    exec(code, names)
-    names["rx"].check_masked(names["params"], names["state"].masks)
+    exec(masked, names)
+    rx = names["rx"]
+    rx.check_masked(names["params"], names["state"].masks)
     assert int(names["state"].step) == 1
+    exec(packed, names)
+    assert names["packed"].values["w"].shape == (names["plan"]["w"].n_active,)
+    assert int(names["state"].step) == 3
 
 
 def test_tables_are_generated_from_committed_records(monkeypatch):

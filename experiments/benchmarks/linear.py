@@ -21,7 +21,7 @@ from experiments.benchmarks import paired, timing
 from rigl_jax.execution import kernels
 
 SHAPES = ((256, 768, 3072), (128, 1024, 1024), (1024, 1024, 1024), (256, 2048, 2048))
-SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
 KINDS = {"1x1": (1, 1), "4x1": (1, 4), "16x1": (1, 16), "32x32": (32, 32)}
 Array = jax.Array
 

@@ -1,0 +1,49 @@
+"""The report on single leaves: what it says of what, not how fast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rigl_jax as rx
+from rigl_jax.execution import Whole, explain, fastest
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 2, 4), "hidden": (16, 32), "runs": (16, 32), "bias": (32,)}
+    params = {name: jnp.asarray(rng.standard_normal(shape, dtype=np.float32)) for name, shape in shapes.items()}
+    masks = {name: None if p.ndim < 2 else jnp.asarray(rng.random(p.shape) < 0.2) for name, p in params.items()}
+    masks["runs"] = jnp.repeat(masks["hidden"][:, ::16], 16, axis=1)
+    return params, masks
+
+
+def test_a_row_for_every_masked_leaf():
+    packed = rx.pack(*weights())
+    report = explain(packed, batch=4, image=4, repeats=1)
+    rows = {row.name: row for row in report.rows}
+    assert set(rows) == {"conv", "hidden", "runs"}
+    assert rows["runs"].kernel.startswith("runs of 16")
+    assert rows["conv"].shape == (3, 3, 2, 4)
+    for row in rows.values():
+        assert 0 <= row.break_even <= 1
+        assert row.dense_ms > 0
+        assert row.sparse_ms > 0
+    lines = str(report).splitlines()
+    assert len(lines) == 4
+    assert "break-even" in lines[0]
+
+
+def test_a_leaf_stored_dense_says_so():
+    params, masks = weights()
+    packed = rx.pack(params, masks, choose=lambda name, mask: None)
+    assert {row.kernel for row in explain(packed, batch=2, image=4, repeats=1).rows} == {"dense"}
+
+
+@pytest.mark.parametrize("sparse_wins", [True, False])
+def test_fastest_keeps_dense_what_would_be_slower(monkeypatch, sparse_wins):
+    seconds = (2.0, 1.0) if sparse_wins else (1.0, 2.0)
+    monkeypatch.setattr("rigl_jax.execution.explain._seconds", lambda *arguments: seconds)
+    packed = rx.pack(*weights(), choose=fastest(batch=4))
+    found = jax.tree.leaves(packed.patterns, is_leaf=lambda x: isinstance(x, Whole) or hasattr(x, "nnz"))
+    assert [isinstance(p, Whole) for p in found] == [not sparse_wins] * 3
