@@ -1,7 +1,9 @@
 """Really sparse compute: packed weights, any model on them, training on them, and the kernels below."""
 
 from rigl_jax.execution import kernels
+from rigl_jax.execution.compact import Compact, compact
 from rigl_jax.execution.explain import Explained, Explanation, explain, fastest
+from rigl_jax.execution.export import export_onnx, load_safetensors, save_safetensors
 from rigl_jax.execution.kernels import Backend, backends
 from rigl_jax.execution.packed import Packed, Whole, best_pattern, masks_of, nbytes, pack, unpack
 from rigl_jax.execution.run import run_packed
@@ -10,6 +12,7 @@ from rigl_jax.execution.training import PackedTraining, packed_training
 
 __all__ = [
     "Backend",
+    "Compact",
     "Explained",
     "Explanation",
     "Factors",
@@ -18,10 +21,13 @@ __all__ = [
     "Whole",
     "backends",
     "best_pattern",
+    "compact",
     "explain",
+    "export_onnx",
     "fastest",
     "gradient_factors",
     "kernels",
+    "load_safetensors",
     "masks_of",
     "nbytes",
     "pack",
@@ -29,5 +35,6 @@ __all__ = [
     "random_pattern",
     "rewire_streamed",
     "run_packed",
+    "save_safetensors",
     "unpack",
 ]

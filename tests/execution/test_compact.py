@@ -235,6 +235,25 @@ def test_units_that_meet_what_cannot_be_told_apart_stay(between):
     assert small.kept == {}
 
 
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda p, x: jax.vmap(lambda row: p["b"].T @ jnp.tanh(p["a"].T @ row + p["c"]) + p["d"])(x),
+        lambda p, x: jnp.where((h := x @ p["a"] + p["c"][None]) > 0, h, jnp.zeros((5, 4))) @ p["b"] + p["d"][None],
+        lambda p, x: jnp.einsum("bi,ih->hb", x, p["a"] * jnp.ones(4)[None]).T @ p["b"] + p["d"][None],
+        lambda p, x: jax.checkpoint(lambda h: (jax.nn.silu(h) * p["c"][None]) @ p["b"])(x @ p["a"]) + p["d"][None],
+        lambda p, x: (x @ p["a"] + p["c"][None]).reshape(5, 2, 2).reshape(5, 4) @ p["b"] - p["d"][None],
+    ],
+    ids=["weights on the left", "sizes written down", "transposed", "checkpoint, gate", "regrouped"],
+)
+def test_other_ways_to_write_a_model(apply, request):
+    a, b = np.arange(8.0).reshape(2, 4) - 3.5, np.arange(12.0).reshape(4, 3) / 5
+    a[:, 1], b[2] = 0, 0
+    params, masks = hand(a, b)
+    small = check(apply, params, masks, jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32))
+    assert small.params["a"].shape == ((2, 4) if request.node.callspec.id == "regrouped" else (2, 2))
+
+
 def test_weights_that_are_tied_cast_or_transposed():
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32), "c": jnp.zeros(8), "d": jnp.ones(6)}

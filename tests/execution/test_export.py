@@ -1,7 +1,7 @@
 """Files for other tools: exact round trips, errors that teach, and ONNX Runtime's outputs beside JAX's."""
 
-import importlib
 import json
+import sys
 
 import flax.linen as nn
 import jax
@@ -94,7 +94,9 @@ def test_the_size_of_a_file_follows_density(safetensors, tmp_path):
     params, rng = {"w": jnp.ones((512, 512))}, np.random.default_rng(0)
     for density in (0.01, 0.1, 0.5):
         save_safetensors(tmp_path / "f", pack(params, {"w": rng.random((512, 512)) < density}))
-        assert (tmp_path / "f").stat().st_size < 4 * 512 * 512 * (2 * density if density < 0.03 else density + 0.04) + 2000
+        assert (tmp_path / "f").stat().st_size < 4 * 512 * 512 * (
+            2 * density if density < 0.03 else density + 0.04
+        ) + 2000
 
 
 def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
@@ -102,22 +104,27 @@ def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
     packed = pack(*weights())
     save_safetensors(path, packed)
     whole = path.read_bytes()
+    shape = b'\\"shape\\": '
     for content, message in [
         (whole[:-5], "f is damaged, or no safetensors file"),
         (b"not a file of tensors at all", "f is damaged, or no safetensors file"),
-        (whole[:-1] + bytes([whole[-1] ^ 1]), "f is damaged: the bytes of tensor .* are not those that were written"),
-        (whole.replace(b'\\"shape\\": [64, 32]', b'\\"shape\\": [4, 3]  '), "damaged: values and positions of leaf 'net/a'"),
+        (
+            whole[:-1] + bytes([whole[-1] ^ 1]),
+            "f is damaged, .* the bytes of tensor .* are not those that were written",
+        ),
+        (whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "), "damaged, .* values and positions of leaf 'net/a'"),
     ]:
         assert content != whole
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             load_safetensors(path)
     safetensors.save_file({"w": np.ones(3)}, path)
-    with pytest.raises(ValueError, match=r"must be written by save_safetensors .* got 'no format'"):
+    with pytest.raises(ValueError, match=r"must be written by save_safetensors, .* got no metadata"):
         load_safetensors(path)
-    safetensors.save_file({"w": np.ones(3)}, path, {"format": "rigl_jax.packed", "version": "1", "leaves": json.dumps({"w": 3})})
-    with pytest.raises(ValueError, match="is damaged"):
-        load_safetensors(path)
+    for about, message in [({"version": 1, "leaves": {"w": 3}}, "is damaged"), ({"version": 2}, "it is of version 2")]:
+        safetensors.save_file({"w": np.ones(3)}, path, {"rigl_jax.packed": json.dumps(about)})
+        with pytest.raises(ValueError, match=message):
+            load_safetensors(path)
     with pytest.raises(FileNotFoundError):
         load_safetensors(tmp_path / "absent")
 
@@ -153,15 +160,14 @@ def test_a_failed_write_leaves_the_old_file(safetensors, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("missing", ["safetensors", "jax2onnx"])
 def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
-    def absent(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(importlib, "import_module", absent)
+    for module in (missing, f"{missing}.numpy"):
+        monkeypatch.setitem(sys.modules, module, None)
+    write = {
+        "safetensors": lambda: save_safetensors(tmp_path / "f", Packed({}, {})),
+        "jax2onnx": lambda: export_onnx(tmp_path / "f", lambda p, x: x, {}, jnp.ones(2)),
+    }
     with pytest.raises(ImportError, match=rf"needs the package {missing}: pip install 'rigl_jax\[export\]'"):
-        if missing == "jax2onnx":
-            export_onnx(tmp_path / "f", lambda p, x: x, {}, jnp.ones(2))
-        else:
-            save_safetensors(tmp_path / "f", Packed({}, {}))
+        write[missing]()
 
 
 class Net(nn.Module):

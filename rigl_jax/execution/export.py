@@ -1,0 +1,330 @@
+"""Trained networks as files that other tools read: packed weights as safetensors, dense models as ONNX.
+
+    save_safetensors("net.safetensors", packed)
+    packed = load_safetensors("net.safetensors", like=packed)
+    small = compact(apply, params, masks, x)
+    export_onnx("net.onnx", small.apply, small.params, x)
+
+Both need packages that rigl_jax itself does not: `pip install 'rigl_jax[export]'`.
+
+The safetensors file holds, in the order of memory of the dense weight (row-major, as NumPy's `ravel`):
+  * a leaf without a mask as it is, under its name;
+  * a masked leaf as `<name>:values`, the active values in ascending order of their positions, beside either
+    `<name>:positions`, int32 or int64[active], their indices in the raveled dense weight, or `<name>:mask`,
+    uint8[ceil(size / 8)], one bit a weight, most significant first (`numpy.packbits`), whichever is smaller.
+The file's metadata holds one entry, `rigl_jax.packed`, JSON: `version` (1) and `leaves`, for every name the `shape` of
+the dense weight and `crc32`, of each tensor's bytes. Equal weights make equal files, whatever kernels packed them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import pathlib
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import trees
+from rigl_jax.base import PyTree, Shape
+from rigl_jax.execution import kernels
+from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, leaf_patterns
+from rigl_jax.execution.program import Step, evaluate, trace
+from rigl_jax.execution.units import window_axes
+
+_FORMAT, _VERSION = "rigl_jax.packed", 1
+Path = str | os.PathLike[str]
+
+
+def save_safetensors(path: Path, packed: Packed) -> None:
+    """Writes packed weights; the file's size follows density. An older file is replaced as a whole or not at all.
+
+    Args:
+      path: the file.
+      packed: from `pack`, or trained. Any dtype that safetensors has, bfloat16 among them.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      ValueError: two leaves would get one name.
+    """
+    safetensors = _need("safetensors.numpy", "save_safetensors")
+    tensors: dict[str, np.ndarray] = {}
+    leaves: dict[str, Any] = {}
+    names = jax.tree.leaves(trees.names(packed.values))
+    for name, values, pattern in zip(names, jax.tree.leaves(packed.values), leaf_patterns(packed), strict=True):
+        parts = {key: np.array(part, order="C") for key, part in _parts(name, values, pattern).items()}
+        if name in leaves or parts.keys() & tensors.keys():
+            raise ValueError(f"save_safetensors: expected leaves of different names, got {name!r} twice")
+        tensors |= parts
+        leaves[name] = {
+            "shape": list(_shape(values, pattern)),
+            "crc32": {key: _crc(part) for key, part in parts.items()},
+        }
+    about = {_FORMAT: json.dumps({"version": _VERSION, "leaves": leaves})}  # one entry: the library shuffles several
+    _replace(path, lambda draft: safetensors.save_file(tensors, draft, metadata=about))
+
+
+def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose | None = None) -> Packed:
+    """Reads packed weights back, bit for bit.
+
+    Args:
+      path: a file that `save_safetensors` wrote.
+      like: a `Packed`, or params: the tree to fill, whose names and shapes must be those of the file. A `Packed` also
+        lends its kernels. None: nested dicts, by the names' slashes.
+      choose: the pattern of each leaf, as in `pack`; default `best_pattern`, or the kernels of `like`.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      ValueError: not a safetensors file, or a damaged one, or one that something else wrote; leaves or shapes that are
+        not those of `like`.
+    """
+    stored = _read(path)
+    kernel_of = {} if like is None else _fitting(path, like, {name: leaf.shape for name, leaf in stored.items()})
+    values, patterns = {}, {}
+    for name, leaf in stored.items():
+        values[name], patterns[name] = _rebuilt(name, leaf, kernel_of.get(name), choose)
+    if like is None:
+        return Packed(_nested(values), _nested(patterns))
+    tree = like.values if isinstance(like, Packed) else like
+    names, structure = list(trees.named_leaves(tree)), jax.tree.structure(tree)
+    return Packed(*(jax.tree.unflatten(structure, [part[name] for name in names]) for part in (values, patterns)))
+
+
+def export_onnx(
+    path: Path, apply: Callable[..., Any], params: PyTree, *inputs: Any, dynamic_batch: bool = True
+) -> None:
+    """Writes a model with its weights as ONNX, by jax2onnx; best after `compact`, for ONNX stores weights dense.
+
+    The graph's inputs are called `input_0`, `input_1`, ..., its outputs `output_0`, ..., in pytree order. Runs on
+    ONNX Runtime in float32; what else a runtime offers (bfloat16 on a CPU, say) is its own matter.
+
+    Args:
+      path: the file; replaced as a whole or not at all.
+      apply: `(params, *inputs) -> outputs`, for inference.
+      params: the weights, with zeros off the masks: `unpack(packed)`, `apply_masks(params, masks)`, or of `compact`.
+      *inputs: arrays or `jax.ShapeDtypeStruct`, for their shapes and dtypes.
+      dynamic_batch: leave the first axis of every input open, the same for all. False: fix the given sizes.
+
+    Raises:
+      ImportError: jax2onnx is not installed.
+      ValueError: the model asks for the size of its batch (`len(x)`; `x.shape[0]` is fine) and it is dynamic.
+    """
+    jax2onnx = _need("jax2onnx", "export_onnx")
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), inputs)
+    if dynamic_batch:
+        (batch,) = jax.export.symbolic_shape("batch")
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), shapes)
+    try:
+        program = trace(lambda *xs: apply(params, *xs), *shapes)
+    except Exception as error:
+        if not dynamic_batch:
+            raise
+        raise ValueError(
+            "export_onnx: expected a model for any batch size, but this one asks for it (x.shape[0] instead of len(x) "
+            f"may do, or dynamic_batch=False): {error}"
+        ) from error
+
+    def run(*xs: Any) -> Any:
+        # Written out operation by operation, because jax2onnx replaces functions of Flax by versions that take other
+        # arguments, and pooling as ONNX Runtime has it.
+        return tuple(jax.tree.leaves(evaluate(program, xs, dict.fromkeys(_POOLS, _pool))))
+
+    model = jax2onnx.to_onnx(
+        run,
+        inputs=jax.tree.leaves(shapes),
+        model_name="model",
+        input_names=[f"input_{i}" for i in range(len(program.inputs))],
+        output_names=[f"output_{i}" for i in range(len(program.outputs))],
+    )
+    content = model.SerializeToString()
+    _replace(path, lambda draft: draft.write_bytes(content))
+
+
+_POOLS = ("reduce_window_max", "reduce_window_min", "reduce_window_sum")
+_PER_AXIS = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+
+
+def _pool(step: Step, operands: Sequence[Any]) -> Any:
+    """Pooling with all axes that it does not touch made one: ONNX Runtime pools over three axes at most."""
+    (x,), touched = operands, window_axes(step)
+    others = [k for k in range(x.ndim) if k not in touched]
+    order = (*others, *touched)
+    moved = x.transpose(order)
+    first = math.prod(moved.shape[: len(others)])
+    params = {key: (*_ALONE[key], *(step.params[key][k] for k in touched)) for key in _PER_AXIS}
+    y = step.primitive.bind(moved.reshape(first, *moved.shape[len(others) :]), **{**step.params, **params})
+    return y.reshape(*moved.shape[: len(others)], *y.shape[1:]).transpose(np.argsort(order).tolist())
+
+
+_ALONE: dict[str, tuple[Any, ...]] = {key: ((0, 0),) if key == "padding" else (1,) for key in _PER_AXIS}
+
+
+def _need(module: str, who: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(f"{who} needs the package {package}: pip install 'rigl_jax[export]' ({error})") from error
+
+
+def _replace(path: Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Writes a draft beside the file and renames it, so that no reader ever sees half a file."""
+    path = pathlib.Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    draft = pathlib.Path(name)
+    try:
+        write(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.chmod(0o666 & ~_umask())  # a temporary file is private
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class _Stored(NamedTuple):
+    """A leaf of a file. Values are those at `places`, ascending, or all of them where `places` is None."""
+
+    values: np.ndarray
+    places: np.ndarray | None
+    shape: Shape
+
+
+def _parts(name: str, values: Any, pattern: Any) -> dict[str, np.ndarray]:
+    """The tensors of a leaf."""
+    stored = np.asarray(values)
+    if pattern is None:
+        return {name: stored}
+    if isinstance(pattern, Whole):
+        size, places = stored.size, np.flatnonzero(np.asarray(pattern.mask))
+        stored = stored.ravel()[places]
+    else:
+        size, places = math.prod(pattern.shape), _places(pattern)
+        order = np.argsort(places)
+        stored, places = stored[order], places[order]
+    index = np.int32 if size <= np.iinfo(np.int32).max else np.int64
+    if places.size * index().itemsize <= size / 8:
+        return {f"{name}:values": stored, f"{name}:positions": places.astype(index)}
+    mask = np.zeros(size, bool)
+    mask[places] = True
+    return {f"{name}:values": stored, f"{name}:mask": np.packbits(mask)}
+
+
+def _places(pattern: Any) -> np.ndarray:
+    """int64[nnz]: where in the raveled dense weight each packed value belongs."""
+    if isinstance(pattern, kernels.Pattern):
+        rows, units = (np.asarray(part, np.int64) for part in kernels.coordinates(pattern))
+        channel, tap = np.divmod(rows, pattern.taps)
+        first = (tap * pattern.shape[-2] + channel) * pattern.shape[-1] + units * pattern.height
+        return (first[:, None] + np.arange(pattern.height)).ravel()
+    numbers = np.asarray(kernels.scatter(jnp.arange(1, pattern.nnz + 1, dtype=jnp.int32), pattern)).ravel()
+    places = np.flatnonzero(numbers)
+    return places[np.argsort(numbers[places])]
+
+
+def _rebuilt(name: str, leaf: _Stored, old: Any, choose: Choose | None) -> tuple[Any, Any]:
+    """The values and the pattern of a leaf."""
+    if leaf.places is None:
+        return jnp.asarray(leaf.values), None
+    mask = np.zeros(leaf.shape, bool)
+    mask.reshape(-1)[leaf.places] = True
+    if choose is None and old is not None:
+        pattern = None if isinstance(old, Whole) else kernels.rebuild(old, mask)
+    else:
+        pattern = (choose or best_pattern)(name, mask)
+    if pattern is None:
+        whole = np.zeros(leaf.shape, leaf.values.dtype)
+        whole.reshape(-1)[leaf.places] = leaf.values
+        return jnp.asarray(whole), Whole(jnp.asarray(mask))
+    values = np.empty_like(leaf.values)
+    values[np.argsort(_places(pattern))] = leaf.values
+    return jnp.asarray(values), pattern
+
+
+def _read(path: Path) -> dict[str, _Stored]:
+    """All leaves of a file, checked."""
+    safetensors = _need("safetensors", "load_safetensors")
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"load_safetensors: {path} is damaged, or no safetensors file: {error}") from error
+    if _FORMAT not in about:
+        found = f"metadata {sorted(about)}" if about else "no metadata"
+        raise ValueError(
+            f"load_safetensors: {path} must be written by save_safetensors, with metadata {_FORMAT!r}, got {found}"
+        )
+    try:
+        written = json.loads(about[_FORMAT])
+        if written["version"] != _VERSION:
+            raise ValueError(f"version {_VERSION} can be read, it is of version {written['version']}")
+        return {name: _stored(name, leaf, tensors) for name, leaf in written["leaves"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"load_safetensors: {path} is damaged, or not of this version: {error}") from error
+
+
+def _stored(name: str, leaf: dict[str, Any], tensors: dict[str, np.ndarray]) -> _Stored:
+    for key, expected in leaf["crc32"].items():
+        if _crc(tensors[key]) != expected:
+            raise ValueError(f"the bytes of tensor {key!r} are not those that were written")
+    shape = tuple(leaf["shape"])
+    if name in leaf["crc32"]:
+        return _Stored(tensors[name], None, shape)
+    if f"{name}:mask" in tensors:
+        places = np.flatnonzero(np.unpackbits(tensors[f"{name}:mask"], count=math.prod(shape)))
+    else:
+        places = tensors[f"{name}:positions"]
+    values = tensors[f"{name}:values"]
+    if len(values) != len(places) or (len(places) and not 0 <= places.min() <= places.max() < math.prod(shape)):
+        raise ValueError(f"values and positions of leaf {name!r} do not fit its shape {shape}")
+    return _Stored(values, places, shape)
+
+
+def _fitting(path: Path, like: PyTree, found: dict[str, Shape]) -> dict[str, Any]:
+    """The kernels that `like` has, by name, once its names and shapes are known to be the file's."""
+    packed = like if isinstance(like, Packed) else Packed(like, jax.tree.map(lambda _: None, like))
+    names = trees.named_leaves(packed.values)
+    old = dict(zip(names, leaf_patterns(packed), strict=True))
+    expected = {name: _shape(values, old[name]) for name, values in names.items()}
+    for name in (*expected, *found):
+        if expected.get(name) != found.get(name):
+            here, there = (list(shapes[name]) if name in shapes else "nothing" for shapes in (expected, found))
+            raise ValueError(f"load_safetensors: leaf {name!r} is {here} in like, and {there} in {path}")
+    return old
+
+
+def _shape(values: Any, pattern: Any) -> Shape:
+    if pattern is None:
+        return np.shape(values)
+    return tuple(pattern.mask.shape if isinstance(pattern, Whole) else pattern.shape)
+
+
+def _nested(flat: dict[str, Any]) -> PyTree:
+    """Nested dicts of names with slashes."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        at = tree
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = leaf
+    return tree
+
+
+def _crc(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
