@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test soak lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,6 +28,9 @@ fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw I
 	$(BIN)/python -m experiments.import_idx --name fashion_mnist $(if $(IDX),--source $(IDX))
 	$(BIN)/python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mnist_mlp/rigl
 	$(BIN)/python -m experiments.report runs/fashion_mnist_mlp --out runs/fashion_mnist_mlp
+
+soak: $(VENV)/installed-experiments  ## Kill runs 30 times, train 20,000 steps (20 minutes); writes experiments/records/soak.json
+	$(BIN)/python -m experiments.soak
 
 lint: $(VENV)/installed-lint $(VENV)/installed-experiments-notebooks-tests  ## Check style and types
 	$(BIN)/ruff check .

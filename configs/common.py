@@ -39,11 +39,17 @@ def get_config(steps: int = 1000) -> ConfigDict:
     config.rules = ()
 
     config.execution = "masked"  # or packed: active weights only, on sparse kernels; one device
+    config.mesh = ConfigDict({"data": -1})  # devices by axis, -1: those that are left; another axis as "model": 4
+    # (regular expression, mesh axes of a leaf's last axes or "fsdp"), as (".*/kernel", (None, "model")): see
+    # experiments/sharding.py. Empty: the batch is split over "data", weights are whole on every device.
+    config.sharding = ()
 
     config.log_every = 50  # steps between train lines
     config.eval_every = 500  # steps between passes over the test set
     config.checkpoint_every = 500  # a multiple of eval_every; 0: at the end only
     config.keep = 1  # latest checkpoints kept, besides the best
+    config.check_every = 0  # steps between checks of counts, zeros and masks (experiments/guard.py); 0: never
+    config.on_nonfinite = "stop"  # a loss or gradient that is not finite: stop, or skip the batch and count it
     config.progress = True  # a bar, in a terminal
     config.tensorboard = True
     return config

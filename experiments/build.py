@@ -8,11 +8,10 @@ alone (`--config.method.name=static`); an option that no entry takes is an error
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,8 +19,10 @@ import optax
 
 import rigl_jax as rx
 from experiments import data as data_module
+from experiments import finite, sharding
 from experiments.models import MODELS
-from rigl_jax import structures, trees
+from experiments.options import LARGEST, check_kind, choose, options, unknown
+from rigl_jax import structures
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
 from rigl_jax.execution import PackedTraining
@@ -40,10 +41,14 @@ KEYS: dict[str, tuple[type, ...]] = {
     "distribution": (Mapping,),
     "rules": (list, tuple),
     "execution": (str,),
+    "mesh": (Mapping,),
+    "sharding": (list, tuple),
     "log_every": (int,),
     "eval_every": (int,),
     "checkpoint_every": (int,),
     "keep": (int,),
+    "check_every": (int,),
+    "on_nonfinite": (str,),
     "progress": (bool,),
     "tensorboard": (bool,),
 }
@@ -150,61 +155,7 @@ STRUCTURES: dict[str, Callable[..., Any]] = {
 }
 
 
-# --- names, options, keys ----------------------------------------------------------------------------------------
-
-
-def unknown(where: str, what: str, given: str, known: list[str]) -> ValueError:
-    """The error for a word that is not in the list, with the nearest one that is."""
-    near = trees.nearest(given, known)
-    hint = f"; did you mean {near!r}?" if near else ""
-    return ValueError(f"{where}: unknown {what} {given!r}, expected one of {', '.join(known)}{hint}")
-
-
-class Options(NamedTuple):
-    """The options of a constructor: all by name, those without a default, and whether it hands others on."""
-
-    named: set[str]
-    required: set[str]
-    open_ended: bool
-
-
-def _options(constructor: Callable[..., Any], fixed: int) -> Options:
-    """What a constructor takes beyond its `fixed` leading arguments."""
-    parameters = list(inspect.signature(constructor).parameters.values())[fixed:]
-    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    named = [p for p in named if p.name not in ("parent", "name")]  # what linen adds to every module
-    required = {p.name for p in named if p.default is p.empty}
-    return Options({p.name for p in named}, required, any(p.kind is p.VAR_KEYWORD for p in parameters))
-
-
-def choose(
-    where: str, table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], fixed: int = 0
-) -> Callable[..., Any]:
-    """The entry that `section["name"]` asks for, with its options bound.
-
-    Args:
-      where: the section's name, for errors.
-      table: `{name: constructor}`.
-      section: the name and the options.
-      fixed: how many leading arguments the caller will give.
-
-    Raises:
-      ValueError: no name, an unknown name, an option that no entry of the table takes, or a required one missing.
-    """
-    given = dict(section)
-    name = given.pop("name", None)
-    if name not in table:
-        raise unknown(f"config.{where}.name", "name", str(name), list(table))
-    own = _options(table[name], fixed)
-    known = set().union(*(_options(entry, fixed).named for entry in table.values()))
-    for option in given:
-        if option not in known:
-            raise unknown(f"config.{where}", "option", option, sorted(known))
-    missing = sorted(own.required - given.keys())
-    if missing:
-        raise ValueError(f"config.{where}: {name} needs the option {missing[0]!r}, which is not given")
-    bound = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if own.open_ended or k in own.named}
-    return functools.partial(table[name], **bound)
+# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,8 +164,14 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> plain({"rules": (("a", "b"),)})
     {'rules': [['a', 'b']]}
     """
-    as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyrefly: ignore[missing-attribute]
-    return json.loads(json.dumps(as_dict))
+    try:
+        as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyrefly: ignore[missing-attribute]
+        return json.loads(json.dumps(as_dict))
+    except (TypeError, ValueError) as error:
+        kind = type(config).__name__
+        raise ValueError(
+            f"config: expected sections of numbers, words and lists by name, got {kind}: {error}"
+        ) from None
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,9 +199,12 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("steps", "log_every", "eval_every", "keep"):
         if config[key] < 1:
             raise ValueError(f"config.{key}: expected 1 or more, got {config[key]}")
-    for key in ("seed", "stop_at", "checkpoint_every"):
+    for key in ("seed", "stop_at", "checkpoint_every", "check_every"):
         if config[key] < 0:
             raise ValueError(f"config.{key}: expected 0 or more, got {config[key]}")
+    for key, value in config.items():
+        if int in KEYS[key] and float not in KEYS[key] and value >= (limit := LARGEST * (1 + (key == "seed"))):
+            raise ValueError(f"config.{key}: expected less than {limit}, got {value}")
     if config["checkpoint_every"] % config["eval_every"]:
         raise ValueError(
             "config.checkpoint_every: expected a multiple of eval_every="
@@ -261,19 +221,44 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
         choose(where, table, config[where], fixed)
     if config["execution"] not in EXECUTIONS:
         raise unknown("config.execution", "execution", config["execution"], list(EXECUTIONS))
+    if config["on_nonfinite"] not in finite.CHOICES:
+        raise unknown("config.on_nonfinite", "choice", config["on_nonfinite"], list(finite.CHOICES))
     rules(config)
+    _check_constructed(config)
+    sharding.check_rules(config["sharding"])
     return config
+
+
+def _check_constructed(config: Mapping[str, Any]) -> None:
+    """Makes what needs neither data nor devices, so that a launcher can tell before it starts anything.
+
+    The method is made for a plan of one large leaf; what depends on the network's own leaves is told later.
+    """
+    learning_rate(config)
+    if config["method"]["name"] == DENSE:
+        return
+    large = rx.Leaf("kernel", (2**15, 2**15), structures.unstructured(), 2**29)
+    method = {option: value for option, value in config["method"].items() if option != "never_ablate"}
+    try:
+        choose("method", ALGORITHMS, method, 1)({large.name: large})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"config.method: {str(error).removeprefix('config.method: ')}") from None
 
 
 def _check_dataset(section: Mapping[str, Any]) -> None:
     """The data set's name is the loader's to judge; its options are keywords of `experiments.data.load`."""
-    options = _options(data_module.load, 1).named - {"seed", "process_index", "process_count"}
+    known = options(data_module.load, 1).named
+    known = {name: known[name] for name in sorted(known.keys() - {"seed", "process_index", "process_count"})}
     for option in section:
-        if option != "name" and option not in options:
-            raise unknown("config.dataset", "option", option, sorted(options))
+        if option != "name" and option not in known:
+            raise unknown("config.dataset", "option", option, known)
     for option in ("name", "batch_size"):
         if option not in section:
             raise ValueError(f"config.dataset: the option {option!r} is missing")
+    if not isinstance(section["name"], str):
+        raise ValueError(f"config.dataset.name: expected a word, got {section['name']!r}")
+    for option in section.keys() & known.keys():
+        check_kind(f"config.dataset.{option}", known[option], section[option], least=int(option != "workers"))
 
 
 # --- objects -----------------------------------------------------------------------------------------------------
@@ -336,9 +321,14 @@ def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
         if name not in STRUCTURES:
             raise unknown(f"config.rules[{i}]", "structure", name, list(STRUCTURES))
         try:
+            re.compile(pattern)
             found.append((pattern, STRUCTURES[name](*numbers)))
         except TypeError as error:
             raise ValueError(f"config.rules[{i}]: {name} does not take {numbers}: {error}") from None
+        except re.error as error:
+            raise ValueError(f"config.rules[{i}]: {pattern!r} is not a regular expression: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"config.rules[{i}]: {error}") from None
     return tuple(found) or None
 
 

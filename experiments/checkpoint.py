@@ -7,8 +7,10 @@ state and saved with it.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +28,19 @@ HARMLESS = (
     "eval_every",
     "checkpoint_every",
     "keep",
+    "check_every",
+    "on_nonfinite",
     "progress",
     "tensorboard",
     "execution",
+    "mesh",
+    "sharding",
     "dataset.data_dir",
     "dataset.workers",
 )
-"""Config keys that may change when a run is resumed: they decide what is written, where data lie and on which kernels
-a step runs, not what is learned. (Kernels differ in rounding.)"""
+"""Config keys that may change when a run is resumed: they decide what is written and checked, where data lie and
+on which kernels and devices a step runs, not what is learned. (Kernels and meshes differ in rounding.) A run that
+stopped because a number was not finite may go on with `on_nonfinite` set to skip."""
 
 Say = Callable[[str], None]
 
@@ -60,8 +67,14 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
       directory: where; made if missing.
       keep: how many of the latest are kept; the best by accuracy is kept besides.
       say: told when a checkpoint turns out to be damaged.
+
+    Raises:
+      OSError: here, or from `save` and `close`: the folder cannot be written. What was there before is intact.
     """
-    manager = _manager(directory, keep)
+    with _told(directory):
+        directory.mkdir(parents=True, exist_ok=True)  # orbax does not notice a file of that name
+        _check_metrics(directory, say)
+        manager = _manager(directory, keep)
 
     def save(step: int, state: PyTree, facts: Mapping[str, Any], accuracy: float | None) -> None:
         if step in manager.all_steps():
@@ -70,23 +83,46 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
             state=ocp.args.StandardSave({"state": state, "digest": digest(state)}),
             facts=ocp.args.JsonSave(dict(facts)),
         )
-        manager.save(step, args=args, metrics=None if accuracy is None else {"accuracy": accuracy})
+        with _told(directory):  # also what went wrong with the one before, which was still being written
+            manager.save(step, args=args, metrics=None if accuracy is None else {"accuracy": accuracy})
 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        manager.wait_until_finished()
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 found = _read(manager, step, abstract)
             except Exception as error:  # whatever a damaged file makes orbax raise
-                text = (str(error).splitlines() or [type(error).__name__])[0][:160]
-                say(f"checkpoint {step} is damaged and set aside, the one before it is used ({text})")
-                if jax.process_index() == 0:
-                    (directory / str(step)).rename(_free(directory / f"damaged-{step}"))
+                _set_aside(directory / str(step), error, say)
                 manager.reload()
             else:
                 return found
         return None
 
-    return Checkpoints(save, restore, manager.close)
+    def close() -> None:
+        with _told(directory):
+            manager.close()
+
+    return Checkpoints(save, restore, close)
+
+
+@contextlib.contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Turns whatever orbax and tensorstore raise where a disk is full or closed into one line.
+
+    Raises:
+      OSError: in place of theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        steps = sorted((path.name for path in directory.glob("[0-9]*") if path.name.isdigit()), key=int)
+        left = f"those of steps {', '.join(steps)} are intact" if steps else "there is none yet"
+        raise OSError(f"checkpoint: cannot write to {directory}: {_reason(error)}; of earlier ones {left}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
@@ -99,6 +135,22 @@ def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
     # best_fn besides the policy: without it orbax does not read the metrics of earlier checkpoints back.
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=accuracy, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def _check_metrics(directory: Path, say: Say) -> None:
+    """Sets aside what orbax would stumble over on opening the folder: it reads all metrics at once, and trusts them."""
+    for file in directory.glob("[0-9]*/metrics/metrics") if jax.process_index() == 0 else ():
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            if file.parents[1].name.isdigit():  # no half-written one, which orbax removes
+                _set_aside(file.parents[1], error, say)
+
+
+def _set_aside(path: Path, error: BaseException, say: Say) -> None:
+    say(f"checkpoint {path.name} is damaged and set aside, the one before it is used ({_reason(error)[:160]})")
+    if jax.process_index() == 0:
+        path.rename(_free(path.with_name(f"damaged-{path.name}")))
 
 
 def _free(path: Path) -> Path:
@@ -124,10 +176,20 @@ def digest(tree: PyTree) -> Array:
     """A 32-bit checksum over the bits of every leaf and their places; any one changed value changes it."""
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = _bits(leaf).reshape(-1)
-        place = lax.iota(jnp.uint32, bits.size) * jnp.uint32(2) + jnp.uint32(1)  # odd, so that no change is lost
+        bits = _bits(leaf)
+        place = _index(bits.shape) * jnp.uint32(2) + jnp.uint32(1)  # odd, so that no change is lost
         total = (total + jnp.uint32(i)) * jnp.uint32(0x9E3779B1) + jnp.sum(bits * place, dtype=jnp.uint32)
     return total
+
+
+def _index(shape: tuple[int, ...]) -> Array:
+    """The row-major index of every place. Axis by axis: flattening a sharded array would gather it."""
+    index, stride = jnp.zeros((1,) * len(shape), jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        along = tuple(size if i == axis else 1 for i, size in enumerate(shape))
+        index = index + lax.broadcasted_iota(jnp.uint32, along, axis) * jnp.uint32(stride)
+        stride = stride * shape[axis] % 2**32
+    return index
 
 
 def _bits(leaf: Array) -> Array:
@@ -148,8 +210,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ['seed: 0 -> 1']
     """
     old, new = _flat(before), _flat(now)
-    keys = [key for key in {**old, **new} if key not in HARMLESS and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if not _harmless(key) and old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys]
+
+
+def _harmless(key: str) -> bool:
+    return key in HARMLESS or key.split(".")[0] in HARMLESS
 
 
 def check_config(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

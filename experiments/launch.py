@@ -3,7 +3,10 @@
     python -m experiments.launch --study fashion_mnist             # experiments/studies/fashion_mnist.py
     python -m experiments.launch --config configs/digits_mlp.py    # dense, static, SET and RigL, one seed
     python -m experiments.launch --study fashion_mnist --dry_run   # prints the commands
+    python -m experiments.launch --config configs/imagenet_resnet50.py --methods rigl --runs /mnt/runs --hosts a,b
+    python -m experiments.launch --config configs/imagenet_resnet50.py --methods rigl --runs /mnt/runs --tpu NAME:ZONE
 
+The last two print what starts one run on several hosts, or on every worker of a TPU slice, and start nothing.
 Stopped or killed, the same command goes on: finished runs are kept, an unfinished one resumes from its checkpoint.
 What a run prints goes to `log.txt` in its directory.
 """
@@ -11,6 +14,7 @@ What a run prints goes to `log.txt` in its directory.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -22,8 +26,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import records, studies
-from experiments.main import guarded
+from experiments import build, records, studies
+from experiments.main import guarded, parse
 from rigl_jax import trees
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,10 +109,25 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
 def outcome(job: Job, code: int) -> str:
     """One line about a job that ended."""
     if code == 0 and job.finished:
-        summary = records.read_json(job.workdir / "summary.json")
+        summary = records.read_summary(job.workdir) or {}
         return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
     lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"failed with code {code}: {lines[-1] if lines else 'no output'}"
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Reads and checks the configs of all jobs that are not finished, before any of them starts.
+
+    Raises:
+      ValueError: the first that is wrong; names the run.
+    """
+    with contextlib.chdir(ROOT):  # as the jobs
+        for job in jobs:
+            if not job.finished:
+                try:
+                    build.check(parse(job.command[2:])[0])
+                except ValueError as error:
+                    raise ValueError(f"launch: run {job.name}: {error}") from None
 
 
 def run(jobs: Sequence[Job], slots: int) -> int:
@@ -139,6 +158,47 @@ def run(jobs: Sequence[Job], slots: int) -> int:
     return failed
 
 
+def commands(job: Job, options: argparse.Namespace) -> list[str]:
+    """What starts a job, line by line: here, on several hosts or on a TPU slice."""
+    if options.hosts:
+        return on_hosts(job, options.hosts.split(","), options.port)
+    return [on_tpu(job, options.tpu)] if options.tpu else [shlex.join(job.command)]
+
+
+def on_hosts(job: Job, hosts: Sequence[str], port: int) -> list[str]:
+    """The command of each host for one run: the same but for its number. The first host is the coordinator.
+
+    Args:
+      job: the run; its directory must be one folder that all hosts see.
+      hosts: addresses by which the hosts reach each other.
+      port: free on the first host.
+
+    Raises:
+      ValueError: fewer than 2 hosts, or one named twice.
+    """
+    if len(hosts) < 2 or len(set(hosts)) < len(hosts) or not all(hosts):
+        raise ValueError(f"launch: --hosts takes two or more different addresses, got {','.join(hosts)!r}")
+    command = shlex.join(["python", *job.command[1:], "--distributed"])
+    place = f"JAX_COORDINATOR_ADDRESS={hosts[0]}:{port} JAX_NUM_PROCESSES={len(hosts)}"
+    return [f"# on {host}\n{place} JAX_PROCESS_ID={i} {command}" for i, host in enumerate(hosts)]
+
+
+def on_tpu(job: Job, slice_: str) -> str:
+    """The one command that starts a run on every worker of a TPU slice, `NAME:ZONE`; JAX finds their places itself.
+
+    Raises:
+      ValueError: not a name and a zone.
+    """
+    name, _, zone = slice_.partition(":")
+    if not name or not zone:
+        raise ValueError(f"launch: --tpu takes NAME:ZONE, got {slice_!r}")
+    command = shlex.join([".venv/bin/python", *job.command[1:], "--distributed"])
+    remote = f"cd {ROOT.name} && {command}"
+    return shlex.join(
+        ["gcloud", "compute", "tpus", "tpu-vm", "ssh", name, "--zone", zone, "--worker=all", f"--command={remote}"]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument."""
     parser = argparse.ArgumentParser(
@@ -152,6 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs [runs]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores [1]")
     parser.add_argument("--dry_run", action="store_true", help="print the commands of what is left to do")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--hosts", help="print the commands of each run for these hosts, comma-separated")
+    where.add_argument("--tpu", help="print the command of each run for a TPU slice, NAME:ZONE")
+    parser.add_argument("--port", type=int, default=8476, help="with --hosts, on the first one [%(default)s]")
     options = parser.parse_args(arguments)
     failed = 0
 
@@ -164,10 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs = study(options.study, root)
         else:
             jobs = methods(options.config, options.methods.split(","), options.seeds, root)
-        if options.dry_run:
+        check(jobs)
+        if options.dry_run or options.hosts or options.tpu:
             for job in jobs:
                 if not job.finished:
-                    print(shlex.join(job.command))
+                    print("\n".join(commands(job, options)))
         else:
             failed = run(jobs, options.jobs)
 

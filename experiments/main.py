@@ -4,16 +4,26 @@
     python -m experiments.main --config configs/digits_mlp.py:smoke --workdir runs/try --config.sparsity=0.95
 
 Any value of the config can be set with --config.KEY=VALUE, --config.method.name=static|set|rigl|dense among them.
-Stopped or killed, a run goes on where its last checkpoint was when the same command is given again.
+Stopped or killed, a run goes on where its last checkpoint was when the same command is given again. On SIGTERM it saves
+one first and exits with 0.
+
+On several hosts the same command with --distributed runs on each, the workdir being one folder that all of them see.
+Cloud TPUs and Slurm tell a process its place; elsewhere JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID do, and then the flag may be left out.
 
 A config file is Python and is run: use files that you trust.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +31,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from rigl_jax import trees
+
+PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+"""Environment variables that tell a process where the others are, how many there are, and which of them it is."""
 
 
 def _flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -30,6 +43,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
         "config", None, "Config file, with :variant if wanted.", flag_values=values, sys_argv=[*argv]
     )
     flags.DEFINE_string("workdir", None, "Run directory; made if missing, resumed if not.", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "One of several processes, on one host or many.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
     return values
@@ -53,18 +67,24 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
     except (KeyError, AttributeError):  # what ml_collections says of a key that the config does not have
         raise _unknown_key(argv) from None
     except (flags.Error, OSError, TypeError, SyntaxError, ValueError) as error:
-        raise ValueError(f"main: {_last_line(error)}") from None
+        told = _last_line(error)
+        missing = re.search(r"No such file or directory: '(.+)'", told)
+        raise (_no_file(missing[1]) if missing else ValueError(f"main: {told}")) from None
     if len(rest) > 1:
         raise ValueError(f"main: expected only --flags, got {rest[1]!r}")
     for name in ("config", "workdir"):
         if values[name].value is None:
             raise ValueError(f"main: --{name} is missing; python -m experiments.main --help shows how")
     flag: Any = values["config"]
-    file = Path(flag.config_filename.split(":")[0])
-    if not file.exists():
-        there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "common"))
-        raise ValueError(f"main: there is no config file {file}" + (f"; there are {there}" if there else ""))
+    file = flag.config_filename.split(":")[0]
+    if not Path(file).exists():
+        raise _no_file(file)
     return values["config"].value, Path(str(values["workdir"].value))
+
+
+def _no_file(file: str) -> ValueError:
+    there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "common"))
+    return ValueError(f"main: there is no config file {file}" + (f"; there are {there}" if there else ""))
 
 
 def _unknown(flag: str, known: Sequence[str]) -> ValueError:
@@ -76,7 +96,10 @@ def _unknown_key(argv: Sequence[str]) -> ValueError:
     """The error for the first --config.KEY that the config does not have; the file is read again without them."""
     plain = [argv[0], *(a for a in argv[1:] if not a.lstrip("-").startswith("config."))]
     values = _flags(plain)
-    values(plain, known_only=True)
+    try:
+        values(plain, known_only=True)
+    except (KeyError, AttributeError) as error:
+        return ValueError(f"main: the config file must give get_config(variant), it raises {_last_line(error)}")
     known = [f"config.{key}" for key in _keys(values["config"].value)]
     given = [a.lstrip("-").split("=")[0] for a in argv[1:] if a.lstrip("-").startswith("config.")]
     strange = [flag for flag in given if flag not in known]
@@ -94,6 +117,65 @@ def _last_line(error: BaseException) -> str:
     """What an error says, in one line: a traceback that was put into a message ends with the reason."""
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
     return lines[-1].removeprefix("ValueError: ") if lines else type(error).__name__
+
+
+def place(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The keywords of `jax.distributed.initialize` that the environment gives; {} where JAX must find out itself.
+
+    Raises:
+      ValueError: one of the three variables without the others, or one that is no number.
+
+    >>> place({"JAX_COORDINATOR_ADDRESS": "10.0.0.2:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
+    {'coordinator_address': '10.0.0.2:1234', 'num_processes': 2, 'process_id': 1}
+    """
+    address, *numbers = (environ.get(name, "") for name in PLACE)
+    if not any((address, *numbers)):
+        return {}
+    if not address or not all(number.isdigit() for number in numbers) or int(numbers[1]) >= int(numbers[0]):
+        given = " ".join(f"{name}={environ.get(name, '')!r}" for name in PLACE)
+        raise ValueError(f"main: expected an address, a number of processes and a smaller process id, got {given}")
+    return {"coordinator_address": address, "num_processes": int(numbers[0]), "process_id": int(numbers[1])}
+
+
+def join(*, asked: bool) -> None:
+    """Joins the other processes of a run, if that was asked for or the environment says so; before any device is used.
+
+    Raises:
+      ValueError: the environment does not say where the others are.
+    """
+    if not asked and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        return
+    import jax
+
+    options = place(os.environ)
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:
+        raise ValueError(f"main: --distributed: {_last_line(error)} Set {', '.join(PLACE)}.") from None
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+    """Listens for SIGTERM, and gives `step -> bool`: is it time to save and go?
+
+    Processes that train together are told by JAX, whose own handler hears the signal in any of them and has all stop
+    at one step. Alone, the handler set here only leaves a note, and the one before is put back at the end.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python sets no handlers
+        yield lambda step: False
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    try:
+        yield lambda step: asked.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def guarded(run: Callable[[], Any], *, debug: bool) -> int:
@@ -119,9 +201,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         config, workdir = parse(argv)
-        from experiments.train import train  # after the flags, so that a typo is told at once
+        join(asked="--distributed" in argv)
+        with preemption() as interrupted:
+            from experiments.train import train  # after the flags, so that a typo is told at once
 
-        summary = train(config, workdir)
+            summary = train(config, workdir, interrupted=interrupted)
+        if "jax" in sys.modules and sys.modules["jax"].process_index() > 0:
+            return  # the first process speaks for all
+        step = summary["steps"]
+        if step < min(config.stop_at or config.steps, config.steps):
+            print(f"{workdir}: stopped by SIGTERM, saved at step {step}; the same command goes on from there")
+            return
         accuracy = summary["test_accuracy"]
         print(
             f"{workdir}: {summary['method']} at {100 * summary['final_sparsity']:.1f} % sparsity, "

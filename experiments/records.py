@@ -9,14 +9,17 @@ made. A run without `summary.json` is not finished.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import errno
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +34,14 @@ class Writer(NamedTuple):
     """Where a run's lines go.
 
     Attributes:
-      write: `(kind, step, values)`: one line, flushed; its numbers also go to TensorBoard.
+      write: `(kind, step, values)`: one line, in one piece; its numbers also go to TensorBoard. OSError where the disk
+        does not take it.
+      sync: waits until the lines so far would survive a power cut. Before a checkpoint, which vouches for them.
       close: writes out what is buffered.
     """
 
     write: Callable[[str, int, Mapping[str, Any]], None]
+    sync: Callable[[], None]
     close: Callable[[], None]
 
 
@@ -49,15 +55,17 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
       active: False (every process but the first) writes nothing at all.
     """
     if not active:
-        return Writer(lambda kind, step, values: None, lambda: None)
+        return Writer(lambda kind, step, values: None, lambda: None, lambda: None)
     path = workdir / "metrics.jsonl"
     truncate(path, step)
-    file = path.open("a", encoding="utf-8")
+    file = path.open("ab", buffering=0)  # nothing is left behind in a buffer when a write fails
     events = _events(workdir / "tensorboard", step) if tensorboard else None
 
     def write(kind: str, step: int, values: Mapping[str, Any]) -> None:
-        file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n")
-        file.flush()
+        line = (json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n").encode()
+        with told(path):
+            if (written := file.write(line)) != len(line):
+                raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written")
         if events is not None:
             for name, value in _scalars(values):
                 events.add_scalar(f"{kind}/{name}", value, step)
@@ -67,7 +75,7 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
         if events is not None:
             events.close()
 
-    return Writer(write, close)
+    return Writer(write, lambda: os.fsync(file.fileno()), close)
 
 
 class Bar(NamedTuple):
@@ -96,7 +104,8 @@ def open_bar(steps: int, done: int, *, active: bool) -> Bar:
 
 def begin(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes the run directory and writes config and environment, where an earlier start has not."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    with told(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "env.json").exists():
         write_json(workdir / "env.json", environment())
     if not (workdir / "config.json").exists():
@@ -107,14 +116,33 @@ def read_json(path: Path) -> Any:
     """A JSON file's value, None where there is no file.
 
     Raises:
-      ValueError: the file is not JSON.
+      ValueError: the file is not JSON, or no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+SUMMARY = ("test_accuracy", "steps", "seed", "method", "final_sparsity", "flops_inference_x_dense", "seconds")
+"""Fields of `summary.json` that commands read."""
+
+
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, None for an unfinished one.
+
+    Raises:
+      ValueError: the file is damaged; it names the fields that are missing.
+    """
+    summary = read_json(workdir / "summary.json")
+    if summary is not None and (missing := [name for name in SUMMARY if name not in summary]):
+        raise ValueError(f"{workdir / 'summary.json'}: expected the summary of a run, it lacks {', '.join(missing)}")
+    return summary
 
 
 def _events(directory: Path, step: int) -> Any:
@@ -143,24 +171,47 @@ def read_lines(path: Path) -> list[Line]:
     """The lines of a metrics file. A last line that is cut short is left out.
 
     Raises:
-      ValueError: a line that is not JSON, other than the last.
+      ValueError: a line that is not JSON, or no object with a "step" and a "kind", other than the last.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     found = []
     for i, line in enumerate(lines):
         try:
-            found.append(json.loads(line))
+            value = json.loads(line)
         except json.JSONDecodeError as error:
             if i + 1 < len(lines):
                 raise ValueError(f"{path.name}: line {i + 1} is not JSON: {error}") from None
+            continue
+        if not isinstance(value, dict) or not isinstance(value.get("step"), int) or "kind" not in value:
+            raise ValueError(f'{path.name}: line {i + 1}: expected an object with "step" (int) and "kind"')
+        found.append(value)
     return found
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes the whole file or none of it."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with told(path):
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while writing into one line that names the file and what is left.
+
+    Raises:
+      OSError: in place of the one that came.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"records: cannot write {path}: {error.strerror or error}; checkpoints written before are intact"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -216,12 +267,14 @@ def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False
     Raises:
       ValueError: the run is not finished.
     """
-    if not (run / "summary.json").exists():
+    if read_summary(run) is None:
         raise ValueError(f"export: {run.name} is not finished, it has no summary.json")
+    if absent := [name for name in ("config.json", "env.json", "metrics.jsonl") if not (run / name).exists()]:
+        raise ValueError(f"export: {run.name} has no {absent[0]}")
     target = records / run.name
     target.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "env.json", "summary.json"):
-        value = json.loads((run / name).read_text(encoding="utf-8"))
+        value = read_json(run / name)
         if name == "config.json" and isinstance(value.get("dataset"), dict):
             value["dataset"].pop("data_dir", None)  # a path of the machine the run was made on
         write_json(target / name, value)
@@ -242,17 +295,22 @@ def _rounded(value: Any) -> Any:
     return {k: _rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """`python -m experiments.records runs/fashion_mnist experiments/records/fashion_mnist` exports finished runs."""
     parser = argparse.ArgumentParser(description="Copy what is worth committing of the finished runs of a study.")
     parser.add_argument("study", type=Path, help="folder of run directories")
     parser.add_argument("records", type=Path, help="folder to write to")
-    arguments = parser.parse_args()
-    for summary in sorted(arguments.study.glob("*/summary.json")):
-        # One seed's pictures are enough to look at.
-        first = json.loads(summary.read_text(encoding="utf-8"))["seed"] == 0
-        print(export(summary.parent, arguments.records, pictures=first).name)
+    arguments = parser.parse_args(argv)
+    try:
+        for path in sorted(arguments.study.glob("*/summary.json")):
+            summary = read_summary(path.parent) or {}
+            # One seed's pictures are enough to look at.
+            print(export(path.parent, arguments.records, pictures=summary.get("seed") == 0).name)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,8 +18,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from experiments import build, measure
+from experiments import build, measure, sharding
 from experiments.data import Data
+from experiments.finite import SKIP, finite, left_out
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree
 from rigl_jax.execution import PackedTraining
@@ -37,7 +38,8 @@ class TrainState(NamedTuple):
       opt_state: `rx.SparseState`, or the bare optax state of a dense run.
       key: typed key for dropout, never advanced: each step folds its number in.
       explored: masks of the weights that were ever active; None for a dense run.
-      totals: sums of the training metrics since the last line, {"loss", "accuracy", "steps"}: float32 scalars.
+      totals: sums of the training metrics since the last line, {"loss", "accuracy", "steps"}, of the batches left out,
+        "skipped", and of those among them that would have updated weights, "missed": float32 scalars.
     """
 
     step: Array
@@ -60,7 +62,7 @@ class Task(NamedTuple):
       tx: what updates the weights; takes `rewire=bool`.
       packed: the same on packed weights, None for a masked or dense run.
       schedule: learning rate by weight updates done.
-      mesh: the devices, along one axis "data".
+      mesh: the devices; batches are split along its axis "data".
     """
 
     config: dict[str, Any]
@@ -87,8 +89,11 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = No
     config = build.check(config)
     devices = jax.devices() if devices is None else devices
     batch_size = config["dataset"]["batch_size"]
-    if batch_size % len(devices):
-        raise ValueError(f"config.dataset.batch_size: {batch_size} examples do not divide among {len(devices)} devices")
+    mesh = sharding.mesh(config["mesh"], devices)
+    if batch_size % mesh.shape["data"]:
+        raise ValueError(
+            f"config.dataset.batch_size: {batch_size} examples do not divide among {mesh.shape['data']} devices"
+        )
     data = build.data(config)
     model = build.model(config, data.num_classes)
     image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
@@ -98,7 +103,6 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = No
     tx, packed = build.training(config, build.optimizer(config, shapes), algorithm, _key(config, "masks"))
     if packed and len(devices) > 1:
         raise ValueError(f"config.execution: packed weights are trained on one device, got {len(devices)}")
-    mesh = Mesh(np.asarray(devices), ("data",))
     return Task(config, data, model, plan, algorithm, tx, packed, build.learning_rate(config), mesh)
 
 
@@ -129,7 +133,7 @@ def init(task: Task) -> TrainState:
 
 
 def _no_totals() -> dict[str, Array]:
-    return {name: jnp.zeros((), jnp.float32) for name in ("loss", "accuracy", "steps")}
+    return {name: jnp.zeros((), jnp.float32) for name in ("loss", "accuracy", "steps", "skipped", "missed")}
 
 
 def masks(state: TrainState) -> Masks | None:
@@ -169,7 +173,7 @@ def loss_of(
     )
     loss = jnp.mean(cross_entropy(logits, batch["label"], task.config["label_smoothing"]))
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-    metrics = {"loss": loss, "accuracy": accuracy, "steps": jnp.float32(1)}
+    metrics = {**_no_totals(), "loss": loss, "accuracy": accuracy, "steps": jnp.float32(1)}
     return loss, (metrics, mutated.get("batch_stats", {}))
 
 
@@ -181,7 +185,6 @@ def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> 
 
     grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params, rewire=rewire)
-    now: Any = opt_state
     after = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -189,8 +192,12 @@ def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> 
         opt_state=opt_state,
         totals=jax.tree.map(jnp.add, state.totals, metrics),
     )
+    if task.config["on_nonfinite"] == SKIP:
+        updates_weights = not (rewire and task.algorithm is not None and task.algorithm.skip_step)
+        after = left_out(finite((metrics["loss"], grads)), after, state, updates=updates_weights)
     if not rewire:
         return after, None
+    now: Any = after.opt_state
     explored = measure.union(state.explored, now.masks)
     counts = measure.counts(state.opt_state.masks, now.masks, explored)
     return after._replace(explored=explored), counts
@@ -209,7 +216,7 @@ def eval_step(task: Task, apply: Callable[..., Any], state: TrainState, batch: B
 
 
 class Compiled(NamedTuple):
-    """The jitted functions, over the mesh: batches split, everything else whole on every device.
+    """The jitted functions, over the mesh: batches split, the state as `config.sharding` says, all else whole.
 
     Steps and evaluation take the state in the form that runs, which `enter` makes of a masked state and `leave` turns
     back; in a masked run they are one. Everything else (checkpoints, records) knows masked states only.
@@ -232,19 +239,22 @@ def compile_task(task: Task) -> Compiled:
     whole = NamedSharding(task.mesh, PartitionSpec())
     split = NamedSharding(task.mesh, PartitionSpec("data"))
     jit = functools.partial(jax.jit, out_shardings=whole)
+    shapes = jax.eval_shape(functools.partial(init, task))
+    laid = sharding.shardings(task.config["sharding"], shapes, shapes.params, task.mesh)
 
     def place(batch: Batch) -> Batch:
         return {name: jax.make_array_from_process_local_data(split, value) for name, value in batch.items()}
 
     def abstract() -> TrainState:
-        shapes = jax.eval_shape(functools.partial(init, task))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, laid)
 
     return Compiled(
-        init=jit(functools.partial(init, task)),
+        init=jit(functools.partial(init, task), out_shardings=laid),
         abstract=abstract,
         steps={
-            rewire: jit(functools.partial(train_step, task, rewire=rewire), donate_argnums=0)
+            rewire: jit(
+                functools.partial(train_step, task, rewire=rewire), out_shardings=(laid, whole), donate_argnums=0
+            )
             for rewire in (False, True)
         },
         evaluate=jit(functools.partial(eval_step, task, task.model.apply)),

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import checkpoint, measure, records
+from experiments import checkpoint, guard, measure, records, sharding
 from experiments.build import check
+from experiments.finite import SKIP, finite
 from experiments.packed import compile_packed
 from experiments.steps import Compiled, Task, TrainState, compile_task, evaluate, masks, prepare
 from rigl_jax import trees
@@ -23,7 +24,11 @@ from rigl_jax.base import Array, PyTree
 
 
 def train(
-    config: Mapping[str, Any], workdir: str | Path, *, devices: Sequence[jax.Device] | None = None
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    interrupted: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
     """Trains, or goes on training, and writes a run directory (see `experiments.records`).
 
@@ -34,13 +39,17 @@ def train(
       config: see `configs/common.py`; an `ml_collections.ConfigDict` or any mapping.
       workdir: the run directory, made if missing.
       devices: to train on; all by default. The batch is split among them.
+      interrupted: asked after every step; on True the run saves a checkpoint there and ends, to be resumed. Processes
+        that train together must get the answer at the same step.
 
     Returns:
-      What `summary.json` holds. With `config.stop_at` it is that of the unfinished run, which is not written.
+      What `summary.json` holds. Interrupted, or with `config.stop_at`, it is that of the unfinished run, which is not
+      written.
 
     Raises:
       ValueError: anything wrong with the config, or a workdir that holds a run of another config.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a loss, gradient or weight is not finite; names step, leaf and the last good checkpoint.
+      OSError: the run directory cannot be written; earlier checkpoints are intact.
 
     Example::
 
@@ -50,9 +59,10 @@ def train(
     """
     config, workdir, started = check(config), Path(workdir), time.monotonic()
     before = records.read_json(workdir / "config.json")
-    if before is not None:
+    if before is not None and checkpoint.differences(before, config):
+        prepare(config, devices)  # what is wrong with the config itself is told first
         checkpoint.check_config(before, config)
-    summary = records.read_json(workdir / "summary.json")
+    summary = records.read_summary(workdir)
     if summary is not None:
         return summary
     task = prepare(config, devices)
@@ -64,12 +74,14 @@ def train(
         state, facts = store.restore(compiled.abstract()) or (compiled.init(), {})
         journal = Journal(task, compiled, workdir, state, facts, started)
         try:
-            state = _loop(task, compiled, state, journal, store)
+            state = _loop(task, compiled, state, journal, store, interrupted)
+        except FloatingPointError as error:
+            raise FloatingPointError(_explain(task, compiled, store, journal.step, str(error))) from None
         finally:
             journal.close()
-        summary = journal.summary(state)
     finally:
-        store.close()
+        store.close()  # before anything else: whoever was interrupted has little time left
+    summary = journal.summary(state)
     # Written last: whoever finds it finds everything.
     if jax.process_index() == 0 and summary["steps"] == config["steps"]:
         records.write_json(workdir / "summary.json", summary)
@@ -77,26 +89,66 @@ def train(
 
 
 def _loop(
-    task: Task, compiled: Compiled, state: TrainState, journal: Journal, store: checkpoint.Checkpoints
+    task: Task,
+    compiled: Compiled,
+    state: TrainState,
+    journal: Journal,
+    store: checkpoint.Checkpoints,
+    interrupted: Callable[[int], bool],
 ) -> TrainState:
     """From the state's step to the last. Everything about a step is written before its checkpoint."""
     config, first = task.config, int(state.step)
     steps, every = config["steps"], config["checkpoint_every"]
     last = min(steps, config["stop_at"] or steps)
+    watch = guard.open_guard(task, compiled, state)
     batches, state = task.data.train(first), compiled.enter(state)
     for done in range(first + 1, last + 1):
         rewire = task.algorithm is not None and bool(task.algorithm.due(done - 1))
         state, counts = compiled.steps[rewire](state, compiled.place(next(batches)))
+        if rewire and jax.process_count() > 1:
+            sharding.check_agreement(checkpoint.digest(masks(compiled.leave(state))), done)
         journal.stepped(done, counts)
+        watch.looked(done, state, rewire)
         if done % config["log_every"] == 0 or done == steps:
+            watch.settle()
             state = state._replace(totals=journal.trained(done, state.totals))
         if done % config["eval_every"] == 0 or done == steps:
             journal.evaluated(done, state)
         if done == steps:
             journal.pictured(done, compiled.leave(state))
-        if done == last or (every and done % every == 0):
+        stop = done == last or interrupted(done)
+        if stop or (every and done % every == 0):
+            watch.settle()
+            _check_state(state, done)
             store.save(done, compiled.leave(state), journal.facts(), journal.accuracy(done))
+        if stop:
+            break
     return compiled.leave(state)
+
+
+def _check_state(state: TrainState, step: int) -> None:
+    """Keeps a state that is lost from becoming the last good checkpoint."""
+    inner = state.opt_state if state.explored is None else state.opt_state.inner
+    if not bool(_finite((state.params, state.batch_stats, inner, state.totals))):
+        raise FloatingPointError(f"train: the weights are not finite at step {step}")
+
+
+def _explain(task: Task, compiled: Compiled, store: checkpoint.Checkpoints, step: int, said: str) -> str:
+    """What the error of a run says in which something is not finite: step, leaf, and where the last good state is."""
+    if task.config["on_nonfinite"] == SKIP:
+        return f"{said}, although batches that are not finite are skipped; a lower learning rate may help"
+    found = store.restore(compiled.abstract())
+    state = compiled.init() if found is None else found[0]
+    good = "there is no checkpoint" if found is None else f"the last good checkpoint is that of step {int(state.step)}"
+    # Nothing found: the test loss alone is too large, or the failure did not come again.
+    seen = f"{said.removeprefix('train: ').split(';')[0]}, with finite gradients and weights when repeated"
+    return (
+        f"train: {guard.diagnose(task, compiled, state, step) or seen}; {good}. A lower learning rate may help, and "
+        "config.on_nonfinite=skip leaves such batches out"
+    )
+
+
+_finite = jax.jit(finite)
 
 
 class Journal:
@@ -115,7 +167,8 @@ class Journal:
         self.first = int(state.step) if facts else -1
         self.started = started - facts.get("seconds", 0.0)
         self.evals: list[list[float]] = facts.get("evals", [])  # [step, loss, accuracy]
-        done = max(self.first, 0)
+        self.skipped, self.missed = facts.get("skipped", 0), facts.get("missed", 0)
+        self.step = done = max(self.first, 0)
         self.rewired = 0 if task.algorithm is None else int(np.sum(task.algorithm.due(np.arange(done))))
         self.pending: list[tuple[int, Array]] = []
         self.since, self.since_step = time.monotonic(), done
@@ -135,6 +188,7 @@ class Journal:
 
     def stepped(self, step: int, counts: Array | None) -> None:
         """Keeps the counts of a rewiring, on the device, until the next line."""
+        self.step = step
         if counts is not None:
             self.rewired += 1
             self.pending.append((step, counts))
@@ -152,24 +206,27 @@ class Journal:
         """A train line: means since the last one. Returns the totals to go on with."""
         values = {name: float(value) for name, value in jax.device_get(totals).items()}
         self.flush()
-        loss, accuracy = values["loss"] / values["steps"], values["accuracy"] / values["steps"]
-        records.check_finite(loss, step)
+        taken = values["steps"]  # 0 where every batch since the last line was skipped: there is no mean then
+        loss, accuracy = (values[name] / taken if taken else None for name in ("loss", "accuracy"))
+        records.check_finite(loss or 0.0, step)
+        self.skipped, self.missed = self.skipped + int(values["skipped"]), self.missed + int(values["missed"])
         examples = (step - self.since_step) * self.task.config["dataset"]["batch_size"]
         line = {
             "loss": loss,
             "accuracy": accuracy,
             "learning_rate": self.learning_rate(step),
             "examples_per_s": examples / max(time.monotonic() - self.since, 1e-9),
+            **({"skipped": int(values["skipped"])} if self.task.config["on_nonfinite"] == SKIP else {}),
         }
         self.writer.write("train", step, line)
         self.since, self.since_step = time.monotonic(), step
-        self._show(f"train {100 * accuracy:.1f} %")
+        self._show(f"train {100 * accuracy:.1f} %" if accuracy is not None else "")
         return self.compiled.no_totals()
 
     def learning_rate(self, step: int) -> float:
-        """The rate of the last weight update; steps that a rewiring skipped do not count."""
+        """The rate of the last weight update; steps without one do not count."""
         skipped = self.rewired if self.task.algorithm is not None and self.task.algorithm.skip_step else 0
-        return float(self.compiled.rate(max(step - skipped - 1, 0)))
+        return float(self.compiled.rate(max(step - skipped - self.missed - 1, 0)))
 
     def evaluated(self, step: int, state: TrainState) -> None:
         """An eval line."""
@@ -189,7 +246,7 @@ class Journal:
         self.flush()
         name = measure.first_layer(self._forward(state), state.params, self._image(), set(self.shapes))
         mask = trees.named_leaves(masks(state))[name]
-        self.writer.write("first_layer", step, measure.picture(name, jax.device_get(mask)))
+        self.writer.write("first_layer", step, measure.picture(name, sharding.gather(mask)))
 
     def _show(self, train: str = "") -> None:
         test = f"test {100 * self.evals[-1][2]:.1f} %" if self.evals else ""
@@ -203,7 +260,13 @@ class Journal:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the state."""
         self.flush()
-        return {"seconds": time.monotonic() - self.started, "evals": self.evals}
+        self.writer.sync()
+        return {
+            "seconds": time.monotonic() - self.started,
+            "evals": self.evals,
+            "skipped": self.skipped,
+            "missed": self.missed,
+        }
 
     def close(self) -> None:
         """Closes the files."""
@@ -226,7 +289,7 @@ class Journal:
             self._forward(state),
             state.params,
             self._image(),
-            masks=jax.device_get(masks(state)),
+            masks=sharding.gather(masks(state)),
             algorithm=self.task.algorithm,
             steps=config["steps"],
         )
@@ -246,4 +309,5 @@ class Journal:
             "seconds": round(time.monotonic() - self.started, 2),
             "final_sparsity": final["sparsity"],
             "explored": final["explored"],
+            "skipped": self.skipped,
         }

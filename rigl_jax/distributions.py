@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Distribution, Leaf, Plan, PyTree, Shape, Structure
 from rigl_jax.structures import unstructured
 
@@ -29,6 +29,7 @@ def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
     {'a': 0.7, 'b': 0.7}
     """
     _check_sparsity("uniform", sparsity)
+    _check_shapes("uniform", shapes)
     return dict.fromkeys(shapes, sparsity)
 
 
@@ -44,6 +45,7 @@ def erdos_renyi(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float
     >>> {k: round(v, 6) for k, v in erdos_renyi({"a": (8, 6), "b": (4, 3)}, 0.7).items()}
     {'a': 0.736111, 'b': 0.472222}
     """
+    _check_shapes("erdos_renyi", shapes)
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(f"erdos_renyi: leaf {name!r} must have 2 axes or more, got shape {shape}")
@@ -73,6 +75,8 @@ def erk(shapes: Mapping[str, Shape], sparsity: float, *, power: float = 1.0) -> 
     >>> {k: round(v, 6) for k, v in erk(shapes, 0.9).items()}
     {'1': 0.920432, '2': 0.769811, '3': 0.0}
     """
+    _check_shapes("erk", shapes)
+    power = checks.number("erk", "power", power, "must be from -100 to 100", lambda found: abs(found) <= 100)
     return _proportional("erk", shapes, shapes, sparsity, power)
 
 
@@ -98,7 +102,16 @@ def _proportional(
 
 def _check_sparsity(who: str, sparsity: float) -> None:
     if not isinstance(sparsity, (int, float, np.floating)) or not 0 <= sparsity < 1:
-        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {sparsity}")
+        given = f"{sparsity!r}" if isinstance(sparsity, str) else f"{sparsity}"
+        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {given}")
+
+
+def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> None:
+    if not isinstance(shapes, Mapping):
+        raise ValueError(f"{who}: shapes must be {{name: shape}}, got {type(shapes).__name__}")
+    for name, shape in shapes.items():
+        if not isinstance(shape, (tuple, list)) or not shape or not all(checks.is_whole(size, 1) for size in shape):
+            raise ValueError(f"{who}: leaf {name!r} must have a shape of whole numbers, at least 1 each, got {shape!r}")
 
 
 def is_maskable(name: str, shape: Shape) -> bool:
@@ -152,6 +165,9 @@ def make_plan(
     _check_sparsity("make_plan", sparsity)
     if not callable(distribution):
         raise ValueError(f"make_plan: distribution must be a function such as rx.erk, got {distribution!r}")
+    checks.functions("make_plan", rounding=rounding)
+    if not isinstance(sparsities, (Mapping, type(None))):
+        raise ValueError(f"make_plan: sparsities must be {{regex: sparsity}}, got {sparsities!r}")
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     structures = _structures(shapes, rules)
     sparse = {name: shapes[name] for name in structures}
@@ -182,10 +198,11 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None) -> dict[str, S
             name: unstructured() for name, shape in shapes.items() if is_maskable(name, shape)
         }
     else:
+        if not isinstance(rules, Sequence):
+            raise ValueError(f"make_plan: rules must be a sequence of pairs, got {rules!r}")
         for rule in rules:
-            if not (
-                isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[1], (Structure, type(None)))
-            ):
+            pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
+            if not pair or not isinstance(rule[1], (Structure, type(None))):
                 raise ValueError(
                     "make_plan: each rule must be a pair (regular expression, structure or None), such as "
                     f'(".*kernel", rx.unstructured()), got {rule!r}'
@@ -226,6 +243,8 @@ def _share(
             )
         sparsity = max(0.0, (sparsity * total - zeros) / size)
     shared = distribution(free, sparsity)
+    if not isinstance(shared, Mapping):
+        raise ValueError(f"make_plan: the distribution must give {{name: sparsity}}, got {shared!r}")
     if missing := [name for name in free if name not in shared]:
         raise ValueError(f"make_plan: the distribution gave no sparsity for {', '.join(missing)}")
     for name in free:
@@ -275,6 +294,7 @@ def describe(plan: Plan) -> str:
     w      8x6    unstructured       5    0.8958
     total                            5    0.8958
     """
+    checks.plan("describe", plan)
     rows = [("leaf", "shape", "structure", "active", "sparsity")]
     total = active = 0
     for leaf in plan.values():

@@ -23,7 +23,7 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Masks, PyTree, Shape
 
 Origin = dict[str, float] | None
@@ -116,6 +116,9 @@ def flops(
       >>> flops(lambda p, x: x @ p["w"], weights, jax.ShapeDtypeStruct((2, 4), jnp.float32)).macs
       {'w': 24.0}
     """
+    checks.functions("flops", apply=apply)
+    if while_trips is not None and not checks.is_whole(while_trips):
+        raise ValueError(f"flops: while_trips must be a whole number, 0 or more, got {while_trips!r}")
     leaves = trees.named_leaves(params)
     density = dict.fromkeys(leaves, 1.0) | ({} if masks is None else _densities(params, leaves, masks))
     jaxpr = jax.make_jaxpr(apply)(params, *inputs).jaxpr
@@ -151,9 +154,14 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
       >>> round(training_cost(snfs, sparse=0.2, dense=1.0, steps=10) / 3, 4)
       0.4667
     """
-    if steps < 1:
-        raise ValueError(f"training_cost: steps must be at least 1, got {steps}")
-    forward = np.asarray(sparse, np.float64)
+    checks.algorithm("training_cost", algorithm)
+    if not checks.is_whole(steps, 1):
+        raise ValueError(f"training_cost: steps must be at least 1, got {steps!r}")
+    dense = checks.number("training_cost", "dense", dense, "must be a number, at least 0", lambda found: found >= 0)
+    try:
+        forward = np.asarray(sparse, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"training_cost: sparse must be one number or [{steps}], got {sparse!r}") from None
     if forward.shape not in ((), (steps,)):
         raise ValueError(f"training_cost: sparse must be one number or [{steps}], got shape {forward.shape}")
     reads_dense = np.broadcast_to(np.asarray(algorithm.dense_grads(np.arange(steps))), (steps,))
@@ -167,6 +175,8 @@ def micronet_flops(counted: Flops) -> float:
     and a ReLU an output. Trace with a batch of one. The challenge's counter takes the output size of ResNet-50's first
     convolution from the padded image (115x115; the network computes 112x112): edit `products` to match its figures.
     """
+    if not isinstance(counted, Flops):
+        raise ValueError(f"micronet_flops: expected what rx.flops gives, got {type(counted).__name__}")
     density = {**counted.density, None: 1.0}
     return math.fsum(2 * p.macs * density[p.name] + p.outputs for p in counted.products)
 
@@ -182,6 +192,8 @@ def micronet_bits(shapes: Mapping[str, Shape], density: Mapping[str, float]) -> 
       density: fraction of active weights by name; absent means 1.
     """
     kept = {name: density.get(name, 1.0) for name in shapes}
+    for name, value in kept.items():
+        checks.number("micronet_bits", f"density of {name!r}", value, "must be in [0, 1]", lambda d: 0 <= d <= 1)
     return math.fsum(math.prod(s) * (32 * kept[name] + (kept[name] < 1)) + 32 * s[-1] for name, s in shapes.items())
 
 

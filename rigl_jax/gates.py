@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from rigl_jax import checks
 from rigl_jax.base import Array, PyTree
 
 # The hard concrete distribution as in Louizos et al.: temperature, and the interval it is stretched to.
@@ -33,6 +34,9 @@ def hard_concrete(key: Array, log_alpha: Array) -> Array:
     Returns:
       float[...] in [0, 1].
     """
+    key = checks.key("hard_concrete", key)
+    if not jnp.issubdtype(getattr(log_alpha, "dtype", object), jnp.floating):
+        raise ValueError(f"hard_concrete: log_alpha must be an array of floats, got {log_alpha!r}")
     # Away from 0 and 1, where the logit is infinite. In float32 at least: 1 - 1e-6 is 1 in bfloat16.
     u = jax.random.uniform(key, log_alpha.shape, jnp.float32, 1e-6, 1 - 1e-6)
     open_ = jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + log_alpha) / BETA)
@@ -80,6 +84,7 @@ def log_alpha(weights: Array, log_sigma2: Array) -> Array:
     Returns:
       float[...], clipped to [-8, 8] as in the authors' code, so that a weight of 0 has a gradient and a finite value.
     """
+    checks.same_shape("log_alpha", jnp.shape(weights), weights=weights, log_sigma2=log_sigma2)
     return jnp.clip(log_sigma2 - jnp.log(jnp.square(weights) + 1e-8), -8, 8)
 
 
@@ -116,6 +121,11 @@ def variational_matmul(key: Array, x: Array, weights: Array, log_sigma2: Array) 
     Returns:
       float[batch, out].
     """
+    checks.same_shape("variational_matmul", jnp.shape(weights), weights=weights, log_sigma2=log_sigma2)
+    if jnp.ndim(weights) != 2 or jnp.ndim(x) < 1 or jnp.shape(x)[-1] != weights.shape[0]:
+        raise ValueError(
+            f"variational_matmul: x must be [batch, in] and weights [in, out], got {jnp.shape(x)} and {weights.shape}"
+        )
     mean, variance = x @ weights, jnp.square(x) @ jnp.exp(log_sigma2)
     # The root has no gradient at 0, where all of x is.
     return mean + jnp.sqrt(variance + 1e-8) * jax.random.normal(key, mean.shape, mean.dtype)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rigl_jax import checks
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
 
 
@@ -61,8 +62,9 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
     >>> [step for step in range(150) if algorithm.dense_grads(step)]
     [0, 98, 99, 100]
     """
-    if n < 1:
-        raise ValueError(f"accumulate_growth: n must be at least 1 step, got {n}")
+    checks.algorithm("accumulate_growth", algorithm)
+    if not checks.is_whole(n, 1):
+        raise ValueError(f"accumulate_growth: n must be a whole number of steps, at least 1, got {n!r}")
 
     def window(step: Any) -> Any:
         return functools.reduce(operator.or_, [algorithm.due(step + i) for i in range(n)])

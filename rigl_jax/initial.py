@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
 
 
@@ -29,6 +29,10 @@ def rescale_init(params: PyTree, masks: Masks, axis: int = -1) -> PyTree:
     >>> rescale_init(params, masks)["w"][0].tolist()
     [2.0, 1.0]
     """
+    checks.masks("rescale_init", masks, params)
+    for name, mask in trees.named_leaves(masks).items():
+        if not isinstance(axis, int) or not -mask.ndim <= axis < mask.ndim:
+            raise ValueError(f"rescale_init: axis must be one of leaf {name!r} of shape {mask.shape}, got {axis!r}")
 
     def one(mask: Array, p: Array) -> Array:
         rest = tuple(i for i in range(mask.ndim) if i != axis % mask.ndim)

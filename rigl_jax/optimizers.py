@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.sparsify import SparseState, _restart, apply_masks
 
@@ -60,6 +60,9 @@ def per_weight_adam(
     >>> updates["w"].round(3).tolist() == [-jnp.float32(0.1), jnp.float32(0.1)]
     True
     """
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not callable(value) and not isinstance(value, jax.Array):
+            checks.number("per_weight_adam", name, value, "must be a number or a schedule", lambda found: True)
     decay = [] if _is_zero(weight_decay) else [optax.add_decayed_weights(weight_decay)]
     adam = scale_by_per_weight_adam(b1, b2, eps, warmup=warmup)
     return optax.with_extra_args_support(optax.chain(adam, *decay, optax.scale_by_learning_rate(learning_rate)))
@@ -74,10 +77,13 @@ def scale_by_per_weight_adam(
       ValueError: b1 or b2 outside [0, 1), or a negative warmup.
     """
     for name, value in (("b1", b1), ("b2", b2)):
-        if isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise ValueError(f"per_weight_adam: {name} is a decay rate, in [0, 1), got {value}")
-    if isinstance(warmup, int) and warmup < 0:
-        raise ValueError(f"per_weight_adam: warmup must be a number of steps, 0 or more, got {warmup}")
+        if not isinstance(value, jax.Array):  # under inject_hyperparams
+            checks.number("per_weight_adam", name, value, "is a decay rate, in [0, 1)", lambda found: 0 <= found < 1)
+    if not isinstance(eps, jax.Array):
+        checks.number("per_weight_adam", "eps", eps, "must be at least 0", lambda found: found >= 0)
+    if not isinstance(warmup, jax.Array):
+        whole = "must be a whole number of steps, 0 or more"
+        checks.number("per_weight_adam", "warmup", warmup, whole, lambda found: found >= 0 and found == int(found))
 
     def init(params: PyTree) -> PerWeightAdamState:
         return PerWeightAdamState(
@@ -143,6 +149,13 @@ def with_masters(
     >>> float(params["w"]), round(float(state.masters["w"]), 4)
     (0.99609375, 0.996)
     """
+    checks.optimizer("with_masters", inner)
+    try:
+        wide = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        wide = False
+    if not wide:
+        raise ValueError(f"with_masters: dtype must be a floating-point type, got {dtype!r}")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> MasterState:
@@ -181,8 +194,13 @@ def sparse_average(average: PyTree, params: PyTree, masks: Masks, decay: float =
     >>> sparse_average({"w": jnp.array([1.0, 1.0])}, {"w": jnp.array([2.0, 0.0])}, masks, 0.5)["w"].tolist()
     [1.5, 0.0]
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"sparse_average: decay must be in [0, 1), got {decay}")
+    if not isinstance(decay, jax.Array):
+        checks.number("sparse_average", "decay", decay, "must be in [0, 1)", lambda found: 0 <= found < 1)
+    checks.masks("sparse_average", masks, params)
+    so_far = trees.named_leaves(average)
+    for name, p in trees.named_leaves(params).items():
+        if name not in so_far or jnp.shape(so_far[name]) != jnp.shape(p):
+            raise ValueError(f"sparse_average: the average must be parallel to params, got another leaf {name!r}")
     return apply_masks(optax.incremental_update(params, average, 1 - decay), masks)
 
 
@@ -216,15 +234,14 @@ def replace_masks(
     >>> params["w"].tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
+    checks.optimizer("replace_masks", inner)
+    if not isinstance(state, SparseState):
+        raise ValueError(f"replace_masks: the state must be that of sparsify, got {type(state).__name__}")
     expected, given = trees.named_leaves(state.masks), trees.named_leaves(masks)
     if expected.keys() != given.keys():
         raise ValueError(f"replace_masks: masks must be of {', '.join(expected)}, got those of {', '.join(given)}")
     for name, mask in given.items():
-        if (mask.shape, mask.dtype) != (expected[name].shape, jnp.bool_):
-            raise ValueError(
-                f"replace_masks: the mask of {name!r} must be bool{list(expected[name].shape)}, "
-                f"got {mask.dtype}{list(mask.shape)}"
-            )
+        checks.mask("replace_masks", name, mask, expected[name])
     masks = jax.tree.map(jnp.asarray, masks)
     both = jax.tree.map(jnp.logical_and, masks, state.masks)
     params = apply_masks(params, masks)

@@ -29,6 +29,10 @@ def redistribute(amount: Any, weights: Array, room: Array) -> Array:
     >>> redistribute(10, jnp.array([3.0, 1.0, 0.0]), jnp.array([5, 9, 9])).tolist()
     [5, 5, 0]
     """
+    if jnp.shape(weights) != jnp.shape(room) or jnp.ndim(room) != 1:
+        raise ValueError(
+            f"redistribute: weights and room must be of one shape [n], got {jnp.shape(weights)} and {jnp.shape(room)}"
+        )
     room = jnp.maximum(jnp.asarray(room, jnp.int32), 0)
     weights = jnp.nan_to_num(jnp.asarray(weights, jnp.float32), nan=0.0)
     amount = jnp.clip(jnp.asarray(amount, jnp.int32), 0, jnp.sum(room))

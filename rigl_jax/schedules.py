@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from rigl_jax import checks
 
 
 def every(period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True) -> Callable[[Any], Any]:
@@ -32,12 +33,7 @@ def every(period: int, *, start: int = 0, stop: int | None = None, include_stop:
     >>> [step for step in range(400) if due(step)]
     [0, 100, 200]
     """
-    if not isinstance(period, (int, np.integer)) or period < 1:
-        raise ValueError(f"every: period must be a whole number of steps, at least 1, got {period}")
-    if start < 0:
-        raise ValueError(f"every: start must be a step, 0 or later, got {start}")
-    if stop is not None and stop < start:
-        raise ValueError(f"every: stop must not be before start={start}, got {stop}")
+    checks.steps("every", period=period, start=start, stop=stop)
 
     def due(step: Any) -> Any:
         fires = (step >= start) & ((step - start) % period == 0)
@@ -63,8 +59,10 @@ def uncounted(
     >>> [(call, clock(call)) for call in range(400) if due(call)]
     [(0, 0), (101, 100), (202, 200)]
     """
-    base = every(period, start=start, stop=stop, include_stop=include_stop)
-    rewirings = None if stop is None else sum(1 for t in range(start, stop + 1, period) if base(t))
+    checks.steps("every", period=period, start=start, stop=stop)
+    if stop is not None and not checks.is_whole(stop):
+        raise ValueError(f"uncounted: stop must be a whole step, got {stop!r}")
+    rewirings = None if stop is None else max(0, (stop - (not include_stop) - start) // period + 1)
     last = None if rewirings is None else start + (rewirings - 1) * (period + 1)
     if rewirings == 0:
         return never, lambda call: call
@@ -95,13 +93,19 @@ def cosine(fraction: float, stop: int | None) -> optax.Schedule:
     >>> round(float(cosine(0.3, 1000)(500)), 6)
     0.15
     """
+    fraction = checks.number("cosine", "fraction", fraction, "must be in [0, 1]", lambda f: 0 <= f <= 1)
     if stop is None or stop == 0:
         return optax.constant_schedule(fraction)
+    checks.number("cosine", "stop", stop, "must be a step, 0 or later, or None", lambda found: found > 0)
     return optax.cosine_decay_schedule(fraction, stop)
 
 
 def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Schedule:
     """Drop fraction `fraction * (1 - step / stop) ** power` (appendix G of the paper), 0 from `stop` on."""
+    fraction = checks.number("inverse_power", "fraction", fraction, "must be in [0, 1]", lambda f: 0 <= f <= 1)
+    power = checks.number("inverse_power", "power", power, "must be above 0", lambda found: found > 0)
+    if not checks.is_whole(stop, 1):
+        raise ValueError(f"inverse_power: stop must be a step, 1 or later, got {stop!r}")
     return optax.polynomial_schedule(fraction, 0.0, power, stop)
 
 
@@ -117,8 +121,10 @@ def cubic(initial: float, final: float, start: int, stop: int) -> optax.Schedule
     >>> [round(float(cubic(0.0, 0.8, 100, 200)(step)), 6) for step in (0, 100, 150, 200, 300)]
     [0.0, 0.0, 0.7, 0.8, 0.8]
     """
-    if stop <= start:
-        raise ValueError(f"cubic: stop must be after start={start}, got {stop}")
+    for name, value in (("initial", initial), ("final", final)):
+        checks.number("cubic", name, value, "is a sparsity, in [0, 1]", lambda found: 0 <= found <= 1)
+    checks.number("cubic", "start", start, "must be a step", lambda found: True)
+    checks.number("cubic", "stop", stop, f"must be after start={start}", lambda found: found > start)
 
     def schedule(step: Any) -> Any:
         share = jnp.clip((stop - step) / (stop - start), 0, 1) ** 3
@@ -141,8 +147,8 @@ def stretch(schedule: optax.Schedule, factor: float) -> optax.Schedule:
     >>> [float(warmed(step)) for step in (0, 25, 50)]
     [0.0, 0.5, 1.0]
     """
-    if not factor > 0:
-        raise ValueError(f"stretch: factor must be above 0, got {factor}")
+    checks.functions("stretch", schedule=schedule)
+    factor = checks.number("stretch", "factor", factor, "must be above 0", lambda found: found > 0)
 
     def slow(step: Any) -> Any:
         position = step / factor

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Signals
 from rigl_jax.resting import rests
 
@@ -53,6 +54,10 @@ def sparsify(
     `sparsify` is the outermost transformation. Weight decay, clipping, accumulation and averaging go inside `inner`;
     a transformation around it would scale the updates that set weights to 0. `check_masked` finds such a mistake.
 
+    Under `jax.vmap(tx.init)` all members of an ensemble draw the same masks, for there is one key. Give each member its
+    own: `jax.vmap(lambda key, params: sparsify(inner, algorithm, key=key).init(params))(keys, params)`; `update` takes
+    the key from the state, so any of these transformations serves them all.
+
     Args:
       inner: the optimizer. It sees the gradient and the weights of active positions only.
       algorithm: from `rigl`, `set_`, `static`, ...
@@ -83,8 +88,10 @@ def sparsify(
     >>> float(rx.sparsity(state.masks))
     0.5
     """
+    checks.optimizer("sparsify", inner)
+    checks.algorithm("sparsify", algorithm)
     inner = optax.with_extra_args_support(inner)
-    key = _own_key(key)
+    key = checks.key("sparsify", key)
 
     def init(params: PyTree) -> SparseState:
         first, later = jax.random.split(key)  # so that no step repeats the draws that made the first masks
@@ -105,6 +112,10 @@ def sparsify(
     ) -> tuple[PyTree, SparseState]:
         if params is None:
             raise ValueError("sparsify: update needs the params: tx.update(grads, state, params)")
+        if not isinstance(state, SparseState):
+            raise ValueError(f"sparsify: the state must be what tx.init gives, got {type(state).__name__}")
+        if not isinstance(rewire, (bool, np.bool_, type(None))):
+            raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {rewire!r}")
         grads = updates  # optax's name for what comes in
         _check_parallel(grads, params)
 
@@ -121,7 +132,7 @@ def sparsify(
 
         def hold() -> tuple[PyTree, PyTree]:
             shapes, _ = jax.eval_shape(train)
-            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), shapes), state.inner
+            return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), state.inner
 
         def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
             signals = Signals(optax.apply_updates(params, updates), grads, state.step, key)
@@ -217,6 +228,7 @@ def apply_masks(params: PyTree, masks: Masks) -> PyTree:
     >>> apply_masks({"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"w": jnp.array([True, False]), "b": None})
     {'b': Array([3.], dtype=float32), 'w': Array([1., 0.], dtype=float32)}
     """
+    checks.masks("apply_masks", masks, params)
     return trees.map_masked(lambda mask, p: jnp.where(mask, p, jnp.zeros((), p.dtype)), masks, params)
 
 
@@ -227,6 +239,7 @@ def straight_through(params: PyTree, masks: Masks) -> PyTree:
     >>> grad(jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
+    checks.masks("straight_through", masks, params)
     return trees.map_masked(lambda mask, p: _straight(p, mask), masks, params)
 
 
@@ -249,6 +262,8 @@ def sparsity(tree: PyTree) -> Array:
     0.75
     """
     leaves = jax.tree.leaves(tree)
+    if strange := [leaf for leaf in leaves if not hasattr(leaf, "dtype")]:
+        raise ValueError(f"sparsity: expected a tree of arrays, got a leaf {strange[0]!r}")
     total = sum(leaf.size for leaf in leaves)
     return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros(()))
 
@@ -266,20 +281,15 @@ def check_masked(params: PyTree, masks: Masks) -> None:
     for name, mask in found.items():
         if name not in arrays:
             raise ValueError(f"check_masked: params have no leaf {name!r}, for which there is a mask")
+        checks.mask("check_masked", name, mask, arrays[name])
+        if isinstance(arrays[name], jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+            raise ValueError(f"check_masked: leaf {name!r} is traced; call it outside of jit")
         stray = int(jnp.sum((arrays[name] != 0) & ~mask))
         if stray:
             raise ValueError(
                 f"check_masked: leaf {name!r} must be 0 off its mask, got {stray} other weights; "
                 "is something wrapped around sparsify, or apply_masks missing?"
             )
-
-
-def _own_key(key: Array) -> Array:
-    if not (isinstance(key, jax.Array) or hasattr(key, "dtype")):
-        raise ValueError(f"sparsify: key must be a PRNG key such as jax.random.key(0), got {type(key).__name__}")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(jnp.asarray(key))
 
 
 def _contains_sparse_state(state: PyTree) -> bool:
@@ -315,10 +325,20 @@ def _check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, p
 
 def _check_parallel(grads: PyTree, params: PyTree) -> None:
     expected, given = trees.named_leaves(params), trees.named_leaves(grads)
+    for name in given:
+        if name not in expected:
+            raise ValueError(f"sparsify: gradients must be parallel to params; they have a leaf {name!r} too many")
     for name, p in expected.items():
         if name not in given:
             raise ValueError(f"sparsify: gradients must be parallel to params; leaf {name!r} is missing")
+        dtype = jnp.result_type(given[name])
+        if jnp.issubdtype(jnp.result_type(p), np.floating) and not jnp.issubdtype(dtype, np.floating):
+            raise ValueError(f"sparsify: the gradient of leaf {name!r} must be real floating-point, got {dtype}")
         if jnp.shape(given[name]) != jnp.shape(p):
             raise ValueError(
                 f"sparsify: the gradient of leaf {name!r} must have shape {jnp.shape(p)}, got {jnp.shape(given[name])}"
             )
+    try:
+        jax.tree.structure(params).flatten_up_to(grads)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"sparsify: gradients must be parallel to params: {str(error).splitlines()[0]}") from None

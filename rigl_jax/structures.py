@@ -12,6 +12,7 @@ units, and does not overflow in float16.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 
 from rigl_jax.base import Array, Shape, Structure
 
@@ -86,6 +87,7 @@ def n_of_m(n: int, m: int, axis: int = -2) -> Structure:
     """
     name = f"n_of_m({n}, {m})" if axis == -2 else f"n_of_m({n}, {m}, axis={axis})"
     _check_sizes(name, n, m)
+    _check_whole(name, axis)
     if n > m:
         raise ValueError(f"{name}: n must be at most m, got {n} of {m}")
 
@@ -136,6 +138,7 @@ def channel(axis: int = -1) -> Structure:
     (1, 1, 1, 6)
     """
     name = "channel" if axis == -1 else f"channel(axis={axis})"
+    _check_whole(name, axis)
 
     def units(shape: Shape) -> Shape:
         at = _check_axis(name, shape, axis)
@@ -158,8 +161,17 @@ def _all(units: Shape) -> tuple[int, ...]:
 
 
 def _check_sizes(name: str, *sizes: int) -> None:
-    if not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise ValueError(f"{name}: sizes must be integers of at least 1")
+    if not all(_is_whole(size) and size >= 1 for size in sizes):
+        raise ValueError(f"{name}: sizes must be integers of at least 1, got {', '.join(map(repr, sizes))}")
+
+
+def _check_whole(name: str, axis: int) -> None:
+    if not _is_whole(axis):
+        raise ValueError(f"{name}: axis must be an integer such as -2, got {axis!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _check_rank(name: str, shape: Shape, least: int) -> None:

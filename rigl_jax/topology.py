@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
 from rigl_jax.quotas import redistribute as redistribute
 
@@ -49,8 +49,11 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     >>> select(jnp.array([3.0, 3.0, 3.0, 2.0]), 2).tolist()
     [True, True, False, False]
     """
-    axes = tuple(range(scores.ndim)) if axes is None else axes
     keys, bits = _candidates(scores, among)
+    axes = tuple(range(scores.ndim)) if axes is None else axes
+    if not isinstance(axes, tuple) or not all(axis in range(scores.ndim) for axis in axes):
+        raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {axes!r}")
+    _check_count("select", k)
     long = [axis for axis in axes if scores.shape[axis] > 1]
     if len(long) == 1 and scores.shape[long[0]] <= SMALL_GROUP:
         return (_rank(keys, long[0]) < jnp.asarray(k, jnp.int32)) & (keys > 0)
@@ -76,6 +79,13 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
     [[False, True], [True, False]]
     """
     among = [None] * len(scores) if among is None else among
+    dtypes = sorted({str(getattr(s, "dtype", type(s).__name__)) for s in scores})
+    if len(dtypes) != 1 or len(among) != len(scores):
+        raise ValueError(
+            "select_jointly: scores must be arrays of one dtype, to be compared, each with its own `among`, "
+            f"got {', '.join(dtypes) or 'none'} and {len(among)} for {len(scores)} arrays"
+        )
+    _check_count("select_jointly", k)
     pairs = [_candidates(s, a) for s, a in zip(scores, among, strict=True)]
     bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
 
@@ -107,8 +117,16 @@ def _rank(keys: Array, axis: int) -> Array:
 
 
 def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
+    if not hasattr(scores, "dtype"):
+        raise ValueError(f"select: scores must be an array of floats, got {type(scores).__name__}")
+    checks.same_shape("select", scores.shape, among=among)
     keys, bits = _sortable(scores)
     return (keys if among is None else jnp.where(among, keys, 0)), bits
+
+
+def _check_count(who: str, k: Any) -> None:
+    if not isinstance(k, int) and not jnp.issubdtype(getattr(k, "dtype", object), jnp.integer):
+        raise ValueError(f"{who}: k must be an integer, or an array of integers, got {k!r}")
 
 
 def _count(which: Array, axes: tuple[int, ...]) -> Array:
@@ -197,6 +215,8 @@ def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | 
     >>> prune(unstructured(), jnp.array([[0.1, -2.0], [3.0, 0.5]]), 2).tolist()
     [[False, False], [True, True]]
     """
+    checks.structure("prune", structure)
+    checks.same_shape("prune", jnp.shape(scores), scores=scores, among=among)
     pooled = structure.pool(scores)
     units = None if among is None else _units(structure, among)
     kept = select(pooled, n_active, axes=structure.axes(pooled.shape), among=units)
@@ -242,6 +262,9 @@ def rewire(
 
     Ties go to the lower index, NaN scores are dropped first and grown last.
     """
+    checks.structure("rewire", structure)
+    checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
+    _check_count("rewire: n_drop", n_drop)
     active = _units(structure, mask)
     axes = structure.axes(active.shape)
     kept = select(structure.pool(drop), jnp.sum(active, dtype=jnp.int32) - n_drop, among=active)
@@ -386,7 +409,8 @@ def _masks_and_kept(rewirings: PyTree) -> tuple[Masks, Masks]:
 
 def check_fit(plan: Plan, params: PyTree) -> None:
     """Raises a ValueError that names the first leaf in which params are not those that the plan was made for."""
-    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items()}
+    checks.plan("plan", plan)
+    shapes = {name: tuple(jnp.shape(p)) for name, p in trees.named_leaves(params).items()}
     for name, leaf in plan.items():
         if name not in shapes:
             raise ValueError(f"plan: params have no leaf {name!r}; they have {', '.join(shapes)}")

@@ -91,6 +91,8 @@ def first_match(who: str, rules: Sequence[tuple[str, T]], found: Sequence[str]) 
     """
     patterns = [pattern for pattern, _ in rules]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{who}: {pattern!r} is not a regular expression but {type(pattern).__name__}")
         try:
             re.compile(pattern)
         except re.error as error:

@@ -17,8 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
-from rich.table import Table
 
 import rigl_jax as rx
 from experiments.benchmarks import timing
@@ -128,25 +126,21 @@ def memory_of(params: PyTree, batch: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, prints tables and writes the record."""
+    """Measures, prints and writes the record, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
     arguments = parser.parse_args()
-    rounds = 3 if arguments.quick else 15
+    rounds = 3 if arguments.quick else 9
     rows: list[dict[str, Any]] = []
+    memory = memory_of(mlp(), 128)
+    print(memory, flush=True)
+    what = "one call of Algorithm.update, median; memory as XLA plans it for an Adam step of a 4 x 1024 x 1024 MLP"
     for name, params in {"4 x 1024 x 1024": mlp(), "ResNet-50": resnet50()}.items():
         for method in METHODS:
             rows.append({"weights": name, **time_of(method, params, rounds)})
-            print(rows[-1], flush=True)
-    memory = memory_of(mlp(), 128)
-    table = Table("weights", "method", "sparse weights", "ms", "s per 25 M")
-    for row in rows:
-        table.add_row(*(str(row[key]) for key in ("weights", "method", "sparse_weights", "ms", "seconds_per_25M")))
-    Console().print(table)
-    Console().print(memory)
-    if not arguments.quick:
-        what = "one call of Algorithm.update, median; memory as XLA plans it for an Adam step of a 4 x 1024 x 1024 MLP"
-        timing.write("rewiring", rows, what=what, rounds=rounds, memory=memory)
+            print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+            if not arguments.quick:  # after each row: a run may be cut off
+                timing.write("rewiring", rows, what=what, rounds=rounds, memory=memory)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     python -m experiments.benchmarks.training_step [--models mlp] [--quick]
 
 Dense is the plain optax step of the same model with its state donated. Packed is RigL with a rewiring every 100 steps:
-a hundredth of a rewiring (gradient, selection, new patterns, all of it) is charged to each step. Single weights are
-rewired by streamed gradients, other structures through the masked form.
+a hundredth of a rewiring (gradient, selection, new patterns, all of it) is charged to each step.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import optax
 import rigl_jax as rx
 from experiments.benchmarks import timing
 from experiments.models import MODELS
-from rigl_jax.execution import backends, gradient_factors, kernels, nbytes, rewire_streamed
+from rigl_jax.execution import backends, nbytes
 
-PERIOD, SHARE = 100, 0.3
+PERIOD = 100
 TASKS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, Callable[[], Any]]] = {
     "mlp": ("mlp", {"features": (2048, 2048)}, (28, 28, 1), 256, lambda: optax.adam(1e-3)),
     "wrn": ("wide_resnet", {"depth": 22, "width": 2, "dropout": 0.0}, (32, 32, 3), 64, lambda: optax.sgd(0.1, 0.9)),
@@ -51,9 +50,7 @@ def measure(task: str, structure: str, sparsity: float, rounds: int) -> dict[str
     params, stats = variables["params"], variables.get("batch_stats", {})
     rules = None if structure == "unstructured" else rules_of(params, STRUCTURES[structure])
     algorithm = rx.rigl(rx.make_plan(params, sparsity, rules=rules), period=PERIOD)
-    streamed = structure == "unstructured"
-    choose = (lambda name, mask: kernels.make_pattern(mask)) if streamed else None
-    training = rx.packed_training(inner, algorithm, key=jax.random.key(2), choose=choose)
+    training = rx.packed_training(inner, algorithm, key=jax.random.key(2))
 
     def loss(apply: Any, params: Any) -> jax.Array:
         logits, _ = apply({"params": params, "batch_stats": stats}, image, train=True, mutable=["batch_stats"])
@@ -73,12 +70,9 @@ def measure(task: str, structure: str, sparsity: float, rounds: int) -> dict[str
         return training.update(grads, state, packed)
 
     dense_grads = jax.jit(jax.grad(functools.partial(loss, model.apply)))
-    factors = jax.jit(gradient_factors(functools.partial(loss, model.apply)))
 
     def rewire(carry: Any) -> Any:
         packed, state = carry
-        if streamed:
-            return rewire_streamed(inner, factors(packed), state, packed, SHARE)
         return training.rewire(dense_grads(rx.unpack(packed)), state, packed)
 
     held = {"dense": jax.tree.map(jnp.copy, (params, inner.init(params))), "packed": training.init(params)}

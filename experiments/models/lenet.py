@@ -37,7 +37,7 @@ class LeNet5(nn.Module):
         for i, width in enumerate(channels, start=1):
             x = nn.relu(nn.Conv(width, (5, 5), padding="VALID", name=f"conv{i}", **options)(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(wide, name="dense1", **options)(x))
         x = nn.relu(nn.Dense(narrow, name="dense2", **options)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

@@ -24,7 +24,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Float `[batch, ...]` to logits `[batch, num_classes]`; `train` changes nothing."""
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for width in self.features:
             x = nn.relu(nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

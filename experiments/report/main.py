@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(runs, Console())
         title = options.title or f"Runs of {options.runs.resolve().name}"
         paths = write(runs, options.out or options.runs / "report", title)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"report: {paths['page']} and {len(paths) - 2} figures beside it")

@@ -64,8 +64,14 @@ def _lines(path: Path, *, finished: bool) -> list[dict[str, Any]]:
             raise ValueError(f"report: {path} line {number} is not valid JSON: {error}") from None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "kind" not in line:
             raise ValueError(f'report: {path} line {number}: expected an object with "step" (int) and "kind"')
+        if lacks := [field for field in _FIELDS.get(line["kind"], ()) if field not in line]:
+            raise ValueError(f"report: {path} line {number}: a line of kind {line['kind']} lacks {', '.join(lacks)}")
         lines.append(line)
     return lines
+
+
+_FIELDS = {"masks": ("density",), "first_layer": ("leaf", "shape", "rows_packed")}
+"""What is read of a line whatever the figure."""
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:

@@ -71,6 +71,9 @@ def key(run: Run) -> Key:
         raise ValueError(f"report: run {run.name} has no summary.json, so no row")
     if missing := [name for name in _NEEDED if name not in summary]:
         raise ValueError(f"report: {run.path / 'summary.json'} lacks {', '.join(missing)}")
+    for name in ("sparsity", *_NEEDED[_NEEDED.index("test_accuracy") :]):
+        if not isinstance(summary[name], (int, float)):
+            raise ValueError(f"report: {run.path / 'summary.json'}: {name} must be a number, got {summary[name]!r}")
     dense = summary["method"] == "dense"
     return Key(
         dataset=str(summary["dataset"]),

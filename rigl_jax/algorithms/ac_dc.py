@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rigl_jax import schedules, scores
+from rigl_jax import checks, schedules, scores
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
@@ -29,7 +29,8 @@ def ac_dc(
     with fresh optimizer moments. Both networks, the sparse one and the last dense one, are worth keeping.
 
     Masks change at the end of a step: the loss at steps start + 1, ... is that of the sparse network.
-    The paper on ImageNet: 100 epochs, a warm-up of 10, phases of 5, and a longer sparse phase at the end.
+    The authors on ImageNet: 100 epochs, sparse for the first time at 10, phases of 5, a last dense phase from 75 to 85,
+    twice as long as the others (here all are alike), and sparse to the end.
 
     Departures from the authors' code: they rank all layers together (`jointly=True`) and can reset all of the momentum
     when a phase begins; here the moments of the weights that stay live on. Steps count, not epochs.
@@ -51,6 +52,8 @@ def ac_dc(
     >>> [step for step in range(100) if algorithm.due(step)]
     [10, 15, 20, 25, 30, 32]
     """
+    selection.check_jointly("ac_dc", plan, jointly, min_active)
+    checks.functions("ac_dc", score=score)
     every = schedules.every(period, start=start, stop=stop)
 
     def due(step: Any) -> Any:

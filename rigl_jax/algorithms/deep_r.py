@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
 
 
@@ -48,12 +48,14 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
     >>> [step for step in range(1000) if deep_r(plan, start=2, stop=5).due(step)]
     [2, 3, 4, 5]
     """
+    checks.plan("deep_r", plan)
 
     def init(key: Array, params: PyTree) -> DeepRState:
         masks = topology.random_masks(plan, key, params)
 
         def sign(leaf: Leaf, p: Array) -> Array:
-            drawn = jax.random.bernoulli(trees.leaf_key(key, f"sign:{leaf.name}"), shape=p.shape)
+            out = trees.explicit_sharding(p)
+            drawn = jax.random.bernoulli(trees.leaf_key(key, f"sign:{leaf.name}"), shape=p.shape, out_sharding=out)
             return jnp.where(p == 0, drawn, p > 0)
 
         return DeepRState(masks, trees.map_sparse(sign, plan, params))
@@ -102,7 +104,16 @@ def langevin(
       l1: the coefficient alpha of the L1 drift, at least 0.
       temperature: T, at least 0, a number or a schedule (the paper cools it).
       key: typed PRNG key; it is copied.
+
+    Raises:
+      ValueError: a negative l1 or temperature (its root would be NaN), or a key that is none.
     """
+    for name, value in (("l1", l1), ("temperature", temperature)):
+        if not callable(value) and not isinstance(value, jax.Array):
+            checks.number("langevin", name, value, "must be at least 0", lambda found: found >= 0)
+    if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
+        checks.number("langevin", "learning_rate", learning_rate, "must be a number or a schedule", lambda found: True)
+    key = checks.key("langevin", key)
 
     def init(params: PyTree) -> LangevinState:
         del params

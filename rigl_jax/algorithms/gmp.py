@@ -8,10 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import schedules, scores, topology
+from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
+
+MOST_PRUNINGS = 10**6  # their counts are a table
 
 
 def gmp(
@@ -60,11 +62,17 @@ def gmp(
     >>> [step for step in range(1000) if algorithm.due(step)]
     [100, 200, 300, 350]
     """
-    if not 0 <= initial < 1:
-        raise ValueError(f"gmp: initial is a sparsity, in [0, 1), got {initial}")
-    if stop <= start:
-        raise ValueError(f"gmp: stop must be after start={start}, got {stop}")
+    initial = checks.number("gmp", "initial", initial, "is a sparsity, in [0, 1)", lambda found: 0 <= found < 1)
+    checks.steps("gmp", period=period, start=start)
+    checks.functions("gmp", score=score)
+    if not checks.is_whole(stop, start + 1):
+        raise ValueError(f"gmp: stop must be after start={start}, got {stop!r}")
+    selection.check_jointly("gmp", plan, jointly, min_active)
     every = schedules.every(period, start=start, stop=stop)
+    if (stop - start) / period > MOST_PRUNINGS:
+        raise ValueError(
+            f"gmp: from start={start} to stop={stop} there may be up to {MOST_PRUNINGS} prunings, got period={period}"
+        )
     # A table, so that every program has the same floats, and so the same counts, however it is compiled.
     p = np.arange(0, stop - start + 1, period) / (stop - start)
     shares = jnp.asarray((1 - p) ** 3, jnp.float32)

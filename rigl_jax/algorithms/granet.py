@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
@@ -38,7 +38,8 @@ def granet(
 
     The initial masks are random, as in the authors' sparse-to-sparse form; `initial_sparsity=0` is their
     dense-to-sparse form. No leaf starts sparser than it ends. Where they prune by a threshold (ties all go, and a
-    threshold of 0 cannot keep a dense network), counts here are exact.
+    threshold of 0 cannot keep a dense network), counts here are exact. On CIFAR they prune until epoch 110 of 160 and
+    exchange until the end, at a fraction annealed to 0.005 (here to 0): these are `prune_stop` and `stop`.
 
     Training FLOPs a step: (3 f_S(t) period + 2 f_S(t) + f_D) / (period + 1), more at first than RigL's.
 
@@ -59,10 +60,13 @@ def granet(
     >>> [step for step in range(1000) if granet(plan, period=100, stop=300).due(step)]
     [0, 100, 200, 300]
     """
+    checks.plan("granet", plan)
+    checks.steps("granet", period=period, start=start, stop=stop)
+    checks.functions("granet", drop=drop, grow=grow, distribution=distribution)
     prune_stop = stop if prune_stop is None else prune_stop
-    if prune_stop is None or prune_stop < start or (stop is not None and prune_stop > stop):
+    if prune_stop is None or not checks.is_whole(prune_stop) or prune_stop < start or (stop is not None and prune_stop > stop):
         raise ValueError(
-            f"granet: prune_stop must be a step from start={start} to stop={stop}, got {prune_stop}; "
+            f"granet: prune_stop must be a step from start={start} to stop={stop}, got {prune_stop!r}; "
             "it may be left out only with a stop"
         )
     fraction_at = fraction_schedule("granet", fraction, start, stop)

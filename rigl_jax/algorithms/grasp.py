@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from rigl_jax import scores, topology
+from rigl_jax import checks, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Signals
@@ -45,10 +45,13 @@ def grasp(
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
     [[False, False], [True, True]]
     """
+    selection.check_jointly("grasp", plan, jointly, min_active)
+    checks.functions("grasp", loss=loss)
     score = scores.gradient_flow(loss)
 
     def init(key: Array, params: PyTree) -> MaskState:
         topology.check_fit(plan, params)
+        selection.check_loss("grasp", loss, params)
         ranked = score(Signals(params, None, jnp.int32(0), key))
         return MaskState(selection.best(plan, ranked, jointly=jointly, min_active=min_active))
 

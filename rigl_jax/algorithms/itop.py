@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
 
@@ -42,10 +42,11 @@ def itop(
 
     Args:
       plan: from `make_plan`.
-      period: steps between rewirings.
+      period: steps between rewirings; the authors' for random growth. With growth by gradient they have 4000.
       stop: last step that may rewire; None: never stops.
-      fraction: as in `rigl`; 0.5 annealed by a cosine is the authors'.
-      start: first step that rewires.
+      fraction: as in `rigl`. The authors anneal 0.5 by a cosine too, to 0.005 at the last step of training (here to 0
+        at `stop`).
+      start: first step that rewires; theirs is `period`.
       drop: the score whose lowest active weights are dropped.
 
     >>> import rigl_jax as rx
@@ -53,6 +54,8 @@ def itop(
     >>> [step for step in range(1000) if itop(plan, period=100, stop=300).due(step)]
     [0, 100, 200, 300]
     """
+    checks.plan("itop", plan)
+    checks.functions("itop", drop=drop)
     fraction_at = fraction_schedule("itop", fraction, start, stop)
 
     def init(key: Array, params: PyTree) -> ItopState:

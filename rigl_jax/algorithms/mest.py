@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores
+from rigl_jax import checks, schedules, scores
 from rigl_jax.algorithms.rigl import rigl
 from rigl_jax.base import Algorithm, Plan, PyTree, Score, Signals
 
@@ -36,15 +36,15 @@ def mest(
       stop: last step that may rewire; None: never stops.
       fraction: the share of active weights moved, in [0, 1], or a schedule.
       start: first step that rewires.
-      gradient_weight: the paper's lambda, at least 0; 0 drops by magnitude alone.
+      gradient_weight: the paper's lambda, at least 0; 0 drops by magnitude alone. 0.01 is our choice.
 
     >>> import rigl_jax as rx
     >>> plan = rx.make_plan({"w": jax.ShapeDtypeStruct((8, 8), "float32")}, 0.75)
     >>> [step for step in range(1000) if mest(plan, period=100, start=100, stop=300).due(step)]
     [100, 200, 300]
     """
-    if not gradient_weight >= 0:
-        raise ValueError(f"mest: gradient_weight must be at least 0, got {gradient_weight}")
+    expected = "must be at least 0"
+    gradient_weight = checks.number("mest", "gradient_weight", gradient_weight, expected, lambda found: found >= 0)
     algorithm = rigl(
         plan,
         period=period,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
@@ -71,6 +71,8 @@ def rigl(
     >>> [step for step in range(1000) if algorithm.due(step)]
     [0, 100, 200, 300]
     """
+    checks.plan("rigl", plan)
+    checks.functions("rigl", drop=drop, grow=grow, grow_values=grow if grow_values is None else grow_values)
     due, clock = schedules.every(period, start=start, stop=stop, include_stop=include_stop), lambda step: step
     fraction_at = fraction_schedule("rigl", fraction, start, stop)
     if not count_skipped:
@@ -173,10 +175,11 @@ def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[P
 
 def fraction_schedule(who: str, fraction: float | optax.Schedule, start: int, stop: int | None) -> optax.Schedule:
     """A number annealed by a cosine from `start` to `stop`, constant without a stop; a schedule as it is."""
+    checks.steps(who, start=start, stop=stop)
     if callable(fraction):
         return fraction
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"{who}: fraction is the share of active weights moved, in [0, 1], got {fraction}")
+    expected = "is the share of active weights moved, in [0, 1], or a schedule of it"
+    fraction = checks.number(who, "fraction", fraction, expected, lambda share: 0 <= share <= 1)
     if stop is None:
         return optax.constant_schedule(fraction)
     annealed = schedules.cosine(fraction, stop - start)

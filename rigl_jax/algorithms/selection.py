@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rigl_jax import topology, trees
-from rigl_jax.base import Leaf, Masks, Plan, PyTree
+from rigl_jax import checks, topology, trees
+from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
 
 
 def full(plan: Plan, params: PyTree) -> Masks:
@@ -19,12 +21,54 @@ def full(plan: Plan, params: PyTree) -> Masks:
       ValueError: params do not fit the plan; the message names the leaf.
     """
     topology.check_fit(plan, params)
-    return trees.map_sparse(lambda leaf, _: jnp.ones(leaf.shape, bool), plan, params)
+    return trees.map_sparse(lambda leaf, p: jnp.ones_like(p, bool), plan, params)
 
 
 def everything(masks: Masks) -> Masks:
     """The tree of Nones: all weights, for `Algorithm.stored` and `Algorithm.trained`."""
     return jax.tree.map(lambda _: None, masks)
+
+
+def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
+    """Tells on construction what `best(..., jointly=True)` cannot do, not at the step that first prunes.
+
+    Raises:
+      ValueError: a leaf that is not unstructured, or a `min_active` that is negative or needs more than the plan's
+        total, which would then not be exact. Nothing is asked of either without `jointly`.
+    """
+    checks.plan(who, plan)
+    if not jointly:
+        return
+    for leaf in plan.values():
+        if topology.n_units(leaf) != (1, math.prod(leaf.shape)):
+            raise ValueError(
+                f"{who}: jointly=True ranks single weights of all leaves; leaf {leaf.name!r} must be unstructured, "
+                f"got structure {leaf.structure.name!r}"
+            )
+    total = sum(leaf.n_active for leaf in plan.values())
+    if not is_whole(min_active, 0) or sum(min(min_active, math.prod(leaf.shape)) for leaf in plan.values()) > total:
+        raise ValueError(
+            f"{who}: min_active is a number of weights of each leaf, 0 or more, for which the plan's total of {total} "
+            f"over {len(plan)} leaves has room, got {min_active!r}"
+        )
+
+
+def check_loss(who: str, loss: Callable[[PyTree], Array], params: PyTree) -> None:
+    """Checks that the loss is a function to one real number; traces it.
+
+    Raises:
+      ValueError: something else.
+    """
+    if not callable(loss):
+        raise ValueError(f"{who}: loss must be a function of the params, got {loss!r}")
+    out = jax.eval_shape(loss, params)
+    if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
+        raise ValueError(f"{who}: loss must return one real number, got {out}")
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether it is an integer of at least so much."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(int(value) >= least)
 
 
 def best(

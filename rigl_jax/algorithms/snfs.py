@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
@@ -43,8 +43,9 @@ def snfs(
     As in the authors' code, a layer that is less than 0.2 sparse and worth more than the average drops at most its
     sparsity, and a weight dropped and grown at once keeps its value. Departures: shares are rounded to the exact total
     (theirs drifts, and is damped between epochs), a layer may fill up (theirs stops at 0.99 of its free places), the
-    momentum is our own for every optimizer (theirs is the optimizer's, and m / sqrt(v) for Adam). The original rewires
-    once an epoch: `period=steps_per_epoch`.
+    momentum is our own for every optimizer (theirs is the optimizer's, and m / sqrt(v) for Adam), the fraction of 0.5
+    goes to 0 (theirs to 0.005). The original rewires at the end of each epoch:
+    `period=steps_per_epoch, start=steps_per_epoch - 1`.
 
     `redistribute=False` is the form in the RigL authors' code: layers keep their counts.
 
@@ -65,8 +66,9 @@ def snfs(
     >>> [step for step in range(1000) if snfs(plan, period=100, stop=300).due(step)]
     [0, 100, 200, 300]
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"snfs: momentum must be in [0, 1), got {momentum}")
+    checks.plan("snfs", plan)
+    checks.functions("snfs", drop=drop)
+    momentum = checks.number("snfs", "momentum", momentum, "must be in [0, 1)", lambda found: 0 <= found < 1)
     fraction_at = fraction_schedule("snfs", fraction, start, stop)
 
     def init(key: Array, params: PyTree) -> SnfsState:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rigl_jax import schedules, scores, topology
+from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
@@ -52,8 +52,10 @@ def snip(
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
     [[True, True], [False, False]]
     """
-    if start < 0 or (start and loss is not None):
-        raise ValueError(f"snip: start must be a step, 0 or later, and 0 with a loss (init prunes then), got {start}")
+    if not selection.is_whole(start, 0) or (start and loss is not None):
+        raise ValueError(f"snip: start must be a step, 0 or later, and 0 with a loss (init prunes then), got {start!r}")
+    selection.check_jointly("snip", plan, jointly, min_active)
+    checks.functions("snip", score=score, loss=score if loss is None else loss)
 
     def decide(signals: Signals) -> Masks:
         return selection.best(plan, score(signals), jointly=jointly, min_active=min_active)
@@ -62,6 +64,7 @@ def snip(
         topology.check_fit(plan, params)
         if loss is None:
             return MaskState(selection.full(plan, params))
+        selection.check_loss("snip", loss, params)
         return MaskState(decide(Signals(params, jax.grad(loss)(params), jnp.int32(0), key)))
 
     def update(state: MaskState, signals: Signals) -> Rewired:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
@@ -22,6 +22,7 @@ def srigl(
     fraction: float | optax.Schedule = 0.3,
     start: int = 0,
     min_salient: float = 0.3,
+    skip_step: bool = True,
     never_ablate: Sequence[str] = (),
     drop: Score = scores.magnitude,
     grow: Score = scores.gradient,
@@ -48,9 +49,10 @@ def srigl(
       period: steps between rewirings.
       stop: last step that may rewire; None: never stops.
       fraction: the share of active weights moved, in [0, 1], annealed by a cosine; or a schedule.
-      start: first step that rewires.
+      start: first step that rewires. The authors' code: `start=period`, and nothing at `stop` itself.
       min_salient: gamma, the share of the plan's fan-in that must be salient, in [0, 1], and at least 1 weight.
         0.3 in the paper for convolutional networks, 0.95 for vision transformers. 0 ablates only neurons without any.
+      skip_step: weights and optimizer hold still on a rewiring, as in `rigl` and in the authors' code.
       never_ablate: regular expressions; leaves whose whole name matches one keep all neurons. Name the output layer.
       drop: the score whose lowest active weights are dropped.
       grow: the score whose highest inactive weights are grown.
@@ -60,9 +62,15 @@ def srigl(
     >>> [step for step in range(1000) if srigl(plan, period=100, stop=300).due(step)]
     [0, 100, 200, 300]
     """
-    if not 0 <= min_salient <= 1:
-        raise ValueError(f"srigl: min_salient is a share of the fan-in, in [0, 1], got {min_salient}")
+    checks.plan("srigl", plan)
+    checks.functions("srigl", drop=drop, grow=grow)
+    expected = "is a share of the fan-in, in [0, 1]"
+    min_salient = checks.number("srigl", "min_salient", min_salient, expected, lambda share: 0 <= share <= 1)
     fraction_at = fraction_schedule("srigl", fraction, start, stop)
+    if isinstance(never_ablate, str):
+        never_ablate = [never_ablate]
+    if not isinstance(never_ablate, Sequence) or not all(isinstance(pattern, str) for pattern in never_ablate):
+        raise ValueError(f"srigl: never_ablate must be regular expressions, got {never_ablate!r}")
     whole = trees.first_match("srigl: never_ablate", [(pattern, True) for pattern in never_ablate], list(plan))
 
     def init(key: Array, params: PyTree) -> MaskState:
@@ -78,7 +86,7 @@ def srigl(
         return Rewired(MaskState(trees.map_sparse(one, plan, state.masks, drop(signals), grow(signals))))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=due)
+    return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step)
 
 
 def _rewire(leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None) -> Array:

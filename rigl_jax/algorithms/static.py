@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rigl_jax import schedules, topology
+from rigl_jax import checks, schedules, topology
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Signals
 
 
@@ -22,6 +22,7 @@ def static(plan: Plan) -> Algorithm:
     Args:
       plan: from `make_plan`.
     """
+    checks.plan("static", plan)
 
     def init(key: Array, params: PyTree) -> MaskState:
         return MaskState(topology.random_masks(plan, key, params))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rigl_jax import schedules, scores, topology
+from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
@@ -33,6 +33,8 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
     >>> optax.apply_updates(params, updates)["w"].tolist()  # both moved by the gradient at [1, 0]
     [[0.75, 0.625]]
     """
+    checks.plan("ste", plan)
+    checks.functions("ste", score=score)
 
     def init(key: Array, params: PyTree) -> MaskState:
         topology.check_fit(plan, params)

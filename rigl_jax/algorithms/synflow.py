@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_jax import scores, topology
+from rigl_jax import checks, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Signals
 from rigl_jax.sparsify import apply_masks
+
+MOST_ROUNDS = 10**6  # their counts are a table
 
 
 def synflow(
@@ -54,12 +56,15 @@ def synflow(
     >>> jax.tree.map(jnp.ravel, algorithm.init(jax.random.key(0), params).masks)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    if rounds < 1:
-        raise ValueError(f"synflow: rounds must be at least 1, got {rounds}")
+    if not selection.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
+        raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {rounds!r}")
+    selection.check_jointly("synflow", plan, jointly, min_active)
+    checks.functions("synflow", loss=loss)
     counts = {name: jnp.asarray(_counts(leaf, rounds)) for name, leaf in plan.items()}
 
     def init(key: Array, params: PyTree) -> MaskState:
         masks = selection.full(plan, params)
+        selection.check_loss("synflow", loss, params)
         magnitudes = jax.tree.map(jnp.abs, params)
 
         def one_round(k: Any, masks: Masks) -> Masks:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rigl_jax import schedules, topology
+from rigl_jax import checks, schedules, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
 
@@ -49,8 +49,9 @@ def top_kast(
     >>> state.masks["w"].tolist(), state.backward["w"].tolist()
     ([[False, True, False, False]], [[False, True, False, True]])
     """
-    if extra < 0:
-        raise ValueError(f"top_kast: extra is a share of the active weights, 0 or more, got {extra}")
+    checks.plan("top_kast", plan)
+    expected = "is a share of the active weights, 0 or more"
+    extra = checks.number("top_kast", "extra", extra, expected, lambda share: share >= 0)
 
     def choose(params: PyTree) -> TopKastState:
         magnitudes = jax.tree.map(jnp.abs, params)

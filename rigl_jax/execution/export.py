@@ -35,7 +35,7 @@ import numpy as np
 from rigl_jax import trees
 from rigl_jax.base import PyTree, Shape
 from rigl_jax.execution import kernels
-from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, leaf_patterns
+from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
 from rigl_jax.execution.program import Step, evaluate, trace
 from rigl_jax.execution.units import window_axes
 
@@ -55,6 +55,7 @@ def save_safetensors(path: Path, packed: Packed) -> None:
       ValueError: two leaves would get one name.
     """
     safetensors = _need("safetensors.numpy", "save_safetensors")
+    checked("save_safetensors", packed)
     tensors: dict[str, np.ndarray] = {}
     leaves: dict[str, Any] = {}
     names = jax.tree.leaves(trees.names(packed.values))

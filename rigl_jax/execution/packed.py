@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.execution import kernels
 
 
 class Packed(NamedTuple):
-    """Weights in packed form. A pytree; jit, donate and save it like any other.
+    """Weights in packed form. A pytree to jit, donate and save; differentiate and optimise `values` only.
 
     Attributes:
       values: parallel to params. float[nnz] for a packed leaf, the dense array for any other.
@@ -74,28 +74,56 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packe
     >>> unpack(packed)["w"].tolist()
     [[1.0, 0.0], [0.0, 4.0]]
     """
-    choose = choose or best_pattern
+    if choose is not None:
+        checks.functions("pack", choose=choose)
+    if (extra := trees.named_leaves(masks).keys() - trees.named_leaves(params).keys()) or masks is None:
+        raise ValueError(f"pack: masks must be a tree parallel to params, got another one with {sorted(extra)}")
+    patterns = make_patterns(params, masks, choose or best_pattern)
+    packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
+    if choose is not None:
+        _check_choice(masks, masks_of(packed))
+    return packed
+
+
+def _check_choice(masks: Masks, got: Masks) -> None:
+    given = trees.named_leaves(masks)
+    for name, mask in trees.named_leaves(got).items():
+        if not np.array_equal(mask, given[name]):
+            raise ValueError(f"pack: choose must give a pattern of the mask of leaf {name!r}, got that of another mask")
+
+
+def make_patterns(params: PyTree, masks: Masks, choose: Choose) -> PyTree:
+    """The patterns of a tree of masks, on the host; of the params only shapes are read."""
 
     def one(name: str, p: Array, mask: Array | None) -> Any:
         return None if mask is None else _checked_pattern(choose, name, p, mask)
 
-    patterns = jax.tree.map(one, trees.names(params), params, masks)
-    return Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
+    return jax.tree.map(one, trees.names(params), params, masks)
 
 
-def repack(params: PyTree, masks: Masks, like: Packed) -> Packed:
-    """`pack` with the kernels that `like` has, so that a step compiled for it serves again if no count changed."""
+def same_kernels(like: Packed, otherwise: Choose) -> Choose:
+    """A `choose` with the kernels that `like` has, so that a step compiled for it serves again if no count changed.
+
+    A leaf that was stored dense asks `otherwise` when its count changes (a method that prunes as it goes), and so does
+    one whose mask no longer fits its kernel (runs that were there by chance).
+    """
     old = dict(zip(trees.named_leaves(like.values), leaf_patterns(like), strict=True))
 
     def choose(name: str, mask: np.ndarray) -> Any:
-        return kernels.rebuild(old[name], mask) if _is_kernel(old[name]) else None
+        pattern = old[name]
+        if isinstance(pattern, Whole):
+            return None if int(jnp.sum(pattern.mask)) == mask.sum() else otherwise(name, mask)
+        try:
+            return kernels.rebuild(pattern, mask)
+        except ValueError:
+            return otherwise(name, mask)
 
-    return pack(params, masks, choose=choose)
+    return choose
 
 
 def unpack(packed: Packed) -> PyTree:
     """The params, dense, with exact zeros off the masks. Works under jit."""
-    return jax.tree.map(scatter_leaf, *packed)
+    return jax.tree.map(scatter_leaf, *checked("unpack", packed))
 
 
 def masks_of(packed: Packed) -> Masks:
@@ -106,7 +134,14 @@ def masks_of(packed: Packed) -> Masks:
             return None if pattern is None else pattern.mask
         return kernels.scatter(jnp.ones(values.shape, bool), pattern)
 
-    return jax.tree.map(one, *packed)
+    return jax.tree.map(one, *checked("masks_of", packed))
+
+
+def checked(who: str, packed: Any) -> Packed:
+    """What was given, if `pack` made it; a ValueError otherwise."""
+    if not isinstance(packed, Packed):
+        raise ValueError(f"{who}: expected packed weights, from rx.pack, got {type(packed).__name__}")
+    return packed
 
 
 def nbytes(tree: PyTree) -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, Whole
@@ -83,6 +83,7 @@ def run_packed(apply: Callable[..., Any]) -> Callable[..., Any]:
     >>> run_packed(lambda params, x: x @ params["w"])(packed, jnp.arange(3.0)[None]).tolist()
     [[0.0, 1.0, 2.0]]
     """
+    checks.functions("run_packed", apply=apply)
 
     @functools.wraps(apply)
     def run(*args: Any, **kwargs: Any) -> Any:

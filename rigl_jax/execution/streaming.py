@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rigl_jax import topology, trees
+from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
-from rigl_jax.execution.packed import Packed, leaf_patterns
+from rigl_jax.execution.packed import Packed, checked, leaf_patterns
 from rigl_jax.execution.run import Weight, run_observed
 from rigl_jax.execution.training import map_inner
 from rigl_jax.sparsify import SparseState
@@ -54,10 +54,12 @@ def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels
     >>> random_pattern(jax.random.key(0), (100, 100), 7).nnz
     7
     """
+    if len(shape) not in (2, 4) or not all(checks.is_whole(size, 1) for size in shape):
+        raise ValueError(f"random_pattern: shape must be (in, out) or (kh, kw, in, out), got {shape!r}")
     n = math.prod(shape)
-    if not 0 < n_active <= n:
-        raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {n_active}")
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    if not isinstance(n_active, (int, np.integer)) or not 0 < n_active <= n:
+        raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {n_active!r}")
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(checks.key("random_pattern", key))))
     return kernels.make_pattern_at(np.sort(rng.choice(n, n_active, replace=False, shuffle=False)), shape)
 
 
@@ -129,7 +131,11 @@ def rewire_streamed(
     Raises:
       ValueError: a leaf stored dense or in blocks, or without factors.
     """
-    names = list(trees.named_leaves(packed.values))
+    checks.optimizer("rewire_streamed", inner)
+    share = checks.number("rewire_streamed", "share", share, "must be in [0, 1]", lambda found: 0 <= found <= 1)
+    if not checks.is_whole(block, 1):
+        raise ValueError(f"rewire_streamed: block must be a whole number, at least 1, got {block!r}")
+    names = list(trees.named_leaves(checked("rewire_streamed", packed).values))
     moves: list[_Move | None] = []
     for name, values, pattern in zip(names, jax.tree.leaves(packed.values), leaf_patterns(packed), strict=True):
         if pattern is None:

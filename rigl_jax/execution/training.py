@@ -14,15 +14,18 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, PyTree
 from rigl_jax.execution.packed import (
     Choose,
     Packed,
+    best_pattern,
+    checked,
     gather_leaf,
     leaf_patterns,
+    make_patterns,
     masks_of,
-    pack,
-    repack,
+    same_kernels,
     scatter_leaf,
     unpack,
 )
@@ -35,7 +38,8 @@ class PackedTraining(NamedTuple):
     Attributes:
       init: `params -> (packed, state)`, on the host.
       update: `(grads, state, packed) -> (packed, state)`: an ordinary step; `grads` are parallel to `packed.values`.
-        For jit, with packed and state donated. Extra keywords go to the inner optimizer.
+        For jit, with packed and state donated. Extra keywords go to the inner optimizer. It is for the caller to ask
+        `algorithm.due(step)`: a due step that is given to `update` does not rewire.
       rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
         taken at `unpack(packed)`. On the host. Where the counts stay the same, nothing compiles anew.
       pack: `(params, state, like=None) -> (packed, state)`: goes on from a masked run, on the host. `like` is a
@@ -88,6 +92,10 @@ def packed_training(
     >>> packed.values["w"].shape, int(state.step)
     ((16,), 4)
     """
+    checks.algorithm("packed_training", algorithm)
+    checks.optimizer("packed_training", inner)
+    if choose is not None:
+        checks.functions("packed_training", choose=choose)
     _check_packable(algorithm)
     masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
     rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
@@ -96,9 +104,16 @@ def packed_training(
         return enter(params, masked.init(params))
 
     def enter(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
-        packed = pack(params, state.masks, choose=choose) if like is None else repack(params, state.masks, like)
+        chosen = choose or best_pattern
+        chosen = chosen if like is None else same_kernels(like, chosen)
+        patterns = make_patterns(params, state.masks, chosen)
         without = state.algorithm._replace(masks=jax.tree.map(lambda _: None, params))
-        return packed, state._replace(algorithm=without, inner=map_inner(inner, _gather, state.inner, _boxes(packed)))
+        return gather(params, state._replace(algorithm=without), patterns)
+
+    @jax.jit  # as one program, in which the places of a pattern's values are worked out once
+    def gather(params: PyTree, state: SparseState, patterns: PyTree) -> tuple[Packed, SparseState]:
+        packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
+        return packed, state._replace(inner=map_inner(inner, _gather, state.inner, _boxes(packed)))
 
     @jax.jit
     def leave(packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
@@ -108,16 +123,29 @@ def packed_training(
         )
 
     def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
+        _check_shapes("update", "packed.values", grads, checked("packed_training", packed).values)
         updates, optimizer = inner.update(grads, state.inner, packed.values, **extra)
         values: Any = optax.apply_updates(packed.values, updates)
         return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
     def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        params, state = leave(packed, state)
+        params, state = leave(checked("packed_training", packed), state)
+        _check_shapes("rewire", "params", grads, params)
         updates, state = rewiring_step(grads, state, params, **extra)
         return enter(optax.apply_updates(params, updates), state, packed)
 
     return PackedTraining(init, update, rewire, enter, leave)
+
+
+def _check_shapes(who: str, like: str, grads: PyTree, expected: PyTree) -> None:
+    given = trees.named_leaves(grads)
+    for name, p in trees.named_leaves(expected).items():
+        if name not in given or given[name].shape != p.shape:
+            got = f"shape {given[name].shape}" if name in given else "none"
+            raise ValueError(
+                f"packed_training: {who} takes gradients parallel to {like}, "
+                f"of shape {p.shape} for leaf {name!r}, got {got}"
+            )
 
 
 class _Box:

@@ -1,5 +1,7 @@
 """The report on single leaves: what it says of what, not how fast."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,8 @@ def test_a_leaf_stored_dense_says_so():
 @pytest.mark.parametrize("sparse_wins", [True, False])
 def test_fastest_keeps_dense_what_would_be_slower(monkeypatch, sparse_wins):
     seconds = (2.0, 1.0) if sparse_wins else (1.0, 2.0)
-    monkeypatch.setattr("rigl_jax.execution.explain._seconds", lambda *arguments: seconds)
+    module = importlib.import_module("rigl_jax.execution.explain")  # the package's `explain` is the function
+    monkeypatch.setattr(module, "_seconds", lambda *arguments: seconds)
     packed = rx.pack(*weights(), choose=fastest(batch=4))
     found = jax.tree.leaves(packed.patterns, is_leaf=lambda x: isinstance(x, Whole) or hasattr(x, "nnz"))
     assert [isinstance(p, Whole) for p in found] == [not sparse_wins] * 3

@@ -65,7 +65,7 @@ def test_repacking_keeps_every_static_size():
     params, masks = tree(0.3, 2)
     first = rx.pack(params, masks)
     moved = jax.tree.map(lambda m: jnp.roll(m, 1, axis=0), masks)
-    second = packed.repack(params, moved, first)
+    second = rx.pack(params, moved, choose=packed.same_kernels(first, best_pattern))
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert [x.shape for x in jax.tree.leaves(first)] == [x.shape for x in jax.tree.leaves(second)]
     chex.assert_trees_all_equal(masks_of(second), moved)
@@ -86,6 +86,9 @@ def test_errors_name_the_leaf():
         rx.pack(params, {"a": {"w": jnp.ones((2, 3))}})
     with pytest.raises(ValueError, match="leaf 'a/w' is traced"):
         jax.jit(rx.pack)(params, masks)
+    half = {"a": {"w": jnp.array([[True, False, False], [False, True, False]])}}
+    with pytest.raises(ValueError, match="leaf 'a/w', got that of another mask"):
+        rx.pack(params, half, choose=lambda name, mask: kernels.make_pattern(np.roll(mask, 1, axis=1)))
     with pytest.raises(ValueError, match="pattern of the mask of leaf 'a/w'"):
         rx.pack(params, masks, choose=lambda name, mask: kernels.make_pattern(~mask))
 

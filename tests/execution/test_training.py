@@ -99,6 +99,42 @@ def test_rewiring_compiles_nothing_anew():
     assert step._cache_size() == 1
 
 
+def test_a_leaf_that_starts_dense_is_packed_once_it_is_sparse_enough():
+    loss, params, plan, image = problem(0.9)
+    algorithm = rx.gmp(plan, start=0, stop=2, period=1)
+    training = packed_training(optax.adam(1e-3), algorithm, key=jax.random.key(0))
+    packed, state = training.init(params)
+    assert not any(isinstance(v, kernels.Pattern) for v in packed.patterns["Dense_0"].values())
+    grads = jax.jit(jax.grad(loss))(params, image)
+    for _ in range(3):
+        packed, state = training.rewire(grads, state, packed)
+    assert packed.values["Dense_0"]["kernel"].shape == (plan["Dense_0/kernel"].n_active,)
+
+
+def test_runs_that_were_there_by_chance_may_break():
+    params = {"w": jnp.arange(1.0, 257.0).reshape(8, 32)}
+    algorithm = rx.set_(rx.make_plan(params, 0.75), period=1)
+    training = packed_training(optax.sgd(0.1), algorithm, key=jax.random.key(0))
+    packed, state = training.init(params)
+    state = training.unpack(packed, state)[1]
+    runs = {"w": jnp.arange(8)[:, None] < jnp.full((1, 32), 2)}
+    packed, state = training.pack(params, state._replace(algorithm=state.algorithm._replace(masks=runs)))
+    assert packed.patterns["w"].height == 16
+    packed, state = training.rewire({"w": jnp.zeros((8, 32))}, state, packed)
+    assert packed.patterns["w"].height == 1
+    assert int(masks_of(packed)["w"].sum()) == 64
+
+
+def test_gradients_of_another_form_are_refused():
+    _, params, plan, _ = problem()
+    training = packed_training(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0))
+    packed, state = training.init(params)
+    with pytest.raises(ValueError, match=r"update takes gradients parallel to packed.values, .* leaf 'Conv_1/kernel'"):
+        training.update(params, state, packed)
+    with pytest.raises(ValueError, match=r"rewire takes gradients parallel to params, .* leaf 'Conv_1/kernel'"):
+        training.rewire(packed.values, state, packed)
+
+
 @pytest.mark.parametrize("make", [rx.snfs, rx.top_kast, rx.ste], ids=lambda f: f.__name__)
 def test_methods_that_need_more_than_active_weights_are_refused(make):
     _, _, plan, _ = problem()

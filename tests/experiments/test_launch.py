@@ -106,3 +106,24 @@ def test_dry_run_prints_the_commands_of_what_is_left(tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert "--config.method.name=rigl" in line
     assert str(tmp_path / "digits_mlp-smoke" / "rigl-s0") in line
+
+
+def test_commands_for_several_hosts(tmp_path, capsys):
+    arguments = ["--config", SMOKE, "--runs", str(tmp_path), "--methods", "rigl"]
+    assert launch.main([*arguments, "--hosts", "10.0.0.1,10.0.0.2", "--port", "99"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == ["# on 10.0.0.1", "# on 10.0.0.2"]
+    for i, line in enumerate(lines[1::2]):
+        place = f"JAX_COORDINATOR_ADDRESS=10.0.0.1:99 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={i}"
+        assert line.startswith(f"{place} python -m experiments.main --config {SMOKE}")
+        assert line.endswith("--distributed")
+    assert launch.main([*arguments, "--tpu", "slice:us-central2-b"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("gcloud compute tpus tpu-vm ssh slice --zone us-central2-b --worker=all '--command=cd ")
+    assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+@pytest.mark.parametrize(("option", "value"), [("--hosts", "one"), ("--hosts", "a,a"), ("--tpu", "slice")])
+def test_places_that_are_none(option, value, tmp_path, capsys):
+    assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), option, value]) == 2
+    assert f"error: launch: {option} takes" in capsys.readouterr().err

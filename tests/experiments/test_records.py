@@ -1,6 +1,7 @@
 """The run directory: lines, truncation, export, measures against counting by hand."""
 
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,28 @@ def test_lines_are_there_as_soon_as_written_and_continue(tmp_path):
     writer.write("train", 2, {"loss": 0.3})
     writer.close()
     assert [line["loss"] for line in records.read_lines(tmp_path / "metrics.jsonl")] == [0.5, 0.3]
+
+
+def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path):
+    writer = records.open_writer(tmp_path, -1, tensorboard=False)
+    writer.write("train", 1, {"loss": 0.5})
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+    try:
+        with pytest.raises(OSError, match=r"records: cannot write .*metrics.jsonl: .*checkpoints .* are intact"):
+            writer.write("train", 2, {"loss": 0.4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
+    records.open_writer(tmp_path, 2, tensorboard=False).close()
+    assert [line["step"] for line in records.read_lines(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(OSError, match=r"records: cannot write .*runs/one: Not a directory"):
+        records.begin(tmp_path / "runs" / "one", {"seed": 0})
 
 
 def test_a_writer_that_is_not_active_writes_nothing(tmp_path):

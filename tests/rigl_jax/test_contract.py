@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
 import rigl_jax as rx
 from rigl_jax import structures, topology
@@ -64,12 +65,16 @@ def loss(params, x=INPUTS[0]):
 COMMON = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
 
 
+def construct(algorithm, plan, **others):
+    constructor = rx.ALGORITHMS[algorithm]
+    options = {k: v for k, v in (COMMON | others).items() if k in inspect.signature(constructor).parameters}
+    return constructor(plan, **options)
+
+
 def build(algorithm):
     rules = [*((f"{name}/kernel", structure) for name, structure in STRUCTURES.items()), ("bias", None)]
     plan = rx.make_plan(PARAMS, 0.6, rx.uniform, rules=rules)
-    constructor = rx.ALGORITHMS[algorithm]
-    options = {k: v for k, v in COMMON.items() if k in inspect.signature(constructor).parameters}
-    method = constructor(plan, **options)
+    method = construct(algorithm, plan)
     return plan, method, rx.sparsify(optax.adamw(0.05), method, key=jax.random.key(0))
 
 
@@ -263,6 +268,56 @@ def test_rewiring_is_due_where_an_int_and_a_tracer_say_so(algorithm):
         said = [rule(i) for i in range(STEPS)]
         assert [bool(rule(jnp.int32(i))) for i in range(STEPS)] == [bool(s) for s in said]
         assert all(isinstance(s, bool) for s in said)
+
+
+@each_algorithm
+def test_first_masks_come_from_the_key_or_from_the_weights(algorithm):
+    """Same key and weights, same masks; another key, or other weights where the method looks at those, other masks."""
+    result = run(algorithm)
+
+    @jit
+    def masks(key, params):
+        return rx.trees.named_leaves(rx.sparsify(optax.sgd(0.1), result.method, key=key).init(params).masks)
+
+    first = masks(jax.random.key(0), PARAMS)
+    chex.assert_trees_all_equal(first, result.outside[0].masks)
+    others = masks(jax.random.key(1), PARAMS), masks(jax.random.key(0), jax.tree.map(jnp.flip, PARAMS))
+    for name, mask in first.items():
+        assert mask.all() or any((mask != other[name]).any() for other in others), name
+
+
+@each_algorithm
+def test_sparsity_0_is_the_inner_optimizer(algorithm):
+    """As long as no weight comes near 0, which some methods take for a reason to start it anew."""
+    start = {"w": 3.0 + PARAMS["another"]["kernel"][:4, :3] / 10, "b": PARAMS["bias"]}
+    square = lambda p: sum(jnp.sum((x - 2.5) ** 2 / jnp.arange(1.0, x.size + 1).reshape(x.shape)) for x in p.values())  # noqa: E731
+    method = construct(algorithm, rx.make_plan(start, 0.0), loss=square)
+    inner = optax.adamw(0.01)
+    tx = rx.sparsify(inner, method, key=jax.random.key(0))
+
+    @jit
+    def sparse(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(square)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return lax.scan(step, (params, tx.init(params)), length=STEPS)[0]
+
+    @jit
+    def dense(params):
+        def step(carry, trains):
+            params, state = carry
+            updates, state = inner.update(jax.grad(square)(params), state, params)
+            after = optax.apply_updates(params, updates), state
+            return jax.tree.map(lambda new, old: jnp.where(trains, new, old), after, carry), None
+
+        trains = jnp.array([not (method.skip_step and method.due(i)) for i in range(STEPS)])
+        return lax.scan(step, (params, inner.init(params)), trains)[0]
+
+    params, state = sparse(start)
+    assert all(mask.all() for mask in jax.tree.leaves(state.masks))
+    chex.assert_trees_all_close((params, state.inner), dense(start), atol=1e-6)
 
 
 @each_algorithm

@@ -146,6 +146,7 @@ def test_multi_steps_with_a_skipped_step_updates_weights_a_call_later():
         assert not np.asarray(state.inner.acc_grads["w"])[~np.asarray(state.masks["w"])].any()
 
 
-def test_bad_n():
-    with pytest.raises(ValueError, match="accumulate_growth: n must be at least 1 step, got 0"):
-        rx.accumulate_growth(rx.rigl(PLAN), 0)
+@pytest.mark.parametrize("n", [0, 1.5])
+def test_bad_n(n):
+    with pytest.raises(ValueError, match=f"accumulate_growth: n must be a whole number of steps, at least 1, got {n}"):
+        rx.accumulate_growth(rx.rigl(PLAN), n)

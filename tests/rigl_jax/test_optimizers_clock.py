@@ -132,7 +132,8 @@ def test_short_floats_keep_their_type():
     ("options", "message"),
     [
         ({"b2": 1.0}, r"per_weight_adam: b2 is a decay rate, in \[0, 1\), got 1.0"),
-        ({"warmup": -1}, "per_weight_adam: warmup must be a number of steps, 0 or more, got -1"),
+        ({"warmup": -1}, "per_weight_adam: warmup must be a whole number of steps, 0 or more, got -1"),
+        ({"warmup": 1.5}, "per_weight_adam: warmup must be a whole number of steps, 0 or more, got 1.5"),
     ],
 )
 def test_bad_options(options, message):

@@ -236,7 +236,12 @@ def test_the_network_computes_the_same_right_after_growth():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fraction": 1.5}, r"rigl: fraction is the share of active weights moved, in \[0, 1\], got 1.5"),
+        (
+            {"fraction": 1.5},
+            r"rigl: fraction is the share .*, in \[0, 1\], or a schedule of it, got 1.5",
+        ),
+        ({"fraction": "0.3"}, r"rigl: fraction is the share .* or a schedule of it, got '0.3'"),
+        ({"fraction": None}, r"rigl: fraction is the share .* or a schedule of it, got None"),
         ({"period": 0}, "period must be a whole number of steps, at least 1"),
         ({"count_skipped": False, "skip_step": False}, "count_skipped=False needs skip_step=True"),
     ],

@@ -134,3 +134,17 @@ def test_bad_options():
         srigl(plan, min_salient=3)
     with pytest.raises(ValueError, match=r"srigl: never_ablate: the rule 'head' applies to nothing.*leaves are w"):
         srigl(plan, never_ablate=["head"])
+
+
+def test_one_name_is_a_list_of_one():
+    plan = rx.make_plan({"head": jnp.zeros((8, 5))}, 0.5, rules=[("head", structures.fan_in())])
+    assert srigl(plan, never_ablate="head").skip_step
+
+
+def test_a_rewiring_trains_nothing_unless_asked_to():
+    params = {"w": jnp.arange(1.0, 33.0).reshape(8, 4), "b": jnp.ones(4)}
+    plan = rx.make_plan(params, 0.5, rx.uniform, rules=[("w", structures.fan_in()), ("b", None)])
+    for skip_step in (True, False):
+        tx = rx.sparsify(optax.sgd(0.1), srigl(plan, skip_step=skip_step), key=jax.random.key(0))
+        updates, _ = jax.jit(tx.update, static_argnames="rewire")(params, tx.init(params), params, rewire=True)
+        assert bool((updates["b"] == 0).all()) == skip_step

@@ -193,10 +193,24 @@ def test_what_does_not_fit_is_an_error_at_plan_time(structure, shape, message):
         rx.make_plan({"a": {"w": jnp.zeros(shape)}}, 0.5, rx.uniform, rules=[(".*", structure)])
 
 
-@pytest.mark.parametrize("make", [lambda: n_of_m(5, 4), lambda: n_of_m(0, 4), lambda: block(0, 2)])
-def test_impossible_structures(make):
-    with pytest.raises(ValueError, match=r"at most m|at least 1"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: n_of_m(5, 4), "n must be at most m, got 5 of 4"),
+        (lambda: n_of_m(0, 4), "sizes must be integers of at least 1, got 0, 4"),
+        (lambda: block("2", 2), r"sizes must be integers of at least 1, got '2', 2"),
+        (lambda: block(True, 2), "sizes must be integers of at least 1, got True, 2"),
+        (lambda: channel("out"), "axis must be an integer such as -2, got 'out'"),
+        (lambda: n_of_m(2, 4, axis=None), "axis must be an integer such as -2, got None"),
+    ],
+)
+def test_impossible_structures(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_sizes_may_come_from_numpy():
+    assert block(np.int64(2), 2).units((4, 4)) == (2, 2)
 
 
 @pytest.mark.parametrize("structure", [block(2, 2), n_of_m(2, 4), fan_in(), channel()], ids=lambda s: s.name)

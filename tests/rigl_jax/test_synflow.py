@@ -111,5 +111,6 @@ def test_counts_fall_exponentially_and_end_exactly():
 def test_it_never_rewires_and_names_bad_rounds():
     plan = rx.make_plan(network(), 0.6)
     assert not any(rx.synflow(plan, loss=flow).due(step) for step in range(10))
-    with pytest.raises(ValueError, match="synflow: rounds must be at least 1, got 0"):
-        rx.synflow(plan, loss=flow, rounds=0)
+    for rounds in (0, 1.5):
+        with pytest.raises(ValueError, match=f"synflow: rounds must be a whole number, at least 1, got {rounds}"):
+            rx.synflow(plan, loss=flow, rounds=rounds)

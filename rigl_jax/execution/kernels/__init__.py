@@ -92,6 +92,9 @@ def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
 
 def gather(dense: Array, at: AnyPattern) -> Array:
     """The values [nnz] of a dense weight, in the order in which `at` stores them."""
+    if not isinstance(at, AnyPattern) or jax.numpy.shape(dense) != tuple(at.shape):
+        wanted = tuple(at.shape) if isinstance(at, AnyPattern) else "a pattern"
+        raise ValueError(f"gather: dense must have the pattern's shape {wanted}, got {jax.numpy.shape(dense)}")
     if isinstance(at, BlockPattern):
         return block.gather(dense, at)
     return n_of_m.gather(dense, at) if isinstance(at, NMPattern) else pattern.gather(dense, at)
@@ -99,6 +102,9 @@ def gather(dense: Array, at: AnyPattern) -> Array:
 
 def scatter(values: Array, at: AnyPattern) -> Array:
     """The dense weight of values [nnz]: the inverse of `gather`, zeros elsewhere."""
+    if not isinstance(at, AnyPattern) or jax.numpy.shape(values) != (at.nnz,):
+        wanted = (at.nnz,) if isinstance(at, AnyPattern) else "a pattern"
+        raise ValueError(f"scatter: values must have shape {wanted}, got {jax.numpy.shape(values)}")
     if isinstance(at, BlockPattern):
         return block.scatter(values, at)
     return n_of_m.scatter(values, at) if isinstance(at, NMPattern) else pattern.scatter(values, at)

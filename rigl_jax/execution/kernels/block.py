@@ -56,7 +56,7 @@ def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> Bl
     (2, 2)
     """
     mask = np.asarray(mask, dtype=bool)
-    if mask.ndim != 2 or mask.shape[0] % tile[0] or mask.shape[1] % tile[1]:
+    if min(tile) < 1 or mask.ndim != 2 or mask.shape[0] % tile[0] or mask.shape[1] % tile[1]:
         raise ValueError(f"make_block_pattern: mask must have shape (in, out) in whole tiles {tile}, got {mask.shape}")
     grid = mask.reshape(mask.shape[0] // tile[0], tile[0], mask.shape[1] // tile[1], tile[1])
     active = grid[:, 0, :, 0]

@@ -85,10 +85,17 @@ def conv(
 def _explicit(
     padding: str | Sequence[Pair], image: Sequence[int], window: Sequence[int], strides: Pair
 ) -> tuple[Pair, Pair]:
+    if isinstance(padding, str) and padding not in ("SAME", "VALID"):
+        raise ValueError(f"conv: padding must be 'SAME', 'VALID' or two pairs of numbers, got {padding!r}")
+    if not isinstance(strides, Sequence) or len(strides) != 2 or not isinstance(padding, (str, Sequence)):
+        raise ValueError(f"conv: strides must be a pair and padding two pairs, got {strides!r} and {padding!r}")
+    wrong = ValueError(f"conv: padding must be at least 0 and strides at least 1, got {padding} and {strides}")
+    if min(strides) < 1:
+        raise wrong
     pads = jax.lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
     (top, bottom), (left, right) = pads
-    if min(top, bottom, left, right) < 0 or min(strides) < 1:
-        raise ValueError(f"conv: padding must be at least 0 and strides at least 1, got {padding} and {strides}")
+    if min(top, bottom, left, right) < 0:
+        raise wrong
     return (int(top), int(bottom)), (int(left), int(right))
 
 

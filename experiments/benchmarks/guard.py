@@ -1,0 +1,88 @@
+"""What survival costs: a look of the guard, and a step that can leave out a batch, beside a plain training step.
+
+    python -m experiments.benchmarks.guard [--quick]
+
+`look_ratio` is one look over one step: with `check_every=100` a hundredth of it is added. `skip_ratio` is the whole
+step with `on_nonfinite=skip` over that with `stop`, which does not look at gradients at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from configs import digits_mlp
+from experiments import guard
+from experiments.benchmarks import timing
+from experiments.packed import compile_packed
+from experiments.steps import Compiled, compile_task, prepare
+
+FEATURES = ((300, 100), (1024, 1024))
+
+
+def stepper(compiled: Compiled, batch: Any) -> Callable[[], Any]:
+    """A call that takes one ordinary step and keeps the donated state."""
+    held = [compiled.enter(compiled.init())]
+
+    def call() -> Any:
+        held[0], _ = compiled.steps[False](held[0], batch)
+        return held[0].totals
+
+    return call
+
+
+def measure(features: tuple[int, ...], execution: str, rounds: int) -> dict[str, Any]:
+    """One row."""
+    base = digits_mlp.get_config()
+    with base.unlocked():
+        base.model.features, base.execution = features, execution
+    values = json.loads(base.to_json_best_effort())
+    values["dataset"].pop("data_dir", None)
+    tasks = {name: prepare({**values, "on_nonfinite": name}, jax.devices()[:1]) for name in ("stop", "skip")}
+    form = compile_task if execution == "masked" else compile_packed
+    compiled = {name: form(task) for name, task in tasks.items()}
+    algorithm = tasks["stop"].algorithm
+    assert algorithm is not None  # the config's method is RigL
+    batch = compiled["stop"].place(next(tasks["stop"].data.train(0)))
+    state = compiled["stop"].enter(compiled["stop"].init())
+    take = jax.jit(functools.partial(guard.look, algorithm))
+
+    def look() -> Any:
+        whole = compiled["stop"].leave(state)
+        return take(whole.params, whole.opt_state.algorithm)
+
+    calls = {name: stepper(each, batch) for name, each in compiled.items()}
+    seconds = timing.interleave({**calls, "look": look}, rounds=rounds)
+    return {
+        "features": list(features),
+        "execution": execution,
+        "step_ms": timing.milliseconds(seconds["stop"]),
+        "look_ms": timing.milliseconds(seconds["look"]),
+        "look_ratio": round(timing.ratio(seconds["look"], seconds["stop"]), 3),
+        "skip_ratio": round(timing.ratio(seconds["skip"], seconds["stop"]), 3),
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds, no record")
+    arguments = parser.parse_args()
+    rounds = 10 if arguments.quick else 101
+    rows = []
+    for features in FEATURES:
+        for execution in ("masked", "packed"):
+            rows.append(measure(features, execution, rounds))
+            print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+    if not arguments.quick:
+        what = "one look of the guard / one training step, and skip / stop, digits in batches of 128, median of ratios"
+        timing.write("guard", rows, what=what, rounds=rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Where a run's arrays lie: a mesh of devices, and rules that spread weights over it.
+
+    config.mesh = {"data": -1, "model": 4}
+    config.sharding = ((".*/kernel", (None, "model")), (".*/embedding", "fsdp"))
+
+Batches are split over the axis "data". A rule is a regular expression on "layer/kernel" and the mesh axes of the
+leaf's *last* axes: `(None, "model")` cuts the outputs of a dense kernel and of a convolution alike. "fsdp" stands for
+the largest axis that the mesh axis "data" divides. The first match wins; what no rule matches lies whole on every
+device. Masks, moments and everything else in the state that has a weight's name and shape lie as the weight does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rigl_jax import trees
+from rigl_jax.base import Array, PyTree, Shape
+
+DATA = "data"
+FSDP = "fsdp"
+Rules = Sequence[tuple[str, Any]]
+
+
+def mesh(axes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    """The devices in a grid, in the order given; neighbours along the last axis are neighbours in the list.
+
+    Args:
+      axes: sizes by name, "data" among them; one may be -1 and takes the devices that are left. {} is all data.
+      devices: all of them are used.
+
+    Raises:
+      ValueError: sizes that do not multiply to the number of devices; a part of the batch that two processes would have
+        to hold, each of which reads its own examples.
+
+    >>> dict(mesh({"data": -1, "model": 1}, jax.devices()[:1]).shape)
+    {'data': 1, 'model': 1}
+    """
+    sizes = dict(axes) or {DATA: -1}
+    free = [name for name, size in sizes.items() if size == -1]
+    wrong = [name for name, size in sizes.items() if not isinstance(size, int) or (size < 1 and size != -1)]
+    if DATA not in sizes or wrong or len(free) > 1:
+        raise ValueError(
+            f"config.mesh: expected sizes by axis, one of them {DATA!r}, each at least 1 or one of them -1, got {sizes}"
+        )
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"config.mesh: {sizes} does not use exactly {len(devices)} devices")
+    grid = np.asarray(devices).reshape(tuple(sizes.values()))
+    rows = np.moveaxis(grid, list(sizes).index(DATA), 0).reshape(sizes[DATA], -1)
+    for row in rows:
+        if len({device.process_index for device in row}) > 1:
+            raise ValueError(
+                f"config.mesh: {sizes} spreads one part of the batch over several processes; the axes other than "
+                f"{DATA!r} must fit into the {jax.local_device_count()} devices of one"
+            )
+    return Mesh(grid, tuple(sizes))
+
+
+def check_rules(rules: Rules) -> None:
+    """Refuses what is no rule.
+
+    Raises:
+      ValueError: names the rule by its place.
+    """
+    for i, rule in enumerate(rules):
+        fits = isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[0], str)
+        if not fits or not (rule[1] == FSDP or isinstance(rule[1], (list, tuple))):
+            raise ValueError(
+                f"config.sharding[{i}]: expected (regular expression, {FSDP!r} or mesh axes of the last axes), "
+                f"got {rule!r}"
+            )
+
+
+def specs(rules: Rules, params: PyTree, mesh: Mesh) -> dict[str, PartitionSpec]:
+    """The partition of each weight, by name.
+
+    Args:
+      rules: see the module.
+      params: arrays or shapes.
+      mesh: gives the names and sizes of axes.
+
+    Raises:
+      ValueError: a rule that matches no leaf, an axis that the mesh lacks or that does not divide the leaf's.
+    """
+    check_rules(rules)
+    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items()}
+    chosen = trees.first_match("config.sharding", [(pattern, spec) for pattern, spec in rules], list(shapes))
+    return {
+        name: _spec(name, shape, chosen[name], mesh) if name in chosen else PartitionSpec()
+        for name, shape in shapes.items()
+    }
+
+
+def _spec(name: str, shape: Shape, wanted: Any, mesh: Mesh) -> PartitionSpec:
+    if wanted == FSDP:
+        fits = [axis for axis, size in enumerate(shape) if size and size % mesh.shape[DATA] == 0]
+        if not fits:
+            return PartitionSpec()
+        largest = max(fits, key=lambda axis: shape[axis])
+        return PartitionSpec(*[None] * largest, DATA)
+    if len(wanted) > len(shape):
+        raise ValueError(f"config.sharding: leaf {name!r} of shape {shape} has fewer axes than {wanted!r}")
+    entries = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in wanted]
+    for entry, size in zip(reversed(entries), reversed(shape), strict=False):
+        axes = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        for axis in axes:
+            if axis not in mesh.shape:
+                raise ValueError(
+                    f"config.sharding: no mesh axis {axis!r} for leaf {name!r}; there is {', '.join(mesh.shape)}"
+                )
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ValueError(f"config.sharding: leaf {name!r} of shape {shape} does not divide by {parts} at {entry!r}")
+    return PartitionSpec(*[None] * (len(shape) - len(entries)), *entries)
+
+
+def shardings(rules: Rules, state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
+    """The sharding of everything in a state: a weight's for all that ends in its name and has its shape.
+
+    Args:
+      rules: see the module.
+      state: arrays or shapes; `state.opt_state.inner[0].mu["a"]["kernel"]` belongs to the weight "a/kernel".
+      params: the weights, arrays or shapes.
+      mesh: where.
+
+    Returns:
+      A tree parallel to `state` of `NamedSharding`.
+    """
+    found = specs(rules, params, mesh)
+    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items()}
+
+    def one(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split("/")
+        suffixes = ["/".join(parts[i:]) for i in range(len(parts))]  # the longest that is a weight's name counts
+        owner = next((suffix for suffix in suffixes if suffix in found), None)
+        fits = owner is not None and shapes[owner] == tuple(leaf.shape)
+        return NamedSharding(mesh, found[owner] if owner is not None and fits else PartitionSpec())
+
+    return jax.tree.map(one, trees.names(state), state)
+
+
+def gather(tree: PyTree) -> PyTree:
+    """The arrays of a tree on the host, whole, in every process. All processes must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
+
+
+def check_agreement(digest: Array, step: int) -> None:
+    """Checks that all processes, and all devices of each, hold the same masks. All processes must call it.
+
+    Weights that are whole on every device are computed on each of them from a gradient that was summed once, so masks
+    cannot differ unless hardware, versions or configs do; then training must not go on. Sharded masks exist once.
+
+    Args:
+      digest: uint32 scalar, computed from the masks by every device for itself.
+      step: steps done, for the message.
+
+    Raises:
+      ValueError: lists the digests by process.
+    """
+    own = np.asarray([np.asarray(shard.data) for shard in digest.addressable_shards], np.uint32)
+    table = np.asarray(multihost_utils.process_allgather(own)).reshape(jax.process_count(), -1)
+    compare(table, step)
+
+
+def compare(table: np.ndarray, step: int) -> None:
+    """Checks `uint32[processes, devices of each]`: see `check_agreement`."""
+    if (table != table[0, 0]).any():
+        held = [", ".join(f"{d:08x}" for d in sorted(set(row.tolist()))) for row in table]
+        seen = "; ".join(f"process {i}: {digests}" for i, digests in enumerate(held))
+        raise ValueError(
+            f"train: the masks differ between devices after step {step} ({seen}); nothing was saved since the last "
+            "checkpoint. Do all hosts run the same versions, config and data?"
+        )

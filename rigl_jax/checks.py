@@ -1,0 +1,174 @@
+"""What public functions refuse, in one line: who, what was expected, what was given, and of which leaf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import trees
+from rigl_jax.base import Algorithm, Array, Leaf, Structure
+
+LARGEST = 2**31  # steps and counts are int32 on the devices
+
+
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Whether it is an integer of at least so much that fits into int32."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value < LARGEST)
+
+
+def number(who: str, name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
+    """The value as a float, if it is a finite real number that fits.
+
+    Raises:
+      ValueError: `expected` says what was.
+    """
+    try:
+        found = float(value) if not isinstance(value, (str, bytes)) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not (abs(found) < 3e38 and fits(found)):  # finite in float32, too
+        raise ValueError(f"{who}: {name} {expected}, got {value!r}")
+    return found
+
+
+def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> None:
+    """Refuses what is no time to rewire.
+
+    Raises:
+      ValueError: names the one that is wrong.
+    """
+    if not is_whole(period, 1):
+        raise ValueError(f"{who}: period must be a whole number of steps, at least 1, got {period!r}")
+    if not is_whole(start):
+        raise ValueError(f"{who}: start must be a step, 0 or later, got {start!r}")
+    if stop is not None:
+        wanted = f"must not be before start={start} (a step below 2**31, or None)"
+        number(who, "stop", stop, wanted, lambda found: start <= found < LARGEST)
+
+
+def functions(who: str, **given: Any) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    for name, value in given.items():
+        if not callable(value):
+            raise ValueError(f"{who}: {name} must be a function, got {value!r}")
+
+
+def plan(who: str, plan: Any) -> None:
+    """Refuses what `make_plan` did not make.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    if not isinstance(plan, Mapping) or not plan or not all(isinstance(leaf, Leaf) for leaf in plan.values()):
+        raise ValueError(f"{who}: plan must be what make_plan gives, got {_kind(plan)}")
+
+
+def structure(who: str, structure: Any) -> None:
+    """Refuses what is no structure.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    if not isinstance(structure, Structure):
+        raise ValueError(f"{who}: structure must be one such as rx.unstructured(), got {structure!r}")
+
+
+def algorithm(who: str, algorithm: Any) -> None:
+    """Refuses what is no algorithm.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"{who}: algorithm must be one such as rx.rigl(plan, stop=...), got {_kind(algorithm)}")
+
+
+def optimizer(who: str, inner: Any) -> None:
+    """Refuses what is no optax optimizer.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise ValueError(f"{who}: the inner optimizer must be one such as optax.adam(1e-3), got {_kind(inner)}")
+
+
+def key(who: str, key: Any) -> Array:
+    """A single typed PRNG key; a raw one is wrapped.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"{who}: key must be a PRNG key such as jax.random.key(0), got {_kind(key)}")
+    typed = key
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        try:
+            typed = jax.random.wrap_key_data(jnp.asarray(key))
+        except TypeError:
+            typed = None
+    if typed is None or typed.shape:
+        given = f"{key.dtype}{list(key.shape)}"
+        raise ValueError(f"{who}: key must be a single PRNG key such as jax.random.key(0), got {given}")
+    return typed
+
+
+def masks(who: str, masks: Any, params: Any) -> None:
+    """Refuses masks that are not parallel to params: bool[*shape], or None where a leaf is dense.
+
+    Raises:
+      ValueError: names the leaf.
+    """
+    leaves, given = trees.named_leaves(params), trees.named_leaves(masks)
+    for name in given:
+        if name not in leaves:
+            near = trees.nearest(name, leaves)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"{who}: masks hold a leaf {name!r} that params do not have{hint}")
+    try:
+        jax.tree.structure(params).flatten_up_to(masks)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{who}: masks must be a tree parallel to params, with None for a dense leaf, got {_kind(masks)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    for name, one in given.items():
+        mask(who, name, one, leaves[name])
+
+
+def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
+    """Refuses what is no mask of a leaf.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    shape = jnp.shape(leaf)
+    if getattr(mask, "dtype", None) != np.bool_ or mask.shape != shape:
+        what = f"{mask.dtype}{list(mask.shape)}" if hasattr(mask, "dtype") else _kind(mask)
+        raise ValueError(f"{who}: the mask of leaf {name!r} must be bool{list(shape)}, got {what}")
+
+
+def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
+    """Refuses arrays of another shape; None stands for an argument that was left out.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    for name, array in given.items():
+        if array is not None and getattr(array, "shape", None) != shape:
+            what = array.shape if hasattr(array, "shape") else _kind(array)
+            raise ValueError(f"{who}: {name} must be an array of shape {shape}, got {what}")
+
+
+def _kind(value: Any) -> str:
+    """What a value is, shortly."""
+    return repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__

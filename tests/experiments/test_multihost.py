@@ -1,0 +1,147 @@
+"""Several processes train one network: the masks and metrics of one process, written once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_mlp
+from experiments import checkpoint, main, records, sharding
+from experiments.steps import compile_task, prepare
+from experiments.train import train
+
+ROOT = Path(main.__file__).parent.parent
+ONE = jax.devices()[:1]
+SMOKE = ["--config", "configs/digits_mlp.py:smoke"]
+soak = pytest.mark.skipif("SOAK" not in os.environ, reason="slow: set SOAK=1")
+# The command, and then a check that is made to fail: each process claims masks of its own.
+CHILD = """
+import sys
+import jax
+import jax.numpy as jnp
+from experiments import main, sharding
+code = main.main(["main", *sys.argv[1:]])
+try:
+    sharding.check_agreement(jnp.uint32(jax.process_index()), 5)
+except ValueError as error:
+    print("drift:", error)
+sys.exit(code)
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(place, count, devices, arguments):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": f"{flags} --xla_cpu_use_fusion_emitters=false",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{place[0]}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(place[1]),
+    }
+    command = [sys.executable, "-c", CHILD, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def together(count, devices, run, *overrides):
+    """What each of several processes prints; all must end well."""
+    port, arguments = free_port(), [*SMOKE, "--workdir", str(run), "--distributed", *overrides]
+    processes = [start((port, i), count, devices, arguments) for i in range(count)]
+    try:
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(printed)
+    return printed
+
+
+def final_state(run, config):
+    """Restored onto one device, wherever it was made."""
+    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
+    state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
+    store.close()
+    return state
+
+
+def check_equal(run, config, alone):
+    mine, other = (records.read_lines(where / "metrics.jsonl") for where in (run, alone))
+    assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in other]
+    for left, right in zip(mine, other, strict=True):
+        if left["kind"] in ("masks", "first_layer"):
+            assert left == right
+        else:
+            np.testing.assert_allclose(left["loss"], right["loss"], rtol=1e-4)
+            assert left["accuracy"] == pytest.approx(right["accuracy"], abs=0.01)
+    states = [final_state(where, config) for where in (run, alone)]
+    for left, right in zip(*(jax.tree.leaves((s.params, s.opt_state.masks)) for s in states), strict=True):
+        if left.dtype == bool:
+            np.testing.assert_array_equal(left, right)
+        else:
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    run, config = tmp_path_factory.mktemp("alone") / "run", digits_mlp.get_config("smoke")
+    train(config, run, devices=ONE)
+    return run, config
+
+
+def test_two_processes_with_sharded_weights_equal_one(alone, tmp_path):
+    """Two processes of two devices: outputs over a model axis inside each, biases over both processes."""
+    run = tmp_path / "run"
+    rules = "((r'.*/kernel', (None, 'model')), ('.*', 'fsdp'))"
+    config = tmp_path / "config.py"  # a mesh of two axes is more than an override can say
+    config.write_text(
+        "from configs import digits_mlp\n\n\ndef get_config(variant=''):\n"
+        "    config = digits_mlp.get_config('smoke')\n    config.unlock()\n"
+        f"    config.mesh = dict(data=2, model=2)\n    config.sharding = {rules}\n    return config.lock()\n"
+    )
+    first, second = together(2, 2, run, "--config", str(config))
+    assert "sparsity, step 6" in first
+    assert "sparsity, step 6" not in second  # the first process speaks for all
+    check_equal(run, alone[1], alone[0])
+    assert json.loads((run / "env.json").read_text())["device_count"] == 4
+    for printed in (first, second):
+        assert "drift: train: the masks differ between devices after step 5" in printed
+        assert "process 0: 00000000; process 1: 00000001" in printed
+
+
+@soak
+def test_four_processes_go_on_where_two_stopped(alone, tmp_path):
+    run = tmp_path / "run"
+    together(2, 1, run, "--config.stop_at=3")
+    assert not (run / "summary.json").exists()
+    together(4, 1, run)
+    check_equal(run, alone[1], alone[0])
+
+
+def test_the_environment_says_where_a_process_is():
+    here = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:99", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    assert main.place(here) == {"coordinator_address": "10.0.0.1:99", "num_processes": 4, "process_id": 3}
+    assert main.place({}) == {}
+    for wrong in ({"JAX_NUM_PROCESSES": "3"}, {"JAX_PROCESS_ID": ""}, {"JAX_COORDINATOR_ADDRESS": ""}):
+        with pytest.raises(ValueError, match=r"^main: expected an address"):
+            main.place({**here, **wrong})
+
+
+def test_gathering_on_one_process_is_fetching():
+    found = sharding.gather({"a": jax.numpy.ones(3), "b": None})
+    assert isinstance(found["a"], np.ndarray)
+    assert found["b"] is None

@@ -1,0 +1,119 @@
+"""Rules say where weights lie, and what belongs to a weight lies with it."""
+
+import functools
+import types
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import digits_mlp
+from experiments import checkpoint, sharding
+from experiments.steps import compile_task, prepare
+
+SHAPES = {
+    "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")},
+    "dense": {"kernel": jax.ShapeDtypeStruct((16, 6), "float32"), "bias": jax.ShapeDtypeStruct((6,), "float32")},
+}
+ALL = functools.cache(jax.devices)
+P = PartitionSpec
+
+
+def grid(**axes):
+    return sharding.mesh(axes, ALL())
+
+
+def test_a_mesh_takes_the_devices_that_are_left():
+    assert dict(sharding.mesh({}, ALL()).shape) == {"data": 8}
+    assert dict(grid(data=-1, model=4).shape) == {"data": 2, "model": 4}
+    assert grid(data=2, model=4).devices[0].tolist() == ALL()[:4]
+
+
+@pytest.mark.parametrize(
+    "axes", [{"data": 3}, {"model": 8}, {"data": -1, "model": -1}, {"data": 0}, {"data": -1, "m": 3}]
+)
+def test_a_mesh_that_does_not_fit(axes):
+    with pytest.raises(ValueError, match=r"^config\.mesh: "):
+        sharding.mesh(axes, ALL())
+
+
+def test_a_part_of_the_batch_belongs_to_one_process():
+    devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
+    with pytest.raises(ValueError, match="over several processes"):
+        sharding.mesh({"data": 1, "model": 4}, devices)
+
+
+def test_rules_count_axes_from_the_last():
+    rules = ((".*/kernel", (None, "model")), ("dense/bias", ("model",)))
+    assert sharding.specs(rules, SHAPES, grid(data=4, model=2)) == {
+        "conv/kernel": P(None, None, None, "model"),
+        "dense/kernel": P(None, "model"),
+        "dense/bias": P("model"),
+    }
+    assert sharding.specs(((".*", "fsdp"),), SHAPES, grid(data=4, model=2)) == {
+        "conv/kernel": P(None, None, None, "data"),
+        "dense/kernel": P("data"),
+        "dense/bias": P(),  # nothing to divide
+    }
+    both = sharding.specs((("conv/kernel", (["data", "model"],)),), SHAPES, grid(data=4, model=2))
+    assert both["conv/kernel"] == P(None, None, None, ("data", "model"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (("dense/kernl", "fsdp"), "did you mean 'dense/kernel'?"),
+        (("dense/bias", (None, "model")), r"'dense/bias' of shape \(6,\) has fewer axes"),
+        (("dense/kernel", ("modle",)), "no mesh axis 'modle' for leaf 'dense/kernel'; there is data, model"),
+        (("dense/kernel", ("model",)), r"'dense/kernel' of shape \(16, 6\) does not divide by 4 at 'model'"),
+        (("dense/kernel", "model"), r"config.sharding\[0\]: expected"),
+        (("dense/kernel",), r"config.sharding\[0\]: expected"),
+    ],
+)
+def test_a_wrong_rule(rule, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.specs((rule,), SHAPES, grid(data=2, model=4))
+
+
+def test_drift_is_told_with_who_holds_what():
+    sharding.compare(np.full((2, 4), 7, np.uint32), 100)
+    with pytest.raises(ValueError, match=r"after step 100 \(process 0: 00000007; process 1: 00000007, 00000008\)"):
+        sharding.compare(np.array([[7, 7], [7, 8]], np.uint32), 100)
+
+
+def test_agreement_on_one_process():
+    sharding.check_agreement(checkpoint.digest({"a": np.ones((2, 2), bool)}), 1)
+
+
+def configured(**values):
+    config = digits_mlp.get_config("smoke")
+    config.unlock()
+    config.update(values)
+    config.model.features = (16, 12)
+    return config
+
+
+def trained(config, count, rewirings=2):
+    """The state after a few steps that rewire."""
+    task = prepare(config, ALL()[:count])
+    compiled = compile_task(task)
+    state, batches = compiled.init(), task.data.train(0)
+    for _ in range(rewirings):
+        state, counts = compiled.steps[True](state, compiled.place(next(batches)))
+    return state, counts
+
+
+def test_a_sharded_run_is_the_run_on_one_device():
+    rules = (("Dense_[01]/kernel", (None, "model")), (".*", "fsdp"))
+    state, counts = trained(configured(mesh={"data": 2, "model": 4}, sharding=rules), 8)
+    expected, expected_counts = trained(configured(), 1)
+    np.testing.assert_array_equal(counts, expected_counts)
+    chex.assert_trees_all_equal(*jax.device_get((state.opt_state.masks, expected.opt_state.masks)))
+    chex.assert_trees_all_close(*jax.device_get((state.params, expected.params)), atol=1e-5)
+    moments = jax.tree.leaves(state.opt_state.inner)
+    masks = jax.tree.leaves(state.opt_state.masks) + jax.tree.leaves(state.explored)
+    spread = [x for x in [*moments, *masks] if x.ndim == 2 and x.shape[1] % 4 == 0]
+    assert spread
+    assert all(x.sharding.spec[-1] == "model" for x in spread)

@@ -1,0 +1,264 @@
+"""What is left on disk at any moment resumes exactly; signals, bad numbers and broken invariants are told."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import digits_mlp
+from experiments import build, checkpoint, guard, main, records, train
+from experiments.finite import finite
+from experiments.packed import compile_packed
+from experiments.steps import compile_task, masks, prepare
+
+ONE = jax.devices()[:1]
+UNTIMED = ("examples_per_s", "seconds")
+
+
+def configured(**values):
+    config = digits_mlp.get_config("smoke")
+    config.update(values)
+    return config
+
+
+def lines(run):
+    found = records.read_lines(run / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in UNTIMED} for line in found]
+
+
+def digest(run):
+    """Of weights, masks, optimizer and all else in the newest checkpoint."""
+    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
+    config = json.loads((run / "config.json").read_text())
+    state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
+    store.close()
+    return int(checkpoint.digest(state))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The tests train the same few programs over and over; compiling is what costs."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()
+
+
+def copy(run, target):
+    """The folder as it is now, while another thread may be writing a checkpoint."""
+    while True:
+        try:
+            return shutil.copytree(run, target)
+        except (shutil.Error, FileNotFoundError):  # renamed just then
+            shutil.rmtree(target)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run, and copies of its folder after each step: all that a kill there would leave."""
+    folder = tmp_path_factory.mktemp("straight")
+
+    def note(step):
+        copy(folder / "run", folder / f"killed-{step}")
+        return False
+
+    train.train(configured(check_every=1), folder / "run", devices=ONE, interrupted=note)
+    return folder
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_what_a_kill_leaves_resumes_bit_for_bit(step, straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight / f"killed-{step}", run)
+    half = run / "checkpoints" / "6.orbax-checkpoint-tmp"  # and a checkpoint that was being written
+    shutil.copytree(straight / "run" / "checkpoints" / "6", half)
+    (half / "_CHECKPOINT_METADATA").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "ki')
+    train.train(configured(), run, devices=ONE)
+    assert lines(run) == lines(straight / "run")
+    assert digest(run) == digest(straight / "run")
+    assert not half.exists()
+
+
+def test_an_interrupted_run_saves_there_and_resumes_bit_for_bit(straight, tmp_path):
+    run = tmp_path / "run"
+    assert train.train(configured(), run, devices=ONE, interrupted=lambda step: step == 5)["steps"] == 5
+    assert (run / "checkpoints" / "5").is_dir()
+    assert not (run / "summary.json").exists()
+    train.train(configured(), run, devices=ONE)
+    assert lines(run) == lines(straight / "run")
+    assert digest(run) == digest(straight / "run")
+
+
+def test_sigterm_is_noted_and_the_handler_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with main.preemption() as interrupted:
+        assert not interrupted(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_that_train_together_agree_through_jax(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 7)
+    before = signal.getsignal(signal.SIGTERM)
+    with main.preemption() as interrupted:
+        assert signal.getsignal(signal.SIGTERM) is before  # JAX's own must stay
+        assert [interrupted(6), interrupted(7)] == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads config files with it
+def test_the_command_ends_well_on_sigterm(monkeypatch, capsys):
+    def fake(config, workdir, *, interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"steps": 3 if interrupted(3) else config.steps}
+
+    monkeypatch.setattr(train, "train", fake)
+    assert main.main(["main", "--config", "configs/digits_mlp.py:smoke", "--workdir", "runs/never"]) == 0
+    assert "stopped by SIGTERM, saved at step 3; the same command goes on" in capsys.readouterr().out
+
+
+# --- numbers that are not finite ---------------------------------------------------------------------------------
+
+
+def spoiled(batch):
+    return {**batch, "image": np.full_like(batch["image"], np.nan)}
+
+
+def poison(monkeypatch, step):
+    """Makes the batch of one step (counted from 1) nan."""
+    load = build.data
+
+    def data(config):
+        found = load(config)
+
+        def batches(start):
+            for i, batch in enumerate(found.train(start), start=start + 1):
+                yield spoiled(batch) if i == step else batch
+
+        return found._replace(train=batches)
+
+    monkeypatch.setattr(build, "data", data)
+
+
+def test_a_run_stops_with_a_diagnosis_and_goes_on_when_told_to_skip(monkeypatch, tmp_path):
+    poison(monkeypatch, step=5)
+    run = tmp_path / "run"
+    message = (
+        r"the loss is nan at step 5, the first gradient that is not finite is that of leaf 'Dense_0/kernel'; "
+        r"the last good checkpoint is that of step 3\..*on_nonfinite=skip"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train.train(configured(), run, devices=ONE)
+    summary = train.train(configured(on_nonfinite="skip", check_every=1), run, devices=ONE)
+    assert summary["skipped"] == 1
+    found = [line for line in lines(run) if line["kind"] == "train"]
+    assert [(line["step"], line.get("skipped")) for line in found] == [(2, None), (4, 0), (6, 1)]
+    assert np.isfinite(found[-1]["loss"])
+
+
+def untyped(tree):
+    """All arrays but the counters of steps, keys as numbers."""
+    return [
+        np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(tree)
+    ]
+
+
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+def test_a_skipped_batch_leaves_everything_as_it_was(execution):
+    task = prepare(configured(execution=execution, on_nonfinite="skip"), ONE)
+    compiled = compile_task(task) if execution == "masked" else compile_packed(task)
+    batches, state = task.data.train(0), compiled.enter(compiled.init())
+    state, _ = compiled.steps[True](state, compiled.place(next(batches)))
+    before = jax.device_get(untyped(_learnt(compiled.leave(state))))
+    for rewire in (False, True):
+        state, _ = compiled.steps[rewire](state, compiled.place(spoiled(next(batches))))
+        after = compiled.leave(state)
+        for left, right in zip(before, untyped(_learnt(after)), strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert (int(after.step), int(after.opt_state.step), int(after.totals["skipped"])) == (3, 3, 2)
+    assert int(after.totals["missed"]) == 1  # RigL's rewiring would not have updated weights
+    assert int(after.totals["steps"]) == 1
+    weights = untyped(after.params)  # the next step is given the state itself
+    state, _ = compiled.steps[False](state, compiled.place(next(batches)))
+    assert not np.array_equal(untyped(compiled.leave(state).params)[-1], weights[-1])
+
+
+def _learnt(state):
+    return state.params, state.opt_state._replace(step=state.step * 0), state.explored
+
+
+def test_nan_gradients_through_a_whole_rewiring_leave_exact_counts():
+    task = prepare(configured(), ONE)
+    compiled = compile_task(task)
+    state, _ = compiled.steps[True](compiled.init(), compiled.place(spoiled(next(task.data.train(0)))))
+    table, _ = jax.jit(functools.partial(guard.look, task.algorithm))(state.params, state.opt_state.algorithm)
+    assert table[:, 0].tolist() == [guard.active_weights(leaf) for leaf in task.plan.values()]
+    assert table[:, 1].tolist() == [0] * len(task.plan)
+
+
+def test_finite_looks_at_floats_only():
+    assert bool(finite({"a": jnp.ones(2), "n": jnp.arange(3), "key": jax.random.key(0), "none": None}))
+    assert not bool(finite({"a": jnp.ones(2), "b": {"c": jnp.array([0.0, -jnp.inf], jnp.bfloat16)}}))
+
+
+# --- the guard ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    task = prepare(configured(check_every=2), ONE)
+    compiled = compile_task(task)
+    return task, compiled, compiled.init()
+
+
+def look(guarded, change, step=2, rewired=False):
+    """What the guard says of a state in which the mask or weights of one leaf are changed."""
+    task, compiled, state = guarded
+    watch = guard.open_guard(task, compiled, state)
+    mask, kernel = (tree["Dense_1"]["kernel"] for tree in (masks(state), state.params))
+    mask, kernel = change(mask, kernel)
+    params = {**state.params, "Dense_1": {**state.params["Dense_1"], "kernel": kernel}}
+    changed = {**masks(state), "Dense_1": {**masks(state)["Dense_1"], "kernel": mask}}
+    algorithm = state.opt_state.algorithm._replace(masks=changed)
+    state = state._replace(params=params, opt_state=state.opt_state._replace(algorithm=algorithm))
+    watch.looked(step, state, rewired)
+    watch.settle()
+
+
+def test_the_guard_is_silent_where_all_is_well_or_nothing_is_due(guarded):
+    look(guarded, lambda mask, kernel: (mask, kernel))
+    look(guarded, lambda mask, kernel: (~mask, kernel), step=1)
+
+
+def test_the_guard_names_the_leaf_whose_count_is_wrong(guarded):
+    with pytest.raises(ValueError, match=r"leaf 'Dense_1/kernel' must have \d+ active weights at step 2, got"):
+        look(guarded, lambda mask, kernel: (mask.at[0].set(True), kernel), rewired=True)
+
+
+def test_the_guard_names_the_leaf_with_weights_off_its_mask(guarded):
+    with pytest.raises(ValueError, match=r"leaf 'Dense_1/kernel' must be 0 off its mask at step 2, got \d+ other"):
+        look(guarded, lambda mask, kernel: (mask, jnp.ones_like(kernel)))
+
+
+def test_the_guard_sees_masks_that_change_by_themselves(guarded):
+    def moved(mask, kernel):
+        return jnp.roll(mask, 1), jnp.zeros_like(kernel)
+
+    with pytest.raises(ValueError, match="masks changed without a rewiring before step 2"):
+        look(guarded, moved)
+    look(guarded, moved, rewired=True)
