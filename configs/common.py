@@ -1,7 +1,8 @@
 """What every config holds, with the values that most of them share. No task of its own.
 
 A config file gives `get_config(variant: str = "")`; a variant is a comma-separated list of words. `smoke` shrinks
-everything to a few steps. Any key can be set on the command line, `--config.method.name=set`; `steps` moves along what
+everything to a few steps. A config file is Python and is run as such: use files that you trust. Checkpoints and records
+are data (orbax arrays and JSON) and are read without running anything that is in them. Any key can be set on the command line, `--config.method.name=set`; `steps` moves along what
 is counted in fractions of it.
 """
 

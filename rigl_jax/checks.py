@@ -21,17 +21,23 @@ def is_whole(value: Any, least: int = 0) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value < LARGEST)
 
 
+def real(value: Any) -> float:
+    """The value as a float; NaN for what is no real number, or too large for float32."""
+    try:
+        found = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return found if abs(found) < 3e38 else math.nan
+
+
 def number(who: str, name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
     """The value as a float, if it is a finite real number that fits.
 
     Raises:
       ValueError: `expected` says what was.
     """
-    try:
-        found = float(value) if not isinstance(value, (str, bytes)) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not (abs(found) < 3e38 and fits(found)):  # finite in float32, too
+    found = real(value)
+    if math.isnan(found) or not fits(found):
         raise ValueError(f"{who}: {name} {expected}, got {value!r}")
     return found
 
@@ -47,8 +53,8 @@ def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> Non
     if not is_whole(start):
         raise ValueError(f"{who}: start must be a step, 0 or later, got {start!r}")
     if stop is not None:
-        wanted = f"must not be before start={start} (a step below 2**31, or None)"
-        number(who, "stop", stop, wanted, lambda found: start <= found < LARGEST)
+        number(who, "stop", stop, "must be a step below 2**31, or None", lambda found: found < LARGEST)
+        number(who, "stop", stop, f"must not be before start={start}", lambda found: start <= found)
 
 
 def functions(who: str, **given: Any) -> None:

@@ -102,8 +102,7 @@ def _proportional(
 
 def _check_sparsity(who: str, sparsity: float) -> None:
     if not isinstance(sparsity, (int, float, np.floating)) or not 0 <= sparsity < 1:
-        given = f"{sparsity!r}" if isinstance(sparsity, str) else f"{sparsity}"
-        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {given}")
+        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {sparsity}")
 
 
 def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> None:

@@ -42,7 +42,7 @@ def update(grads, **options):
 
 PLANS = {
     "sparsity nan": (lambda: rx.make_plan(PARAMS, math.nan), r"make_plan: sparsity .* \[0, 1\), got nan"),
-    "sparsity a word": (lambda: rx.make_plan(PARAMS, "0.9"), r"make_plan: sparsity .* \[0, 1\), got '0.9'"),
+    "sparsity a word": (lambda: rx.make_plan(PARAMS, "0.9"), r"make_plan: sparsity .* \[0, 1\), got 0.9"),
     "sparsity in percent": (lambda: rx.make_plan(PARAMS, 90), r"make_plan: sparsity .* \[0, 1\), got 90"),
     "sparsity None": (lambda: rx.make_plan(PARAMS, None), r"make_plan: sparsity .* \[0, 1\), got None"),
     "sparsity True": (lambda: rx.make_plan(PARAMS, True), r"make_plan: sparsity .* \[0, 1\), got True"),
@@ -85,7 +85,7 @@ PLANS = {
     "erk scalar": (lambda: rx.erk({"w": ()}, 0.5), r"erk: leaf 'w' must have a shape .*got \(\)"),
     "erdos_renyi bias": (lambda: rx.erdos_renyi({"w": (4,)}, 0.5), r"erdos_renyi: leaf 'w' must have 2 axes .*\(4,\)"),
     "erdos_renyi sparsity": (lambda: rx.erdos_renyi({"w": (4, 4)}, -1), r"erdos_renyi: sparsity .*got -1"),
-    "uniform sparsity": (lambda: rx.uniform({"w": (4, 4)}, "x"), r"uniform: sparsity .*got 'x'"),
+    "uniform sparsity": (lambda: rx.uniform({"w": (4, 4)}, "x"), r"uniform: sparsity .*got x"),
     "uniform shapes": (lambda: rx.uniform(None, 0.5), r"uniform: shapes must be .*got NoneType"),
     "describe params": (lambda: rx.describe(PARAMS), r"describe: plan must be what make_plan gives, got dict"),
     "describe None": (lambda: rx.describe(None), r"describe: plan must be .*got None"),
@@ -111,7 +111,7 @@ TIMES = {
     "start -1": (lambda: rx.schedules.every(1, start=-1), r"every: start must be a step, 0 or later, got -1"),
     "start word": (lambda: rx.schedules.every(1, start="0"), r"every: start must be .*got '0'"),
     "start None": (lambda: rx.schedules.every(1, start=None), r"every: start must be .*got None"),
-    "stop early": (lambda: rx.schedules.every(1, start=5, stop=2), r"every: stop must not be before start=5.*got 2"),
+    "stop early": (lambda: rx.schedules.every(1, start=5, stop=2), r"every: stop must not be before start=5, got 2"),
     "stop nan": (lambda: rx.schedules.every(1, stop=math.nan), r"every: stop .*got nan"),
     "uncounted": (lambda: rx.schedules.uncounted(1, stop=7.5), r"uncounted: stop must be a whole step, got 7.5"),
     "cosine fraction": (lambda: rx.schedules.cosine("x", 10), r"cosine: fraction must be in \[0, 1\], got 'x'"),
@@ -206,7 +206,7 @@ TRAINING = {
     "surgery leaf": (lambda: rx.replace_masks(SGD, STATE, PARAMS, W), r"replace_masks: masks must be of a/k.*of w"),
     "surgery floats": (
         lambda: rx.replace_masks(SGD, STATE, PARAMS, MASKS | {"b": PARAMS["b"]}),
-        r"replace_masks: the mask of leaf 'b/kernel' must be bool\[4, 2\], got float32\[4, 2\]",
+        r"replace_masks: the mask of 'b/kernel' must be bool\[4, 2\], got float32\[4, 2\]",
     ),
     "surgery state": (lambda: rx.replace_masks(SGD, None, PARAMS, MASKS), r"replace_masks: the state must be .*NoneT"),
     "growth 0": (lambda: rx.accumulate_growth(rx.rigl(PLAN), 0), r"accumulate_growth: n must be .*at least 1, got 0"),

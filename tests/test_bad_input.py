@@ -184,7 +184,7 @@ def test_a_config_says_what_is_wrong(values, message, nowhere):
     check(caught.value)
 
 
-@pytest.mark.parametrize("config", [None, 3, "rigl", [1], {"seed": object()}], ids=str)
+@pytest.mark.parametrize("config", [None, 3, "rigl", [1], {"seed": object()}], ids=lambda c: type(c).__name__)
 def test_what_is_no_config(config, nowhere):
     with pytest.raises(ValueError, match=r"^config: ") as caught:
         build.check(config)

@@ -62,9 +62,11 @@ def dsr(
     [0, 100, 200, 300]
     """
     checks.plan("dsr", plan)
-    threshold = checks.number("dsr", "threshold", threshold, "must be above 0 and finite", lambda found: found > 0)
-    target = checks.number("dsr", "target", target, "must be in (0, 1)", lambda found: 0 < found < 1)
-    tolerance = checks.number("dsr", "tolerance", tolerance, "must be in [0, 1)", lambda found: 0 <= found < 1)
+    if not (checks.real(threshold) > 0 and 0 < checks.real(target) < 1 and 0 <= checks.real(tolerance) < 1):
+        raise ValueError(
+            "dsr: threshold must be above 0 and finite, target in (0, 1) and tolerance in [0, 1), "
+            f"got {threshold!r}, {target!r} and {tolerance!r}"
+        )
     sizes = {name: reallocation.unit_size(leaf) for name, leaf in plan.items()}
     wanted = target * sum(sizes[name] * _all_units(leaf) for name, leaf in plan.items())
 
