@@ -2,8 +2,8 @@
 
 A config file gives `get_config(variant: str = "")`; a variant is a comma-separated list of words. `smoke` shrinks
 everything to a few steps. A config file is Python and is run as such: use files that you trust. Checkpoints and records
-are data (orbax arrays and JSON) and are read without running anything that is in them. Any key can be set on the command line, `--config.method.name=set`; `steps` moves along what
-is counted in fractions of it.
+are data (orbax arrays and JSON) and are read without running anything that is in them. Any key can be set on the
+command line, `--config.method.name=set`; `steps` moves along what is counted in fractions of it.
 """
 
 from collections.abc import Callable, Mapping

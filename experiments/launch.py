@@ -109,7 +109,7 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
 def outcome(job: Job, code: int) -> str:
     """One line about a job that ended."""
     if code == 0 and job.finished:
-        summary = records.read_summary(job.workdir) or {}
+        summary = records.read_json(job.workdir / "summary.json")
         return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
     lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"failed with code {code}: {lines[-1] if lines else 'no output'}"

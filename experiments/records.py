@@ -267,7 +267,7 @@ def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False
     Raises:
       ValueError: the run is not finished.
     """
-    if read_summary(run) is None:
+    if read_json(run / "summary.json") is None:
         raise ValueError(f"export: {run.name} is not finished, it has no summary.json")
     if absent := [name for name in ("config.json", "env.json", "metrics.jsonl") if not (run / name).exists()]:
         raise ValueError(f"export: {run.name} has no {absent[0]}")

@@ -64,7 +64,12 @@ def granet(
     checks.steps("granet", period=period, start=start, stop=stop)
     checks.functions("granet", drop=drop, grow=grow, distribution=distribution)
     prune_stop = stop if prune_stop is None else prune_stop
-    if prune_stop is None or not checks.is_whole(prune_stop) or prune_stop < start or (stop is not None and prune_stop > stop):
+    if (
+        prune_stop is None
+        or not checks.is_whole(prune_stop)
+        or prune_stop < start
+        or (stop is not None and prune_stop > stop)
+    ):
         raise ValueError(
             f"granet: prune_stop must be a step from start={start} to stop={stop}, got {prune_stop!r}; "
             "it may be left out only with a stop"

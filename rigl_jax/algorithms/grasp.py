@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from rigl_jax import checks, scores, topology
+from rigl_jax import scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Signals
@@ -46,7 +46,7 @@ def grasp(
     [[False, False], [True, True]]
     """
     selection.check_jointly("grasp", plan, jointly, min_active)
-    checks.functions("grasp", loss=loss)
+    selection.check_callable("grasp", loss)
     score = scores.gradient_flow(loss)
 
     def init(key: Array, params: PyTree) -> MaskState:

@@ -59,11 +59,16 @@ def check_loss(who: str, loss: Callable[[PyTree], Array], params: PyTree) -> Non
     Raises:
       ValueError: something else.
     """
-    if not callable(loss):
-        raise ValueError(f"{who}: loss must be a function of the params, got {loss!r}")
+    check_callable(who, loss)
     out = jax.eval_shape(loss, params)
     if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
         raise ValueError(f"{who}: loss must return one real number, got {out}")
+
+
+def check_callable(who: str, loss: Any) -> None:
+    """Refuses what is no function; see `check_loss`, which can only be asked where there are params."""
+    if not callable(loss):
+        raise ValueError(f"{who}: loss must be a function of the params, got {loss!r}")
 
 
 def is_whole(value: Any, least: int) -> bool:

@@ -55,7 +55,8 @@ def snip(
     if not selection.is_whole(start, 0) or (start and loss is not None):
         raise ValueError(f"snip: start must be a step, 0 or later, and 0 with a loss (init prunes then), got {start!r}")
     selection.check_jointly("snip", plan, jointly, min_active)
-    checks.functions("snip", score=score, loss=score if loss is None else loss)
+    checks.functions("snip", score=score)
+    selection.check_callable("snip", score if loss is None else loss)
 
     def decide(signals: Signals) -> Masks:
         return selection.best(plan, score(signals), jointly=jointly, min_active=min_active)
