@@ -1,12 +1,17 @@
 """Wrong calls of the library, each with the one line that it must be answered with; `test_bad_input` makes them."""
 
 import math
+import pathlib
+import re
+import traceback
 
 import jax
 import numpy as np
 import optax
 
 import rigl_jax as rx
+from configs import digits_mlp
+from experiments import build
 
 F, Shape = np.float32, jax.ShapeDtypeStruct
 KEY = jax.random.key(0)
@@ -22,6 +27,42 @@ MASKS = {"a": {"bias": None, "kernel": EYE}, "b": {"kernel": np.ones((4, 2), boo
 PACKED = rx.pack(W, M)
 X = Shape((2, 4), "float32")
 CONSTANT = optax.constant_schedule(1.0)
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+OURS = tuple(str(ROOT / package) for package in ("rigl_jax", "experiments", "configs"))
+
+
+def check(error):
+    """One line, raised by us on purpose, and never only the text of something that we call."""
+    assert str(error).strip()
+    assert "\n" not in str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    assert last.filename.startswith(OURS), f"raised in {last.filename}: {error}"
+    assert last.line.startswith("raise"), f"not raised on purpose, at {last.line!r}: {error}"
+
+
+def one_line(capsys, message, start="error: "):
+    told = capsys.readouterr().err
+    assert re.search(message, told), told
+    assert told.startswith(start)
+    assert told.count("\n") == 1
+    assert "Traceback" not in told
+
+
+def changed(**values):
+    """The plain smoke config, with `section__key` set, or taken out where the value is `...`."""
+    config = build.plain(digits_mlp.get_config("smoke"))
+    for path, value in values.items():
+        *sections, key = path.split("__")
+        at = config
+        for section in sections:
+            at = at[section]
+        if value is ...:
+            del at[key]
+        else:
+            at[key] = value
+    return config
 
 
 def one(shape, dtype="float32"):

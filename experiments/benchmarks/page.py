@@ -129,7 +129,7 @@ def rewiring() -> str:
     extra = memory["temporary_beyond_dense_in_copies_of_the_largest_leaf"]
     note = (
         f"Memory of a masked Adam step beyond the dense one: {memory['state_bytes_per_weight_beyond_dense']} byte a "
-        f"weight for the masks, and temporary buffers of {extra['static']:.0f} copies of the largest leaf on an ordinary "
+        f"weight for the masks, and temporary buffers of {extra['static']:.0f} copies of the largest leaf on a plain "
         f"step, {extra['rewiring']:.0f} on a rewiring (four leaves of that size are rewired at once).\n"
     )
     return table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows) + "\n" + note
