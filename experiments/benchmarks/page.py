@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from experiments.benchmarks import timing
 
 PAGE = Path("docs/why_not_faster.md")
-PICTURE = Path("docs/pictures/break_even.png")
+PICTURE = Path("docs/figures/break_even.png")
 MARK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
 KINDS = {"1x1": "single weights", "4x1": "runs of 4", "16x1": "runs of 16", "32x32": "32 x 32 tiles, plain XLA"}

@@ -159,11 +159,11 @@ def _measure(pattern: Any, density: float, batch: int, image: int, repeats: int)
     dense, sparse = _seconds(pattern, batch, image, repeats)
     other = kernels.rebuild(pattern, _drawn(pattern, SECOND_DENSITY)) if _free(pattern) else None
     if other is None:
-        return dense, sparse, density * dense / sparse
+        return dense, sparse, min(1.0, density * dense / sparse)
     _, at_other = _seconds(other, batch, image, repeats)
     slope = (at_other - sparse) / (SECOND_DENSITY - density) if density != SECOND_DENSITY else sparse / density
     if slope <= 0:
-        return dense, sparse, density * dense / sparse
+        return dense, sparse, min(1.0, density * dense / sparse)
     return dense, sparse, float(np.clip(density + (dense - sparse) / slope, 0, 1))
 
 
