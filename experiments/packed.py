@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.finite import SKIP, finite, left_out
-from experiments.steps import Batch, Compiled, Task, TrainState, compile_task, eval_step, loss_of
+from experiments.steps import Batch, Compiled, Task, TrainState, compile_task, eval_step, loss_of, stepped
 from rigl_jax.base import Array, PyTree
 from rigl_jax.execution import Packed, PackedTraining, run_packed
 
@@ -51,16 +50,8 @@ def packed_step(task: Task, training: PackedTraining, state: TrainState, batch: 
 
     grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(packed.values)
     packed, opt_state = training.update(grads, state.opt_state, packed)
-    after = state._replace(
-        step=state.step + 1,
-        params=packed,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        totals=jax.tree.map(jnp.add, state.totals, metrics),
-    )
-    if task.config["on_nonfinite"] == SKIP:
-        after = left_out(finite((metrics["loss"], grads)), after, state, updates=True)
-    return after, None
+    new = {"params": packed, "opt_state": opt_state, "batch_stats": batch_stats}
+    return stepped(task, state, grads, metrics, updates=True, **new), None
 
 
 def _unpackbits(bits: Array, mask: Array) -> Array:

@@ -177,6 +177,20 @@ def loss_of(
     return loss, (metrics, mutated.get("batch_stats", {}))
 
 
+def stepped(
+    task: Task, state: TrainState, grads: PyTree, metrics: dict[str, Array], *, updates: bool, **new: Any
+) -> TrainState:
+    """The state with what a step made `new`, counted; or as it was, where a batch that is not finite is to be skipped.
+
+    `updates` says whether the step updates weights at all; see `experiments.finite.left_out`.
+    """
+    totals = jax.tree.map(jnp.add, state.totals, metrics)
+    after = state._replace(step=state.step + 1, totals=totals, **new)
+    if task.config["on_nonfinite"] != SKIP:
+        return after
+    return left_out(finite((metrics["loss"], grads)), after, state, updates=updates)
+
+
 def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> tuple[TrainState, Array | None]:
     """One step on one batch; on a rewiring also the counts of `measure.counts`."""
 
@@ -185,16 +199,9 @@ def train_step(task: Task, state: TrainState, batch: Batch, *, rewire: bool) -> 
 
     grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params, rewire=rewire)
-    after = state._replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        totals=jax.tree.map(jnp.add, state.totals, metrics),
-    )
-    if task.config["on_nonfinite"] == SKIP:
-        updates_weights = not (rewire and task.algorithm is not None and task.algorithm.skip_step)
-        after = left_out(finite((metrics["loss"], grads)), after, state, updates=updates_weights)
+    new = {"params": optax.apply_updates(state.params, updates), "opt_state": opt_state, "batch_stats": batch_stats}
+    updates_weights = not (rewire and task.algorithm is not None and task.algorithm.skip_step)
+    after = stepped(task, state, grads, metrics, updates=updates_weights, **new)
     if not rewire:
         return after, None
     now: Any = after.opt_state

@@ -44,6 +44,17 @@ def every(period: int, *, start: int = 0, stop: int | None = None, include_stop:
     return due
 
 
+def every_and_last(period: int, *, start: int = 0, stop: int) -> Callable[[Any], Any]:
+    """`every`, and at `stop` too where that is no multiple of the period: for methods that end exactly there.
+
+    >>> due = every_and_last(100, stop=250)
+    >>> [step for step in range(400) if due(step)]
+    [0, 100, 200, 250]
+    """
+    due = every(period, start=start, stop=stop)
+    return lambda step: due(step) | (step == stop)
+
+
 def uncounted(
     period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

@@ -12,8 +12,8 @@ units, and does not overflow in float16.
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 
+from rigl_jax import checks
 from rigl_jax.base import Array, Shape, Structure
 
 
@@ -161,17 +161,13 @@ def _all(units: Shape) -> tuple[int, ...]:
 
 
 def _check_sizes(name: str, *sizes: int) -> None:
-    if not all(_is_whole(size) and size >= 1 for size in sizes):
+    if not all(checks.is_whole(size, 1) for size in sizes):
         raise ValueError(f"{name}: sizes must be integers of at least 1, got {', '.join(map(repr, sizes))}")
 
 
 def _check_whole(name: str, axis: int) -> None:
-    if not _is_whole(axis):
+    if not checks.is_whole(axis, -checks.LARGEST):
         raise ValueError(f"{name}: axis must be an integer such as -2, got {axis!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _check_rank(name: str, shape: Shape, least: int) -> None:

@@ -9,16 +9,14 @@ What a better dense convolution would leave of the gain lies between the two.
 
 from __future__ import annotations
 
-import argparse
 import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import paired, timing
+from experiments.benchmarks import paired
 from experiments.benchmarks.linear import SPARSITIES, products
 from rigl_jax.execution import kernels
 
@@ -63,7 +61,7 @@ def measure(layer: tuple[int, int, int], sparsity: float, repeats: int) -> dict[
     }
 
 
-def cases(repeats: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+def cases(repeats: int) -> paired.Cases:
     """Every layer x sparsity."""
     for layer in LAYERS:
         for sparsity in SPARSITIES:
@@ -71,14 +69,5 @@ def cases(repeats: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str,
             yield identity, functools.partial(measure, layer, sparsity, repeats)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Sparse 3 x 3 convolutions against XLA's dense convolution.")
-    parser.add_argument("--fresh", action="store_true", help="forget the record and measure every case")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    paired.fill(timing.RECORDS / "conv.json", cases(arguments.repeats), arguments.fresh)
-
-
 if __name__ == "__main__":
-    main()
+    paired.main("conv", "Sparse 3 x 3 convolutions against XLA's dense convolution.", cases, repeats=7)

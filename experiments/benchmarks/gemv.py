@@ -9,17 +9,16 @@ dense contender is the faster of x @ w and x @ w.T of the stored transpose.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import paired, timing
+from experiments.benchmarks import paired
 from experiments.benchmarks.linear import SPARSITIES
 from rigl_jax.execution import kernels
 
@@ -75,7 +74,7 @@ def measure(shape: tuple[int, int], kind: str, sparsity: float, repeats: int) ->
     }
 
 
-def cases(repeats: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+def cases(repeats: int) -> paired.Cases:
     """Every shape x kind x sparsity."""
     for shape in SHAPES:
         for kind in KINDS:
@@ -84,14 +83,5 @@ def cases(repeats: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str,
                 yield identity, functools.partial(measure, shape, kind, sparsity, repeats)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Sparse matrix-vector products against XLA's dense one.")
-    parser.add_argument("--fresh", action="store_true", help="forget the record and measure every case")
-    parser.add_argument("--repeats", type=int, default=20)
-    arguments = parser.parse_args()
-    paired.fill(timing.RECORDS / "gemv.json", cases(arguments.repeats), arguments.fresh)
-
-
 if __name__ == "__main__":
-    main()
+    paired.main("gemv", "Sparse matrix-vector products against XLA's dense one.", cases, repeats=20)

@@ -7,17 +7,16 @@ Kinds: 1x1 unstructured, 4x1 and 16x1 runs of outputs (native kernels), 32x32 ti
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import paired, timing
+from experiments.benchmarks import paired
 from rigl_jax.execution import kernels
 
 SHAPES = ((256, 768, 3072), (128, 1024, 1024), (1024, 1024, 1024), (256, 2048, 2048))
@@ -73,7 +72,7 @@ def measure(shape: tuple[int, int, int], kind: str, sparsity: float, repeats: in
     }
 
 
-def cases(repeats: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+def cases(repeats: int) -> paired.Cases:
     """Every shape x kind x sparsity."""
     for shape in SHAPES:
         for kind in KINDS:
@@ -82,14 +81,5 @@ def cases(repeats: int) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str,
                 yield identity, functools.partial(measure, shape, kind, sparsity, repeats)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Sparse linear layers against XLA's dense product.")
-    parser.add_argument("--fresh", action="store_true", help="forget the record and measure every case")
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-    paired.fill(timing.RECORDS / "linear.json", cases(arguments.repeats), arguments.fresh)
-
-
 if __name__ == "__main__":
-    main()
+    paired.main("linear", "Sparse linear layers against XLA's dense product.", cases, repeats=15)

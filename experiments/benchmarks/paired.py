@@ -6,6 +6,7 @@ case with its roofline: operations and bytes a second, and the share of that pea
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import ctypes
 import json
@@ -23,6 +24,7 @@ from rigl_jax.execution import kernels
 from rigl_jax.execution.kernels import native
 
 Call = Callable[[], Any]
+Cases = Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
 
 
 class Paired(NamedTuple):
@@ -78,7 +80,23 @@ def peak_gflops(threads: int) -> float | None:
     return best
 
 
-def fill(path: pathlib.Path, cases: Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]], fresh: bool) -> None:
+def main(name: str, description: str, cases: Callable[[int], Cases], repeats: int) -> None:
+    """The command line of a benchmark: fills the record `name`.json.
+
+    Args:
+      name: of the record.
+      description: for `--help`.
+      cases: `repeats -> cases`; see `fill`.
+      repeats: timed calls of each contender, by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--fresh", action="store_true", help="forget the record and measure every case")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    arguments = parser.parse_args()
+    fill(timing.RECORDS / f"{name}.json", cases(arguments.repeats), arguments.fresh)
+
+
+def fill(path: pathlib.Path, cases: Cases, fresh: bool) -> None:
     """Measure the cases that the record at `path` lacks, writing it after each, and print a line a case.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from rigl_jax import checks, schedules, scores
@@ -54,10 +52,7 @@ def ac_dc(
     """
     selection.check_jointly("ac_dc", plan, jointly, min_active)
     checks.functions("ac_dc", score=score)
-    every = schedules.every(period, start=start, stop=stop)
-
-    def due(step: Any) -> Any:
-        return every(step) | (step == stop)
+    due = schedules.every_and_last(period, start=start, stop=stop)
 
     def init(key: Array, params: PyTree) -> MaskState:
         del key

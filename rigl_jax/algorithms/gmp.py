@@ -68,7 +68,7 @@ def gmp(
     if not checks.is_whole(stop, start + 1):
         raise ValueError(f"gmp: stop must be after start={start}, got {stop!r}")
     selection.check_jointly("gmp", plan, jointly, min_active)
-    every = schedules.every(period, start=start, stop=stop)
+    due = schedules.every_and_last(period, start=start, stop=stop)
     if (stop - start) / period > MOST_PRUNINGS:
         raise ValueError(
             f"gmp: from start={start} to stop={stop} there may be up to {MOST_PRUNINGS} prunings, got period={period}"
@@ -79,9 +79,6 @@ def gmp(
 
     def share(step: Any) -> Array:
         return jnp.where(step >= stop, 0.0, shares[jnp.maximum(step - start, 0) // period])
-
-    def due(step: Any) -> Any:
-        return every(step) | (step == stop)
 
     def init(key: Array, params: PyTree) -> MaskState:
         del key

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
@@ -46,7 +45,7 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
                 f"got structure {leaf.structure.name!r}"
             )
     total = sum(leaf.n_active for leaf in plan.values())
-    if not is_whole(min_active, 0) or sum(min(min_active, math.prod(leaf.shape)) for leaf in plan.values()) > total:
+    if not checks.is_whole(min_active) or sum(min(min_active, math.prod(leaf.shape)) for leaf in plan.values()) > total:
         raise ValueError(
             f"{who}: min_active is a number of weights of each leaf, 0 or more, for which the plan's total of {total} "
             f"over {len(plan)} leaves has room, got {min_active!r}"
@@ -69,11 +68,6 @@ def check_callable(who: str, loss: Any) -> None:
     """Refuses what is no function; see `check_loss`, which can only be asked where there are params."""
     if not callable(loss):
         raise ValueError(f"{who}: loss must be a function of the params, got {loss!r}")
-
-
-def is_whole(value: Any, least: int) -> bool:
-    """Whether it is an integer of at least so much."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(int(value) >= least)
 
 
 def best(

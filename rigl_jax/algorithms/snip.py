@@ -52,7 +52,7 @@ def snip(
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
     [[True, True], [False, False]]
     """
-    if not selection.is_whole(start, 0) or (start and loss is not None):
+    if not checks.is_whole(start) or (start and loss is not None):
         raise ValueError(f"snip: start must be a step, 0 or later, and 0 with a loss (init prunes then), got {start!r}")
     selection.check_jointly("snip", plan, jointly, min_active)
     checks.functions("snip", score=score)

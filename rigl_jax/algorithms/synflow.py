@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_jax import scores, topology
+from rigl_jax import checks, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Signals
@@ -56,7 +56,7 @@ def synflow(
     >>> jax.tree.map(jnp.ravel, algorithm.init(jax.random.key(0), params).masks)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    if not selection.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
+    if not checks.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
         raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {rounds!r}")
     selection.check_jointly("synflow", plan, jointly, min_active)
     selection.check_callable("synflow", loss)

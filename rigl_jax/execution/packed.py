@@ -76,8 +76,6 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packe
     """
     if choose is not None:
         checks.functions("pack", choose=choose)
-    if (extra := trees.named_leaves(masks).keys() - trees.named_leaves(params).keys()) or masks is None:
-        raise ValueError(f"pack: masks must be a tree parallel to params, got another one with {sorted(extra)}")
     patterns = make_patterns(params, masks, choose or best_pattern)
     packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
     if choose is not None:
@@ -94,11 +92,12 @@ def _check_choice(masks: Masks, got: Masks) -> None:
 
 def make_patterns(params: PyTree, masks: Masks, choose: Choose) -> PyTree:
     """The patterns of a tree of masks, on the host; of the params only shapes are read."""
+    checks.masks("pack", masks, params)
 
-    def one(name: str, p: Array, mask: Array | None) -> Any:
-        return None if mask is None else _checked_pattern(choose, name, p, mask)
+    def one(name: str, mask: Array | None) -> Any:
+        return None if mask is None else _checked_pattern(choose, name, mask)
 
-    return jax.tree.map(one, trees.names(params), params, masks)
+    return jax.tree.map(one, trees.names(params), masks)
 
 
 def same_kernels(like: Packed, otherwise: Choose) -> Choose:
@@ -182,14 +181,10 @@ def _in_tiles(mask: np.ndarray, size: int) -> bool:
     return bool((tiles == tiles[:, :1, :, :1]).all())
 
 
-def _checked_pattern(choose: Choose, name: str, p: Array, mask: Array) -> Any:
+def _checked_pattern(choose: Choose, name: str, mask: Array) -> Any:
     if isinstance(mask, jax.core.Tracer):
         raise ValueError(f"pack: the mask of leaf {name!r} is traced; patterns are built on the host, outside of jit")
     host = np.asarray(mask)
-    if host.dtype != np.bool_ or host.shape != jnp.shape(p):
-        raise ValueError(
-            f"pack: the mask of leaf {name!r} must be bool{list(jnp.shape(p))}, got {host.dtype}{list(host.shape)}"
-        )
     pattern = choose(name, host)
     if pattern is None:
         return Whole(jnp.asarray(mask))

@@ -24,7 +24,7 @@ from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
 from rigl_jax.execution.run import Weight, run_observed
-from rigl_jax.execution.training import map_inner
+from rigl_jax.execution.training import Box, map_inner
 from rigl_jax.sparsify import SparseState
 
 BLOCK = 1 << 24  # entries of a gradient that are formed at a time: 64 MiB in f32
@@ -148,12 +148,12 @@ def rewire_streamed(
         moves.append(_move(values, pattern, gradients[name], share, block))
     structure = jax.tree.structure(packed.values)
     patterns = [None if move is None else move.pattern for move in moves]
-    by_leaf = jax.tree.unflatten(structure, [_Box(move) for move in moves])
+    by_leaf = jax.tree.unflatten(structure, [Box(move) for move in moves])
     after = Packed(
-        jax.tree.map(lambda v, box: _carried(v, box.move), packed.values, by_leaf),
+        jax.tree.map(lambda v, box: _carried(v, box.content), packed.values, by_leaf),
         jax.tree.unflatten(structure, patterns),
     )
-    optimizer = map_inner(inner, lambda part, box: _carried(part, box.move), state.inner, by_leaf)
+    optimizer = map_inner(inner, lambda part, box: _carried(part, box.content), state.inner, by_leaf)
     return after, state._replace(step=state.step + 1, inner=optimizer)
 
 
@@ -163,13 +163,6 @@ class _Move:
 
     pattern: kernels.Pattern
     origin: Array
-
-
-class _Box:
-    """A move as one leaf: no pytree, so tree maps stop at it."""
-
-    def __init__(self, move: _Move | None):
-        self.move = move
 
 
 @jax.jit
@@ -191,8 +184,9 @@ def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: flo
     after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, block=pattern.block)
     ascending = np.argsort(place)
     new = _places(after)
-    found = np.minimum(np.searchsorted(place[ascending], new), len(place) - 1)
-    lived = place[ascending][found] == new
+    old = place[ascending]
+    found = np.minimum(np.searchsorted(old, new), len(old) - 1)
+    lived = old[found] == new
     return _Move(after, jnp.asarray(np.where(lived, ascending[found], -1).astype(np.int32)))
 
 
@@ -238,7 +232,7 @@ def top_products(
     step = max(1, min(rows, block // max(1, out)))
     wanted = MARGIN * (k + len(exclude))
     while True:
-        threshold = _threshold(gradient, wanted / (rows * out), rows, max(1, min(step, rows)))
+        threshold = _threshold(gradient, wanted / (rows * out), rows, step)
         places, scores = _above(gradient, threshold, exclude, rows, out, step)
         if len(places) >= k:
             best = np.lexsort((_dense_index(pattern, places), -scores))[:k]
@@ -250,7 +244,7 @@ def _threshold(gradient: Factors, fraction: float, rows: int, step: int) -> floa
     """A value that about `fraction` of the entries exceed, from a sample of rows; -1, below all, for all of them."""
     if fraction >= 0.5:
         return -1.0
-    sample = np.linspace(0, rows - 1, min(step, rows, 256)).astype(np.int32)
+    sample = np.linspace(0, rows - 1, min(step, 256)).astype(np.int32)
     entries = np.asarray(_block_of(gradient._replace(left=gradient.left[:, sample]), 0, len(sample))).ravel()
     entries = entries[~np.isnan(entries)]
     above = int(fraction * len(entries))

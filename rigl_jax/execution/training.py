@@ -148,23 +148,23 @@ def _check_shapes(who: str, like: str, grads: PyTree, expected: PyTree) -> None:
             )
 
 
-class _Box:
-    """A pattern as one leaf: no pytree, so tree maps stop at it."""
+class Box:
+    """Anything (a pattern, a move) as one leaf: no pytree, so tree maps stop at it."""
 
-    def __init__(self, pattern: Any):
-        self.pattern = pattern
+    def __init__(self, content: Any):
+        self.content = content
 
 
 def _boxes(packed: Packed) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(packed.values), [_Box(pattern) for pattern in leaf_patterns(packed)])
+    return jax.tree.unflatten(jax.tree.structure(packed.values), [Box(pattern) for pattern in leaf_patterns(packed)])
 
 
-def _gather(part: Array, box: _Box) -> Array:
-    return gather_leaf(part, box.pattern)
+def _gather(part: Array, box: Box) -> Array:
+    return gather_leaf(part, box.content)
 
 
-def _scatter(part: Array, box: _Box) -> Array:
-    return scatter_leaf(part, box.pattern)
+def _scatter(part: Array, box: Box) -> Array:
+    return scatter_leaf(part, box.content)
 
 
 def map_inner(inner: optax.GradientTransformation, f: Callable[..., Array], state: PyTree, boxes: PyTree) -> PyTree:

@@ -5,26 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from configs import digits_mlp
-from experiments import checkpoint, measure, records
+from experiments import checkpoint, measure
 from experiments.steps import compile_task, cross_entropy, evaluate, prepare
 from experiments.train import train
-
-ONE = jax.devices()[:1]
-UNTIMED = ("examples_per_s", "seconds")
-
-
-def configured(**values):
-    config = digits_mlp.get_config("smoke")
-    config.update(values)
-    return config
-
-
-def lines(run):
-    found = records.read_lines(run / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in UNTIMED} for line in found]
+from tests.experiments.runs import ONE, UNTIMED, compiled_once, configured, lines  # noqa: F401
 
 
 def summary(run):
@@ -41,18 +26,6 @@ def final_state(run):
         lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
     )
     return [np.asarray(leaf) for leaf in jax.tree.leaves(data)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The tests train the same few programs over and over; compiling is what costs."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
