@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from experiments import sharding
 from rigl_jax.base import Array, PyTree
 
 HARMLESS = (
@@ -89,13 +90,16 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         manager.wait_until_finished()
         for step in sorted(manager.all_steps(), reverse=True):
+            found, error = None, None
             try:
                 found = _read(manager, step, abstract)
-            except Exception as error:  # whatever a damaged file makes orbax raise
-                _set_aside(directory / str(step), error, say)
-                manager.reload()
-            else:
+            except Exception as raised:  # whatever a damaged file makes orbax raise
+                error = raised
+            if sharding.all_agree(error is None):
                 return found
+            _set_aside(directory / str(step), error or ValueError("another process cannot read it"), say)
+            sharding.all_agree(True)  # the first process has renamed it: all look again
+            manager.reload()
         return None
 
     def close() -> None:
@@ -145,6 +149,7 @@ def _check_metrics(directory: Path, say: Say) -> None:
         except ValueError as error:
             if file.parents[1].name.isdigit():  # no half-written one, which orbax removes
                 _set_aside(file.parents[1], error, say)
+    sharding.all_agree(True)  # no process opens the folder while the first one renames
 
 
 def _set_aside(path: Path, error: BaseException, say: Say) -> None:
@@ -160,8 +165,8 @@ def _free(path: Path) -> Path:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    sharding = jax.tree.leaves(abstract)[0].sharding
-    wanted = {"state": abstract, "digest": jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding)}
+    placed = jax.tree.leaves(abstract)[0].sharding
+    wanted = {"state": abstract, "digest": jax.ShapeDtypeStruct((), jnp.uint32, sharding=placed)}
     args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), facts=ocp.args.JsonRestore())
     found = manager.restore(step, args=args)
     state = found["state"]["state"]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import build, records, studies
-from experiments.main import guarded, parse
+from experiments.main import guarded, parse, preemption
 from rigl_jax import trees
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +111,8 @@ def outcome(job: Job, code: int) -> str:
     if code == 0 and job.finished:
         summary = records.read_json(job.workdir / "summary.json")
         return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
+    if code == 0:
+        return "stopped before its end, for a signal or stop_at; the same command goes on"
     lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"failed with code {code}: {lines[-1] if lines else 'no output'}"
 
@@ -133,28 +135,30 @@ def check(jobs: Sequence[Job]) -> None:
 def run(jobs: Sequence[Job], slots: int) -> int:
     """Runs the jobs that are not finished, `slots` at a time; the number that failed.
 
-    Ctrl-C stops the running ones, which the next launch resumes.
+    Ctrl-C or SIGTERM stops the running ones, which save where they are and which the next launch resumes.
     """
     todo = [job for job in jobs if not job.finished]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before, {len(todo)} to do", flush=True)
     queue, running = list(todo), dict[int, tuple[Job, subprocess.Popen[bytes]]]()
     ended = failed = 0
-    try:
-        while queue or running:
-            for slot in range(slots):
-                if queue and slot not in running:
-                    running[slot] = (queue[0], start(queue.pop(0), slot, slots))
-            for slot, (job, process) in list(running.items()):
-                code = process.poll()
-                if code is not None:
-                    del running[slot]
-                    ended, failed = ended + 1, failed + (code != 0)
-                    print(f"[{ended}/{len(todo)}] {job.name}: {outcome(job, code)}", flush=True)
-            time.sleep(0.2)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-            process.wait()
+    with preemption() as interrupted:
+        try:
+            while (queue or running) and not interrupted(ended):
+                for slot in range(slots):
+                    if queue and slot not in running:
+                        running[slot] = (queue[0], start(queue.pop(0), slot, slots))
+                for slot, (job, process) in list(running.items()):
+                    code = process.poll()
+                    if code is not None:
+                        del running[slot]
+                        ended, failed = ended + 1, failed + (code != 0)
+                        print(f"[{ended}/{len(todo)}] {job.name}: {outcome(job, code)}", flush=True)
+                time.sleep(0.2)
+        finally:
+            for _, process in running.values():
+                process.terminate()
+            for job, process in running.values():
+                print(f"{job.name}: {outcome(job, process.wait())}", flush=True)
     return failed
 
 

@@ -155,6 +155,11 @@ def gather(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
 
 
+def all_agree(held: bool) -> bool:
+    """Whether it holds in every process. All processes must call it, and none goes on before the others did."""
+    return held if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.asarray(held))))
+
+
 def check_agreement(digest: Array, step: int) -> None:
     """Checks that all processes, and all devices of each, hold the same masks. All processes must call it.
 

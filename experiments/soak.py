@@ -1,8 +1,9 @@
 """Kills runs at random moments, and lets one go on for long; what is left must be what an undisturbed run leaves.
 
-    python -m experiments.soak [--kills 30] [--steps 20000] [--cases masked packed] [--out experiments/records]
+    python -m experiments.soak [--kills 30] [--steps 20000] [--cases masked packed ...] [--out experiments/records]
 
-Takes about 6 minutes for 30 kills (2 cores). The record is `soak.json`; the exit code is 1 if anything differs.
+Takes about 6 minutes for 30 kills of one process (2 cores), half an hour for all. The record is `soak.json`; the exit
+code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,10 +32,25 @@ from experiments.steps import compile_task, prepare
 from experiments.train import train
 
 ROOT = Path(__file__).parents[1]
-CASES = {"masked": ("masked", 1), "packed": ("packed", 1), "masked-2": ("masked", 2)}
-"""Name -> execution and number of processes."""
 KINDS = ("step", "rewiring", "checkpoint", "epoch", "start")
 """Where a kill is aimed: ordinary step, rewiring, a checkpoint's write, an epoch's first step, the start."""
+
+
+class Case(NamedTuple):
+    """How a run is executed, by how many processes, and by which signal it is stopped."""
+
+    execution: str = "masked"
+    processes: int = 1
+    signal: signal.Signals = signal.SIGKILL
+
+
+CASES = {
+    "masked": Case(),
+    "packed": Case("packed"),
+    "masked, 2 processes": Case(processes=2),
+    "masked, SIGTERM": Case(signal=signal.SIGTERM),
+    "masked, 2 processes, SIGTERM to one": Case(processes=2, signal=signal.SIGTERM),
+}
 STEPS, PERIOD, EPOCH = 2000, 5, 1437 // 16
 UNTIMED = ("examples_per_s", "seconds")
 
@@ -50,7 +66,7 @@ def command(workdir: Path, execution: str) -> list[str]:
 
 def start(workdir: Path, case: str, cache: Path) -> list[subprocess.Popen[bytes]]:
     """Starts the processes of a run."""
-    execution, count = CASES[case]
+    execution, count, _ = CASES[case]
     environ = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -101,10 +117,13 @@ def inode(path: Path) -> int:
 
 
 def kill_once(workdir: Path, case: str, cache: Path, kind: str, rng: random.Random) -> dict[str, Any] | None:
-    """Starts or resumes the run and kills it; None if it ended before.
+    """Starts or resumes the run and stops it; None if it ended before.
 
     Returns:
       `{"aimed": kind, "line": last step written, "writing": whether a checkpoint was being written}`.
+
+    Raises:
+      ValueError: a run that was asked to stop, by SIGTERM, did not end well.
     """
     metrics = workdir / "metrics.jsonl"
     before, moment = inode(metrics), time.monotonic() + rng.uniform(0.2, 8.0)
@@ -122,12 +141,17 @@ def kill_once(workdir: Path, case: str, cache: Path, kind: str, rng: random.Rand
             break
         time.sleep(0.0005)
     ended = all(process.poll() is not None for process in processes)
-    for process in rng.sample(processes, len(processes)):
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    if ended:
-        return None
-    return {"aimed": kind, "line": position(metrics), "writing": writing(workdir)}
+    now = {"aimed": kind, "line": position(metrics), "writing": writing(workdir)}
+    if CASES[case].signal == signal.SIGTERM:
+        rng.choice(processes).send_signal(signal.SIGTERM)
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            raise ValueError(f"soak: {case} ended with {codes} after SIGTERM, see {workdir.name}: {_log(workdir)}")
+    else:
+        for process in rng.sample(processes, len(processes)):
+            process.kill()
+            process.wait()
+    return None if ended or (workdir / "summary.json").exists() else now
 
 
 def finish(workdir: Path, case: str, cache: Path) -> None:
@@ -138,8 +162,11 @@ def finish(workdir: Path, case: str, cache: Path) -> None:
     """
     codes = [process.wait() for process in start(workdir, case, cache)]
     if any(codes) or not (workdir / "summary.json").exists():
-        log = (workdir.parent / f"{workdir.name}-0.txt").read_text(encoding="utf-8", errors="replace")
-        raise ValueError(f"soak: {case} ended with {codes}: {log[-2000:]}")
+        raise ValueError(f"soak: {case} ended with {codes}: {_log(workdir)}")
+
+
+def _log(workdir: Path) -> str:
+    return (workdir.parent / f"{workdir.name}-0.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
 
 
 def differences(left: Path, right: Path) -> list[str]:
@@ -178,12 +205,13 @@ def _arrays(run: Path) -> dict[str, np.ndarray]:
 def survive(case: str, kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Kills a run so many times, finishes it and compares it with one that was left alone. A row of the record."""
     rng, cache = random.Random(seed), folder / "cache"
+    kinds = KINDS if CASES[case].signal == signal.SIGKILL else KINDS[:-1]  # before it listens, SIGTERM is a kill
     straight, killed = folder / f"{case}-straight", folder / f"{case}-killed"
     began = time.monotonic()
     finish(straight, case, cache)
     moments: list[dict[str, Any]] = []
     while len(moments) < kills:
-        moment = kill_once(killed, case, cache, KINDS[len(moments) % len(KINDS)], rng)
+        moment = kill_once(killed, case, cache, kinds[len(moments) % len(kinds)], rng)
         if moment is None:
             break  # finished early: fewer kills, and the record says how many
         moments.append(moment)
@@ -250,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("experiments.soak", description=__doc__)
     parser.add_argument("--kills", type=int, default=30, help="of each case [30]")
     parser.add_argument("--steps", type=int, default=20_000, help="of the long run, 2000 or more; 0: none [20000]")
-    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=["masked", "packed"])
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "records", help="folder of the record")
     options = parser.parse_args(arguments)
     path, long = options.out / "soak.json", ["masked", "packed"] if options.steps else []

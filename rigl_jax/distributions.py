@@ -116,11 +116,13 @@ def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> None:
 def is_maskable(name: str, shape: Shape) -> bool:
     """Which leaves are sparse where no rules are given: kernels, that is two axes or more with no exception below.
 
-    Biases and norm scales have one axis. Embedding tables (a path that ends in `embedding`) are looked up and not
-    multiplied. Depthwise kernels, (..., 1, C), have few weights and lose most by pruning: the authors leave them dense.
+    Biases and norm scales have one axis, or a path that ends in `bias` or `scale` (attention's biases have two axes).
+    Embedding tables (a path that ends in `embedding`) are looked up and not multiplied. Depthwise kernels, (..., 1, C),
+    have few weights and lose most by pruning: the authors leave them dense.
     """
     depthwise = len(shape) > 2 and shape[-2] == 1
-    return len(shape) >= 2 and math.prod(shape) > 0 and not depthwise and name.rsplit("/", 1)[-1] != "embedding"
+    added = name.rsplit("/", 1)[-1] in ("bias", "scale", "embedding")
+    return len(shape) >= 2 and math.prod(shape) > 0 and not depthwise and not added
 
 
 def make_plan(
@@ -143,7 +145,8 @@ def make_plan(
         wins and None means dense. Every leaf must match. Default: kernels unstructured, the rest dense
         (`is_maskable`).
       sparsities: `{regex: sparsity}` fixes single layers. They count in the total, and the others make up for them.
-        Where every layer is fixed, they alone decide and `sparsity` is not read.
+        Where every layer is fixed so, they alone decide and `sparsity` is not read. Where every layer is fixed by its
+        structure, as by `n_of_m`, `sparsity` must be what comes out.
       count_fixed: False leaves those layers out of the total, as the authors' code does.
       rounding: makes the number of zeros of a layer an integer: `math.floor` (the authors'), `math.ceil` (the authors'
         first release), `round`. A product within 1e-6 of an integer is that integer.
@@ -187,6 +190,8 @@ def make_plan(
         _check_sparsity(f"make_plan: sparsities[{name!r}]", value)
     if not fixed:
         _check_reachable(sparse, structures, sparsity)
+    if len(imposed) == len(sparse) and not sparsities:
+        _check_imposed(sparse, imposed, sparsity)
     shared = _share(sparse, sparsity, distribution, fixed, count_fixed)
     return {name: _leaf(name, shape, structures[name], shared[name], rounding) for name, shape in sparse.items()}
 
@@ -249,6 +254,17 @@ def _share(
     for name in free:
         _check_sparsity(f"make_plan: the distribution, at leaf {name!r}", shared[name])
     return {**shared, **fixed}
+
+
+def _check_imposed(shapes: Mapping[str, Shape], imposed: Mapping[str, float], sparsity: float) -> None:
+    """Structures that fix every layer leave nothing to ask for."""
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    total = sum(imposed[name] * n for name, n in size.items()) / sum(size.values())
+    if abs(sparsity - total) > 1e-6:
+        raise ValueError(
+            "make_plan: the structure of every sparse layer fixes its sparsity, and the total comes out as "
+            f"{total:.6g}; pass that, got {sparsity}"
+        )
 
 
 def _check_reachable(shapes: Mapping[str, Shape], structures: Mapping[str, Structure], sparsity: float) -> None:

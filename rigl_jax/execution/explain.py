@@ -91,7 +91,7 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
             continue
         mask = np.asarray(pattern.mask if isinstance(pattern, Whole) else _mask_of(pattern))
         kernel = "dense" if isinstance(pattern, Whole) else name_of(pattern)
-        tried = _kernel_for(mask) if isinstance(pattern, Whole) else pattern
+        tried = _matrix(_kernel_for(mask) if isinstance(pattern, Whole) else pattern)
         if tried is None:
             rows.append(Explained(name, mask.shape, kernel, float(mask.mean()), 0.0, float("nan"), float("nan")))
             continue
@@ -123,7 +123,7 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
             return None
         case = (mask.shape, int(mask.sum()), name_of(pattern))
         if case not in known:
-            dense, sparse = _seconds(pattern, batch, image, repeats)
+            dense, sparse = _seconds(_matrix(pattern), batch, image, repeats)
             known[case] = sparse < dense
         return pattern if known[case] else None
 
@@ -138,6 +138,7 @@ def _check_sizes(who: str, **sizes: int) -> None:
 
 def name_of(pattern: Any) -> str:
     """What a table calls a pattern's kernel."""
+    pattern = _matrix(pattern)
     if isinstance(pattern, kernels.BlockPattern):
         return "blocks {} x {}".format(*pattern.tile)
     if isinstance(pattern, kernels.NMPattern):
@@ -147,7 +148,14 @@ def name_of(pattern: Any) -> str:
     return f"{kind}, {'native' if native else 'plain JAX'}"
 
 
+def _matrix(pattern: Any) -> Any:
+    """A folded weight costs what its matrix does."""
+    return pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
+
+
 def _kernel_for(mask: np.ndarray) -> Any:
+    if mask.ndim == 3:
+        mask = mask.reshape(kernels.as_matrix(mask.shape, kernels.squarest_split(mask.shape)))
     return kernels.make_pattern(mask) if mask.ndim in (2, 4) and mask.any() else None
 
 

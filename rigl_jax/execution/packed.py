@@ -152,10 +152,15 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
     """The pattern that serves a mask best here, None where dense storage does.
 
     Runs of 16, 8 or 4 outputs that live and die together are found by looking; whole 32 x 32 tiles are used where the
-    native CPU kernels are missing. Leaves that are neither matrices nor 2-D convolution kernels (HWIO) stay dense, and
-    so do those above `DENSE_ABOVE` active.
+    native CPU kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
+    `kernels.squarest_split`; if the model contracts other axes than that, it is made dense there, with a warning. One
+    of four axes is taken for a 2-D convolution kernel (HWIO). Leaves of other ranks stay dense, and so do those above
+    `DENSE_ABOVE` active.
     """
-    del name
+    if mask.ndim == 3:
+        split = kernels.squarest_split(mask.shape)
+        matrix = best_pattern(name, mask.reshape(kernels.as_matrix(mask.shape, split)))
+        return None if matrix is None else kernels.Folded(matrix, mask.shape, split)
     if mask.ndim not in (2, 4) or not mask.any() or mask.mean() > DENSE_ABOVE:
         return None
     native = kernels.backends()["native"].available and jax.default_backend() == "cpu"

@@ -37,7 +37,7 @@ class Weight:
       values: float[nnz].
       pattern: where they are.
       name: the leaf's path, for warnings.
-      flipped: whether the model has transposed it.
+      flipped: whether the model has transposed it, outputs before inputs.
     """
 
     values: Array
@@ -48,8 +48,19 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """As the model sees it."""
-        shape = tuple(self.pattern.shape)
-        return shape[::-1] if self.flipped else shape
+        shape, split = tuple(self.pattern.shape), self._split
+        return (*shape[split:], *shape[:split]) if self.flipped else shape
+
+    @property
+    def first(self) -> int:
+        """How many axes come first that belong together: the inputs, or if flipped the outputs. 0 in a convolution."""
+        return len(self.pattern.shape) - self._split if self.flipped else self._split
+
+    @property
+    def _split(self) -> int:
+        if isinstance(self.pattern, kernels.Folded):
+            return self.pattern.split
+        return int(len(self.pattern.shape) == 2)
 
     @property
     def dtype(self) -> Any:
@@ -58,17 +69,17 @@ class Weight:
 
     def dense(self) -> Array:
         """The array that it stands for."""
-        whole = kernels.scatter(self.values, self.pattern)
-        return whole.T if self.flipped else whole
+        whole, split = kernels.scatter(self.values, self.pattern), self._split
+        return jnp.moveaxis(whole, range(split), range(-split, 0)) if self.flipped else whole
 
 
 def run_packed(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
 
-    Matrix products (`dot_general`) and NHWC convolutions with an HWIO kernel run on the sparse kernels, through casts,
-    transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`. A packed weight that meets anything else is
-    made dense for that operation, with a warning that names leaf and operation. Differentiable in `packed.values`;
-    works inside jit, grad, scan and vmap over the batch.
+    Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
+    WIO) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`.
+    A packed weight that meets anything else is made dense for that operation, with a warning that names leaf and
+    operation. Differentiable in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
     Args:
       apply: any JAX function of weights and inputs: a linen `model.apply`, a function that merges an NNX state, an
@@ -185,32 +196,49 @@ def _dot_general(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> 
     (contract, batch) = eqn.params["dimension_numbers"]
     side = 1 if _is_weight(operands[1]) else 0
     weight, x = operands[side], operands[1 - side]
-    fits = len(weight.shape) == 2 and len(contract[0]) == 1 and not batch[0] and not _is_weight(x)
-    if not fits:
+    pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
+    own, others = [i for i, _ in pairs], [i for _, i in pairs]
+    groups = list(range(weight.first)), list(range(weight.first, len(weight.shape)))
+    if own not in groups or not own or batch[0] or _is_weight(x):
         return _materialise(eqn, operands, observe)
-    (axis,), (own,) = contract[1 - side], contract[side]
-    rows = jnp.moveaxis(x, axis, -1)
-    y = kernels.matmul(rows, weight.values, weight.pattern, transpose=(own == 1) != weight.flipped)
-    if observe is not None:
-        y = observe(dataclasses.replace(weight, flipped=(own == 1) != weight.flipped), rows, y)
-    # dot_general puts the free axes of its left operand first
-    return [(y if side == 1 else jnp.moveaxis(y, -1, 0)).astype(eqn.outvars[0].aval.dtype)]
+    ends = range(-len(own), 0)
+    rows = jnp.moveaxis(x, others, ends)
+    lead = rows.shape[: x.ndim - len(own)]
+    y = _product(weight, rows.reshape(*lead, -1), (own == groups[1]) != weight.flipped, observe)
+    free = [weight.shape[i] for i in range(len(weight.shape)) if i not in own]
+    y = y.reshape(*lead, *free)
+    if side == 0:  # dot_general puts the free axes of its left operand first
+        y = jnp.moveaxis(y, range(len(lead), y.ndim), range(len(free)))
+    return [y.astype(eqn.outvars[0].aval.dtype)]
+
+
+def _product(weight: Weight, rows: Array, transpose: bool, observe: Observe | None) -> Array:
+    """rows[..., in] @ W, or rows[..., out] @ W.T."""
+    y = kernels.matmul(rows, weight.values, weight.pattern, transpose=transpose)
+    return y if observe is None else observe(dataclasses.replace(weight, flipped=transpose), rows, y)
 
 
 def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
     x, weight = operands
     given = eqn.params
-    numbers, ones = given["dimension_numbers"], (1, 1)
-    fits = (
-        not _is_weight(x)
-        and isinstance(weight.pattern, kernels.Pattern)
-        and len(weight.shape) == 4
-        and (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-        and tuple(given["lhs_dilation"]) == tuple(given["rhs_dilation"]) == ones
+    numbers = given["dimension_numbers"]
+    specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    plain = (
+        not (_is_weight(x) or weight.flipped)
+        and set(given["lhs_dilation"]) == {1}
         and given["feature_group_count"] == given["batch_group_count"] == 1
         and min(min(pair) for pair in given["padding"]) >= 0
     )
-    if not fits:
+    folded = isinstance(weight.pattern, kernels.Folded) and weight.first == 2
+    if plain and folded and specs == ((0, 2, 1), (2, 1, 0), (0, 2, 1)):
+        y = _product(weight, _windows(x, weight.shape[0], given), False, observe)
+        return [y.astype(eqn.outvars[0].aval.dtype)]
+    fits = (
+        isinstance(weight.pattern, kernels.Pattern)
+        and specs == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+        and set(given["rhs_dilation"]) == {1}
+    )
+    if not (plain and fits):
         return _materialise(eqn, operands, observe)
     strides, padding = tuple(given["window_strides"]), tuple(given["padding"])
     y = kernels.conv(x, weight.values, weight.pattern, strides=strides, padding=padding)
@@ -222,6 +250,15 @@ def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[An
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
+def _windows(x: Array, taps: int, given: Any) -> Array:
+    """What a 1-D convolution's kernel [taps, in, out] meets: x[n, width, in] -> [n, places, taps * in]."""
+    (stride,), (dilation,), (pad,) = given["window_strides"], given["rhs_dilation"], given["padding"]
+    x = jnp.pad(x, ((0, 0), pad, (0, 0)))
+    end = x.shape[1] - dilation * (taps - 1)
+    seen = [x[:, tap * dilation : tap * dilation + end : stride] for tap in range(taps)]
+    return jnp.concatenate(seen, axis=-1)
+
+
 def _cast(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
     del observe
     (weight,) = operands
@@ -230,7 +267,8 @@ def _cast(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[An
 
 def _transpose(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
     (weight,) = operands
-    if tuple(eqn.params["permutation"]) != (1, 0):
+    n, first = len(weight.shape), weight.first
+    if not first or tuple(eqn.params["permutation"]) != (*range(first, n), *range(first)):
         return _materialise(eqn, operands, observe)
     return [dataclasses.replace(weight, flipped=not weight.flipped)]
 

@@ -141,11 +141,15 @@ def rewire_streamed(
         if pattern is None:
             moves.append(None)
             continue
-        if not isinstance(pattern, kernels.Pattern) or pattern.height != 1:
+        matrix = pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
+        if not isinstance(matrix, kernels.Pattern) or matrix.height != 1:
             raise ValueError(f"rewire_streamed: leaf {name!r} must be packed as single weights; see pack(choose=...)")
         if name not in gradients:
             raise ValueError(f"rewire_streamed: leaf {name!r} has no gradient factors; got {', '.join(gradients)}")
-        moves.append(_move(values, pattern, gradients[name], share, block))
+        move = _move(values, matrix, gradients[name], share, block)
+        if matrix is not pattern:
+            move = _Move(dataclasses.replace(pattern, matrix=move.pattern), move.origin)
+        moves.append(move)
     structure = jax.tree.structure(packed.values)
     patterns = [None if move is None else move.pattern for move in moves]
     by_leaf = jax.tree.unflatten(structure, [Box(move) for move in moves])
@@ -161,7 +165,7 @@ def rewire_streamed(
 class _Move:
     """The new pattern of a leaf, and for each of its entries the old entry it continues, or -1."""
 
-    pattern: kernels.Pattern
+    pattern: kernels.Pattern | kernels.Folded
     origin: Array
 
 

@@ -109,6 +109,68 @@ def test_linen_convolutions():
     chex.assert_trees_all_close(dvalues, rx.pack(grads, masks).values, rtol=1e-3, atol=1e-5)
 
 
+FOLDED = {
+    "attention": (nn.MultiHeadDotProductAttention(num_heads=3, qkv_features=12), (2, 5, 12)),
+    "conv": (nn.Conv(6, (3,)), (2, 9, 8)),
+    "strided": (nn.Conv(6, (3,), strides=2, padding="VALID"), (2, 9, 8)),
+    "dilated": (nn.Conv(6, (3,), kernel_dilation=2), (2, 9, 8)),
+    "causal": (nn.Conv(6, (3,), padding="CAUSAL"), (2, 9, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.filterwarnings("error")
+def test_kernels_of_three_axes(name):
+    layer, shape = FOLDED[name]
+    x = jax.random.normal(jax.random.key(0), shape)
+    params = layer.init(jax.random.key(1), x)["params"]
+    plan = rx.make_plan(params, 0.8)
+    masks = rx.topology.random_masks(plan, jax.random.key(2), params)
+    packed = rx.pack(params, masks)
+    patterns = jax.tree.leaves(packed.patterns, is_leaf=lambda p: isinstance(p, kernels.Folded))
+    folded = [p for p in patterns if isinstance(p, kernels.Folded)]
+    assert sorted(p.shape for p in folded) == sorted(leaf.shape for leaf in plan.values())
+    params = rx.apply_masks(params, masks)
+    chex.assert_trees_all_equal(rx.unpack(packed), params)
+    loss = lambda params, x: jnp.sum(jnp.sin(layer.apply({"params": params}, x)))  # noqa: E731
+    run = rx.run_packed(loss)
+    value, (grads, dx) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+    of_values = lambda values, x: run(packed._replace(values=values), x)  # noqa: E731
+    got, (dvalues, dx_packed) = jax.jit(jax.value_and_grad(of_values, argnums=(0, 1)))(packed.values, x)
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    np.testing.assert_allclose(dx_packed, dx, atol=1e-5)
+    chex.assert_trees_all_close(dvalues, rx.pack(grads, masks).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", ["bi,iho->bho", "iho,bi->ohb", "bho,iho->bi", "iho,bho->ib", "boh,iho->ib"])
+@pytest.mark.filterwarnings("error")
+def test_products_over_several_axes(equation):
+    w, mask = W.reshape(12, 3, 4), MASK.reshape(12, 3, 4)
+    packed = rx.pack({"w": w}, {"w": mask})
+    sizes = {"b": 2, "i": 12, "h": 3, "o": 4}
+    left, right = equation.split("->")[0].split(",")
+    shape = [sizes[c] for c in (left if right == "iho" else right)]
+    x = jax.random.normal(jax.random.key(0), shape)
+
+    def f(params, x):
+        return jnp.einsum(equation, *((x, params["w"]) if right == "iho" else (params["w"], x)))
+
+    y = rx.run_packed(f)(packed, x)
+    np.testing.assert_allclose(y, f({"w": jnp.where(mask, w, 0)}, x), atol=1e-5)
+    moved = rx.run_packed(lambda p, x: jnp.einsum("bho,hoi->bi", x, p["w"].transpose(1, 2, 0)))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    np.testing.assert_allclose(moved(packed, x), jnp.einsum("bho,iho->bi", x, jnp.where(mask, w, 0)), atol=1e-5)
+
+
+def test_axes_contracted_otherwise_are_dense_and_right():
+    w, mask = W.reshape(12, 3, 4), MASK.reshape(12, 3, 4)
+    x = jax.random.normal(jax.random.key(0), (2, 12, 3))
+    run = rx.run_packed(lambda p, x: jnp.einsum("bih,iho->bo", x, p["w"]))
+    with pytest.warns(UserWarning, match="leaf 'w' meets dot_general"):
+        y = run(rx.pack({"w": w}, {"w": mask}), x)
+    np.testing.assert_allclose(y, jnp.einsum("bih,iho->bo", x, jnp.where(mask, w, 0)), atol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [nn.Conv(4, (3, 3), kernel_dilation=2), nn.Conv(4, (3, 3), feature_group_count=2)])
 def test_other_convolutions_are_dense_and_right(layer):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))

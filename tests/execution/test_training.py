@@ -163,6 +163,21 @@ def test_streamed_rewiring_is_the_masked_one(block):
     assert int(got_state.step) == int(expected_state.step)
 
 
+def test_a_kernel_of_three_axes_is_rewired_and_streamed_too():
+    params = {"w": jax.random.normal(jax.random.key(0), (12, 3, 4))}
+    x = jax.random.normal(jax.random.key(1), (5, 12))
+    loss = lambda params, x: jnp.sum(jnp.sin(jnp.einsum("bi,iho->bho", x, params["w"])))  # noqa: E731
+    inner, algorithm = optax.adam(0.1), rx.rigl(rx.make_plan(params, 0.8), period=1)
+    training = packed_training(inner, algorithm, key=jax.random.key(0))
+    packed, state = training.init(params)
+    expected, expected_state = training.rewire(jax.grad(loss)(rx.unpack(packed), x), state, packed)
+    got, got_state = rewire_streamed(inner, gradient_factors(loss)(packed, x), state, packed, 0.3)
+    assert isinstance(got.patterns["w"], kernels.Folded)
+    assert not np.array_equal(masks_of(got)["w"], masks_of(packed)["w"])
+    chex.assert_trees_all_equal(masks_of(got), masks_of(expected))
+    chex.assert_trees_all_equal((rx.unpack(got), got_state.inner), (rx.unpack(expected), expected_state.inner))
+
+
 def test_factors_multiply_to_the_gradient():
     def loss(params, x):
         hidden = jnp.tanh(x @ params["w"])

@@ -3,6 +3,7 @@
 import gc
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,14 @@ def test_any_one_file_cut_short_never_gives_another_state(tmp_path):
     gc.collect()
 
 
+def wait_until_still(folder):
+    """Threads of a store that failed may still be writing, as those of a process that ended would not."""
+    seen = None
+    while seen != (now := sorted(map(str, folder.rglob("*")))):
+        seen = now
+        time.sleep(0.5)
+
+
 @NOISE
 def test_a_full_disk_is_told_and_earlier_checkpoints_stay(tmp_path):
     filled(tmp_path / "c", [0.1])
@@ -165,6 +174,7 @@ def test_a_full_disk_is_told_and_earlier_checkpoints_stay(tmp_path):
             store.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    wait_until_still(tmp_path)
     store = opened(tmp_path / "c")
     assert_equal(store.restore(abstract())[0], state(1))
     store.save(2, state(2), {}, 0.2)  # with room again, as if nothing had been

@@ -98,6 +98,27 @@ def test_a_sweep_runs_what_is_missing_and_reports_what_failed(tmp_path, capfd):
     assert "2 runs, 2 finished before, 0 to do" in capfd.readouterr().out
 
 
+def test_a_stopped_run_is_no_failure(tmp_path, capfd):
+    assert launch.run([scripted(tmp_path, "preempted", "pass")], 1) == 0
+    assert (
+        "preempted: stopped before its end, for a signal or stop_at; the same command goes on" in capfd.readouterr().out
+    )
+
+
+def test_sigterm_to_the_launcher_lets_its_runs_save(tmp_path, capfd):
+    wait = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), exit(0)))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    assert launch.run([scripted(tmp_path, "a", wait), scripted(tmp_path, "b", "never")], 1) == 0
+    told = capfd.readouterr().out
+    assert "a: stopped before its end" in told
+    assert (tmp_path / "a" / "log.txt").read_text() == "saved\n"
+    assert not (tmp_path / "b").exists()
+
+
 def test_dry_run_prints_the_commands_of_what_is_left(tmp_path, capsys):
     finished = tmp_path / "digits_mlp-smoke" / "dense-s0"
     finished.mkdir(parents=True)

@@ -208,6 +208,7 @@ DEFAULT_CASES = [
     ("Dense_0/kernel", (4, 4), True),
     ("Dense_0/bias", (4,), False),
     ("LayerNorm_0/scale", (4,), False),
+    ("attention/query/bias", (8, 64), False),
     ("Embed_0/embedding", (32, 8), False),
     ("dw/kernel", (3, 3, 1, 16), False),
     ("conv/kernel", (3, 3, 8, 16), True),

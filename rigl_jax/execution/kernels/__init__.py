@@ -6,12 +6,14 @@
     kernel = kernels.scatter(values, pattern)        # the dense weight again
 
 `Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs natively on CPUs and in plain
-JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) in plain XLA everywhere.
+JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) in plain XLA everywhere. `Folded` is
+any of them for a weight of more axes that a model uses as a matrix.
 `backends()` says what there is.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ import numpy as np
 from rigl_jax.execution.kernels import block, linear, n_of_m, native, pattern
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
+from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 
@@ -27,8 +30,10 @@ __all__ = [
     "AnyPattern",
     "Backend",
     "BlockPattern",
+    "Folded",
     "NMPattern",
     "Pattern",
+    "as_matrix",
     "backends",
     "conv",
     "coordinates",
@@ -40,6 +45,7 @@ __all__ = [
     "matmul",
     "rebuild",
     "scatter",
+    "squarest_split",
 ]
 
 Array = jax.Array
@@ -66,14 +72,17 @@ def backends() -> dict[str, Backend]:
     }
 
 
-AnyPattern = Pattern | BlockPattern | NMPattern
+MatrixPattern = Pattern | BlockPattern | NMPattern
+AnyPattern = MatrixPattern | Folded
 
 
 def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]; see `matmul` of linear, block and n_of_m.
 
-    `level` concerns `Pattern` only.
+    Of a `Folded`, `in` and `out` are those of its matrix. `level` concerns `Pattern` only.
     """
+    if isinstance(at, Folded):
+        at = at.matrix
     if isinstance(at, BlockPattern):
         return block.matmul(x, values, at, transpose=transpose)
     if isinstance(at, NMPattern):
@@ -83,6 +92,12 @@ def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, 
 
 def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
     """The pattern of another mask, stored as `at` is: with as many active weights, every static size is kept."""
+    if isinstance(at, Folded):
+        return dataclasses.replace(at, matrix=_rebuild(at.matrix, mask.reshape(as_matrix(at.shape, at.split))))
+    return _rebuild(at, mask)
+
+
+def _rebuild(at: MatrixPattern, mask: np.ndarray) -> MatrixPattern:
     if isinstance(at, BlockPattern):
         return make_block_pattern(mask, at.tile)
     if isinstance(at, NMPattern):
@@ -95,6 +110,8 @@ def gather(dense: Array, at: AnyPattern) -> Array:
     if not isinstance(at, AnyPattern) or jax.numpy.shape(dense) != tuple(at.shape):
         wanted = tuple(at.shape) if isinstance(at, AnyPattern) else "a pattern"
         raise ValueError(f"gather: dense must have the pattern's shape {wanted}, got {jax.numpy.shape(dense)}")
+    if isinstance(at, Folded):
+        return gather(dense.reshape(as_matrix(at.shape, at.split)), at.matrix)
     if isinstance(at, BlockPattern):
         return block.gather(dense, at)
     return n_of_m.gather(dense, at) if isinstance(at, NMPattern) else pattern.gather(dense, at)
@@ -105,6 +122,8 @@ def scatter(values: Array, at: AnyPattern) -> Array:
     if not isinstance(at, AnyPattern) or jax.numpy.shape(values) != (at.nnz,):
         wanted = (at.nnz,) if isinstance(at, AnyPattern) else "a pattern"
         raise ValueError(f"scatter: values must have shape {wanted}, got {jax.numpy.shape(values)}")
+    if isinstance(at, Folded):
+        return scatter(values, at.matrix).reshape(at.shape)
     if isinstance(at, BlockPattern):
         return block.scatter(values, at)
     return n_of_m.scatter(values, at) if isinstance(at, NMPattern) else pattern.scatter(values, at)

@@ -1,0 +1,55 @@
+"""Weights of more than two axes that are matrices in use: attention's [in, heads, size] and [heads, size, out]."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+
+from rigl_jax.execution.kernels.block import BlockPattern
+from rigl_jax.execution.kernels.n_of_m import NMPattern
+from rigl_jax.execution.kernels.pattern import Pattern
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["shape", "split"])
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """The pattern of a weight that is stored as a matrix: its first axes are the inputs, the others the outputs.
+
+    Attributes:
+      matrix: pattern of the weight reshaped to [prod(shape[:split]), prod(shape[split:])].
+      shape: of the dense weight; static.
+      split: how many axes are inputs; static.
+    """
+
+    matrix: Pattern | BlockPattern | NMPattern
+    shape: tuple[int, ...]
+    split: int
+
+    @property
+    def nnz(self) -> int:
+        """Number of values."""
+        return self.matrix.nnz
+
+
+def as_matrix(shape: tuple[int, ...], split: int) -> tuple[int, int]:
+    """(in, out) of a weight whose first `split` axes are inputs.
+
+    >>> as_matrix((64, 8, 16), 1)
+    (64, 128)
+    """
+    return math.prod(shape[:split]), math.prod(shape[split:])
+
+
+def squarest_split(shape: tuple[int, ...]) -> int:
+    """How many of the first axes are inputs: the split that makes the matrix most nearly square, the first if tied.
+
+    That is how projections are used whose heads together are about as wide as the model. A weight alone does not tell.
+
+    >>> squarest_split((512, 8, 64)), squarest_split((8, 64, 512))
+    (1, 2)
+    """
+    return min(range(1, len(shape)), key=lambda split: abs(float(np.log(np.divide(*as_matrix(shape, split))))))
