@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]' --config-settings editable_mode=compat
-	-@$(BIN)/python -m rigl_jax.execution.kernels.build  # optional: without a C++ compiler plain JAX serves
+	-@$(BIN)/python -m rigl_jax.native.build  # optional: without a C++ compiler plain JAX serves
 	@touch $@
 comma := ,
 

@@ -1,7 +1,7 @@
 """The optional native kernels. Everything else about the package is in pyproject.toml.
 
 A failed or impossible build (no C++ compiler, no jaxlib headers, an odd platform) is a warning, never a failed install:
-the library then runs its kernels in plain JAX, and `python -m rigl_jax.execution.kernels.build` builds them later.
+the library then runs its kernels in plain JAX, and `python -m rigl_jax.native.build` builds them later.
 """
 
 import importlib.util
@@ -10,19 +10,19 @@ import pathlib
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = pathlib.Path(__file__).parent / "rigl_jax" / "execution" / "kernels"
+NATIVE = pathlib.Path(__file__).parent / "rigl_jax" / "native"
 
 
 def load_build():
-    """kernels/build.py by its path: the package itself needs JAX, which a build environment lacks."""
-    spec = importlib.util.spec_from_file_location("rigl_jax_build", KERNELS / "build.py")
+    """native/build.py by its path: the package itself needs JAX, which a build environment lacks."""
+    spec = importlib.util.spec_from_file_location("rigl_jax_build", NATIVE / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 class BuildKernels(build_ext):
-    """Compiles with kernels/build.py instead of setuptools' own compiler logic, which has no flags a source."""
+    """Compiles with native/build.py instead of setuptools' own compiler logic, which has no flags a source."""
 
     def get_ext_filename(self, fullname):
         """_native.so without the interpreter's tag: ctypes loads it, Python never imports it."""
@@ -37,6 +37,6 @@ class BuildKernels(build_ext):
 
 
 setup(
-    ext_modules=[Extension("rigl_jax.execution.kernels._native", sources=[], optional=True)],
+    ext_modules=[Extension("rigl_jax.native._native", sources=[], optional=True)],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -66,10 +66,12 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
         raise _unknown(error.flagname, list(values)) from None
     except (KeyError, AttributeError):  # what ml_collections says of a key that the config does not have
         raise _unknown_key(argv) from None
-    except (flags.Error, OSError, TypeError, SyntaxError, ValueError) as error:
+    except (flags.Error, OSError, TypeError, ValueError) as error:
         told = _last_line(error)
         missing = re.search(r"No such file or directory: '(.+)'", told)
         raise (_no_file(missing[1]) if missing else ValueError(f"main: {told}")) from None
+    except Exception as error:  # a config file is Python, and may raise anything
+        raise _broken(error) from None
     if len(rest) > 1:
         raise ValueError(f"main: expected only --flags, got {rest[1]!r}")
     for name in ("config", "workdir"):
@@ -90,6 +92,16 @@ def _no_file(file: str) -> ValueError:
 def _unknown(flag: str, known: Sequence[str]) -> ValueError:
     near = trees.nearest(flag, known)
     return ValueError(f"main: unknown flag --{flag}" + (f"; did you mean --{near}?" if near else ""))
+
+
+def _broken(error: Exception) -> ValueError:
+    """The error for a config file that raises: what, and where in it."""
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = last.filename, last.lineno
+    return ValueError(f"main: reading the config, {file}, line {line}: {type(error).__name__}: {_last_line(error)}")
 
 
 def _unknown_key(argv: Sequence[str]) -> ValueError:

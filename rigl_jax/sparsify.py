@@ -43,10 +43,10 @@ def sparsify(
 
     The contract, after `params = optax.apply_updates(params, updates)`, whatever the inner optimizer:
 
-    * a pruned weight is exactly 0: its update is emitted as minus its value, and p + (-p) is 0 in any float format;
+    * a pruned weight is exactly 0: its update is emitted as minus its value, and p + (-p) is 0 in any float format
+      (unless p is infinite or NaN: that stays, and `check_masked` finds it);
     * everything that the optimizer keeps for a pruned weight (moments, accumulated gradients) is what `inner.init`
-    gives
-      a weight of 0, which for all but a few optimizers is 0. It starts from there when it is grown again.
+      gives a weight of 0, which for all but a few optimizers is 0. It starts from there when it is grown again.
 
     Pass *dense* gradients, taken at masked weights: `jax.grad(loss)(params, batch)` as it is. They are masked here, and
     growth needs them whole. Under `jax.pmap` or `shard_map` average them over the devices first, or masks drift apart.
@@ -70,8 +70,7 @@ def sparsify(
       bool decides outside, so that a training loop can compile two steps without a conditional and choose by
       `algorithm.due(step)`. Both give the same result. Prefer the second where steps are short and the state is
       donated: XLA on CPU copies donated buffers around a conditional. Under `vmap` a conditional becomes a select
-        that rewires on every step:
-      pass a bool there.
+      that rewires on every step: pass a bool there.
 
     Raises:
       ValueError: params missing, or not those of the plan; gradients not parallel to params; a `sparsify` inside; an

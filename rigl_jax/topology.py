@@ -4,7 +4,8 @@ Everything is exact and in integers: `select` takes k of n, no more and no fewer
 k may be a tracer. It never sorts. The k-th largest score is found by binary search over the bits of its float
 representation, one counting pass a bit; counts add up over devices, so a sharded weight is not gathered. The masks are
 the same for every number and shape of devices. For that each device should hold whole units, and for N:M whole groups:
-otherwise XLA exchanges tiles that straddle two devices, or gathers them.
+otherwise XLA exchanges tiles that straddle two devices, or gathers them. Where a single CPU is all there is, a native
+kernel selects (`rigl_jax.native`): the same, faster, and without the memory that a search over bits needs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_jax import checks, trees
+from rigl_jax import checks, native, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
 from rigl_jax.quotas import redistribute as redistribute
 
@@ -29,7 +30,8 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     """The k highest scores of each group.
 
     Order: +inf, ..., +0.0 = -0.0, ..., -inf, NaN. Equal scores go to the lower index, in row-major order along
-    `axes`. `lax.top_k` gives the same set, but sorts, needs a static k, and ranks -0.0 below +0.0 and NaN first.
+    `axes`. `lax.top_k` gives the same set, but sorts, needs a static k, and ranks -0.0 below +0.0 and NaN first. On
+    a single CPU one group is selected natively, where the kernels are built (`rigl_jax.native`).
 
     Args:
       scores: float[*units]: f32, bf16 or f16.
@@ -49,11 +51,14 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     >>> select(jnp.array([3.0, 3.0, 3.0, 2.0]), 2).tolist()
     [True, True, False, False]
     """
-    keys, bits = _candidates(scores, among)
+    _check_scores(scores, among)
     axes = tuple(range(scores.ndim)) if axes is None else axes
     if not isinstance(axes, tuple) or not all(axis in range(scores.ndim) for axis in axes):
         raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {axes!r}")
     _check_count("select", k)
+    if len(set(axes)) == scores.ndim and _on_one_cpu(scores):
+        return native.select(scores, jnp.asarray(k, jnp.int32).reshape(()), among)
+    keys, bits = _candidates(scores, among)
     long = [axis for axis in axes if scores.shape[axis] > 1]
     if len(long) == 1 and scores.shape[long[0]] <= SMALL_GROUP:
         return (_rank(keys, long[0]) < jnp.asarray(k, jnp.int32)) & (keys > 0)
@@ -62,6 +67,13 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     threshold = _kth(keys, bits, k, axes)
     above, tied = keys > threshold, (keys == threshold) & (keys > 0)
     return above | _first(tied, k - _count(above, axes), axes)
+
+
+def _on_one_cpu(scores: Array) -> bool:
+    """Whether the native selection serves. XLA would gather for it what lies on several devices."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or trees.explicit_sharding(scores) is not None:
+        return False
+    return scores.size > 0 and native.library() is not None
 
 
 def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | None] | None = None) -> list[Array]:
@@ -86,6 +98,8 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
             f"got {', '.join(dtypes) or 'none'} and {len(among)} for {len(scores)} arrays"
         )
     _check_count("select_jointly", k)
+    for s, a in zip(scores, among, strict=True):
+        _check_scores(s, a)
     pairs = [_candidates(s, a) for s, a in zip(scores, among, strict=True)]
     bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
 
@@ -116,10 +130,15 @@ def _rank(keys: Array, axis: int) -> Array:
     return rank
 
 
-def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
+def _check_scores(scores: Array, among: Array | None) -> None:
     if not hasattr(scores, "dtype"):
         raise ValueError(f"select: scores must be an array of floats, got {type(scores).__name__}")
+    if scores.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ValueError(f"select: scores must be float32, bfloat16 or float16, got {scores.dtype}")
     checks.same_shape("select", scores.shape, among=among)
+
+
+def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
     keys, bits = _sortable(scores)
     return (keys if among is None else jnp.where(among, keys, 0)), bits
 
@@ -172,10 +191,8 @@ def _sortable(scores: Array) -> tuple[Array, int]:
     """Unsigned keys in the order of the scores, and how many bits they use: NaN 1, -inf above it, 0 left free."""
     if scores.dtype == jnp.float32:
         signed, bits = lax.bitcast_convert_type(scores, jnp.int32), 32
-    elif scores.dtype in (jnp.bfloat16, jnp.float16):
-        signed, bits = lax.bitcast_convert_type(scores, jnp.int16).astype(jnp.int32), 16
     else:
-        raise ValueError(f"select: scores must be float32, bfloat16 or float16, got {scores.dtype}")
+        signed, bits = lax.bitcast_convert_type(scores, jnp.int16).astype(jnp.int32), 16
     sign = jnp.uint32(1 << (bits - 1))
     magnitude = signed.astype(jnp.uint32) & (sign - 1)  # the bits without the sign grow with |score|
     keys = jnp.where(signed < 0, sign - 1 - magnitude, sign + magnitude)
@@ -267,10 +284,11 @@ def rewire(
     _check_count("rewire: n_drop", n_drop)
     active = _units(structure, mask)
     axes = structure.axes(active.shape)
-    kept = select(structure.pool(drop), jnp.sum(active, dtype=jnp.int32) - n_drop, among=active)
+    everywhere = tuple(range(active.ndim))
+    kept = select(structure.pool(drop), _count(active, everywhere).reshape(()) - n_drop, among=active)
     if n_active is None:
-        n_active = jnp.sum(active, axis=axes, keepdims=True, dtype=jnp.int32)
-    n_grow = n_active - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
+        n_active = _count(active, axes)
+    n_grow = n_active - _count(kept, axes)
     grow = structure.pool(grow)
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)

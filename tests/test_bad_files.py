@@ -219,7 +219,8 @@ SMOKE = str(ROOT / "configs" / "digits_mlp.py") + ":smoke"
         (["--config", SMOKE, "--workdir=run", "--config.dataset.batch_size=0"], r"batch_size: expected a whole.*got 0"),
         (["--config", SMOKE, "--workdir=run", "--config.dataset.name=digts"], r"did you mean 'digits'"),
         (["--config", SMOKE, "--workdir=run", "--config.mesh.data=3"], r"config.mesh: .*8 devices"),
-        (["--config=bad.py", "--workdir=run"], r"bad.py|SyntaxError|invalid syntax|never closed"),
+        (["--config=bad.py", "--workdir=run"], r"main: reading the config, .*bad.py, line 1: SyntaxError: "),
+        (["--config=name.py", "--workdir=run"], r"main: reading the config, .*name.py, line 2: NameError: .*'steps'"),
         (["--config=empty.py", "--workdir=run"], r"the config file must give get_config\(variant\), it raises module"),
         (
             ["--config=three.py", "--workdir=run"],
@@ -231,6 +232,7 @@ SMOKE = str(ROOT / "configs" / "digits_mlp.py") + ":smoke"
 def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("def get_config(:")
+    (tmp_path / "name.py").write_text("def get_config():\n    return steps")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "three.py").write_text("def get_config():\n    return 3")
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps the last config file

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks import timing
+from rigl_jax import native
 from rigl_jax.execution import kernels
-from rigl_jax.execution.kernels import native
 
 Call = Callable[[], Any]
 Cases = Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]

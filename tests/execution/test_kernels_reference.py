@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rigl_jax import native
 from rigl_jax.execution import kernels
-from rigl_jax.execution.kernels import native, reference
 from rigl_jax.execution.kernels import pattern as patterns
-from rigl_jax.execution.kernels.build import units
+from rigl_jax.execution.kernels import reference
+from rigl_jax.native.build import units
 
 PLAIN = pytest.param("jax", id="plain")
 LEVELS = [PLAIN, pytest.param("auto", marks=pytest.mark.skipif(native.library() is None, reason=native.reason()))]

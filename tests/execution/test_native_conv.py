@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rigl_jax.execution.kernels import native
+from rigl_jax import native
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.pattern import gather, make_pattern, scatter
 

@@ -30,9 +30,10 @@ def test_unpack_inverts_pack_exactly(density):
 def test_only_active_values_are_kept():
     params, masks = tree(0.3, 0)
     packed = rx.pack(params, masks)
-    for name in ("2", "3"):  # matrices and convolution kernels
+    for name in ("2", "3", "4"):  # a matrix, a convolution's kernel, one of three axes
         assert packed.values[name].shape == (int(masks[name].sum()),)
-    assert isinstance(packed.patterns["4"], Whole)  # three axes: no kernel
+    five = rx.pack({"w": jnp.ones((2, 2, 2, 2, 2))}, {"w": jnp.zeros((2, 2, 2, 2, 2), bool)})
+    assert isinstance(five.patterns["w"], Whole)  # five axes: no kernel
     assert packed.patterns["0"] is packed.patterns["1"] is None
 
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rigl_jax.execution.kernels import block, linear, n_of_m, native, pattern
+from rigl_jax import native
+from rigl_jax.execution.kernels import block, linear, n_of_m, pattern
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split

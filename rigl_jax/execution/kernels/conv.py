@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax.execution.kernels import native, reference
+from rigl_jax import native
+from rigl_jax.execution.kernels import reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.linear import matmul
 from rigl_jax.execution.kernels.pattern import Pattern

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax.execution.kernels import native
+from rigl_jax import native
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)

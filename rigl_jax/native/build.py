@@ -1,4 +1,4 @@
-"""Compile the native kernels: `python -m rigl_jax.execution.kernels.build`.
+"""Compile the native kernels: `python -m rigl_jax.native.build`.
 
 One source is compiled once for each instruction-set level, with that level's flags and no other (a wheel built on one
 machine runs on all: the level is chosen when the library is loaded). Imports nothing outside the standard library and
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
-SOURCES = HERE / "native"
+SOURCES = HERE / "src"
 LIBRARY = HERE / "_native.so"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-DNDEBUG")
 AVX2 = ("-mavx2", "-mfma")
@@ -41,7 +41,7 @@ def units(machine: str) -> tuple[Unit, ...]:
     levels = [("rigl_portable", 4, ())]
     if x86:
         levels += [("rigl_avx2", 8, AVX2), ("rigl_avx2_wide", 16, AVX2), ("rigl_avx512", 16, AVX512)]
-    handlers = [Unit(source, source, family) for source in ("linear.cc", "conv.cc", "host.cc")]
+    handlers = [Unit(source, source, family) for source in ("linear.cc", "conv.cc", "select.cc", "host.cc")]
     copies = [Unit("level.cc", name, (*family, *f, f"-DLANES={n}", f"-DLEVEL={name}")) for name, n, f in levels]
     return (*handlers, *copies)
 

@@ -26,8 +26,9 @@ TARGETS = (
     "rigl_conv_forward",
     "rigl_conv_input_gradient",
     "rigl_conv_values_gradient",
+    "rigl_select",
 )
-REBUILD = "python -m rigl_jax.execution.kernels.build"
+REBUILD = "python -m rigl_jax.native.build"
 
 
 @functools.cache
@@ -82,3 +83,12 @@ def call(target: str, shape: tuple[int, ...], *operands: jax.Array, **attributes
     result = jax.ShapeDtypeStruct(shape, np.float32)
     numbers = {name: np.int64(n) if np.ndim(n) == 0 else np.asarray(n, np.int64) for name, n in attributes.items()}
     return jax.ffi.ffi_call(target, result)(*operands, **numbers)
+
+
+def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Array:
+    """`topology.select` over all of an array of f32, bf16 or f16; `k` is an int32 scalar. Where there is a library."""
+    flat = jax.lax.stop_gradient(scores).astype(np.float32).reshape(-1)  # short floats keep their order and their ties
+    candidates = np.zeros(0, bool) if among is None else among.reshape(-1)
+    result = jax.ShapeDtypeStruct(flat.shape, np.bool_)
+    taken = jax.ffi.ffi_call("rigl_select", result, vmap_method="broadcast_all")(flat, candidates, k)
+    return taken.reshape(scores.shape)

@@ -1,0 +1,175 @@
+// The k highest of n scores, exactly: topology.select, in the same order and with the same ties.
+//
+// A sample brackets the k-th score. One pass counts what lies above the bracket and collects what lies in it, a few
+// percent; the k-th is found among those, and a second pass writes the mask. A bracket that missed is opened to all.
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "handlers.h"
+
+namespace {
+
+constexpr int32_t kOut = std::numeric_limits<int32_t>::min();  // may not be taken
+constexpr int32_t kLowest = kOut + 1, kHighest = std::numeric_limits<int32_t>::max();
+constexpr int64_t kSample = 4096, kTask = 1 << 16, kPart = 2048;  // kPart keys stay in the nearest cache
+
+// These loops come in two versions, of which the loader takes the best that the processor has.
+#if defined(RIGL_X86) && defined(__GNUC__) && defined(__ELF__)
+#define CLONES __attribute__((target_clones("avx2", "default"), noinline))
+#else
+#define CLONES
+#endif
+
+// Scores as integers of the same order: +inf, ..., 0 and -0, ..., -inf, NaN, and last what may not be taken.
+CLONES void keys_of(const float* scores, const uint8_t* among, int64_t n, int32_t* keys) {
+  for (int64_t i = 0; i < n; i++) {
+    int32_t bits;
+    std::memcpy(&bits, scores + i, sizeof bits);
+    const int32_t magnitude = bits & 0x7fffffff, sign = bits >> 31;
+    keys[i] = magnitude > 0x7f800000 ? kLowest : (magnitude ^ sign) - sign;
+  }
+  if (among)
+    for (int64_t i = 0; i < n; i++) {
+      const int32_t in = -(int32_t)among[i];
+      keys[i] = (keys[i] & in) | (kOut & ~in);
+    }
+}
+
+CLONES int64_t count_above(const int32_t* keys, int64_t n, int32_t bound) {
+  int32_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += keys[i] > bound;
+  return count;
+}
+
+CLONES void take_above(const int32_t* keys, int64_t n, int32_t bound, bool* taken) {
+  for (int64_t i = 0; i < n; i++) taken[i] = keys[i] > bound;
+}
+
+struct Bracket {
+  int32_t low, high;  // both included
+};
+
+CLONES void within(const int32_t* keys, int64_t n, Bracket b, uint8_t* is) {
+  for (int64_t i = 0; i < n; i++) is[i] = (keys[i] >= b.low) & (keys[i] <= b.high);
+}
+
+// Appends the keys within the bracket, which few are: eight at a time are passed over.
+void collect(const int32_t* keys, int64_t n, Bracket b, std::vector<int32_t>& found) {
+  uint8_t is[kPart + 8] = {};
+  within(keys, n, b, is);
+  for (int64_t i = 0; i < n; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, is + i, 8);
+    if (!eight) continue;
+    for (int64_t j = i; j < i + 8; j++)
+      if (is[j]) found.push_back(keys[j]);
+  }
+}
+
+struct Group {
+  const float* scores;
+  const uint8_t* among;  // 0 or 1 each; or null: all
+  bool* taken;
+  int64_t n;
+};
+
+// Runs f(task, its first score, keys, how many) over the parts of every task.
+template <typename F>
+void for_parts(ffi::ThreadPool& pool, const Group& g, const F& f) {
+  parallel(pool, (g.n + kTask - 1) / kTask, 2 * g.n, [&](int64_t task) {
+    int32_t keys[kPart];
+    for (int64_t i = task * kTask, end = std::min(g.n, i + kTask); i < end; i += kPart) {
+      const int64_t size = std::min(kPart, end - i);
+      keys_of(g.scores + i, g.among ? g.among + i : nullptr, size, keys);
+      f(task, i, keys, size);
+    }
+  });
+}
+
+// Keys between which the k-th highest most likely is.
+Bracket bracket(const Group& g, int64_t k) {
+  const int64_t size = std::min(g.n, kSample);
+  std::vector<int32_t> sample(size);
+  for (int64_t i = 0; i < size; i++) {
+    const int64_t from = (int64_t)((double)i / size * g.n);
+    keys_of(g.scores + from, g.among ? g.among + from : nullptr, 1, &sample[i]);
+  }
+  const double share = std::min(1.0, (double)k / g.n);
+  const int64_t rank = (int64_t)(share * size), margin = 2 + (int64_t)(3.5 * std::sqrt(size * share * (1 - share)));
+  const auto at = [&](int64_t i) {
+    std::nth_element(sample.begin(), sample.begin() + i, sample.end(), std::greater<>());
+    return sample[i];
+  };
+  return {rank + margin < size ? std::max(at(rank + margin), kLowest) : kLowest,
+          rank - margin >= 0 ? at(rank - margin) : kHighest};
+}
+
+void select(ffi::ThreadPool& pool, const Group& g, int64_t k) {
+  if (k <= 0) {
+    std::memset(g.taken, 0, g.n);
+    return;
+  }
+  const int64_t tasks = (g.n + kTask - 1) / kTask;
+  std::vector<std::vector<int32_t>> inside(tasks);
+  std::vector<int64_t> above(tasks);
+  int32_t threshold = 0;
+  int64_t need = 0;  // how many of the threshold's own are taken
+  for (Bracket b = bracket(g, k);; b = {kLowest, kHighest}) {
+    for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
+      if (first == task * kTask) inside[task].clear(), above[task] = 0;
+      above[task] += count_above(keys, size, b.high);
+      collect(keys, size, b, inside[task]);
+    });
+    int64_t higher = 0;
+    std::vector<int32_t> all;
+    for (int64_t task = 0; task < tasks; task++) {
+      higher += above[task];
+      all.insert(all.end(), inside[task].begin(), inside[task].end());
+    }
+    need = k - higher;
+    const int64_t size = all.size();
+    if (b.low == kLowest && need > size) {  // there are not more than that
+      threshold = kOut;
+      break;
+    }
+    if (need < 1 || need > size) continue;
+    std::nth_element(all.begin(), all.begin() + (need - 1), all.end(), std::greater<>());
+    threshold = all[need - 1];
+    for (int64_t i = 0, end = need; i < end; i++) need -= all[i] > threshold;
+    break;
+  }
+  // Ties go to the lower index: how many of them each task has left to take.
+  std::vector<int64_t> ties(tasks);
+  for (int64_t task = 0; task < tasks && threshold != kOut; task++) {
+    const int64_t own = std::count(inside[task].begin(), inside[task].end(), threshold);
+    ties[task] = std::min(own, need);
+    need -= ties[task];
+  }
+  for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
+    bool* taken = g.taken + first;
+    take_above(keys, size, threshold, taken);
+    for (int64_t i = 0; i < size && ties[task] > 0; i++)
+      if (keys[i] == threshold) taken[i] = true, ties[task]--;
+  });
+}
+
+// scores[..., n], among[..., n] or [0] for all, k[...] -> taken[..., n].
+ffi::Error Select(ffi::ThreadPool pool, F32 scores, ffi::Buffer<ffi::PRED> among, S32 k,
+                  ffi::ResultBuffer<ffi::PRED> taken) {
+  const int64_t n = scores.dimensions().back(), groups = k.element_count();
+  const bool all = among.element_count() == 0;
+  for (int64_t i = 0; i < groups; i++)
+    select(pool, {scores.typed_data() + i * n, all ? nullptr : (const uint8_t*)among.typed_data() + i * n,
+                  taken->typed_data() + i * n, n}, k.typed_data()[i]);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+// clang-format off
+#pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_select, Select, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Arg<S32>().Ret<ffi::Buffer<ffi::PRED>>());
+#pragma GCC visibility pop

@@ -1,0 +1,112 @@
+"""The native selection takes what the selection in plain XLA takes, on every input."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rigl_jax as rx
+from rigl_jax import native, topology
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=native.reason())
+
+
+def oracle(scores, k, among):
+    """By sorting: candidates first, then numbers before NaN, then high before low, then the lower index."""
+    scores = np.asarray(scores, np.float32).ravel()
+    order = np.lexsort((np.arange(scores.size), -np.nan_to_num(scores, nan=0.0, posinf=np.inf, neginf=-np.inf)))
+    order = order[np.argsort(np.isnan(scores[order]), kind="stable")]
+    order = order[among[order]]
+    taken = np.zeros(scores.size, bool)
+    taken[order[: max(k, 0)]] = True
+    return taken
+
+
+def random_scores(kind, n, rng):
+    scores = rng.standard_normal(n).astype(np.float32)
+    if kind == "ties":
+        return np.round(scores)
+    if kind == "special":
+        return rng.choice(np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 1.0], np.float32), n)
+    if kind == "sorted":
+        return np.sort(scores)
+    return np.where(rng.random(n) < 0.9, 0, scores).astype(np.float32) if kind == "sparse" else scores
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([1, 3, 256, 4096, 70_001, 300_007]),
+    kind=st.sampled_from(["normal", "ties", "special", "sorted", "sparse"]),
+    share=st.sampled_from([-0.1, 0.0, 1e-5, 0.03, 0.5, 0.97, 1.0, 1.2]),
+    candidates=st.sampled_from([0.0, 0.1, 0.9, None]),
+    seed=st.integers(0, 100),
+)
+def test_it_is_the_top_k_by_sorting(n, kind, share, candidates, seed):
+    rng = np.random.default_rng(seed)
+    scores, k = random_scores(kind, n, rng), int(share * n)
+    among = None if candidates is None else rng.random(n) < candidates
+    got = native.select(jnp.asarray(scores), jnp.int32(k), None if among is None else jnp.asarray(among))
+    np.testing.assert_array_equal(got, oracle(scores, k, np.ones(n, bool) if among is None else among))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_it_is_the_selection_in_xla(dtype):
+    scores = jax.random.normal(jax.random.key(0), (96, 70), dtype)
+    among = jax.random.uniform(jax.random.key(1), scores.shape) < 0.4
+    for k in (0, 7, 900, 5000):
+        np.testing.assert_array_equal(
+            native.select(scores, jnp.int32(k), among), topology.select(scores, k, among=among)
+        )
+
+
+def test_under_vmap_each_member_selects_for_itself():
+    scores = jax.random.normal(jax.random.key(0), (3, 8, 5))
+    counts = jnp.array([0, 7, 40], jnp.int32)
+    among = scores > -1
+    together = jax.vmap(native.select)(scores, counts, among)
+    alone = jax.vmap(lambda s: native.select(s, jnp.int32(4), None))(scores)
+    for i in range(3):
+        np.testing.assert_array_equal(together[i], native.select(scores[i], counts[i], among[i]))
+        np.testing.assert_array_equal(alone[i], native.select(scores[i], jnp.int32(4), None))
+
+
+@pytest.fixture
+def on_one_cpu(monkeypatch):
+    """As where there is one device; these tests have eight."""
+    monkeypatch.setattr(topology, "_on_one_cpu", lambda scores: True)
+
+
+def trained(structure):
+    """Masks and weights after four steps with a rewiring on each."""
+    params = {"w": jax.random.normal(jax.random.key(0), (16, 24)), "v": jax.random.normal(jax.random.key(1), (24, 8))}
+    plan = rx.make_plan(params, 0.5, rx.uniform, rules=((".*", structure),))
+    tx = rx.sparsify(optax.adam(0.1), rx.rigl(plan, period=1, skip_step=False), key=jax.random.key(2))
+    state = tx.init(params)
+    params = rx.apply_masks(params, state.masks)
+    for _ in range(4):
+        grads = jax.grad(lambda p: jnp.sum(jnp.sin(p["w"] @ p["v"])))(params)
+        updates, state = jax.jit(lambda *args: tx.update(*args))(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state.masks
+
+
+@pytest.mark.parametrize(
+    "structure", [rx.unstructured(), rx.block(4, 2), rx.n_of_m(2, 4), rx.fan_in()], ids=lambda s: s.name
+)
+def test_training_goes_through_the_same_masks(structure, request):
+    expected = trained(structure)
+    request.getfixturevalue("on_one_cpu")
+    chex.assert_trees_all_equal(trained(structure), expected)
+
+
+def test_no_gradient_asks_for_that_of_the_selection(on_one_cpu):
+    """A straight-through loss selects inside of what is differentiated."""
+
+    def loss(w):
+        return jnp.sum(jnp.where(rx.topology.select(jnp.abs(w), 2), w, 0) ** 2)
+
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.array([1.0, -3.0, 2.0])), [0.0, -6.0, 4.0])
