@@ -263,6 +263,10 @@ def sparsity(tree: PyTree) -> Array:
     leaves = jax.tree.leaves(tree)
     if strange := [leaf for leaf in leaves if not hasattr(leaf, "dtype")]:
         raise ValueError(f"sparsity: expected a tree of arrays, got a leaf {strange[0]!r}")
+    if hasattr(tree, "patterns"):  # packed weights, whose indices are no weights
+        raise ValueError(
+            "sparsity: expected weights or masks, got packed weights; ask rx.sparsity(rx.execution.masks_of(packed))"
+        )
     total = sum(leaf.size for leaf in leaves)
     return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros(()))
 

@@ -91,6 +91,10 @@ COMPUTE = {
         lambda: rx.gates.variational_matmul(KEY, ONES[:, :3], ONES, ONES),
         r"variational_matmul: x must be \[batch, in\] .*got \(4, 3\) and \(4, 4\)",
     ),
+    "sparsity of packed": (
+        lambda: rx.sparsity(rx.pack(W, M)),
+        r"sparsity: expected weights or masks, got packed weights; ask .*masks_of\(packed\)",
+    ),
     "pack other": (lambda: rx.pack(W, OTHER), r"pack: masks hold a leaf 'v' that params do not have"),
     "pack None": (lambda: rx.pack(W, None), r"pack: masks must be a tree parallel to params"),
     "pack shape": (lambda: rx.pack(W, SMALL), r"pack: the mask of leaf 'w' must be bool\[4, 4\], got bool\[2, 2\]"),

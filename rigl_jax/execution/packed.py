@@ -155,15 +155,16 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
     native CPU kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
     `kernels.squarest_split`; if the model contracts other axes than that, it is made dense there, with a warning. One
     of four axes is taken for a 2-D convolution kernel (HWIO). Leaves of other ranks stay dense, and so do those above
-    `DENSE_ABOVE` active.
+    `DENSE_ABOVE` active, or `CONV_DENSE_ABOVE`.
     """
     if mask.ndim == 3:
         split = kernels.squarest_split(mask.shape)
         matrix = best_pattern(name, mask.reshape(kernels.as_matrix(mask.shape, split)))
         return None if matrix is None else kernels.Folded(matrix, mask.shape, split)
-    if mask.ndim not in (2, 4) or not mask.any() or mask.mean() > DENSE_ABOVE:
-        return None
     native = kernels.backends()["native"].available and jax.default_backend() == "cpu"
+    highest = CONV_DENSE_ABOVE if mask.ndim == 4 and native else DENSE_ABOVE
+    if mask.ndim not in (2, 4) or not mask.any() or mask.mean() > highest:
+        return None
     if mask.ndim == 2 and not native and _in_tiles(mask, 32):
         return kernels.make_block_pattern(mask, (32, 32))
     heights = [h for h in (16, 8, 4) if mask.ndim == 2 and mask.shape[1] % h == 0 and _in_runs(mask, h)]
@@ -172,6 +173,10 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
 
 DENSE_ABOVE = 0.4
 """Share of active weights above which a leaf is stored dense. See docs/why_not_faster.md for what was measured."""
+
+CONV_DENSE_ABOVE = 0.8
+"""The same for convolutions on the native kernels. XLA's own on the CPU are slow enough to lose at any density; but the
+nearly full leaf takes more memory packed, a pattern being 8 bytes an active weight."""
 
 
 def _in_runs(mask: np.ndarray, height: int) -> bool:

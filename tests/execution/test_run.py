@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 import rigl_jax as rx
 from rigl_jax.execution import kernels
@@ -77,6 +78,21 @@ def test_while_loop():
 def test_vmap_over_the_batch_from_outside():
     rows = jax.vmap(lambda x: rx.run_packed(lambda p, x: x @ p["w"])(PACKED, x))(X)
     np.testing.assert_allclose(rows, X @ jnp.where(MASK, W, 0), atol=1e-5)
+
+
+def test_data_parallel_in_shard_map():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def loss(params, x):
+        return jnp.mean(jnp.sin(x @ params["w"]))
+
+    def grads(packed, x):
+        mine = jax.grad(lambda values: rx.run_packed(loss)(packed._replace(values=values), x))(packed.values)
+        return jax.lax.pmean(mine, "data")
+
+    across = jax.shard_map(grads, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    expected = jax.grad(lambda values: rx.run_packed(loss)(PACKED._replace(values=values), X))(PACKED.values)
+    chex.assert_trees_all_close(jax.jit(across)(PACKED, X), expected, atol=1e-6)
 
 
 def test_an_operation_without_a_rule_is_dense_and_says_so():
