@@ -19,6 +19,7 @@ import importlib
 import os
 import pkgutil
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -100,7 +101,10 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
     share = cores(slot, slots)
     environment = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), **os.environ}
     with (job.workdir / "log.txt").open("ab") as log:
-        process = subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        # A session of its own: Ctrl-C reaches the launcher alone, which then asks its jobs to save.
+        process = subprocess.Popen(
+            job.command, cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     if share is not None:
         os.sched_setaffinity(process.pid, share)  # before it has begun to make threads
     return process
@@ -113,6 +117,8 @@ def outcome(job: Job, code: int) -> str:
         return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
     if code == 0:
         return "stopped before its end, for a signal or stop_at; the same command goes on"
+    if code == -signal.SIGTERM:
+        return "stopped before it had begun to train; the same command goes on"
     lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"failed with code {code}: {lines[-1] if lines else 'no output'}"
 
@@ -133,7 +139,7 @@ def check(jobs: Sequence[Job]) -> None:
 
 
 def run(jobs: Sequence[Job], slots: int) -> int:
-    """Runs the jobs that are not finished, `slots` at a time; the number that failed.
+    """Runs the jobs that are not finished, `slots` at a time; the number that failed or were left.
 
     Ctrl-C or SIGTERM stops the running ones, which save where they are and which the next launch resumes.
     """
@@ -159,7 +165,7 @@ def run(jobs: Sequence[Job], slots: int) -> int:
                 process.terminate()
             for job, process in running.values():
                 print(f"{job.name}: {outcome(job, process.wait())}", flush=True)
-    return failed
+    return failed + len(running) + len(queue)
 
 
 def commands(job: Job, options: argparse.Namespace) -> list[str]:

@@ -62,16 +62,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
         raise SystemExit(0)
     try:
         rest = values([*argv])
-    except flags.UnrecognizedFlagError as error:
-        raise _unknown(error.flagname, list(values)) from None
-    except (KeyError, AttributeError):  # what ml_collections says of a key that the config does not have
-        raise _unknown_key(argv) from None
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        told = _last_line(error)
-        missing = re.search(r"No such file or directory: '(.+)'", told)
-        raise (_no_file(missing[1]) if missing else ValueError(f"main: {told}")) from None
     except Exception as error:  # a config file is Python, and may raise anything
-        raise _broken(error) from None
+        raise _refused(error, argv, list(values)) from None
     if len(rest) > 1:
         raise ValueError(f"main: expected only --flags, got {rest[1]!r}")
     for name in ("config", "workdir"):
@@ -94,14 +86,30 @@ def _unknown(flag: str, known: Sequence[str]) -> ValueError:
     return ValueError(f"main: unknown flag --{flag}" + (f"; did you mean --{near}?" if near else ""))
 
 
-def _broken(error: Exception) -> ValueError:
-    """The error for a config file that raises: what, and where in it."""
+def _refused(error: Exception, argv: Sequence[str], known: list[str]) -> ValueError:
+    """The error for a command line, or for the config file that it names."""
+    if (place := _raised_in(error, argv)) is not None:
+        return ValueError(f"main: reading the config, {place}: {type(error).__name__}: {_last_line(error)}")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _unknown(error.flagname, known)
+    if isinstance(error, (KeyError, AttributeError)):  # what ml_collections says of a key that the config does not have
+        return _unknown_key(argv)
+    told = _last_line(error)
+    missing = re.search(r"No such file or directory: '(.+)'", told)
+    return _no_file(missing[1]) if missing else ValueError(f"main: {told}")
+
+
+def _raised_in(error: BaseException | None, argv: Sequence[str]) -> str | None:
+    """File and line of the config at which an error, or what was behind it, was raised; None if it was elsewhere."""
+    if error is None:
+        return None
     if isinstance(error, SyntaxError):
-        file, line = error.filename, error.lineno
-    else:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = last.filename, last.lineno
-    return ValueError(f"main: reading the config, {file}, line {line}: {type(error).__name__}: {_last_line(error)}")
+        return f"{error.filename}, line {error.lineno}"
+    named = {os.path.abspath(part.split("=")[-1].split(":")[0]) for part in argv[1:] if ".py" in part}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) in named]
+    if frames:
+        return f"{frames[-1].filename}, line {frames[-1].lineno}"
+    return _raised_in(error.__cause__ or error.__context__, argv)
 
 
 def _unknown_key(argv: Sequence[str]) -> ValueError:

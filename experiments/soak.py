@@ -52,6 +52,7 @@ CASES = {
     "masked, 2 processes, SIGTERM to one": Case(processes=2, signal=signal.SIGTERM),
 }
 STEPS, PERIOD, EPOCH = 2000, 5, 1437 // 16
+PATIENCE = 600  # seconds that a run may take to end
 UNTIMED = ("examples_per_s", "seconds")
 
 
@@ -123,7 +124,8 @@ def kill_once(workdir: Path, case: str, cache: Path, kind: str, rng: random.Rand
       `{"aimed": kind, "line": last step written, "writing": whether a checkpoint was being written}`.
 
     Raises:
-      ValueError: a run that was asked to stop, by SIGTERM, did not end well.
+      ValueError: a run ended with an error by itself, or after SIGTERM.
+      subprocess.TimeoutExpired: it hangs.
     """
     metrics = workdir / "metrics.jsonl"
     before, moment = inode(metrics), time.monotonic() + rng.uniform(0.2, 8.0)
@@ -141,12 +143,15 @@ def kill_once(workdir: Path, case: str, cache: Path, kind: str, rng: random.Rand
             break
         time.sleep(0.0005)
     ended = all(process.poll() is not None for process in processes)
+    codes = [process.poll() for process in processes]
+    if any(codes):
+        raise ValueError(f"soak: {case} ended by itself with {codes}: {_log(workdir)}")
     now = {"aimed": kind, "line": position(metrics), "writing": writing(workdir)}
     if CASES[case].signal == signal.SIGTERM:
         rng.choice(processes).send_signal(signal.SIGTERM)
-        codes = [process.wait() for process in processes]
-        if any(codes):
-            raise ValueError(f"soak: {case} ended with {codes} after SIGTERM, see {workdir.name}: {_log(workdir)}")
+        codes = [process.wait(timeout=PATIENCE) for process in processes]
+        if any(codes) and not (workdir / "summary.json").exists():  # after it, nobody listens any more
+            raise ValueError(f"soak: {case} ended with {codes} after SIGTERM: {_log(workdir)}")
     else:
         for process in rng.sample(processes, len(processes)):
             process.kill()
@@ -160,7 +165,7 @@ def finish(workdir: Path, case: str, cache: Path) -> None:
     Raises:
       ValueError: it ended with an error.
     """
-    codes = [process.wait() for process in start(workdir, case, cache)]
+    codes = [process.wait(timeout=PATIENCE) for process in start(workdir, case, cache)]
     if any(codes) or not (workdir / "summary.json").exists():
         raise ValueError(f"soak: {case} ended with {codes}: {_log(workdir)}")
 
@@ -219,6 +224,7 @@ def survive(case: str, kills: int, folder: Path, seed: int = 0) -> dict[str, Any
     finish(killed, case, cache)
     return {
         "case": case,
+        "asked": kills,
         "kills": len(moments),
         "aimed": dict(collections.Counter(moment["aimed"] for moment in moments)),
         "while_writing": sum(moment["writing"] for moment in moments),
@@ -226,6 +232,7 @@ def survive(case: str, kills: int, folder: Path, seed: int = 0) -> dict[str, Any
         "steps": STEPS,
         "differences": differences(straight, killed)[:20],
         "seconds": round(time.monotonic() - began),
+        **_when(),
     }
 
 
@@ -265,6 +272,7 @@ def endure(execution: str, steps: int, folder: Path) -> dict[str, Any]:
         "megabytes": {str(step): round(found[0], 1) for step, found in at.items()},
         "compilations_between": at[last][1] - at[first][1],
         "seconds": round(time.monotonic() - began),
+        **_when(),
     }
 
 
@@ -294,13 +302,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[case] = survive(case, options.kills, Path(folder))
             _write(path, rows, longs)
             print(rows[case], flush=True)
-    wrong = any(rows[case]["differences"] for case in options.cases)
+    wrong = any(
+        rows[case]["differences"] or rows[case]["damaged"] or rows[case]["kills"] < options.kills
+        for case in options.cases
+    )
     grown = any(longs[name]["inexact_counts"] or longs[name]["compilations_between"] for name in long)
     return int(wrong or grown)
 
 
+_WHEN = ("git_commit", "time")  # of each row, for rows are kept from one run to the next
+
+
+def _when() -> dict[str, Any]:
+    return {key: records.environment()[key] for key in _WHEN}
+
+
 def _write(path: Path, rows: dict[str, Any], longs: dict[str, Any]) -> None:
-    value = {"environment": records.environment(), "killed": [*rows.values()], "long": [*longs.values()]}
+    machine = {key: value for key, value in records.environment().items() if key not in _WHEN}
+    value = {"environment": machine, "killed": [*rows.values()], "long": [*longs.values()]}
     records.write_json(path, value)
 
 

@@ -145,8 +145,8 @@ def make_plan(
         wins and None means dense. Every leaf must match. Default: kernels unstructured, the rest dense
         (`is_maskable`).
       sparsities: `{regex: sparsity}` fixes single layers. They count in the total, and the others make up for them.
-        Where every layer is fixed so, they alone decide and `sparsity` is not read. Where every layer is fixed by its
-        structure, as by `n_of_m`, `sparsity` must be what comes out.
+        Where every layer is fixed so, they alone decide and `sparsity` is not read. Where every layer is fixed and some
+        by their structure, as by `n_of_m`, `sparsity` must be what comes out.
       count_fixed: False leaves those layers out of the total, as the authors' code does.
       rounding: makes the number of zeros of a layer an integer: `math.floor` (the authors'), `math.ceil` (the authors'
         first release), `round`. A product within 1e-6 of an integer is that integer.
@@ -190,8 +190,8 @@ def make_plan(
         _check_sparsity(f"make_plan: sparsities[{name!r}]", value)
     if not fixed:
         _check_reachable(sparse, structures, sparsity)
-    if len(imposed) == len(sparse) and not sparsities:
-        _check_imposed(sparse, imposed, sparsity)
+    if imposed and len(fixed) == len(sparse):
+        _check_imposed(sparse, fixed, sparsity)
     shared = _share(sparse, sparsity, distribution, fixed, count_fixed)
     return {name: _leaf(name, shape, structures[name], shared[name], rounding) for name, shape in sparse.items()}
 
@@ -256,13 +256,13 @@ def _share(
     return {**shared, **fixed}
 
 
-def _check_imposed(shapes: Mapping[str, Shape], imposed: Mapping[str, float], sparsity: float) -> None:
-    """Structures that fix every layer leave nothing to ask for."""
+def _check_imposed(shapes: Mapping[str, Shape], fixed: Mapping[str, float], sparsity: float) -> None:
+    """Where structures, and perhaps `sparsities`, fix every layer, nothing is left to ask for."""
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    total = sum(imposed[name] * n for name, n in size.items()) / sum(size.values())
+    total = sum(fixed[name] * n for name, n in size.items()) / sum(size.values())
     if abs(sparsity - total) > 1e-6:
         raise ValueError(
-            "make_plan: the structure of every sparse layer fixes its sparsity, and the total comes out as "
+            "make_plan: every sparse layer is fixed by its structure or by `sparsities`, and the total comes out as "
             f"{total:.6g}; pass that, got {sparsity}"
         )
 

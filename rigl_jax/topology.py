@@ -44,7 +44,8 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
       bool[*units] with exactly min(k, candidates) True in each group.
 
     Raises:
-      ValueError: for scores that are not f32, bf16 or f16.
+      ValueError: for scores that are not f32, bf16 or f16, an `among` that is not bool of their shape, a k that does
+        not broadcast. (`jax.export` of a CPU program refuses the native call: set RIGL_JAX_NATIVE=0 for that.)
 
     >>> select(jnp.array([1.0, 3.0, 3.0, 2.0]), 2).tolist()
     [False, True, True, False]
@@ -56,8 +57,23 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     if not isinstance(axes, tuple) or not all(axis in range(scores.ndim) for axis in axes):
         raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {axes!r}")
     _check_count("select", k)
+    counts = tuple(1 if axis in axes else size for axis, size in enumerate(scores.shape))
+    if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
+        raise ValueError(f"select: k must be one number for each group, of shape {counts}, got {jnp.shape(k)}")
     if len(set(axes)) == scores.ndim and _on_one_cpu(scores):
-        return native.select(scores, jnp.asarray(k, jnp.int32).reshape(()), among)
+        lone = jnp.asarray(k, jnp.int32).reshape(())
+        return lax.platform_dependent(
+            scores,
+            lone,
+            *(() if among is None else (among,)),
+            cpu=lambda scores, k, among=None: native.select(scores, k, among),
+            default=lambda scores, k, among=None: _select(scores, k, among, axes),
+        )
+    return _select(scores, k, among, axes)
+
+
+def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -> Array:
+    """The search over bits, on any number and kind of devices."""
     keys, bits = _candidates(scores, among)
     long = [axis for axis in axes if scores.shape[axis] > 1]
     if len(long) == 1 and scores.shape[long[0]] <= SMALL_GROUP:
@@ -136,6 +152,8 @@ def _check_scores(scores: Array, among: Array | None) -> None:
     if scores.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ValueError(f"select: scores must be float32, bfloat16 or float16, got {scores.dtype}")
     checks.same_shape("select", scores.shape, among=among)
+    if among is not None and among.dtype != jnp.bool_:
+        raise ValueError(f"select: among must be bool{list(scores.shape)}, got {among.dtype}{list(among.shape)}")
 
 
 def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:

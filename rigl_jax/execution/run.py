@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -199,12 +200,13 @@ def _dot_general(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> 
     pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
     own, others = [i for i, _ in pairs], [i for _, i in pairs]
     groups = list(range(weight.first)), list(range(weight.first, len(weight.shape)))
-    if own not in groups or not own or batch[0] or _is_weight(x):
+    if not weight.first or own not in groups or batch[0] or _is_weight(x):
         return _materialise(eqn, operands, observe)
     ends = range(-len(own), 0)
     rows = jnp.moveaxis(x, others, ends)
     lead = rows.shape[: x.ndim - len(own)]
-    y = _product(weight, rows.reshape(*lead, -1), (own == groups[1]) != weight.flipped, observe)
+    rows = rows.reshape(*lead, math.prod(rows.shape[len(lead) :]))
+    y = _product(weight, rows, (own == groups[1]) != weight.flipped, observe)
     free = [weight.shape[i] for i in range(len(weight.shape)) if i not in own]
     y = y.reshape(*lead, *free)
     if side == 0:  # dot_general puts the free axes of its left operand first
@@ -220,11 +222,13 @@ def _product(weight: Weight, rows: Array, transpose: bool, observe: Observe | No
 
 def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
     x, weight = operands
+    if _is_weight(x):
+        return _materialise(eqn, operands, observe)
     given = eqn.params
     numbers = given["dimension_numbers"]
     specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     plain = (
-        not (_is_weight(x) or weight.flipped)
+        not weight.flipped
         and set(given["lhs_dilation"]) == {1}
         and given["feature_group_count"] == given["batch_group_count"] == 1
         and min(min(pair) for pair in given["padding"]) >= 0
@@ -254,7 +258,7 @@ def _windows(x: Array, taps: int, given: Any) -> Array:
     """What a 1-D convolution's kernel [taps, in, out] meets: x[n, width, in] -> [n, places, taps * in]."""
     (stride,), (dilation,), (pad,) = given["window_strides"], given["rhs_dilation"], given["padding"]
     x = jnp.pad(x, ((0, 0), pad, (0, 0)))
-    end = x.shape[1] - dilation * (taps - 1)
+    end = max(0, x.shape[1] - dilation * (taps - 1))
     seen = [x[:, tap * dilation : tap * dilation + end : stride] for tap in range(taps)]
     return jnp.concatenate(seen, axis=-1)
 

@@ -1,7 +1,8 @@
 """The native library: found, loaded and registered with XLA once, or the reason why not.
 
-`library()` returns it or None; `reason()` says why there is none. A level is the instruction set that a call runs on:
-"auto" takes the best that this processor has. Set RIGL_JAX_NATIVE=0 to do without the library.
+`library()` returns it or None; `reason()` says why there is none. A level is the instruction set that a product runs
+on: "auto" takes the best that this processor has (selection always does). Set RIGL_JAX_NATIVE=0 to do without the
+library.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def call(target: str, shape: tuple[int, ...], *operands: jax.Array, **attributes
 
 
 def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Array:
-    """`topology.select` over all of an array of f32, bf16 or f16; `k` is an int32 scalar. Where there is a library."""
+    """`topology.select` over all of an array of f32, bf16 or f16; `k` is an int32 scalar. Only where `library()` is."""
     flat = jax.lax.stop_gradient(scores).astype(np.float32).reshape(-1)  # short floats keep their order and their ties
     candidates = np.zeros(0, bool) if among is None else among.reshape(-1)
     result = jax.ShapeDtypeStruct(flat.shape, np.bool_)

@@ -1,8 +1,9 @@
 """Compile the native kernels: `python -m rigl_jax.native.build`.
 
-One source is compiled once for each instruction-set level, with that level's flags and no other (a wheel built on one
-machine runs on all: the level is chosen when the library is loaded). Imports nothing outside the standard library and
-nothing of rigl_jax, so that setup.py can run this file by its path before anything is installed.
+The source of products is compiled once for each instruction-set level, with that level's flags and no other, and that
+of selection holds clones of its loops: a wheel built on one machine runs on all, the level is chosen when it is loaded.
+Imports nothing outside the standard library and nothing of rigl_jax, so that setup.py can run this file by its path
+before anything is installed.
 """
 
 from __future__ import annotations

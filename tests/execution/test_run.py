@@ -178,6 +178,35 @@ def test_products_over_several_axes(equation):
     np.testing.assert_allclose(moved(packed, x), jnp.einsum("bho,iho->bi", x, jnp.where(mask, w, 0)), atol=1e-5)
 
 
+def test_nothing_in_nothing_out():
+    y = rx.run_packed(lambda p, x: x @ p["w"])(PACKED, jnp.ones((0, 12)))
+    assert y.shape == (0, 12)
+    layer = nn.Conv(6, (3,), kernel_dilation=3, padding="VALID")
+    params = layer.init(jax.random.key(0), jnp.ones((2, 9, 8)))["params"]
+    masks = {"kernel": jax.random.uniform(jax.random.key(1), (3, 8, 6)) < 0.3, "bias": None}
+    run = rx.run_packed(lambda p, x: layer.apply({"params": p}, x))
+    assert run(rx.pack(params, masks), jnp.ones((2, 4, 8))).shape == (2, 0, 6)  # a window longer than the input
+
+
+OTHER_USES = {
+    "left of a convolution": lambda w, x: jax.lax.conv_general_dilated(
+        w, x.reshape(3, 3, 8, 4), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "all axes contracted": lambda w, x: jnp.tensordot(x.reshape(2, 3, 3, 2, 8), w.reshape(3, 3, 2, 8), 4),
+    "no axis contracted": lambda w, x: jnp.tensordot(x[:2], w, 0),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_USES)
+@pytest.mark.filterwarnings("ignore:run_packed")
+def test_other_uses_of_a_convolutions_kernel_are_dense_and_right(name):
+    f, shape = OTHER_USES[name], (3, 3, 2, 8)
+    w, x = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (288,))
+    mask = jax.random.uniform(jax.random.key(2), shape) < 0.3
+    y = rx.run_packed(lambda p, x: f(p["w"], x))(rx.pack({"w": w}, {"w": mask}), x)
+    np.testing.assert_allclose(y, f(jnp.where(mask, w, 0), x), atol=1e-5)
+
+
 def test_axes_contracted_otherwise_are_dense_and_right():
     w, mask = W.reshape(12, 3, 4), MASK.reshape(12, 3, 4)
     x = jax.random.normal(jax.random.key(0), (2, 12, 3))

@@ -112,7 +112,7 @@ def test_sigterm_to_the_launcher_lets_its_runs_save(tmp_path, capfd):
         "os.kill(os.getppid(), signal.SIGTERM)\n"
         "time.sleep(60)"
     )
-    assert launch.run([scripted(tmp_path, "a", wait), scripted(tmp_path, "b", "never")], 1) == 0
+    assert launch.run([scripted(tmp_path, "a", wait), scripted(tmp_path, "b", "never")], 1) == 2
     told = capfd.readouterr().out
     assert "a: stopped before its end" in told
     assert (tmp_path / "a" / "log.txt").read_text() == "saved\n"

@@ -77,7 +77,8 @@ def test_pool_is_the_mean_and_expand_its_inverse(structure, shape, units, size, 
 def test_masks_random_pruned_and_rewired(structure, shape, units, size, groups):
     unit, group = naive_unit_ids(structure, shape)
     rules = [("w", structure)]
-    plan = rx.make_plan({"w": jnp.zeros(shape)}, 0.5, rx.uniform, rules=rules)
+    sparsity = 0.5 if structure.sparsity is None else structure.sparsity
+    plan = rx.make_plan({"w": jnp.zeros(shape)}, sparsity, rx.uniform, rules=rules)
     leaf = plan["w"]
     in_group = np.prod(units) // groups
     if structure.sparsity is None:

@@ -1,7 +1,8 @@
 // The k highest of n scores, exactly: topology.select, in the same order and with the same ties.
 //
-// A sample brackets the k-th score. One pass counts what lies above the bracket and collects what lies in it, a few
-// percent; the k-th is found among those, and a second pass writes the mask. A bracket that missed is opened to all.
+// A sample brackets the k-th score. One pass counts what lies above the bracket and on its ends, where ties may be many,
+// and collects what lies within, a few percent; the k-th is found among those, and a second pass writes the mask. A
+// bracket that missed is opened to all.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -47,15 +48,21 @@ CLONES void take_above(const int32_t* keys, int64_t n, int32_t bound, bool* take
   for (int64_t i = 0; i < n; i++) taken[i] = keys[i] > bound;
 }
 
+CLONES int64_t count_equal(const int32_t* keys, int64_t n, int32_t to) {
+  int32_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += keys[i] == to;
+  return count;
+}
+
 struct Bracket {
-  int32_t low, high;  // both included
+  int32_t low, high;
 };
 
 CLONES void within(const int32_t* keys, int64_t n, Bracket b, uint8_t* is) {
-  for (int64_t i = 0; i < n; i++) is[i] = (keys[i] >= b.low) & (keys[i] <= b.high);
+  for (int64_t i = 0; i < n; i++) is[i] = (keys[i] > b.low) & (keys[i] < b.high);
 }
 
-// Appends the keys within the bracket, which few are: eight at a time are passed over.
+// Appends the keys strictly within the bracket, which few are: eight at a time are passed over.
 void collect(const int32_t* keys, int64_t n, Bracket b, std::vector<int32_t>& found) {
   uint8_t is[kPart + 8] = {};
   within(keys, n, b, is);
@@ -100,10 +107,54 @@ Bracket bracket(const Group& g, int64_t k) {
   const int64_t rank = (int64_t)(share * size), margin = 2 + (int64_t)(3.5 * std::sqrt(size * share * (1 - share)));
   const auto at = [&](int64_t i) {
     std::nth_element(sample.begin(), sample.begin() + i, sample.end(), std::greater<>());
-    return sample[i];
+    return std::max(sample[i], kLowest);
   };
-  return {rank + margin < size ? std::max(at(rank + margin), kLowest) : kLowest,
+  return {rank + margin < size ? at(rank + margin) : kLowest,
           rank - margin >= 0 ? at(rank - margin) : kHighest};
+}
+
+// What a task found of a bracket.
+struct Found {
+  int64_t above = 0, high = 0, low = 0;
+  std::vector<int32_t> inside;
+};
+
+// The key down to which scores are taken, and how many of those that have this very key.
+struct Threshold {
+  int32_t key;
+  int64_t need;
+};
+
+// Leaves in `b` the bracket that held it, and in `tasks` what is in it.
+Threshold kth(ffi::ThreadPool& pool, const Group& g, int64_t k, Bracket& b, std::vector<Found>& tasks) {
+  for (;; b = {kLowest, kHighest}) {
+    for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
+      Found& found = tasks[task];
+      if (first == task * kTask) found = {};
+      found.above += count_above(keys, size, b.high);
+      found.high += count_equal(keys, size, b.high);
+      if (b.low != b.high) found.low += count_equal(keys, size, b.low);
+      collect(keys, size, b, found.inside);
+    });
+    int64_t need = k, high = 0, low = 0;
+    std::vector<int32_t> inside;
+    for (const Found& found : tasks) {
+      need -= found.above, high += found.high, low += found.low;
+      inside.insert(inside.end(), found.inside.begin(), found.inside.end());
+    }
+    if (need < 1) continue;
+    if (need <= high) return {b.high, need};
+    need -= high;
+    if (need <= (int64_t)inside.size()) {
+      std::nth_element(inside.begin(), inside.begin() + (need - 1), inside.end(), std::greater<>());
+      const int32_t key = inside[need - 1];
+      for (int64_t i = 0, end = need; i < end; i++) need -= inside[i] > key;
+      return {key, need};
+    }
+    need -= inside.size();
+    if (need <= low) return {b.low, need};
+    if (b.low == kLowest) return {kOut, 0};  // there are not more than that
+  }
 }
 
 void select(ffi::ThreadPool& pool, const Group& g, int64_t k) {
@@ -111,41 +162,16 @@ void select(ffi::ThreadPool& pool, const Group& g, int64_t k) {
     std::memset(g.taken, 0, g.n);
     return;
   }
-  const int64_t tasks = (g.n + kTask - 1) / kTask;
-  std::vector<std::vector<int32_t>> inside(tasks);
-  std::vector<int64_t> above(tasks);
-  int32_t threshold = 0;
-  int64_t need = 0;  // how many of the threshold's own are taken
-  for (Bracket b = bracket(g, k);; b = {kLowest, kHighest}) {
-    for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
-      if (first == task * kTask) inside[task].clear(), above[task] = 0;
-      above[task] += count_above(keys, size, b.high);
-      collect(keys, size, b, inside[task]);
-    });
-    int64_t higher = 0;
-    std::vector<int32_t> all;
-    for (int64_t task = 0; task < tasks; task++) {
-      higher += above[task];
-      all.insert(all.end(), inside[task].begin(), inside[task].end());
-    }
-    need = k - higher;
-    const int64_t size = all.size();
-    if (b.low == kLowest && need > size) {  // there are not more than that
-      threshold = kOut;
-      break;
-    }
-    if (need < 1 || need > size) continue;
-    std::nth_element(all.begin(), all.begin() + (need - 1), all.end(), std::greater<>());
-    threshold = all[need - 1];
-    for (int64_t i = 0, end = need; i < end; i++) need -= all[i] > threshold;
-    break;
-  }
-  // Ties go to the lower index: how many of them each task has left to take.
-  std::vector<int64_t> ties(tasks);
-  for (int64_t task = 0; task < tasks && threshold != kOut; task++) {
-    const int64_t own = std::count(inside[task].begin(), inside[task].end(), threshold);
-    ties[task] = std::min(own, need);
-    need -= ties[task];
+  std::vector<Found> tasks((g.n + kTask - 1) / kTask);
+  Bracket b = bracket(g, k);
+  auto [key, need] = kth(pool, g, k, b, tasks);
+  const int32_t threshold = key;
+  // Ties go to the lower index: how many of them each task takes.
+  std::vector<int64_t> ties;
+  for (const Found& found : tasks) {
+    const int64_t within = std::count(found.inside.begin(), found.inside.end(), threshold);
+    ties.push_back(std::min(need, threshold == b.high ? found.high : threshold == b.low ? found.low : within));
+    need -= ties.back();
   }
   for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
     bool* taken = g.taken + first;
