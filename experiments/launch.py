@@ -18,6 +18,7 @@ import contextlib
 import importlib
 import os
 import pkgutil
+import re
 import shlex
 import signal
 import subprocess
@@ -72,6 +73,8 @@ def study(name: str, root: Path) -> list[Job]:
 
 def methods(config: str, chosen: Sequence[str], seeds: int, root: Path) -> list[Job]:
     """The jobs that compare methods on one config file."""
+    if twice := [method for i, method in enumerate(chosen) if method in chosen[:i]]:
+        raise ValueError(f"launch: --methods names {twice[0]!r} twice")
     folder = root / config.removesuffix(".py").replace(".py:", "-").rsplit("/", 1)[-1]
     return [
         job(f"{method}-s{seed}", config, {"method.name": method, "seed": seed}, folder)
@@ -170,9 +173,9 @@ def run(jobs: Sequence[Job], slots: int) -> int:
 
 def commands(job: Job, options: argparse.Namespace) -> list[str]:
     """What starts a job, line by line: here, on several hosts or on a TPU slice."""
-    if options.hosts:
+    if options.hosts is not None:
         return on_hosts(job, options.hosts.split(","), options.port)
-    return [on_tpu(job, options.tpu)] if options.tpu else [shlex.join(job.command)]
+    return [on_tpu(job, options.tpu)] if options.tpu is not None else [shlex.join(job.command)]
 
 
 def on_hosts(job: Job, hosts: Sequence[str], port: int) -> list[str]:
@@ -186,8 +189,10 @@ def on_hosts(job: Job, hosts: Sequence[str], port: int) -> list[str]:
     Raises:
       ValueError: fewer than 2 hosts, or one named twice.
     """
-    if len(hosts) < 2 or len(set(hosts)) < len(hosts) or not all(hosts):
+    if len(hosts) < 2 or len(set(hosts)) < len(hosts) or not all(re.fullmatch(r"[\w.:\[\]-]+", host) for host in hosts):
         raise ValueError(f"launch: --hosts takes two or more different addresses, got {','.join(hosts)!r}")
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"launch: --port must be from 1 to 65535, got {port}")
     command = shlex.join(["python", *job.command[1:], "--distributed"])
     place = f"JAX_COORDINATOR_ADDRESS={hosts[0]}:{port} JAX_NUM_PROCESSES={len(hosts)}"
     return [f"# on {host}\n{place} JAX_PROCESS_ID={i} {command}" for i, host in enumerate(hosts)]
@@ -239,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             jobs = methods(options.config, options.methods.split(","), options.seeds, root)
         check(jobs)
-        if options.dry_run or options.hosts or options.tpu:
+        if options.dry_run or options.hosts is not None or options.tpu is not None:
             for job in jobs:
                 if not job.finished:
                     print("\n".join(commands(job, options)))

@@ -62,12 +62,12 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
         raise SystemExit(0)
     try:
         rest = values([*argv])
-    except Exception as error:  # a config file is Python, and may raise anything
+    except (Exception, SystemExit) as error:  # a config file is Python, and may raise anything
         raise _refused(error, argv, list(values)) from None
     if len(rest) > 1:
         raise ValueError(f"main: expected only --flags, got {rest[1]!r}")
     for name in ("config", "workdir"):
-        if values[name].value is None:
+        if values[name].value is None or values[name].value == "":
             raise ValueError(f"main: --{name} is missing; python -m experiments.main --help shows how")
     flag: Any = values["config"]
     file = flag.config_filename.split(":")[0]
@@ -86,7 +86,7 @@ def _unknown(flag: str, known: Sequence[str]) -> ValueError:
     return ValueError(f"main: unknown flag --{flag}" + (f"; did you mean --{near}?" if near else ""))
 
 
-def _refused(error: Exception, argv: Sequence[str], known: list[str]) -> ValueError:
+def _refused(error: BaseException, argv: Sequence[str], known: list[str]) -> ValueError:
     """The error for a command line, or for the config file that it names."""
     if (place := _raised_in(error, argv)) is not None:
         return ValueError(f"main: reading the config, {place}: {type(error).__name__}: {_last_line(error)}")

@@ -181,6 +181,8 @@ def make_plan(
             )
         if not jnp.issubdtype(dtypes[name], np.floating):
             raise ValueError(f"make_plan: leaf {name!r} must hold real floating-point weights, got {dtypes[name]}")
+    for name, shape in sparse.items():
+        _units(name, structures[name], shape)  # what does not divide is told before a total that could not be
     imposed = {name: s.sparsity for name, s in structures.items() if s.sparsity is not None}
     fixed = {
         **imposed,
@@ -203,7 +205,8 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None) -> dict[str, S
         }
     else:
         if not isinstance(rules, Sequence):
-            raise ValueError(f"make_plan: rules must be a sequence of pairs, got {rules!r}")
+            what = "a dict; pass list(rules.items())" if isinstance(rules, Mapping) else repr(rules)
+            raise ValueError(f"make_plan: rules must be a sequence of pairs, got {what}")
         for rule in rules:
             pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
             if not pair or not isinstance(rule[1], (Structure, type(None))):

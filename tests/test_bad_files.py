@@ -220,6 +220,8 @@ SMOKE = str(ROOT / "configs" / "digits_mlp.py") + ":smoke"
         (["--config", SMOKE, "--workdir=run", "--config.dataset.name=digts"], r"did you mean 'digits'"),
         (["--config", SMOKE, "--workdir=run", "--config.mesh.data=3"], r"config.mesh: .*8 devices"),
         (["--config=bad.py", "--workdir=run"], r"main: reading the config, .*bad.py, line 1: SyntaxError: "),
+        (["--config", SMOKE, "--workdir="], r"--workdir is missing"),
+        (["--config=leave.py", "--workdir=run"], r"main: reading the config, .*leave.py, line 4: SystemExit: 0"),
         (["--config=name.py", "--workdir=run"], r"main: reading the config, .*name.py, line 2: NameError: .*'steps'"),
         (["--config=empty.py", "--workdir=run"], r"the config file must give get_config\(variant\), it raises module"),
         (
@@ -233,6 +235,7 @@ def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("def get_config(:")
     (tmp_path / "name.py").write_text("def get_config():\n    return steps")
+    (tmp_path / "leave.py").write_text("import sys\n\ndef get_config():\n    sys.exit(0)")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "three.py").write_text("def get_config():\n    return 3")
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps the last config file
@@ -249,6 +252,8 @@ def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatc
         (["--config", SMOKE + ",smok"], r"launch: run dense-s0: .*unknown variant 'smok'"),
         (["--study", "fashion_mnits"], r"launch: unknown study 'fashion_mnits'.*did you mean 'fashion_mnist'"),
         (["--config", SMOKE, "--jobs", "0"], r"launch: expected 1 or more, got --jobs 0"),
+        (["--config", SMOKE, "--methods", "rigl,set,rigl"], r"launch: --methods names 'rigl' twice"),
+        (["--config", SMOKE, "--hosts", "a,b", "--port", "0"], r"launch: --port must be from 1 to 65535, got 0"),
     ],
     ids=lambda value: value[-1][-20:] if isinstance(value, list) else "",
 )

@@ -63,9 +63,10 @@ class Explanation(NamedTuple):
             for row in self.rows
         ]
         widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)
-        )
+        table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)]
+        if any(row.kernel == "dense" and row.sparse_ms < row.dense_ms for row in self.rows):
+            table.append("dense: by the share of active weights; pack(choose=fastest()) measures instead")
+        return "\n".join(table)
 
 
 def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int = 7) -> Explanation:

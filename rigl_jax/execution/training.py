@@ -61,8 +61,8 @@ def packed_training(
     """`sparsify` for packed weights: the same arguments, the same masks, the same weights to float tolerance.
 
     The optimizer sees values only, so its state follows density. It must treat weights one by one, or together only
-    through sums (clipping by a global norm, LAMB): one that looks at a weight as a matrix (Adafactor, Muon) does
-    something else on packed values. Decay masks that ask for `ndim >= 2` must be made from the dense shapes.
+    through sums (clipping by a global norm, LAMB): one that looks at a weight as a matrix (Adafactor, Muon) is
+    refused by `init`. Decay masks that ask for `ndim >= 2` must be made from the dense shapes.
 
     Args:
       inner: any such optax optimizer.
@@ -101,12 +101,16 @@ def packed_training(
     rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
 
     def init(params: PyTree) -> tuple[Packed, SparseState]:
+        if isinstance(params, Packed):
+            raise ValueError("packed_training: init takes params, got packed weights; rx.unpack gives the params")
         return enter(params, masked.init(params))
 
     def enter(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
         chosen = choose or best_pattern
         chosen = chosen if like is None else same_kernels(like, chosen)
         patterns = make_patterns(params, state.masks, chosen)
+        if like is None:
+            _check_optimizer(inner, params, patterns)
         without = state.algorithm._replace(masks=jax.tree.map(lambda _: None, params))
         return gather(params, state._replace(algorithm=without), patterns)
 
@@ -174,6 +178,27 @@ def map_inner(inner: optax.GradientTransformation, f: Callable[..., Array], stat
         return part if isinstance(part, optax.MaskedNode) else f(part, box)
 
     return optax.tree.map_params(inner.init, one, state, boxes, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
+
+def _check_optimizer(inner: optax.GradientTransformation, params: PyTree, patterns: PyTree) -> None:
+    """Refuses an optimizer that is another one on packed values: its state must be that of the params, leaf by leaf."""
+    shapes = jax.tree.map(lambda p: Box(p.shape), params)
+    values = jax.eval_shape(lambda: jax.tree.map(gather_leaf, params, patterns))
+
+    def look(part: Any, box: Any) -> Any:
+        if part.shape != box.content:
+            raise ValueError(
+                "packed_training: the optimizer must keep for each weight what has the weight's shape, got "
+                f"{part.shape} for one of shape {box.content}; it looks at weights as matrices, so train masked"
+            )
+        return part
+
+    dense = map_inner(inner, look, jax.eval_shape(inner.init, params), shapes)
+    if jax.tree.structure(dense) != jax.tree.structure(jax.eval_shape(inner.init, values)):
+        raise ValueError(
+            "packed_training: the optimizer treats packed values otherwise than the weights they are of (by their "
+            "number of axes, as Muon does); train masked"
+        )
 
 
 def _check_packable(algorithm: Algorithm) -> None:

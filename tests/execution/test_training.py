@@ -142,6 +142,26 @@ def test_methods_that_need_more_than_active_weights_are_refused(make):
         packed_training(optax.sgd(0.1), make(plan), key=jax.random.key(0))
 
 
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [(optax.adafactor(0.1), "looks at weights as matrices"), (optax.contrib.muon(0.1), "by their number of axes")],
+    ids=["adafactor", "muon"],
+)
+def test_optimizers_of_matrices_are_refused(inner, message):
+    params = {"w": jnp.ones((16, 32)), "b": jnp.zeros(32)}
+    training = packed_training(inner, rx.static(rx.make_plan(params, 0.8)), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        training.init(params)
+
+
+def test_packed_weights_are_not_packed_again():
+    _, params, plan, _ = problem()
+    training = packed_training(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0))
+    packed, _ = training.init(params)
+    with pytest.raises(ValueError, match="init takes params, got packed weights"):
+        training.init(packed)
+
+
 # --- growth by streamed gradients ---------------------------------------------------------------------------------
 
 

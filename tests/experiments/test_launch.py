@@ -144,7 +144,10 @@ def test_commands_for_several_hosts(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
-@pytest.mark.parametrize(("option", "value"), [("--hosts", "one"), ("--hosts", "a,a"), ("--tpu", "slice")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--hosts", "one"), ("--hosts", "a,a"), ("--hosts", "a,b;c"), ("--hosts", ""), ("--tpu", "slice"), ("--tpu", "")],
+)
 def test_places_that_are_none(option, value, tmp_path, capsys):
     assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), option, value]) == 2
     assert f"error: launch: {option} takes" in capsys.readouterr().err
