@@ -39,7 +39,7 @@ def get_config(steps: int = 1000) -> ConfigDict:
     # layer out. The first match wins and every leaf needs one. Empty: all kernels are sparse, unstructured.
     config.rules = ()
 
-    config.execution = "masked"  # or packed: active weights only, on sparse kernels; one device
+    config.execution = "masked"  # or packed: active weights only, on sparse kernels; lie whole on each device
     config.mesh = ConfigDict({"data": -1})  # devices by axis, -1: those that are left; another axis as "model": 4
     # (regular expression, mesh axes of a leaf's last axes or "fsdp"), as (".*/kernel", (None, "model")): see
     # experiments/sharding.py. Empty: the batch is split over "data", weights are whole on every device.

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
 from experiments import data as data_module
@@ -295,7 +296,11 @@ def optimizer(config: Mapping[str, Any], params: PyTree) -> optax.GradientTransf
 
 
 def training(
-    config: Mapping[str, Any], inner: optax.GradientTransformation, algorithm: Algorithm | None, key: jax.Array
+    config: Mapping[str, Any],
+    inner: optax.GradientTransformation,
+    algorithm: Algorithm | None,
+    key: jax.Array,
+    mesh: Mesh,
 ) -> tuple[optax.GradientTransformationExtraArgs, PackedTraining | None]:
     """What updates the weights: a masked transformation, and beside it its packed form where the config asks for it."""
     packed = EXECUTIONS[config["execution"]]
@@ -304,7 +309,15 @@ def training(
             raise ValueError("config.execution: a dense run has nothing to pack, got 'packed'; use 'masked'")
         return optax.with_extra_args_support(inner), None
     tx = rx.sparsify(inner, algorithm, key=key)
-    return tx, rx.packed_training(inner, algorithm, key=key) if packed else None
+    if not packed:
+        return tx, None
+    if mesh.size > 1 and (mesh.size > mesh.shape[sharding.DATA] or config["sharding"]):
+        raise ValueError(
+            "config.execution: packed weights lie whole on every device, which share the batch; it takes a mesh of "
+            f"{sharding.DATA!r} alone and no sharding rules, got mesh {dict(mesh.shape)}, sharding {config['sharding']}"
+        )
+    whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
+    return tx, rx.packed_training(inner, algorithm, key=key, sharding=whole)
 
 
 def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:

@@ -1,8 +1,10 @@
 """Checkpoints: asynchronous, atomic, the latest few and the best, checked when read.
 
 Orbax writes a checkpoint beside the run and renames it when it is whole, so a run that is killed leaves whole
-checkpoints or none. What a disk does to a file later is found by a digest, computed on the devices over the bits of the
-state and saved with it.
+checkpoints or none. What a disk does to a file later is found before anything else is read: each checkpoint lists the
+sizes and checksums of its files, and every process of a run compares them by itself, so that none is left alone in a
+collective by another that failed. What goes wrong between the devices and the disk is found by a digest, computed on
+the devices over the bits of the state and saved with it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from experiments import sharding
@@ -42,6 +46,9 @@ HARMLESS = (
 """Config keys that may change when a run is resumed: they decide what is written and checked, where data lie and
 on which kernels and devices a step runs, not what is learned. (Kernels and meshes differ in rounding.) A run that
 stopped because a number was not finite may go on with `on_nonfinite` set to skip."""
+
+SUMS = "sums.json"
+"""The file of a checkpoint that lists its other ones: `{"state/manifest.ocdbt": [bytes, CRC-32]}`."""
 
 Say = Callable[[str], None]
 
@@ -75,7 +82,7 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
     with _told(directory):
         directory.mkdir(parents=True, exist_ok=True)  # orbax does not notice a file of that name
         _check_metrics(directory, say)
-        manager = _manager(directory, keep)
+        manager = _manager(directory, keep, lambda: _write_sums(directory))
 
     def save(step: int, state: PyTree, facts: Mapping[str, Any], accuracy: float | None) -> None:
         if step in manager.all_steps():
@@ -90,14 +97,12 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         manager.wait_until_finished()
         for step in sorted(manager.all_steps(), reverse=True):
-            found, error = None, None
-            try:
-                found = _read(manager, step, abstract)
-            except Exception as raised:  # whatever a damaged file makes orbax raise
-                error = raised
-            if sharding.all_agree(error is None):
-                return found
-            _set_aside(directory / str(step), error or ValueError("another process cannot read it"), say)
+            flaw = _flaw(directory / str(step))
+            if sharding.all_agree(not flaw):
+                if found := _read(manager, step, abstract):
+                    return found
+                flaw = "its digest does not fit its content"
+            _set_aside(directory / str(step), flaw or "another process cannot read it", say)
             sharding.all_agree(True)  # the first process has renamed it: all look again
             manager.reload()
         return None
@@ -129,7 +134,9 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+def _manager(directory: Path, keep: int, written: Callable[[], None]) -> ocp.CheckpointManager:
+    """Orbax's own; the first process calls `written` when a checkpoint's files are all there, not yet renamed."""
+
     def accuracy(metrics: Mapping[str, float]) -> float:
         return metrics["accuracy"]
 
@@ -137,7 +144,12 @@ def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
         [LatestN(keep), BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)]
     )
     # best_fn besides the policy: without it orbax does not read the metrics of earlier checkpoints back.
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=accuracy, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=accuracy,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=written),
+    )
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
@@ -148,12 +160,52 @@ def _check_metrics(directory: Path, say: Say) -> None:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             if file.parents[1].name.isdigit():  # no half-written one, which orbax removes
-                _set_aside(file.parents[1], error, say)
+                _set_aside(file.parents[1], _reason(error), say)
     sharding.all_agree(True)  # no process opens the folder while the first one renames
 
 
-def _set_aside(path: Path, error: BaseException, say: Say) -> None:
-    say(f"checkpoint {path.name} is damaged and set aside, the one before it is used ({_reason(error)[:160]})")
+def _write_sums(directory: Path) -> None:
+    """Lists the files of the checkpoint that is being written; there is only one at a time."""
+    (path,) = directory.glob("*.orbax-checkpoint-tmp")
+    sums = {name: [file.stat().st_size, _crc(file)] for name, file in _files(path).items()}
+    (path / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+
+
+def _flaw(path: Path) -> str:
+    """What is wrong with the files of a checkpoint; empty: they are as they were written.
+
+    Every process compares all sizes, and reads its share of the contents.
+    """
+    try:
+        sums, files = json.loads((path / SUMS).read_text(encoding="utf-8")), _files(path)
+        for i, (name, (size, crc)) in enumerate(sorted(sums.items())):
+            if name not in files:
+                return f"{name} is missing"
+            if (now := files[name].stat().st_size) != size:
+                return f"{name} has {now} bytes, not {size}"
+            if i % jax.process_count() == jax.process_index() and _crc(files[name]) != crc:
+                return f"{name} has another content"
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # of JSON too that is something else
+        return f"{SUMS}: {_reason(error)}"
+    return ""
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The files that make up a checkpoint. Orbax writes to its metadata, which nothing depends on, once more later."""
+    found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    return {name: file for name, file in found.items() if file.name not in (SUMS, "_CHECKPOINT_METADATA")}
+
+
+def _crc(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as opened:
+        while part := opened.read(2**20):
+            crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _set_aside(path: Path, flaw: str, say: Say) -> None:
+    say(f"checkpoint {path.name} is damaged and set aside, the one before it is used ({flaw[:160]})")
     if jax.process_index() == 0:
         path.rename(_free(path.with_name(f"damaged-{path.name}")))
 
@@ -164,14 +216,24 @@ def _free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _read(manager: ocp.CheckpointManager, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def _read(manager: ocp.CheckpointManager, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    """A checkpoint whose files are whole; None where its digest does not fit, on every process alike.
+
+    Raises:
+      ValueError: it holds something else than what is asked for.
+    """
     placed = jax.tree.leaves(abstract)[0].sharding
+    if isinstance(placed, NamedSharding):
+        placed = NamedSharding(placed.mesh, PartitionSpec())
     wanted = {"state": abstract, "digest": jax.ShapeDtypeStruct((), jnp.uint32, sharding=placed)}
     args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), facts=ocp.args.JsonRestore())
-    found = manager.restore(step, args=args)
+    try:
+        found = manager.restore(step, args=args)
+    except Exception as error:  # of whatever type orbax chooses
+        raise ValueError(f"checkpoint {step} is whole but does not fit this run: {_reason(error)}") from error
     state = found["state"]["state"]
     if int(found["state"]["digest"]) != int(digest(state)):
-        raise ValueError("its digest does not fit its content")
+        return None
     # Copies: what orbax restored may be memory that it owns, and the training step donates its state.
     return jax.tree.map(jnp.copy, state), found["facts"]
 

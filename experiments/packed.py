@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments import sharding
 from experiments.steps import Batch, Compiled, Task, TrainState, compile_task, eval_step, loss_of, stepped
 from rigl_jax.base import Array, PyTree
 from rigl_jax.execution import Packed, PackedTraining, run_packed
@@ -22,6 +25,9 @@ def compile_packed(task: Task) -> Compiled:
     """
     masked, training = compile_task(task), task.packed
     assert training is not None  # for the type checker: `build.training` made it
+    whole = NamedSharding(task.mesh, PartitionSpec())
+    split = NamedSharding(task.mesh, PartitionSpec(sharding.DATA))  # several devices share the batch
+    apply = run_packed(task.model.apply, batch=split if task.mesh.size > 1 else None)
 
     def enter(state: TrainState, like: Packed | None = None) -> TrainState:
         params, opt_state = training.pack(state.params, state.opt_state, like)
@@ -36,17 +42,20 @@ def compile_packed(task: Task) -> Compiled:
         after, counts = masked.steps[True](leave(state), batch)
         return enter(after, state.params), counts
 
-    ordinary = jax.jit(functools.partial(packed_step, task, training), donate_argnums=0)
-    evaluate = jax.jit(functools.partial(eval_step, task, run_packed(task.model.apply)))
+    step = functools.partial(packed_step, task, training, apply)
+    ordinary = jax.jit(step, out_shardings=whole, donate_argnums=0)
+    evaluate = jax.jit(functools.partial(eval_step, task, apply))
     return masked._replace(steps={False: ordinary, True: rewire}, evaluate=evaluate, enter=enter, leave=leave)
 
 
-def packed_step(task: Task, training: PackedTraining, state: TrainState, batch: Batch) -> tuple[TrainState, None]:
-    """An ordinary step on one batch."""
+def packed_step(
+    task: Task, training: PackedTraining, apply: Callable[..., Any], state: TrainState, batch: Batch
+) -> tuple[TrainState, None]:
+    """An ordinary step on one batch; `apply` is the model on packed weights."""
     packed: Any = state.params
 
     def loss(values: PyTree) -> Any:
-        return loss_of(task, run_packed(task.model.apply), packed._replace(values=values), state, batch)
+        return loss_of(task, apply, packed._replace(values=values), state, batch)
 
     grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(packed.values)
     packed, opt_state = training.update(grads, state.opt_state, packed)

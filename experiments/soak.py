@@ -48,6 +48,7 @@ CASES = {
     "masked": Case(),
     "packed": Case("packed"),
     "masked, 2 processes": Case(processes=2),
+    "packed, 2 processes": Case("packed", processes=2),
     "masked, SIGTERM": Case(signal=signal.SIGTERM),
     "masked, 2 processes, SIGTERM to one": Case(processes=2, signal=signal.SIGTERM),
 }

@@ -100,9 +100,7 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = No
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
     plan = build.plan(config, shapes)
     algorithm = build.algorithm(config, plan)
-    tx, packed = build.training(config, build.optimizer(config, shapes), algorithm, _key(config, "masks"))
-    if packed and len(devices) > 1:
-        raise ValueError(f"config.execution: packed weights are trained on one device, got {len(devices)}")
+    tx, packed = build.training(config, build.optimizer(config, shapes), algorithm, _key(config, "masks"), mesh)
     return Task(config, data, model, plan, algorithm, tx, packed, build.learning_rate(config), mesh)
 
 

@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
 from rigl_jax import execution, topology
@@ -13,6 +14,7 @@ from rigl_jax.execution.export import save_safetensors
 from tests.bad_input import EYE, KEY, ONES, OTHER, PACKED, PARAMS, PLAN, SGD, SMALL, STATE, F, M, U, W, X, planned
 
 AT = kernels.make_pattern(EYE)
+TWO = Mesh(np.asarray(jax.devices()[:2]), ("data",))
 KERNEL = kernels.make_pattern(np.ones((2, 2, 2, 1), bool))
 
 
@@ -108,6 +110,15 @@ COMPUTE = {
     "unpack params": (lambda: rx.unpack(W), r"unpack: expected packed weights, from rx.pack, got dict"),
     "masks_of None": (lambda: execution.masks_of(None), r"masks_of: expected packed weights.*got NoneType"),
     "run a name": (lambda: rx.run_packed("f"), r"run_packed: apply must be a function, got 'f'"),
+    "run over weights": (
+        lambda: rx.run_packed(product, batch=NamedSharding(TWO, PartitionSpec(None, "data"))),
+        r"run_packed: batch must be .*first axis is split over one mesh axis.*got NamedSharding",
+    ),
+    "run over a name": (lambda: rx.run_packed(product, batch="data"), r"run_packed: batch must be .*got 'data'"),
+    "packed split": (
+        lambda: rx.packed_training(SGD, rx.rigl(PLAN), key=KEY, sharding=NamedSharding(TWO, PartitionSpec("data"))),
+        r"packed_training: sharding must lay arrays whole on each device, got NamedSharding",
+    ),
     "packed ste": (lambda: rx.packed_training(SGD, rx.ste(PLAN), key=KEY), r"packed_training: .*train it masked"),
     "packed snfs": (lambda: rx.packed_training(SGD, rx.snfs(PLAN), key=KEY), r"packed_training: .*train it masked"),
     "packed name": (lambda: rx.packed_training(SGD, "rigl", key=KEY), r"packed_training: algorithm must .*got 'rigl'"),

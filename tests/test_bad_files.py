@@ -147,9 +147,9 @@ def test_half_written_idx_files(images, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("shape", r"checkpoint 1 is damaged and set aside, the one before it is used \(.*shape"),
-        ("truncated", r"checkpoint 1 is damaged and set aside"),
-        ("foreign", r"checkpoint 1 is damaged and set aside"),
+        ("truncated", r"checkpoint 1 is damaged and set aside, the one before it is used \(state/d/.* bytes, not"),
+        ("foreign", r"checkpoint 1 is damaged and set aside, the one before it is used \(sums.json: .*No such file"),
+        ("listless", r"checkpoint 1 is damaged and set aside, the one before it is used \(sums.json: "),
         ("file", r"checkpoint: cannot write to .*; of earlier ones there is none yet"),
     ],
 )
@@ -169,15 +169,32 @@ def test_checkpoints_of_something_else(damage, message, tmp_path):
         store = checkpoint.open_checkpoints(folder, keep=1)
         store.save(1, {"w": jnp.ones(3)}, {}, None)
         store.close()
-        for part in folder.glob("1/state/d/*" if damage == "truncated" else "none"):
+        if damage == "listless":
+            (folder / "1" / "sums.json").write_text('["state"]')
+        else:
+            (part,) = folder.glob("1/state/d/*")
             part.write_bytes(part.read_bytes()[:-5])
     store = checkpoint.open_checkpoints(folder, keep=1, say=said.append)
-    shape = jax.ShapeDtypeStruct((4 if damage == "shape" else 3,), "float32", sharding=jnp.ones(3).sharding)
+    shape = jax.ShapeDtypeStruct((3,), "float32", sharding=jnp.ones(3).sharding)
     assert store.restore({"w": shape}) is None
     store.close()
     (told,) = said
     assert re.match(message, told)
     assert "\n" not in told
+
+
+def test_a_whole_checkpoint_that_does_not_fit_stays(tmp_path):
+    store = checkpoint.open_checkpoints(tmp_path, keep=1)
+    store.save(1, {"w": jnp.ones(3)}, {}, None)
+    store.close()
+    store = checkpoint.open_checkpoints(tmp_path, keep=1)
+    with pytest.raises(
+        ValueError, match=r"checkpoint 1 is whole but does not fit this run: .*\(4,\).*\(3,\)"
+    ) as caught:
+        store.restore({"w": jax.ShapeDtypeStruct((4,), "float32", sharding=jnp.ones(3).sharding)})
+    store.close()
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "1").is_dir()
 
 
 def test_nothing_that_is_read_can_hold_code():

@@ -13,11 +13,12 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array
@@ -27,6 +28,19 @@ from rigl_jax.execution.packed import Packed, Whole
 Observe = Callable[["Weight", Array, Array], Array]
 """`(weight, rows, y) -> y`: sees every product y = rows @ weight (of a convolution, rows are patches of the image with
 channels before taps), and may add to it."""
+
+
+class How(NamedTuple):
+    """How products run.
+
+    Attributes:
+      observe: sees each of them, None: nothing does.
+      batch: how batches lie on several devices; None: each product runs as it is called, on one device, or on each
+        device for itself inside `shard_map`.
+    """
+
+    observe: Observe | None = None
+    batch: NamedSharding | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "pattern"], meta_fields=["name", "flipped"])
@@ -74,7 +88,7 @@ class Weight:
         return jnp.moveaxis(whole, range(split), range(-split, 0)) if self.flipped else whole
 
 
-def run_packed(apply: Callable[..., Any]) -> Callable[..., Any]:
+def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None) -> Callable[..., Any]:
     """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
@@ -85,6 +99,11 @@ def run_packed(apply: Callable[..., Any]) -> Callable[..., Any]:
     Args:
       apply: any JAX function of weights and inputs: a linen `model.apply`, a function that merges an NNX state, an
         Equinox model's call, a bare function. Traced on every call, so jit what uses the result.
+      batch: for jit over several devices: how the inputs lie, say `NamedSharding(mesh, PartitionSpec("data"))`, the
+        weights lying whole on each device. Every product is then split over these devices along its rows' first axis,
+        and the gradients of the values are summed; where that axis does not divide, each device does the whole. The
+        compiler cannot split a kernel by itself: without this, every device runs every product whole. Not needed
+        inside `shard_map` or `pmap`, where each device calls the function on its own part.
 
     Returns:
       `run(*args, **kwargs)`, args as for `apply` with any number of `Packed` in them, at any depth; numbers and strings
@@ -96,16 +115,23 @@ def run_packed(apply: Callable[..., Any]) -> Callable[..., Any]:
     [[0.0, 1.0, 2.0]]
     """
     checks.functions("run_packed", apply=apply)
+    if batch is not None and not (
+        isinstance(batch, NamedSharding) and len(batch.spec) == 1 and isinstance(batch.spec[0], str)
+    ):
+        raise ValueError(
+            "run_packed: batch must be the NamedSharding of inputs whose first axis is split over one mesh axis, "
+            f"say NamedSharding(mesh, PartitionSpec('data')), got {batch!r}"
+        )
 
     @functools.wraps(apply)
     def run(*args: Any, **kwargs: Any) -> Any:
-        return run_observed(apply, None, *args, **kwargs)
+        return run_with(How(batch=batch), apply, *args, **kwargs)
 
     return run
 
 
-def run_observed(apply: Callable[..., Any], observe: Observe | None, /, *args: Any, **kwargs: Any) -> Any:
-    """`run_packed(apply)(*args, **kwargs)`, with `observe` called at every sparse product."""
+def run_with(how: How, apply: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """`run_packed(apply)(*args, **kwargs)`, with its products run so."""
     opened = jax.tree.map(_open, (args, kwargs), is_leaf=_is_packed)
     leaves, treedef = jax.tree.flatten(opened, is_leaf=_is_weight)
     moving = [i for i, leaf in enumerate(leaves) if _is_weight(leaf) or _is_array(leaf)]
@@ -120,7 +146,7 @@ def run_observed(apply: Callable[..., Any], observe: Observe | None, /, *args: A
     given = [leaves[i] for i in moving]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if _is_weight(x) else x for x in given]
     closed, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-    results = _evaluate(closed, given, observe)
+    results = _evaluate(closed, given, how)
     return jax.tree.unflatten(jax.tree.structure(out), [_as_array(x, "the output") for x in results])
 
 
@@ -151,7 +177,7 @@ def _is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
-def _evaluate(closed: Any, inputs: Sequence[Any], observe: Observe | None) -> list[Any]:
+def _evaluate(closed: Any, inputs: Sequence[Any], how: How) -> list[Any]:
     jaxpr = closed.jaxpr
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
 
@@ -161,7 +187,7 @@ def _evaluate(closed: Any, inputs: Sequence[Any], observe: Observe | None) -> li
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         if any(map(_is_weight, operands)):
-            results = _RULES.get(eqn.primitive.name, _materialise)(eqn, operands, observe)
+            results = _RULES.get(eqn.primitive.name, _materialise)(eqn, operands, how)
         else:
             results = _bind(eqn, operands)
         known.update(zip(eqn.outvars, results, strict=True))
@@ -176,8 +202,8 @@ def _bind(eqn: Any, operands: Sequence[Array]) -> list[Array]:
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*[x for _, x in pairs])
 
 
-def _materialise(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
-    del observe
+def _materialise(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+    del how
     return _bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
 
 
@@ -193,7 +219,7 @@ def _as_array(x: Any, where: str) -> Any:
 # --- rules -------------------------------------------------------------------------------------------------------
 
 
-def _dot_general(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+def _dot_general(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     (contract, batch) = eqn.params["dimension_numbers"]
     side = 1 if _is_weight(operands[1]) else 0
     weight, x = operands[side], operands[1 - side]
@@ -201,12 +227,12 @@ def _dot_general(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> 
     own, others = [i for i, _ in pairs], [i for _, i in pairs]
     groups = list(range(weight.first)), list(range(weight.first, len(weight.shape)))
     if not weight.first or own not in groups or batch[0] or _is_weight(x):
-        return _materialise(eqn, operands, observe)
+        return _materialise(eqn, operands, how)
     ends = range(-len(own), 0)
     rows = jnp.moveaxis(x, others, ends)
     lead = rows.shape[: x.ndim - len(own)]
     rows = rows.reshape(*lead, math.prod(rows.shape[len(lead) :]))
-    y = _product(weight, rows, (own == groups[1]) != weight.flipped, observe)
+    y = _product(weight, rows, (own == groups[1]) != weight.flipped, how)
     free = [weight.shape[i] for i in range(len(weight.shape)) if i not in own]
     y = y.reshape(*lead, *free)
     if side == 0:  # dot_general puts the free axes of its left operand first
@@ -214,16 +240,25 @@ def _dot_general(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> 
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
-def _product(weight: Weight, rows: Array, transpose: bool, observe: Observe | None) -> Array:
+def _product(weight: Weight, rows: Array, transpose: bool, how: How) -> Array:
     """rows[..., in] @ W, or rows[..., out] @ W.T."""
-    y = kernels.matmul(rows, weight.values, weight.pattern, transpose=transpose)
-    return y if observe is None else observe(dataclasses.replace(weight, flipped=transpose), rows, y)
+    y = _over(how, functools.partial(kernels.matmul, transpose=transpose), rows, weight)
+    return y if how.observe is None else how.observe(dataclasses.replace(weight, flipped=transpose), rows, y)
 
 
-def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+def _over(how: How, product: Callable[..., Array], x: Array, weight: Weight) -> Array:
+    """The product, by each device for its part of x's first axis."""
+    if how.batch is not None and x.ndim > 1 and x.shape[0] % how.batch.mesh.shape[how.batch.spec[0]] == 0:
+        whole = PartitionSpec()
+        specs = (how.batch.spec, whole, whole)
+        product = jax.shard_map(product, mesh=how.batch.mesh, in_specs=specs, out_specs=how.batch.spec)
+    return product(x, weight.values, weight.pattern)
+
+
+def _conv(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     x, weight = operands
     if _is_weight(x):
-        return _materialise(eqn, operands, observe)
+        return _materialise(eqn, operands, how)
     given = eqn.params
     numbers = given["dimension_numbers"]
     specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
@@ -235,7 +270,7 @@ def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[An
     )
     folded = isinstance(weight.pattern, kernels.Folded) and weight.first == 2
     if plain and folded and specs == ((0, 2, 1), (2, 1, 0), (0, 2, 1)):
-        y = _product(weight, _windows(x, weight.shape[0], given), False, observe)
+        y = _product(weight, _windows(x, weight.shape[0], given), False, how)
         return [y.astype(eqn.outvars[0].aval.dtype)]
     fits = (
         isinstance(weight.pattern, kernels.Pattern)
@@ -243,14 +278,14 @@ def _conv(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[An
         and set(given["rhs_dilation"]) == {1}
     )
     if not (plain and fits):
-        return _materialise(eqn, operands, observe)
+        return _materialise(eqn, operands, how)
     strides, padding = tuple(given["window_strides"]), tuple(given["padding"])
-    y = kernels.conv(x, weight.values, weight.pattern, strides=strides, padding=padding)
-    if observe is not None:
+    y = _over(how, functools.partial(kernels.conv, strides=strides, padding=padding), x, weight)
+    if how.observe is not None:
         patches = jax.lax.conv_general_dilated_patches(
             x, weight.shape[:2], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        y = observe(weight, patches, y)
+        y = how.observe(weight, patches, y)
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
@@ -263,45 +298,45 @@ def _windows(x: Array, taps: int, given: Any) -> Array:
     return jnp.concatenate(seen, axis=-1)
 
 
-def _cast(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
-    del observe
+def _cast(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+    del how
     (weight,) = operands
     return [dataclasses.replace(weight, values=weight.values.astype(eqn.params["new_dtype"]))]
 
 
-def _transpose(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+def _transpose(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     (weight,) = operands
     n, first = len(weight.shape), weight.first
     if not first or tuple(eqn.params["permutation"]) != (*range(first, n), *range(first)):
-        return _materialise(eqn, operands, observe)
+        return _materialise(eqn, operands, how)
     return [dataclasses.replace(weight, flipped=not weight.flipped)]
 
 
-def _call(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
-    return _evaluate(eqn.params["jaxpr"], operands, observe)
+def _call(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+    return _evaluate(eqn.params["jaxpr"], operands, how)
 
 
-def _checkpoint(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
+def _checkpoint(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     closed = jex.ClosedJaxpr(eqn.params["jaxpr"], ())
-    if observe is not None:  # what is observed must get out, and that it cannot from inside a checkpoint
-        return _evaluate(closed, operands, observe)
+    if how.observe is not None:  # what is observed must get out, and that it cannot from inside a checkpoint
+        return _evaluate(closed, operands, how)
 
     def body(*operands: Any) -> list[Any]:
-        return [_as_array(x, "the end of a checkpoint") for x in _evaluate(closed, operands, None)]
+        return [_as_array(x, "the end of a checkpoint") for x in _evaluate(closed, operands, how)]
 
     given = eqn.params
     return jax.checkpoint(body, prevent_cse=given["prevent_cse"], policy=given["policy"])(*operands)
 
 
-def _scan(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
-    _refuse_observer(observe, operands, "scan")
+def _scan(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+    _refuse_observer(how, operands, "scan")
     given = eqn.params
     constants, carried = given["num_consts"], given["num_carry"]
     consts = operands[:constants]
     loop = [_as_array(x, "the carry or the stacked inputs of a scan") for x in operands[constants:]]
 
     def body(carry: Any, xs: Any) -> Any:
-        out = [_as_array(x, "the end of a scan") for x in _evaluate(given["jaxpr"], [*consts, *carry, *xs], None)]
+        out = [_as_array(x, "the end of a scan") for x in _evaluate(given["jaxpr"], [*consts, *carry, *xs], how)]
         return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(
@@ -310,36 +345,36 @@ def _scan(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[An
     return [*carry, *ys]
 
 
-def _cond(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
-    _refuse_observer(observe, operands, "cond")
+def _cond(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+    _refuse_observer(how, operands, "cond")
     index, *rest = operands
 
     def branch(closed: Any) -> Callable[..., Any]:
-        return lambda *xs: [_as_array(x, "the end of a cond") for x in _evaluate(closed, xs, None)]
+        return lambda *xs: [_as_array(x, "the end of a cond") for x in _evaluate(closed, xs, how)]
 
     return jax.lax.switch(index, [branch(closed) for closed in eqn.params["branches"]], *rest)
 
 
-def _while(eqn: Any, operands: Sequence[Any], observe: Observe | None) -> list[Any]:
-    _refuse_observer(observe, operands, "while_loop")
+def _while(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+    _refuse_observer(how, operands, "while_loop")
     given = eqn.params
     first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
     of_cond, of_body = operands[:first], operands[first:second]
     start = [_as_array(x, "the carry of a while_loop") for x in operands[second:]]
 
     def body(carry: Any) -> list[Any]:
-        return [_as_array(x, "a while_loop") for x in _evaluate(given["body_jaxpr"], [*of_body, *carry], None)]
+        return [_as_array(x, "a while_loop") for x in _evaluate(given["body_jaxpr"], [*of_body, *carry], how)]
 
-    return jax.lax.while_loop(lambda c: _evaluate(given["cond_jaxpr"], [*of_cond, *c], None)[0], body, start)
+    return jax.lax.while_loop(lambda c: _evaluate(given["cond_jaxpr"], [*of_cond, *c], how)[0], body, start)
 
 
-def _refuse_observer(observe: Observe | None, operands: Sequence[Any], where: str) -> None:
-    if observe is not None:
+def _refuse_observer(how: How, operands: Sequence[Any], where: str) -> None:
+    if how.observe is not None:
         name = next(x.name for x in operands if _is_weight(x))
         raise ValueError(f"streamed growth: leaf {name!r} is used inside a {where}, where its products cannot be seen")
 
 
-_RULES: dict[str, Callable[[Any, Sequence[Any], Observe | None], list[Any]]] = {
+_RULES: dict[str, Callable[[Any, Sequence[Any], How], list[Any]]] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
     "convert_element_type": _cast,

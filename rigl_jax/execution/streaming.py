@@ -23,7 +23,7 @@ from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
-from rigl_jax.execution.run import Weight, run_observed
+from rigl_jax.execution.run import How, Weight, run_with
 from rigl_jax.execution.training import Box, map_inner
 from rigl_jax.sparsify import SparseState
 
@@ -86,7 +86,7 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
 
         def probed(probes: Any) -> tuple[Array, Any]:
             seen.clear()
-            value = run_observed(loss, functools.partial(observe, probes), packed, *args)
+            value = run_with(How(functools.partial(observe, probes)), loss, packed, *args)
             return value, {name: [rows for _, rows, _ in uses] for name, uses in seen.items()}
 
         jax.eval_shape(probed, None)

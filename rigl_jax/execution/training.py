@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from rigl_jax import checks, trees
@@ -56,7 +57,12 @@ class PackedTraining(NamedTuple):
 
 
 def packed_training(
-    inner: optax.GradientTransformation, algorithm: Algorithm, *, key: Array, choose: Choose | None = None
+    inner: optax.GradientTransformation,
+    algorithm: Algorithm,
+    *,
+    key: Array,
+    choose: Choose | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> PackedTraining:
     """`sparsify` for packed weights: the same arguments, the same masks, the same weights to float tolerance.
 
@@ -69,6 +75,9 @@ def packed_training(
       algorithm: a method that needs dense gradients on its rewirings at most, and keeps no weights behind its masks.
       key: as for `sparsify`.
       choose: the kernel of each leaf; see `pack`.
+      sharding: for several devices: where patterns lie, whole on each, say `NamedSharding(mesh, PartitionSpec())`.
+        Params and state are to lie there too; see `batch` of `run_packed`. Every process builds the patterns for
+        itself, from masks that are whole in each.
 
     Raises:
       ValueError: the algorithm stores, trains or watches more than the active weights (GMP with recovery, STE,
@@ -96,6 +105,8 @@ def packed_training(
     checks.optimizer("packed_training", inner)
     if choose is not None:
         checks.functions("packed_training", choose=choose)
+    if sharding is not None and not (isinstance(sharding, jax.sharding.Sharding) and sharding.is_fully_replicated):
+        raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {sharding!r}")
     _check_packable(algorithm)
     masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
     rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
@@ -109,6 +120,8 @@ def packed_training(
         chosen = choose or best_pattern
         chosen = chosen if like is None else same_kernels(like, chosen)
         patterns = make_patterns(params, state.masks, chosen)
+        if sharding is not None:
+            patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
         if like is None:
             _check_optimizer(inner, params, patterns)
         without = state.algorithm._replace(masks=jax.tree.map(lambda _: None, params))

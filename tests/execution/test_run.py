@@ -1,5 +1,8 @@
 """Models on packed weights: same values, same gradients, nothing of the model changed."""
 
+import functools
+import math
+import re
 import warnings
 
 import chex
@@ -8,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rigl_jax as rx
@@ -93,6 +98,34 @@ def test_data_parallel_in_shard_map():
     across = jax.shard_map(grads, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
     expected = jax.grad(lambda values: rx.run_packed(loss)(PACKED._replace(values=values), X))(PACKED.values)
     chex.assert_trees_all_close(jax.jit(across)(PACKED, X), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_data_parallel_under_jit(tiles):
+    """Each device multiplies its part of the batch, and nothing of the size of an input is put together."""
+    loss, params, plan, image = problem()
+    plan = rx.make_plan(params, 0.8, rules=[("Dense_.*kernel", rx.block(4, 4)), (".*", None)]) if tiles else plan
+    masks = rx.sparsify(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0)).init(params).masks
+    choose = lambda name, mask: kernels.make_block_pattern(mask, (4, 4)) if mask.ndim == 2 else None  # noqa: E731
+    packed = rx.pack(params, masks, choose=choose if tiles else None)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+    def grads(run, packed, image):
+        return jax.value_and_grad(lambda values: run(packed._replace(values=values), image))(packed.values)
+
+    expected = jax.jit(functools.partial(grads, rx.run_packed(loss)))(packed, image)
+    over = jax.jit(functools.partial(grads, rx.run_packed(loss, batch=split)), out_shardings=whole)
+    packed, image = jax.device_put(packed, whole), jax.device_put(image, split)
+    chex.assert_trees_all_close(over(packed, image), expected, rtol=1e-4, atol=1e-6)
+    text = over.lower(packed, image).compile().as_text()
+    sent = [
+        math.prod(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\w+\[([\d,]+)\][^=]* all-gather", text)
+    ]
+    assert max(sent, default=0) <= 8 * 4  # logits at most
+    odd = rx.run_packed(lambda p, x: x @ p["w"], batch=split)  # 6 rows: each device does the whole
+    rows = jnp.concatenate([X, X[:2]])
+    np.testing.assert_allclose(jax.jit(odd)(PACKED, rows), rows @ jnp.where(MASK, W, 0), atol=1e-5)
 
 
 def test_an_operation_without_a_rule_is_dense_and_says_so():

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import checkpoint
 
+
 def whole(count):
     return NamedSharding(Mesh(np.asarray(jax.devices()[:count]), ("data",)), PartitionSpec())
 
@@ -147,8 +148,8 @@ def test_any_one_file_cut_short_never_gives_another_state(tmp_path):
 
 def test_a_full_disk_is_told_and_earlier_checkpoints_stay(tmp_path):
     filled(tmp_path / "c", [0.1])
-    # In a process of its own: threads of orbax may go on writing after the error is told, and the disk stays full. Python
-    # ignores the signal of the limit, so writes fail as on a full disk.
+    # In a process of its own: threads of orbax may go on writing after the error is told, and the disk stays full.
+    # Python ignores the signal of the limit, so writes fail as on a full disk.
     program = f"""
         import pathlib, resource
         from tests.experiments.test_checkpoint import opened, state
@@ -157,7 +158,9 @@ def test_a_full_disk_is_told_and_earlier_checkpoints_stay(tmp_path):
         store.save(2, state(2), {{}}, 0.2)
         store.close()
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == 1
     assert re.search(r"OSError: checkpoint: cannot write to .*those of steps 1 are intact", ended.stderr)
     store = opened(tmp_path / "c")

@@ -34,6 +34,36 @@ except ValueError as error:
 sys.exit(code)
 """
 
+# Checkpoints 1, 2 and 3 of a state that lies on both processes; a byte of the third is flipped, and of the second one
+# process alone reads something else than was written.
+DAMAGED = """
+import os, pathlib, sys
+import jax, jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from experiments import checkpoint, main
+jax.distributed.initialize(**main.place(os.environ))
+placed = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
+folder = pathlib.Path(sys.argv[1])
+store = checkpoint.open_checkpoints(folder, keep=3)
+for step in (1, 2, 3):
+    store.save(step, {"w": jax.jit(lambda: jnp.arange(512.0) + step, out_shardings=placed)()}, {"at": step}, None)
+store.close()
+if jax.process_index() == 0:
+    file = max((p for p in (folder / "3" / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+multihost_utils.sync_global_devices("damaged")
+if jax.process_index() == 1:
+    read = checkpoint._crc
+    checkpoint._crc = lambda file: read(file) ^ (1 if "2" in file.parts else 0)
+store = checkpoint.open_checkpoints(folder, keep=3, say=lambda line: print("said:", line))
+state, facts = store.restore({"w": jax.ShapeDtypeStruct((512,), "float32", sharding=placed)})
+store.close()
+print("found:", facts["at"], float(jnp.sum(state["w"])))
+"""
+
 
 def free_port():
     with socket.socket() as probe:
@@ -41,7 +71,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(place, count, devices, arguments):
+def start(place, count, devices, arguments, program=CHILD):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {
         **os.environ,
@@ -52,15 +82,19 @@ def start(place, count, devices, arguments):
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(place[1]),
     }
-    command = [sys.executable, "-c", CHILD, *arguments]
+    command = [sys.executable, "-c", program, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def together(count, devices, run, *overrides):
-    """What each of several processes prints; all must end well."""
-    port, arguments = free_port(), [*SMOKE, "--workdir", str(run), "--distributed", *overrides]
-    processes = [start((port, i), count, devices, arguments) for i in range(count)]
+    """What each of several processes of one run prints; all must end well."""
+    return all_end(count, devices, [*SMOKE, "--workdir", str(run), "--distributed", *overrides])
+
+
+def all_end(count, devices, arguments, program=CHILD):
+    port = free_port()
+    processes = [start((port, i), count, devices, arguments, program) for i in range(count)]
     try:
         printed = [process.communicate(timeout=300)[0] for process in processes]
     finally:
@@ -130,6 +164,17 @@ def test_four_processes_go_on_where_two_stopped(alone, tmp_path):
     assert not (run / "summary.json").exists()
     together(4, 1, run)
     check_equal(run, alone[1], alone[0])
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(tmp_path):
+    both = all_end(2, 1, [str(tmp_path / "checkpoints")], DAMAGED)
+    assert "has another content" in "".join(both)
+    for printed in both:
+        assert printed.count("said: checkpoint 3 is damaged and set aside") == 1
+        assert printed.count("said: checkpoint 2 is damaged and set aside") == 1
+        assert f"found: 1 {float(sum(range(512)) + 512)}" in printed
+        assert "Traceback" not in printed
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "damaged-2", "damaged-3"}
 
 
 def test_the_environment_says_where_a_process_is():

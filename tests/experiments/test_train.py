@@ -71,9 +71,10 @@ def test_another_config_is_refused_with_what_differs(straight):
         train(configured(seed=1, sparsity=0.5), run, devices=ONE)
 
 
-def test_eight_devices_give_the_masks_of_one(straight, tmp_path):
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+def test_eight_devices_give_the_masks_of_one(execution, straight, tmp_path):
     run = tmp_path / "run"
-    train(configured(), run, devices=jax.devices()[:8])
+    train(configured(execution=execution), run, devices=jax.devices()[:8])
     assert [line for line in lines(run) if line["kind"] in ("masks", "first_layer")] == [
         line for line in lines(straight[0]) if line["kind"] in ("masks", "first_layer")
     ]
@@ -84,9 +85,19 @@ def test_eight_devices_give_the_masks_of_one(straight, tmp_path):
             np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_resumes_on_another_number_of_devices(straight, tmp_path):
+def test_packed_weights_lie_whole_on_each_device(tmp_path):
+    config = configured(execution="packed")
+    config.unlock()
+    config.mesh = {"data": 4, "model": 2}
+    message = r"config.execution: packed weights lie whole .* got mesh \{'data': 4, 'model': 2\}"
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run", devices=jax.devices()[:8])
+
+
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+def test_a_run_resumes_on_another_number_of_devices(execution, straight, tmp_path):
     run = tmp_path / "run"
-    train(configured(stop_at=3), run, devices=jax.devices()[:2])
+    train(configured(stop_at=3, execution=execution), run, devices=jax.devices()[:2])
     train(configured(), run, devices=jax.devices()[:4])
     assert [line for line in lines(run) if line["kind"] in ("masks", "first_layer")] == [
         line for line in lines(straight[0]) if line["kind"] in ("masks", "first_layer")
