@@ -22,8 +22,8 @@ import rigl_jax as rx
 from experiments import data as data_module
 from experiments import finite, sharding
 from experiments.models import MODELS
-from experiments.options import LARGEST, check_kind, choose, options, unknown
-from rigl_jax import structures
+from experiments.options import check_kind, choose, options, unknown
+from rigl_jax import checks, structures
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
 from rigl_jax.execution import PackedTraining
@@ -204,7 +204,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
         if config[key] < 0:
             raise ValueError(f"config.{key}: expected 0 or more, got {config[key]}")
     for key, value in config.items():
-        if int in KEYS[key] and float not in KEYS[key] and value >= (limit := LARGEST * (1 + (key == "seed"))):
+        if int in KEYS[key] and float not in KEYS[key] and value >= (limit := checks.LARGEST * (1 + (key == "seed"))):
             raise ValueError(f"config.{key}: expected less than {limit}, got {value}")
     if config["checkpoint_every"] % config["eval_every"]:
         raise ValueError(

@@ -66,10 +66,12 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
         raise _refused(error, argv, list(values)) from None
     if len(rest) > 1:
         raise ValueError(f"main: expected only --flags, got {rest[1]!r}")
-    for name in ("config", "workdir"):
-        if values[name].value is None or values[name].value == "":
-            raise ValueError(f"main: --{name} is missing; python -m experiments.main --help shows how")
     flag: Any = values["config"]
+    if flag.present and flag.config_filename and flag.value is None:
+        raise ValueError("main: get_config of the config file gives None; does it return the config?")
+    for name in ("config", "workdir"):
+        if not values[name].present or (flag.config_filename if name == "config" else values[name].value) == "":
+            raise ValueError(f"main: --{name} is missing; python -m experiments.main --help shows how")
     file = flag.config_filename.split(":")[0]
     if not Path(file).exists():
         raise _no_file(file)
@@ -104,7 +106,7 @@ def _raised_in(error: BaseException | None, argv: Sequence[str]) -> str | None:
     if error is None:
         return None
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}"
+        return f"{error.filename}, line {error.lineno}" if error.filename else "which is no text"
     named = {os.path.abspath(part.split("=")[-1].split(":")[0]) for part in argv[1:] if ".py" in part}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) in named]
     if frames:

@@ -8,10 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from rigl_jax import trees
-
-LARGEST = 2**31
-"""Steps, sizes and counts are int32 on the devices."""
+from rigl_jax import checks, trees
 
 
 def unknown(where: str, what: str, given: str, known: Iterable[str]) -> ValueError:
@@ -102,8 +99,8 @@ def check_kind(where: str, parameter: inspect.Parameter, value: Any, *, least: i
 
 
 def is_whole(value: Any, least: int) -> bool:
-    """Whether it is an integer from `least` on that fits into int32."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < LARGEST
+    """Whether it is an integer from `least` on that fits into int32, and that JSON can hold."""
+    return isinstance(value, int) and checks.is_whole(value, least)
 
 
 def _is_number(value: Any) -> bool:

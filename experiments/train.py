@@ -47,7 +47,7 @@ def train(
       written.
 
     Raises:
-      ValueError: anything wrong with the config, or a workdir that holds a run of another config.
+      ValueError: anything wrong with the config, or a workdir that is a file, or holds a run of another config.
       FloatingPointError: a loss, gradient or weight is not finite; names step, leaf and the last good checkpoint.
       OSError: the run directory cannot be written; earlier checkpoints are intact.
 
@@ -58,6 +58,8 @@ def train(
       summary["test_accuracy"]
     """
     config, workdir, started = check(config), Path(workdir), time.monotonic()
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"train: workdir must be a folder, or a place for one, got the file {workdir}")
     before = records.read_json(workdir / "config.json")
     if before is not None and checkpoint.differences(before, config):
         prepare(config, devices)  # what is wrong with the config itself is told first

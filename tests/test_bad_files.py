@@ -215,6 +215,10 @@ SMOKE = str(ROOT / "configs" / "digits_mlp.py") + ":smoke"
         (["--wordir=x"], r"unknown flag --wordir; did you mean --workdir\?"),
         (["--workdir=run"], r"--config is missing"),
         (["--config", SMOKE], r"--workdir is missing"),
+        (["--config=", "--workdir=run"], r"--config is missing"),
+        (["--config=nothing.py", "--workdir=run"], r"get_config of the config file gives None"),
+        (["--config=binary.py", "--workdir=run"], r"main: reading the config, .*: SyntaxError: .*null bytes"),
+        (["--config", SMOKE, "--workdir=bad.py"], r"train: workdir must be a folder.* got the file bad.py"),
         (["--config=none.py", "--workdir=run"], r"there is no config file none.py"),
         (["--config", SMOKE + ",smok", "--workdir=run"], r"unknown variant 'smok', expected one of smoke"),
         (["--config", SMOKE, "--workdir=run", "more"], r"expected only --flags, got 'more'"),
@@ -251,6 +255,8 @@ def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatc
     (tmp_path / "name.py").write_text("def get_config():\n    return steps")
     (tmp_path / "leave.py").write_text("import sys\n\ndef get_config():\n    sys.exit(0)")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "nothing.py").write_text("def get_config():\n    pass")
+    (tmp_path / "binary.py").write_bytes(b"\0\1")
     (tmp_path / "three.py").write_text("def get_config():\n    return 3")
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps the last config file
     assert main.main(["main", *arguments]) == 2
