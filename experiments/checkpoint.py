@@ -124,7 +124,8 @@ def _told(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        steps = sorted((path.name for path in directory.glob("[0-9]*") if path.name.isdigit()), key=int)
+        folders = [path.name for path in directory.glob("[0-9]*") if path.is_dir()]
+        steps = sorted((name for name in folders if name.isdigit()), key=int)
         left = f"those of steps {', '.join(steps)} are intact" if steps else "there is none yet"
         raise OSError(f"checkpoint: cannot write to {directory}: {_reason(error)}; of earlier ones {left}") from error
 
@@ -185,9 +186,11 @@ def _flaw(path: Path) -> str:
                 return f"{name} has {now} bytes, not {size}"
             if i % jax.process_count() == jax.process_index() and _crc(files[name]) != crc:
                 return f"{name} has another content"
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # of JSON too that is something else
+    except OSError as error:
         return f"{SUMS}: {_reason(error)}"
-    return ""
+    except (ValueError, TypeError, AttributeError, RecursionError):  # no JSON, or JSON of something else
+        return f"{SUMS} is not the list of its files"
+    return "" if sums else f"{SUMS} lists nothing"
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -205,7 +208,7 @@ def _crc(file: Path) -> int:
 
 
 def _set_aside(path: Path, flaw: str, say: Say) -> None:
-    say(f"checkpoint {path.name} is damaged and set aside, the one before it is used ({flaw[:160]})")
+    say(f"checkpoint {path.name} is damaged and set aside ({flaw[:160]}); a whole one before it is used, if any")
     if jax.process_index() == 0:
         path.rename(_free(path.with_name(f"damaged-{path.name}")))
 

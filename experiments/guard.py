@@ -20,10 +20,6 @@ from experiments.steps import Batch, Compiled, Task, TrainState, loss_of, masks,
 from rigl_jax import topology, trees
 from rigl_jax.base import Algorithm, Array, Leaf, PyTree
 
-FIXED = ("static", "set", "rigl", "rigl_inverted", "itop")
-"""Methods that keep the plan's count in each leaf. Others move weights between leaves or change their number; of
-theirs, zeros and digests are checked."""
-
 
 class Guard(NamedTuple):
     """Checks of one run.
@@ -42,8 +38,9 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
     every, algorithm = task.config["check_every"], task.algorithm
     if not every or algorithm is None:
         return Guard(lambda step, state, rewired: None, lambda: None)
-    fixed = task.config["method"]["name"] in FIXED
-    planned = {name: active_weights(leaf) for name, leaf in (task.plan or {}).items()} if fixed else {}
+    # Other methods move weights between leaves or change their number; of theirs, zeros and digests are checked.
+    plan = (task.plan or {}) if algorithm.keeps_counts else {}
+    planned = {name: active_weights(leaf) for name, leaf in plan.items()}
     take, names = jax.jit(functools.partial(look, algorithm)), list(trees.named_leaves(masks(state)))
     expected = checkpoint.digest(masks(state))
     pending: list[tuple[int, Array, Array, Array]] = []
@@ -75,8 +72,8 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
 
 def active_weights(leaf: Leaf) -> int:
     """How many weights the plan keeps active in a leaf."""
-    groups, units = topology.n_units(leaf)
-    return groups * leaf.n_active * (math.prod(leaf.shape) // (groups * units))
+    groups, _ = topology.n_units(leaf)
+    return groups * leaf.n_active * topology.unit_size(leaf)
 
 
 def look(algorithm: Algorithm, params: PyTree, state: Any) -> tuple[Array, Array]:

@@ -136,7 +136,7 @@ def check(jobs: Sequence[Job]) -> None:
         for job in jobs:
             if not job.finished:
                 try:
-                    build.check(parse(job.command[2:])[0])
+                    build.check(parse(job.command[2:]).config)
                 except ValueError as error:
                     raise ValueError(f"launch: run {job.name}: {error}") from None
 

@@ -25,8 +25,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -34,6 +35,22 @@ from rigl_jax import trees
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Environment variables that tell a process where the others are, how many there are, and which of them it is."""
+
+
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      config: an ml_collections config.
+      workdir: the run's folder.
+      distributed: whether the process is one of several.
+      debug: whether an error shows its traceback.
+    """
+
+    config: Any
+    workdir: Path
+    distributed: bool
+    debug: bool
 
 
 def _flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -49,8 +66,8 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, Path]:
-    """`(config, workdir)` from the command line, the program's name first.
+def parse(argv: Sequence[str]) -> Command:
+    """The command line, the program's name first.
 
     Raises:
       ValueError: one line that says which argument is wrong.
@@ -75,7 +92,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
     file = flag.config_filename.split(":")[0]
     if not Path(file).exists():
         raise _no_file(file)
-    return values["config"].value, Path(str(values["workdir"].value))
+    return Command(flag.value, Path(str(values["workdir"].value)), values.distributed, values.debug)
 
 
 def _no_file(file: str) -> ValueError:
@@ -167,8 +184,6 @@ def join(*, asked: bool) -> None:
     """
     if not asked and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         return
-    import jax
-
     options = place(os.environ)
     try:
         jax.distributed.initialize(**options)
@@ -183,8 +198,7 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     Processes that train together are told by JAX, whose own handler hears the signal in any of them and has all stop
     at one step. Alone, the handler set here only leaves a note, and the one before is put back at the end.
     """
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
         from jax.experimental import multihost_utils
 
         yield multihost_utils.reached_preemption_sync_point
@@ -222,13 +236,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
 
     def run() -> None:
-        config, workdir = parse(argv)
-        join(asked="--distributed" in argv)
+        config, workdir, distributed, _ = parse(argv)
+        join(asked=distributed)
         with preemption() as interrupted:
             from experiments.train import train  # after the flags, so that a typo is told at once
 
             summary = train(config, workdir, interrupted=interrupted)
-        if "jax" in sys.modules and sys.modules["jax"].process_index() > 0:
+        if jax.process_index() > 0:
             return  # the first process speaks for all
         step = summary["steps"]
         if step < min(config.stop_at or config.steps, config.steps):
@@ -242,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             + f", {summary['flops_inference_x_dense']:.3f}x the FLOPs of dense, {summary['seconds']:.0f} s"
         )
 
-    return guarded(run, debug="--debug" in argv)
+    return guarded(run, debug={"--debug", "-debug", "--debug=true"} & {*argv} != set())  # also of what cannot be parsed
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -98,25 +97,20 @@ def check_kind(where: str, parameter: inspect.Parameter, value: Any, *, least: i
         raise ValueError(f"{where}: expected {expected.format(least=least)}, got {value!r}")
 
 
-def is_whole(value: Any, least: int) -> bool:
-    """Whether it is an integer from `least` on that fits into int32, and that JSON can hold."""
-    return isinstance(value, int) and checks.is_whole(value, least)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _wholes(value: Any, least: int) -> bool:
-    return isinstance(value, (list, tuple)) and all(is_whole(each, least) for each in value)
+    return isinstance(value, (list, tuple)) and all(checks.is_whole(each, least) for each in value)
 
 
 _SHARES = ("dropout", "momentum", "b1", "b2")
 _DTYPES = ("float32", "bfloat16", "float16")
 _KINDS: dict[str, tuple[str, Callable[[Any, int], bool]]] = {
     "bool": ("True or False", lambda value, least: isinstance(value, bool)),
-    "int": ("a whole number, {least} or more", is_whole),
-    "float": ("a number, 0 or more", lambda value, least: _is_number(value) and value >= 0 and math.isfinite(value)),
+    "int": ("a whole number, {least} or more", checks.is_whole),
+    "float": ("a number, 0 or more", lambda value, least: _is_number(value) and value >= 0),
     "share": ("a number in [0, 1)", lambda value, least: _is_number(value) and 0 <= value < 1),
     "str": ("a word", lambda value, least: isinstance(value, str)),
     "tuple[int, ...]": ("whole numbers, {least} or more each", _wholes),

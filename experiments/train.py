@@ -5,6 +5,7 @@ The host runs ahead of the devices and waits for them only where it writes a lin
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,10 @@ def train(
         records.begin(workdir, config)
     store = checkpoint.open_checkpoints(workdir / "checkpoints", keep=config["keep"])
     try:
-        state, facts = store.restore(compiled.abstract()) or (compiled.init(), {})
+        found = store.restore(compiled.abstract())
+        if found is None and before is not None:
+            logging.warning("train: %s holds a run that was begun, but no checkpoint; it starts anew", workdir)
+        state, facts = found or (compiled.init(), {})
         journal = Journal(task, compiled, workdir, state, facts, started)
         try:
             state = _loop(task, compiled, state, journal, store, interrupted)

@@ -108,7 +108,7 @@ def _ignore(state: Any, signals: Signals) -> Any:
 
 
 class Algorithm(NamedTuple):
-    """A sparse-training method: pure functions over a state of its own, and one fact about its steps.
+    """A sparse-training method: pure functions over a state of its own, and facts about its steps.
 
     Most methods need the first four. `stored` and `trained` are for those whose weights live on behind the mask, and
     `observe` for those that look at every step.
@@ -124,6 +124,7 @@ class Algorithm(NamedTuple):
       trained: `state -> masks` of the weights that get gradients; a None leaf means all. Default: the masks. Stored
         weights that are not trained keep their value.
       observe: `(state, signals) -> state`, called on every step, before `update`. Default: nothing.
+      keeps_counts: does every leaf keep the plan's number of active weights throughout?
     """
 
     init: Callable[[Array, PyTree], Any]
@@ -134,8 +135,14 @@ class Algorithm(NamedTuple):
     stored: Callable[[Any], Masks] = _masks
     trained: Callable[[Any], Masks] = _masks
     observe: Callable[[Any, Signals], Any] = _ignore
+    keeps_counts: bool = False
 
     @property
     def latent(self) -> bool:
         """Whether weights live on behind the mask, so that the network's weights are not the params."""
         return self.stored is not _masks
+
+    @property
+    def active_only(self) -> bool:
+        """Whether steps that are not due read and change active weights alone."""
+        return self.stored is _masks and self.trained is _masks and self.observe is _ignore

@@ -207,16 +207,9 @@ class _Context(NamedTuple):
 
 def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[str, float]:
     """Measured density of every masked leaf."""
-    try:
-        parallel = jax.tree.structure(params).flatten_up_to(masks)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"flops: masks must be a tree parallel to params, got another one: {error}") from error
-    masked = {name: mask for name, mask in zip(leaves, parallel, strict=True) if mask is not None}
-    for name, mask in masked.items():
-        expected, given = np.shape(leaves[name]), np.shape(mask)
-        if given != expected:
-            raise ValueError(f"flops: the mask of {name!r} must have shape {expected}, got {given}")
-    return {name: np.count_nonzero(mask) / max(1, np.size(mask)) for name, mask in masked.items()}
+    checks.masks("flops", masks, params)
+    parallel = zip(leaves, jax.tree.structure(params).flatten_up_to(masks), strict=True)
+    return {name: np.count_nonzero(mask) / max(1, np.size(mask)) for name, mask in parallel if mask is not None}
 
 
 def _walk(jaxpr: Any, origins: Sequence[Origin], context: _Context) -> _Walked:

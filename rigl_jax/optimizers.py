@@ -241,10 +241,7 @@ def replace_masks(
     if expected.keys() != given.keys():
         raise ValueError(f"replace_masks: masks must be of {', '.join(expected)}, got those of {', '.join(given)}")
     for name, mask in given.items():
-        given_as = f"{mask.dtype}{list(mask.shape)}" if hasattr(mask, "dtype") else repr(mask)
-        wanted = f"bool{list(expected[name].shape)}"
-        if given_as != wanted:
-            raise ValueError(f"replace_masks: the mask of {name!r} must be {wanted}, got {given_as}")
+        checks.mask("replace_masks", name, mask, expected[name])
     masks = jax.tree.map(jnp.asarray, masks)
     both = jax.tree.map(jnp.logical_and, masks, state.masks)
     params = apply_masks(params, masks)

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from rigl_jax.base import PyTree
+from rigl_jax.jaxprs import called
 
 # Zero in, zero out: where all the operands are 0 at a position, so is the result.
 _ALL = {"add", "sub", "add_any", "max", "min", "select_n", "concatenate"}
@@ -28,13 +29,11 @@ _ONE = {
     "square",
     "convert_element_type",
     "copy",
-    "copy_p",
     "tanh",
     "reduce_precision",
 }
 # One operand that is 0 is enough, the others being finite.
 _ANY = {"mul", "and"}
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
 
 def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> bool:
@@ -91,10 +90,8 @@ def _rule(eqn: Any, zero: list[bool]) -> list[bool]:
     if name == "cond":
         branches = [_walk(b.jaxpr, [_is_zero(c) for c in b.consts], zero[1:]) for b in eqn.params["branches"]]
         return [all(flags) for flags in zip(*branches, strict=True)]
-    if name in _CALLS:
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-        return _walk(jaxpr, [_is_zero(c) for c in consts], zero)
+    if (inner := called(eqn)) is not None:
+        return _walk(inner.jaxpr, [_is_zero(c) for c in inner.consts], zero)
     if name == "select_n":
         return [all(zero[1:])]
     if name == "integer_pow":

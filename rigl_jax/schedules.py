@@ -70,7 +70,7 @@ def uncounted(
     >>> [(call, clock(call)) for call in range(400) if due(call)]
     [(0, 0), (101, 100), (202, 200)]
     """
-    checks.steps("every", period=period, start=start, stop=stop)
+    checks.steps("uncounted", period=period, start=start, stop=stop)
     if stop is not None and not checks.is_whole(stop):
         raise ValueError(f"uncounted: stop must be a whole step, got {stop!r}")
     rewirings = None if stop is None else max(0, (stop - (not include_stop) - start) // period + 1)

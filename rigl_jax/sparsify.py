@@ -302,14 +302,11 @@ def _contains_sparse_state(state: PyTree) -> bool:
 
 def _check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, params: PyTree) -> None:
     """Refuses an optimizer in which what belongs to a single weight cannot be told or reset."""
+    larger: list[tuple[str, Any, Any]] = []
 
     def one(value: Any, name: str, p: Any) -> Any:
-        shape = jnp.shape(p)
-        if not isinstance(value, optax.MaskedNode) and len(jnp.shape(value)) > len(shape) > 0:
-            raise ValueError(
-                f"sparsify: the inner optimizer keeps an array of shape {jnp.shape(value)} for leaf {name!r} of shape "
-                f"{shape}, in which a single weight has no place of its own to start anew (as in L-BFGS and GaLore)"
-            )
+        if not isinstance(value, optax.MaskedNode) and jnp.ndim(value) > jnp.ndim(p) > 0:
+            larger.append((name, jnp.shape(value), jnp.shape(p)))
         return value
 
     try:
@@ -317,13 +314,16 @@ def _check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, p
             inner.init, one, optimizer, trees.names(params), params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
         )
     except Exception as error:  # whatever its init does with a placeholder for the params
-        if str(error).startswith("sparsify:"):
-            raise
         raise ValueError(
             "sparsify: what the inner optimizer keeps for a single weight cannot be told apart from the rest of its "
             "state (as in SM3 and line searches), so pruned weights cannot be reset in it: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    for name, kept, shape in larger:
+        raise ValueError(
+            f"sparsify: the inner optimizer keeps an array of shape {kept} for leaf {name!r} of shape {shape}, in "
+            "which a single weight has no place of its own to start anew (as in L-BFGS and GaLore)"
+        )
 
 
 def _check_parallel(grads: PyTree, params: PyTree) -> None:

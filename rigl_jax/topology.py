@@ -1,237 +1,24 @@
-"""Selection, pruning and rewiring: the only code that makes a mask.
+"""Pruning and rewiring: the only code that makes a mask.
 
-Everything is exact and in integers: `select` takes k of n, no more and no fewer, with ties to the lower index, and
-k may be a tracer. It never sorts. The k-th largest score is found by binary search over the bits of its float
-representation, one counting pass a bit; counts add up over devices, so a sharded weight is not gathered. The masks are
-the same for every number and shape of devices. For that each device should hold whole units, and for N:M whole groups:
-otherwise XLA exchanges tiles that straddle two devices, or gathers them. Where a single CPU is all there is, a native
-kernel selects (`rigl_jax.native`): the same, faster, and without the memory that a search over bits needs.
+Everything is exact and in integers. The masks are the same for every number and shape of devices. For that each device
+should hold whole units, and for N:M whole groups: otherwise XLA exchanges tiles that straddle two devices, or gathers
+them. `select`, `select_jointly` and `redistribute` are part of this module's face; they live in `topk` and `quotas`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from rigl_jax import checks, native, trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
 from rigl_jax.quotas import redistribute as redistribute
-
-SMALL_GROUP = 16
-"""Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
-
-
-def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among: Array | None = None) -> Array:
-    """The k highest scores of each group.
-
-    Order: +inf, ..., +0.0 = -0.0, ..., -inf, NaN. Equal scores go to the lower index, in row-major order along
-    `axes`. `lax.top_k` gives the same set, but sorts, needs a static k, and ranks -0.0 below +0.0 and NaN first. On
-    a single CPU one group is selected natively, where the kernels are built (`rigl_jax.native`).
-
-    Args:
-      scores: float[*units]: f32, bf16 or f16.
-      k: how many to take in each group: an int, or an integer array that broadcasts against `scores` reduced over
-        `axes` with the axes kept. May be traced. Below 0 counts as 0, above the number of candidates as that number.
-      axes: the axes along which scores of a group compete (default: all, one group).
-      among: bool[*units], the candidates; others are never taken. Default: all.
-
-    Returns:
-      bool[*units] with exactly min(k, candidates) True in each group.
-
-    Raises:
-      ValueError: for scores that are not f32, bf16 or f16, an `among` that is not bool of their shape, a k that does
-        not broadcast. (`jax.export` of a CPU program refuses the native call: set RIGL_JAX_NATIVE=0 for that.)
-
-    >>> select(jnp.array([1.0, 3.0, 3.0, 2.0]), 2).tolist()
-    [False, True, True, False]
-    >>> select(jnp.array([3.0, 3.0, 3.0, 2.0]), 2).tolist()
-    [True, True, False, False]
-    """
-    _check_scores(scores, among)
-    axes = tuple(range(scores.ndim)) if axes is None else axes
-    if not isinstance(axes, tuple) or not all(axis in range(scores.ndim) for axis in axes):
-        raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {axes!r}")
-    _check_count("select", k)
-    counts = tuple(1 if axis in axes else size for axis, size in enumerate(scores.shape))
-    if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
-        raise ValueError(f"select: k must be one number for each group, of shape {counts}, got {jnp.shape(k)}")
-    if len(set(axes)) == scores.ndim and _on_one_cpu(scores):
-        lone = jnp.asarray(k, jnp.int32).reshape(())
-        return lax.platform_dependent(
-            scores,
-            lone,
-            *(() if among is None else (among,)),
-            cpu=lambda scores, k, among=None: native.select(scores, k, among),
-            default=lambda scores, k, among=None: _select(scores, k, among, axes),
-        )
-    return _select(scores, k, among, axes)
-
-
-def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -> Array:
-    """The search over bits, on any number and kind of devices."""
-    keys, bits = _candidates(scores, among)
-    long = [axis for axis in axes if scores.shape[axis] > 1]
-    if len(long) == 1 and scores.shape[long[0]] <= SMALL_GROUP:
-        return (_rank(keys, long[0]) < jnp.asarray(k, jnp.int32)) & (keys > 0)
-    candidates = _count(keys > 0, axes)
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, candidates)
-    threshold = _kth(keys, bits, k, axes)
-    above, tied = keys > threshold, (keys == threshold) & (keys > 0)
-    return above | _first(tied, k - _count(above, axes), axes)
-
-
-def _on_one_cpu(scores: Array) -> bool:
-    """Whether the native selection serves. XLA would gather for it what lies on several devices."""
-    if jax.default_backend() != "cpu" or jax.device_count() > 1 or trees.explicit_sharding(scores) is not None:
-        return False
-    return scores.size > 0 and native.library() is not None
-
-
-def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | None] | None = None) -> list[Array]:
-    """The k highest scores of several arrays together, as `select` on their concatenation, which is never made.
-
-    Args:
-      scores: float[*units] each, all of one dtype. Ties go to the earlier array, then to the lower index.
-      k: how many in all; may be traced.
-      among: bool[*units] or None for each array, the candidates. Default: all.
-
-    Returns:
-      bool[*units] for each array, with exactly min(k, candidates) True in all.
-
-    >>> [chosen.tolist() for chosen in select_jointly([jnp.array([1.0, 3.0]), jnp.array([3.0, 2.0])], 2)]
-    [[False, True], [True, False]]
-    """
-    among = [None] * len(scores) if among is None else among
-    dtypes = sorted({str(getattr(s, "dtype", type(s).__name__)) for s in scores})
-    if len(dtypes) != 1 or len(among) != len(scores):
-        raise ValueError(
-            "select_jointly: scores must be arrays of one dtype, to be compared, each with its own `among`, "
-            f"got {', '.join(dtypes) or 'none'} and {len(among)} for {len(scores)} arrays"
-        )
-    _check_count("select_jointly", k)
-    for s, a in zip(scores, among, strict=True):
-        _check_scores(s, a)
-    pairs = [_candidates(s, a) for s, a in zip(scores, among, strict=True)]
-    bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
-
-    def total(which: Callable[[Array], Array]) -> Array:
-        counts = (_count(which(key), tuple(range(key.ndim))).reshape(()) for key in keys)
-        return sum(counts, start=jnp.zeros((), jnp.int32))
-
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, total(lambda key: key > 0))
-    threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k)
-    need = k - total(lambda key: key > threshold)
-    chosen = []
-    for key in keys:
-        axes, tied = tuple(range(key.ndim)), (key == threshold) & (key > 0)
-        found = _count(tied, axes)
-        take = jnp.minimum(need, found)
-        chosen.append((key > threshold) | _first(tied, take, axes))
-        need = need - take.reshape(())
-    return chosen
-
-
-def _rank(keys: Array, axis: int) -> Array:
-    """How many of its group come before each entry, comparing all pairs: one pass, for groups as small as 2 of 4."""
-    place = lax.broadcasted_iota(jnp.int32, keys.shape, axis, out_sharding=trees.explicit_sharding(keys))
-    rank = jnp.zeros_like(keys, jnp.int32)
-    for i in range(keys.shape[axis]):
-        other = lax.index_in_dim(keys, i, axis)
-        rank += (other > keys) | ((other == keys) & (i < place))
-    return rank
-
-
-def _check_scores(scores: Array, among: Array | None) -> None:
-    if not hasattr(scores, "dtype"):
-        raise ValueError(f"select: scores must be an array of floats, got {type(scores).__name__}")
-    if scores.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise ValueError(f"select: scores must be float32, bfloat16 or float16, got {scores.dtype}")
-    checks.same_shape("select", scores.shape, among=among)
-    if among is not None and among.dtype != jnp.bool_:
-        raise ValueError(f"select: among must be bool{list(scores.shape)}, got {among.dtype}{list(among.shape)}")
-
-
-def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
-    keys, bits = _sortable(scores)
-    return (keys if among is None else jnp.where(among, keys, 0)), bits
-
-
-def _check_count(who: str, k: Any) -> None:
-    if not isinstance(k, int) and not jnp.issubdtype(getattr(k, "dtype", object), jnp.integer):
-        raise ValueError(f"{who}: k must be an integer, or an array of integers, got {k!r}")
-
-
-def _count(which: Array, axes: tuple[int, ...]) -> Array:
-    """How many are True, int32, axes kept. This is nearly all the time of a selection."""
-    long = [axis for axis in axes if axis < which.ndim - 1 and 1 < which.shape[axis] <= jnp.iinfo(jnp.int16).max]
-    if long and jax.default_backend() == "cpu":
-        # First down the longest axis but the last, in 16 bits: twice as many to a vector, 2 to 3 times as fast. Not on
-        # other devices, where a sharded axis would then be summed over devices as vectors instead of as scalars.
-        down = max(long, key=lambda axis: which.shape[axis])
-        which = jnp.sum(which, axis=down, keepdims=True, dtype=jnp.int16)
-    return jnp.sum(which, axis=axes, keepdims=True, dtype=jnp.int32)
-
-
-def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...]) -> Array:
-    """The k-th largest key of each group, k from 0 to as many as are above 0. Two searches over halves of 16 bits."""
-
-    def search(half: Array, need: Array) -> Array:
-        return _largest(16, lambda t: _count(half >= t.astype(jnp.uint16), axes) >= need, need)
-
-    if bits == 16:
-        return search(keys.astype(jnp.uint16), k)
-    high, low = (keys >> 16).astype(jnp.uint16), keys.astype(jnp.uint16)
-    top = search(high, k)
-    need = k - _count(high > top, axes)
-    rest = jnp.where(high == top, low, jnp.uint16(0))  # 0 for the others: trials are above it, so they never count
-    return top << 16 | search(rest, need)
-
-
-def _largest(bits: int, holds: Callable[[Array], Array], like: Array, passes: Any = None) -> Array:
-    """The largest number of so many bits for which `holds`, which must hold for 0 and never again after it fails.
-
-    `like` has the shape and, on a mesh, the sharding of what `holds` takes and gives.
-    """
-
-    def narrow(i: Array, number: Array) -> Array:
-        trial = number | (jnp.uint32(1) << (jnp.uint32(bits - 1) - i.astype(jnp.uint32)))
-        return jnp.where(holds(trial), trial, number)
-
-    return lax.fori_loop(0, bits if passes is None else passes, narrow, (like * 0).astype(jnp.uint32))
-
-
-def _sortable(scores: Array) -> tuple[Array, int]:
-    """Unsigned keys in the order of the scores, and how many bits they use: NaN 1, -inf above it, 0 left free."""
-    if scores.dtype == jnp.float32:
-        signed, bits = lax.bitcast_convert_type(scores, jnp.int32), 32
-    else:
-        signed, bits = lax.bitcast_convert_type(scores, jnp.int16).astype(jnp.int32), 16
-    sign = jnp.uint32(1 << (bits - 1))
-    magnitude = signed.astype(jnp.uint32) & (sign - 1)  # the bits without the sign grow with |score|
-    keys = jnp.where(signed < 0, sign - 1 - magnitude, sign + magnitude)
-    keys = jnp.where(magnitude == 0, sign, keys)  # -0.0 is 0.0
-    return jnp.where(jnp.isnan(scores), jnp.uint32(1), keys), bits
-
-
-def _first(tied: Array, need: Array, axes: tuple[int, ...]) -> Array:
-    """The first `need` True entries of each group, in row-major order along the axes."""
-    bits = max(math.prod(tied.shape[axis] for axis in axes), 1).bit_length()
-    index, stride, out = jnp.zeros((1,) * tied.ndim, jnp.uint32), 1, trees.explicit_sharding(tied)
-    for axis in sorted(axes, reverse=True):
-        # One axis long each, so that no array of the whole shape is made; where it must be, each device makes its part.
-        shape = tuple(size if i == axis or out else 1 for i, size in enumerate(tied.shape))
-        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out) * jnp.uint32(stride)
-        stride *= tied.shape[axis]
-    # Scores are rarely tied: without a surplus the loop makes no pass at all.
-    surplus = jnp.any(_count(tied, axes) != need)
-    passes = jnp.where(surplus, bits, 0)
-    end = _largest(bits, lambda e: _count(tied & (index < e), axes) <= need, need, passes)
-    return tied & (~surplus | (index < end))
+from rigl_jax.topk import check_count, count_true, select
+from rigl_jax.topk import select_jointly as select_jointly
 
 
 def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | None = None) -> Array:
@@ -245,6 +32,9 @@ def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | 
 
     Returns:
       bool[*shape] in the structure.
+
+    Raises:
+      ValueError: scores or `among` of another shape or type, an `n_active` that is no integer.
 
     >>> from rigl_jax.structures import unstructured
     >>> prune(unstructured(), jnp.array([[0.1, -2.0], [3.0, 0.5]]), 2).tolist()
@@ -299,14 +89,14 @@ def rewire(
     """
     checks.structure("rewire", structure)
     checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
-    _check_count("rewire: n_drop", n_drop)
+    check_count("rewire: n_drop", n_drop)
     active = _units(structure, mask)
     axes = structure.axes(active.shape)
     everywhere = tuple(range(active.ndim))
-    kept = select(structure.pool(drop), _count(active, everywhere).reshape(()) - n_drop, among=active)
+    kept = select(structure.pool(drop), count_true(active, everywhere).reshape(()) - n_drop, among=active)
     if n_active is None:
-        n_active = _count(active, axes)
-    n_grow = n_active - _count(kept, axes)
+        n_active = count_true(active, axes)
+    n_grow = n_active - count_true(kept, axes)
     grow = structure.pool(grow)
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
@@ -323,6 +113,12 @@ def n_units(leaf: Leaf) -> tuple[int, int]:
     units = leaf.structure.units(leaf.shape)
     in_group = math.prod(units[axis] for axis in leaf.structure.axes(units))
     return math.prod(units) // in_group, in_group
+
+
+def unit_size(leaf: Leaf) -> int:
+    """Weights in a unit."""
+    groups, units = n_units(leaf)
+    return math.prod(leaf.shape) // (groups * units)
 
 
 def count(fraction: Any, n: Any) -> Array:

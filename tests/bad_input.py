@@ -251,7 +251,7 @@ TRAINING = {
     "surgery leaf": (lambda: rx.replace_masks(SGD, STATE, PARAMS, W), r"replace_masks: masks must be of a/k.*of w"),
     "surgery floats": (
         lambda: rx.replace_masks(SGD, STATE, PARAMS, MASKS | {"b": PARAMS["b"]}),
-        r"replace_masks: the mask of 'b/kernel' must be bool\[4, 2\], got float32\[4, 2\]",
+        r"replace_masks: the mask of leaf 'b/kernel' must be bool\[4, 2\], got float32\[4, 2\]",
     ),
     "surgery state": (lambda: rx.replace_masks(SGD, None, PARAMS, MASKS), r"replace_masks: the state must be .*NoneT"),
     "growth 0": (lambda: rx.accumulate_growth(rx.rigl(PLAN), 0), r"accumulate_growth: n must be .*at least 1, got 0"),

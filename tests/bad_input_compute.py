@@ -66,10 +66,13 @@ COMPUTE = {
         lambda: topology.redistribute(3, np.ones(1), np.ones(2)),
         r"redistribute: .*one shape .*\(1,\) and \(2,\)",
     ),
-    "flops masks": (lambda: rx.flops(product, W, X, masks=OTHER), r"flops: masks must be a tree parallel to params"),
+    "flops masks": (
+        lambda: rx.flops(product, W, X, masks=OTHER),
+        r"flops: masks hold a leaf 'v' that params do not have",
+    ),
     "flops shape": (
         lambda: rx.flops(product, W, X, masks=SMALL),
-        r"flops: the mask of 'w' must .*\(4, 4\), got \(2, 2\)",
+        r"flops: the mask of leaf 'w' must be bool\[4, 4\], got bool\[2, 2\]",
     ),
     "flops apply": (lambda: rx.flops("f", W, X), r"flops: apply must be a function, got 'f'"),
     "flops trips": (lambda: rx.flops(product, W, X, while_trips="x"), r"flops: while_trips must be .*got 'x'"),
@@ -162,7 +165,7 @@ COMPUTE = {
     "tiles of 0": (lambda: kernels.make_block_pattern(EYE, (0, 3)), r"make_block_pattern: .*tiles \(0, 3\)"),
     "gather": (lambda: kernels.gather(ONES[:3], AT), r"gather: dense must have .*\(4, 4\), got \(3, 4\)"),
     "scatter": (lambda: kernels.scatter(np.ones(3, F), AT), r"scatter: values must have shape \(4,\), got \(3,\)"),
-    "compact": (lambda: compact(product, W, OTHER, X), r"compact: masks must be a tree parallel to params"),
+    "compact": (lambda: compact(product, W, OTHER, X), r"compact: masks hold a leaf 'v' that params do not have"),
     "save params": (lambda: save_safetensors("net.safetensors", W), r"save_safetensors: expected packed weights"),
 }
 

@@ -147,9 +147,11 @@ def test_half_written_idx_files(images, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("truncated", r"checkpoint 1 is damaged and set aside, the one before it is used \(state/d/.* bytes, not"),
-        ("foreign", r"checkpoint 1 is damaged and set aside, the one before it is used \(sums.json: .*No such file"),
-        ("listless", r"checkpoint 1 is damaged and set aside, the one before it is used \(sums.json: "),
+        ("truncated", r"checkpoint 1 is damaged and set aside \(state/d/.* bytes, not"),
+        ("foreign", r"checkpoint 1 is damaged and set aside \(sums.json: .*No such file"),
+        ("empty", r"checkpoint 1 is damaged and set aside \(sums.json lists nothing\)"),
+        ("deep", r"checkpoint 1 is damaged and set aside \(sums.json is not the list of its files\)"),
+        ("listless", r"checkpoint 1 is damaged and set aside \(sums.json is not the list of its files\)"),
         ("file", r"checkpoint: cannot write to .*; of earlier ones there is none yet"),
     ],
 )
@@ -169,8 +171,8 @@ def test_checkpoints_of_something_else(damage, message, tmp_path):
         store = checkpoint.open_checkpoints(folder, keep=1)
         store.save(1, {"w": jnp.ones(3)}, {}, None)
         store.close()
-        if damage == "listless":
-            (folder / "1" / "sums.json").write_text('["state"]')
+        if damage in (lists := {"listless": '["state"]', "empty": "{}", "deep": "[" * 100_000}):
+            (folder / "1" / "sums.json").write_text(lists[damage])
         else:
             (part,) = folder.glob("1/state/d/*")
             part.write_bytes(part.read_bytes()[:-5])

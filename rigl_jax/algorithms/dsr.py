@@ -67,7 +67,7 @@ def dsr(
             "dsr: threshold must be above 0 and finite, target in (0, 1) and tolerance in [0, 1), "
             f"got {threshold!r}, {target!r} and {tolerance!r}"
         )
-    sizes = {name: reallocation.unit_size(leaf) for name, leaf in plan.items()}
+    sizes = {name: topology.unit_size(leaf) for name, leaf in plan.items()}
     wanted = target * sum(sizes[name] * _all_units(leaf) for name, leaf in plan.items())
 
     def init(key: Array, params: PyTree) -> DsrState:

@@ -69,7 +69,7 @@ def itop(
         return Rewired(ItopState(masks, jax.tree.map(jnp.logical_or, state.explored, masks)))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never)
+    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True)
 
 
 def explored(state: ItopState) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,20 +26,14 @@ def pools(plan: Plan) -> list[list[Leaf]]:
     found: dict[Any, list[Leaf]] = {}
     for leaf in plan.values():
         groups, _ = topology.n_units(leaf)
-        found.setdefault(leaf.name if groups > 1 else unit_size(leaf), []).append(leaf)
+        found.setdefault(leaf.name if groups > 1 else topology.unit_size(leaf), []).append(leaf)
     return list(found.values())
-
-
-def unit_size(leaf: Leaf) -> int:
-    """Weights in a unit."""
-    groups, units = topology.n_units(leaf)
-    return math.prod(leaf.shape) // (groups * units)
 
 
 def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:
     """How many units of each leaf are active, int32, all groups together."""
     found = trees.named_leaves(masks)
-    return {name: jnp.sum(found[name], dtype=jnp.int32) // unit_size(leaf) for name, leaf in plan.items()}
+    return {name: jnp.sum(found[name], dtype=jnp.int32) // topology.unit_size(leaf) for name, leaf in plan.items()}
 
 
 def drop_and_reallocate(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Masks, PyTree, Shape
 from rigl_jax.execution.known import Product, read_products
 from rigl_jax.execution.program import Program, Step, evaluate, trace
@@ -78,11 +78,9 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     {'a': ((2, 3), (2, 2)), 'b': ((3, 1), (2, 1))}
     """
     leaves = trees.named_leaves(params)
-    try:
-        parallel = jax.tree.structure(params).flatten_up_to(masks)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"compact: masks must be a tree parallel to params, got another one: {error}") from error
-    weights = [_masked(name, leaf, mask) for (name, leaf), mask in zip(leaves.items(), parallel, strict=True)]
+    checks.masks("compact", masks, params)
+    parallel = jax.tree.structure(params).flatten_up_to(masks)
+    weights = [_masked(leaf, mask) for leaf, mask in zip(leaves.values(), parallel, strict=True)]
     program = trace(apply, params, *inputs)
     labels, units = read_units(program, len(weights))
     products, beyond = read_products(program, weights, labels)
@@ -112,17 +110,12 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     )
 
 
-def _masked(name: str, leaf: Any, mask: Any) -> np.ndarray:
+def _masked(leaf: Any, mask: Any) -> np.ndarray:
     """The weight on the host, zeros off its mask."""
     weight = np.asarray(leaf)
     if mask is None:
         return weight
-    host = np.asarray(mask)
-    if host.dtype != np.bool_ or host.shape != weight.shape:
-        raise ValueError(
-            f"compact: the mask of leaf {name!r} must be bool{list(weight.shape)}, got {host.dtype}{list(host.shape)}"
-        )
-    return np.where(host, weight, np.zeros((), weight.dtype))
+    return np.where(np.asarray(mask), weight, np.zeros((), weight.dtype))
 
 
 def _cut(array: np.ndarray, kept: dict[int, np.ndarray]) -> np.ndarray:

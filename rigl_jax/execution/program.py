@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
+from rigl_jax.jaxprs import called
+
 
 class Step(NamedTuple):
     """One operation. `ins` and `outs` are numbers of values."""
@@ -52,18 +54,6 @@ class Program(NamedTuple):
 
 Rule = Callable[[Step, Sequence[Any]], Any]
 """`(step, operands) -> result`: how to do an operation with a single result."""
-
-_CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "remat",
-    "remat2",
-    "checkpoint",
-    "custom_jvp_call",
-    "custom_vjp_call",
-)
 
 
 def trace(apply: Callable[..., Any], *args: Any) -> Program:
@@ -114,10 +104,8 @@ def _write(writer: _Writer, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[
 
     for eqn in jaxpr.eqns:
         ins = tuple(map(read, eqn.invars))
-        if eqn.primitive.name in _CALLS:
-            inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-            closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
-            outs = tuple(_write(writer, closed.jaxpr, closed.consts, ins))
+        if (inner := called(eqn)) is not None:
+            outs = tuple(_write(writer, inner.jaxpr, inner.consts, ins))
         else:
             outs = tuple(writer.new(v.aval) for v in eqn.outvars)
             writer.steps.append(Step(eqn.primitive, eqn.params, ins, outs))

@@ -107,7 +107,11 @@ def packed_training(
         checks.functions("packed_training", choose=choose)
     if sharding is not None and not (isinstance(sharding, jax.sharding.Sharding) and sharding.is_fully_replicated):
         raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {sharding!r}")
-    _check_packable(algorithm)
+    if not algorithm.active_only:
+        raise ValueError(
+            "packed_training: this method keeps weights alive behind its masks, or looks at dense gradients on "
+            "ordinary steps; train it masked"
+        )
     masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
     rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
 
@@ -212,13 +216,3 @@ def _check_optimizer(inner: optax.GradientTransformation, params: PyTree, patter
             "packed_training: the optimizer treats packed values otherwise than the weights they are of (by their "
             "number of axes, as Muon does); train masked"
         )
-
-
-def _check_packable(algorithm: Algorithm) -> None:
-    plain = Algorithm(algorithm.init, algorithm.update, algorithm.due, algorithm.dense_grads)
-    if algorithm.stored is not plain.stored or algorithm.trained is not plain.trained:
-        raise ValueError("packed_training: this method keeps weights alive behind its masks; train it masked")
-    if algorithm.observe is not plain.observe or any(
-        algorithm.dense_grads(step) and not algorithm.due(step) for step in range(64)
-    ):
-        raise ValueError("packed_training: this method looks at dense gradients on ordinary steps; train it masked")

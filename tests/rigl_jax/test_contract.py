@@ -198,6 +198,15 @@ def test_the_total_ends_exact(algorithm):
     assert sum(int(mask.sum()) for mask in result.outside[-1].masks.values()) == total - lost
 
 
+def test_counts_are_kept_where_a_method_says_so():
+    claimed = [algorithm for algorithm in rx.ALGORITHMS if build(algorithm)[1].keeps_counts]
+    assert {"static", "set", "rigl", "mest", "itop"} <= {*claimed}
+    for result in map(run, claimed):
+        for now in result.outside:
+            for leaf in result.plan.values():
+                assert (per_group(leaf, now.masks[leaf.name]) == leaf.n_active).all()
+
+
 @each_case
 def test_what_is_not_stored_is_exactly_zero(algorithm, structure):
     result = run(algorithm)
