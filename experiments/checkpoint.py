@@ -20,32 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from experiments import sharding
-from rigl_jax.base import Array, PyTree
-
-HARMLESS = (
-    "stop_at",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep",
-    "check_every",
-    "on_nonfinite",
-    "progress",
-    "tensorboard",
-    "execution",
-    "mesh",
-    "sharding",
-    "dataset.data_dir",
-    "dataset.workers",
-)
-"""Config keys that may change when a run is resumed: they decide what is written and checked, where data lie and
-on which kernels and devices a step runs, not what is learned. (Kernels and meshes differ in rounding.) A run that
-stopped because a number was not finite may go on with `on_nonfinite` set to skip."""
+from experiments import digests, sharding
+from rigl_jax.base import PyTree
 
 SUMS = "sums.json"
 """The file of a checkpoint that lists its other ones: `{"state/manifest.ocdbt": [bytes, CRC-32]}`."""
@@ -88,7 +67,7 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
         if step in manager.all_steps():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave({"state": state, "digest": digest(state)}),
+            state=ocp.args.StandardSave({"state": state, "digest": digests.digest(state)}),
             facts=ocp.args.JsonSave(dict(facts)),
         )
         with _told(directory):  # also what went wrong with the one before, which was still being written
@@ -235,74 +214,7 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: PyTree) -> tuple[
     except Exception as error:  # of whatever type orbax chooses
         raise ValueError(f"checkpoint {step} is whole but does not fit this run: {_reason(error)}") from error
     state = found["state"]["state"]
-    if int(found["state"]["digest"]) != int(digest(state)):
+    if int(found["state"]["digest"]) != int(digests.digest(state)):
         return None
     # Copies: what orbax restored may be memory that it owns, and the training step donates its state.
     return jax.tree.map(jnp.copy, state), found["facts"]
-
-
-@jax.jit
-def digest(tree: PyTree) -> Array:
-    """A 32-bit checksum over the bits of every leaf and their places; any one changed value changes it."""
-    total = jnp.uint32(0)
-    for i, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = _bits(leaf)
-        place = _index(bits.shape) * jnp.uint32(2) + jnp.uint32(1)  # odd, so that no change is lost
-        total = (total + jnp.uint32(i)) * jnp.uint32(0x9E3779B1) + jnp.sum(bits * place, dtype=jnp.uint32)
-    return total
-
-
-def _index(shape: tuple[int, ...]) -> Array:
-    """The row-major index of every place. Axis by axis: flattening a sharded array would gather it."""
-    index, stride = jnp.zeros((1,) * len(shape), jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        along = tuple(size if i == axis else 1 for i, size in enumerate(shape))
-        index = index + lax.broadcasted_iota(jnp.uint32, along, axis) * jnp.uint32(stride)
-        stride = stride * shape[axis] % 2**32
-    return index
-
-
-def _bits(leaf: Array) -> Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        return leaf.astype(jnp.uint32)
-    if leaf.dtype.itemsize == 8:
-        return lax.bitcast_convert_type(leaf, jnp.uint32)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    return lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`"key: old -> new"` for each key in which two configs differ and that matters to what is learned.
-
-    >>> differences({"seed": 0, "keep": 1}, {"seed": 1, "keep": 2})
-    ['seed: 0 -> 1']
-    """
-    old, new = _flat(before), _flat(now)
-    keys = [key for key in {**old, **new} if not _harmless(key) and old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys]
-
-
-def _harmless(key: str) -> bool:
-    return key in HARMLESS or key.split(".")[0] in HARMLESS
-
-
-def check_config(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to go on with a run under another config.
-
-    Raises:
-      ValueError: lists the keys that differ.
-    """
-    if found := differences(before, now):
-        raise ValueError(
-            f"train: this run was made with another config ({'; '.join(found)}); resume it with the same, "
-            "or give another workdir"
-        )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import checkpoint
+from experiments import digests
 from experiments.steps import Batch, Compiled, Task, TrainState, loss_of, masks, weights
 from rigl_jax import topology, trees
 from rigl_jax.base import Algorithm, Array, Leaf, PyTree
@@ -42,7 +42,7 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
     plan = (task.plan or {}) if algorithm.keeps_counts else {}
     planned = {name: active_weights(leaf) for name, leaf in plan.items()}
     take, names = jax.jit(functools.partial(look, algorithm)), list(trees.named_leaves(masks(state)))
-    expected = checkpoint.digest(masks(state))
+    expected = digests.digest(masks(state))
     pending: list[tuple[int, Array, Array, Array]] = []
 
     def looked(step: int, state: TrainState, rewired: bool) -> None:
@@ -51,7 +51,7 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
             return
         whole = compiled.leave(state)
         if rewired:
-            expected = checkpoint.digest(masks(whole))
+            expected = digests.digest(masks(whole))
         if step % every == 0:
             table, digest = take(whole.params, whole.opt_state.algorithm)
             pending.append((step, table, digest, expected))
@@ -85,7 +85,7 @@ def look(algorithm: Algorithm, params: PyTree, state: Any) -> tuple[Array, Array
     for name, mask in trees.named_leaves(state.masks).items():
         stray = (arrays[name] != 0) & ~stored[name] if name in stored else jnp.zeros((), bool)
         rows.append(jnp.stack([jnp.sum(mask, dtype=jnp.int32), jnp.sum(stray, dtype=jnp.int32)]))
-    return jnp.stack(rows), checkpoint.digest(state.masks)
+    return jnp.stack(rows), digests.digest(state.masks)
 
 
 def judge(names: list[str], planned: dict[str, int], step: int, table: np.ndarray) -> None:

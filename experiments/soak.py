@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from configs import digits_mlp
-from experiments import checkpoint, guard, records
+from experiments import checkpoint, digests, guard, records
 from experiments.steps import compile_task, prepare
 from experiments.train import train
 
@@ -201,7 +201,7 @@ def _arrays(run: Path) -> dict[str, np.ndarray]:
     if found is None:
         raise ValueError(f"soak: {run} has no checkpoint")
     state = found[0]
-    named = {"digest": np.asarray(checkpoint.digest(state))}
+    named = {"digest": np.asarray(digests.digest(state))}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         named[jax.tree_util.keystr(path)] = np.asarray(jax.random.key_data(leaf) if is_key else leaf)

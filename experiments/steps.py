@@ -90,7 +90,7 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = No
     devices = jax.devices() if devices is None else devices
     batch_size = config["dataset"]["batch_size"]
     mesh = sharding.mesh(config["mesh"], devices)
-    if batch_size % mesh.shape["data"]:
+    if batch_size % mesh.shape[sharding.DATA]:
         raise ValueError(
             f"config.dataset.batch_size: {batch_size} examples do not divide among {mesh.shape['data']} devices"
         )
@@ -242,7 +242,7 @@ class Compiled(NamedTuple):
 def compile_task(task: Task) -> Compiled:
     """Jits the steps. Nothing is compiled before it is called."""
     whole = NamedSharding(task.mesh, PartitionSpec())
-    split = NamedSharding(task.mesh, PartitionSpec("data"))
+    split = NamedSharding(task.mesh, PartitionSpec(sharding.DATA))
     jit = functools.partial(jax.jit, out_shardings=whole)
     shapes = jax.eval_shape(functools.partial(init, task))
     laid = sharding.shardings(task.config["sharding"], shapes, shapes.params, task.mesh)

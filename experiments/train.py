@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import checkpoint, guard, measure, records, sharding
+from experiments import checkpoint, digests, guard, measure, records, resuming, sharding
 from experiments.build import check
 from experiments.finite import SKIP, finite
 from experiments.packed import compile_packed
@@ -62,9 +62,9 @@ def train(
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"train: workdir must be a folder, or a place for one, got the file {workdir}")
     before = records.read_json(workdir / "config.json")
-    if before is not None and checkpoint.differences(before, config):
+    if before is not None and resuming.differences(before, config):
         prepare(config, devices)  # what is wrong with the config itself is told first
-        checkpoint.check_config(before, config)
+        resuming.check_config(before, config)
     summary = records.read_summary(workdir)
     if summary is not None:
         return summary
@@ -112,7 +112,7 @@ def _loop(
         rewire = task.algorithm is not None and bool(task.algorithm.due(done - 1))
         state, counts = compiled.steps[rewire](state, compiled.place(next(batches)))
         if rewire and jax.process_count() > 1:
-            sharding.check_agreement(checkpoint.digest(masks(compiled.leave(state))), done)
+            sharding.check_agreement(digests.digest(masks(compiled.leave(state))), done)
         journal.stepped(done, counts)
         watch.looked(done, state, rewire)
         if done % config["log_every"] == 0 or done == steps:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from experiments.report.methods import distribution_label, label, rank
 from experiments.report.runs import Run, flat, split
+from experiments.resuming import harmless
 
 
 class Key(NamedTuple):
@@ -54,10 +55,6 @@ _NEEDED = (
     "dataset", "model", "method", "sparsity", "distribution", "seed", "test_accuracy", "active_params",
     "final_sparsity", "flops_inference_x_dense", "flops_training_x_dense",
 )  # fmt: skip
-_NOT_SETTINGS = frozenset(
-    {"seed", "dataset.data_dir", "log_every", "checkpoint_every", "keep", "stop_at", "progress", "tensorboard"}
-)
-"""Config values that do not change what is learned: runs that differ in them alone are seeds of one row."""
 
 
 def key(run: Run) -> Key:
@@ -84,8 +81,16 @@ def key(run: Run) -> Key:
     )
 
 
+def _separates(name: str) -> bool:
+    """Whether runs that differ in a config value are different rows, not seeds of one.
+
+    Kernels, and when the best accuracy was looked for, are harmless to a run that is resumed, and yet worth a row.
+    """
+    return name in ("execution", "eval_every") or (name != "seed" and not harmless(name))
+
+
 def _settings(run: Run) -> dict[str, str]:
-    values = {name: value for name, value in flat(run.config).items() if name not in _NOT_SETTINGS}
+    values = {name: value for name, value in flat(run.config).items() if _separates(name)}
     if run.summary is not None and run.summary["method"] == "dense":
         masks_only = ("method", "sparsity", "distribution", "rules")
         values = {name: value for name, value in values.items() if name.split(".")[0] not in masks_only}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import checkpoint
+from experiments import checkpoint, digests, resuming
 
 
 def whole(count):
@@ -185,13 +185,12 @@ def test_the_digest_sees_one_bit_and_two_places():
         {**base, "a": base["a"][::-1]},
         {**base, "b": jnp.array([False, True])},
     ]
-    digests = {int(checkpoint.digest(tree)) for tree in (base, *others)}
-    assert len(digests) == 4
-    assert int(checkpoint.digest(jax.tree.map(jnp.copy, base))) == int(checkpoint.digest(base))
+    assert len({int(digests.digest(tree)) for tree in (base, *others)}) == 4
+    assert int(digests.digest(jax.tree.map(jnp.copy, base))) == int(digests.digest(base))
 
 
 def test_harmless_keys_may_change():
     before = {"seed": 0, "keep": 1, "dataset": {"name": "a", "workers": 0}, "method": {"name": "rigl"}}
-    checkpoint.check_config(before, {**before, "keep": 5, "dataset": {"name": "a", "workers": 8}})
+    resuming.check_config(before, {**before, "keep": 5, "dataset": {"name": "a", "workers": 8}})
     with pytest.raises(ValueError, match=r"method.name: rigl -> set; method.period: absent -> 5"):
-        checkpoint.check_config(before, {**before, "method": {"name": "set", "period": 5}})
+        resuming.check_config(before, {**before, "method": {"name": "set", "period": 5}})

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import digits_mlp
-from experiments import checkpoint, sharding
+from experiments import digests, sharding
 from experiments.steps import compile_task, prepare
 
 SHAPES = {
@@ -84,7 +84,7 @@ def test_drift_is_told_with_who_holds_what():
 
 
 def test_agreement_on_one_process():
-    sharding.check_agreement(checkpoint.digest({"a": np.ones((2, 2), bool)}), 1)
+    sharding.check_agreement(digests.digest({"a": np.ones((2, 2), bool)}), 1)
 
 
 def configured(**values):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from experiments import build, checkpoint, guard, main, train
+from experiments import build, checkpoint, digests, guard, main, train
 from experiments.finite import finite
 from experiments.packed import compile_packed
 from experiments.steps import compile_task, masks, prepare
@@ -25,7 +25,7 @@ def digest(run):
     config = json.loads((run / "config.json").read_text())
     state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
     store.close()
-    return int(checkpoint.digest(state))
+    return int(digests.digest(state))
 
 
 def copy(run, target):

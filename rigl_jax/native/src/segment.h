@@ -46,8 +46,18 @@ RIGL_INLINE void weighted_sum(const float* values, int64_t n, Row row, int64_t x
   for (int u = 0; u < U; u++) store(y + u * y_step, a[0][u]);
 }
 
-// out[c * out_step + r] = in[r * in_step + c] for r < rows, c < columns. The rows read are far apart, perhaps a power of
-// two, so eight at a time and whole cache lines of each.
+// out[c * out_step + r] = in[r * in_step + c] for r, c < SQUARE.
+RIGL_INLINE void transpose_square(const float* in, int64_t in_step, float* out, int64_t out_step) {
+  square_vec v[SQUARE];
+#pragma GCC unroll 8
+  for (int i = 0; i < SQUARE; i++) v[i] = square_load(in + i * in_step);
+  transpose(v);
+#pragma GCC unroll 8
+  for (int i = 0; i < SQUARE; i++) square_store(out + i * out_step, v[i]);
+}
+
+// The same for r < rows, c < columns. The rows read are far apart, perhaps a power of two, so eight at a time and whole
+// cache lines of each.
 RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
                               int64_t out_step) {
   enum { PANEL = 64 };  // columns at a time: what is written of them stays in the nearest cache
@@ -55,14 +65,8 @@ RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, in
     const int64_t last = least(columns, first + PANEL), whole = first + (last - first) / SQUARE * SQUARE;
     int64_t r = 0;
     for (; r + SQUARE <= rows; r += SQUARE) {
-      for (int64_t c = first; c < whole; c += SQUARE) {
-        square_vec v[SQUARE];
-#pragma GCC unroll 8
-        for (int i = 0; i < SQUARE; i++) v[i] = square_load(in + (r + i) * in_step + c);
-        transpose(v);
-#pragma GCC unroll 8
-        for (int i = 0; i < SQUARE; i++) square_store(out + (c + i) * out_step + r, v[i]);
-      }
+      for (int64_t c = first; c < whole; c += SQUARE)
+        transpose_square(in + r * in_step + c, in_step, out + c * out_step + r, out_step);
       for (int64_t c = whole; c < last; c++)
         for (int i = 0; i < SQUARE; i++) out[c * out_step + r + i] = in[(r + i) * in_step + c];
     }
@@ -77,14 +81,8 @@ RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, i
   const int64_t whole = rows / SQUARE * SQUARE;
   int64_t c = 0;
   for (; c + SQUARE <= columns; c += SQUARE) {
-    for (int64_t r = 0; r < whole; r += SQUARE) {
-      square_vec v[SQUARE];
-#pragma GCC unroll 8
-      for (int i = 0; i < SQUARE; i++) v[i] = square_load(in + (r + i) * in_step + c);
-      transpose(v);
-#pragma GCC unroll 8
-      for (int i = 0; i < SQUARE; i++) square_store(out + (c + i) * out_step + r, v[i]);
-    }
+    for (int64_t r = 0; r < whole; r += SQUARE)
+      transpose_square(in + r * in_step + c, in_step, out + c * out_step + r, out_step);
     for (int64_t r = whole; r < rows; r++)
       for (int i = 0; i < SQUARE; i++) out[(c + i) * out_step + r] = in[r * in_step + c + i];
   }
