@@ -29,6 +29,9 @@ from rigl_jax.base import PyTree
 SUMS = "sums.json"
 """The file of a checkpoint that lists its other ones: `{"state/manifest.ocdbt": [bytes, CRC-32]}`."""
 
+UNKNOWN = -1.0
+"""Stands for an accuracy that was not measured: below all that are. Without a metric, orbax warns of a checkpoint."""
+
 Say = Callable[[str], None]
 
 
@@ -71,7 +74,7 @@ def open_checkpoints(directory: Path, *, keep: int, say: Say = logging.warning) 
             facts=ocp.args.JsonSave(dict(facts)),
         )
         with _told(directory):  # also what went wrong with the one before, which was still being written
-            manager.save(step, args=args, metrics=None if accuracy is None else {"accuracy": accuracy})
+            manager.save(step, args=args, metrics={"accuracy": UNKNOWN if accuracy is None else accuracy})
 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         manager.wait_until_finished()
