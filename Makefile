@@ -29,7 +29,7 @@ fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw I
 	$(BIN)/python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mnist_mlp/rigl
 	$(BIN)/python -m experiments.report runs/fashion_mnist_mlp --out runs/fashion_mnist_mlp
 
-soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 150 times, train 20,000 steps (an hour); writes experiments/records/soak.json
+soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, train 20,000 steps (an hour); writes experiments/records/soak.json
 	SOAK=1 $(BIN)/python -m pytest tests/experiments/test_multihost.py
 	$(BIN)/python -m experiments.soak
 

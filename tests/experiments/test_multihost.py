@@ -186,6 +186,13 @@ def test_the_environment_says_where_a_process_is():
             main.place({**here, **wrong})
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads config files with it
+@pytest.mark.parametrize(("flag", "distributed"), [("--distributed", True), ("--distributed=true", True), ("", False)])
+def test_the_flag_is_heard_however_it_is_written(flag, distributed, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main.parse(["main", *SMOKE, "--workdir", "run", *([flag] if flag else [])]).distributed is distributed
+
+
 def test_gathering_on_one_process_is_fetching():
     found = sharding.gather({"a": jax.numpy.ones(3), "b": None})
     assert isinstance(found["a"], np.ndarray)

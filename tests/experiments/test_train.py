@@ -1,6 +1,7 @@
 """Resuming is exact; the number of devices does not matter; what is off stays off."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -55,6 +56,16 @@ def test_a_killed_run_loses_no_line_and_repeats_none(straight, tmp_path):
     with (run / "metrics.jsonl").open("a") as file:  # what a run killed after its checkpoint leaves behind
         file.write('{"step": 4, "kind": "train", "loss": 1.0}\n{"step": 5, "ki')
     train(configured(), run, devices=ONE)
+    assert lines(run) == lines(straight[0])
+
+
+def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(straight, tmp_path, caplog):
+    run = tmp_path / "run"
+    train(configured(stop_at=3), run, devices=ONE)
+    assert "starts anew" not in caplog.text
+    shutil.rmtree(run / "checkpoints")
+    train(configured(), run, devices=ONE)
+    assert f"{run} holds a run that was begun, but no checkpoint; it starts anew" in caplog.text
     assert lines(run) == lines(straight[0])
 
 
