@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rigl_jax as rx
-from rigl_jax import native, topology
+from rigl_jax import native, topk, topology
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.reason())
 
@@ -77,7 +77,7 @@ def test_under_vmap_each_member_selects_for_itself():
 @pytest.fixture
 def on_one_cpu(monkeypatch):
     """As where there is one device; these tests have eight."""
-    monkeypatch.setattr(topology, "_on_one_cpu", lambda scores: True)
+    monkeypatch.setattr(topk, "_on_one_cpu", lambda scores: True)
 
 
 def trained(structure):

@@ -174,8 +174,8 @@ def test_surgery_on_weights():
     ("masks", "message"),
     [
         ({"w": None, "b": None}, "replace_masks: masks must be of w, got those of "),
-        ({"w": jnp.ones((6, 7), bool), "b": None}, r"mask of 'w' must be bool\[6, 8\], got bool\[6, 7\]"),
-        ({"w": jnp.ones((6, 8)), "b": None}, r"mask of 'w' must be bool\[6, 8\], got float32\[6, 8\]"),
+        ({"w": jnp.ones((6, 7), bool), "b": None}, r"the mask of leaf 'w' must be bool\[6, 8\], got bool\[6, 7\]"),
+        ({"w": jnp.ones((6, 8)), "b": None}, r"the mask of leaf 'w' must be bool\[6, 8\], got float32\[6, 8\]"),
     ],
 )
 def test_bad_surgery(masks, message):
