@@ -1,5 +1,7 @@
 """The native selection takes what the selection in plain XLA takes, on every input."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -80,17 +82,25 @@ def on_one_cpu(monkeypatch):
     monkeypatch.setattr(topk, "_on_one_cpu", lambda scores: True)
 
 
-def trained(structure):
+def trained(method, structure=None):
     """Masks and weights after four steps with a rewiring on each."""
     params = {"w": jax.random.normal(jax.random.key(0), (16, 24)), "v": jax.random.normal(jax.random.key(1), (24, 8))}
-    plan = rx.make_plan(params, 0.5, rx.uniform, rules=((".*", structure),))
-    tx = rx.sparsify(optax.adam(0.1), rx.rigl(plan, period=1, skip_step=False), key=jax.random.key(2))
+    rules = None if structure is None else ((".*", structure),)
+    tx = rx.sparsify(optax.adam(0.1), method(rx.make_plan(params, 0.5, rx.uniform, rules=rules)), key=jax.random.key(2))
     state = tx.init(params)
     params = rx.apply_masks(params, state.masks)
+
+    def loss(params, masks):
+        params = rx.straight_through(params, masks)
+        return jnp.sum(jnp.sin(params["w"] @ params["v"]))
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params, state.masks), state, params, rewire=True)
+        return optax.apply_updates(params, updates), state
+
     for _ in range(4):
-        grads = jax.grad(lambda p: jnp.sum(jnp.sin(p["w"] @ p["v"])))(params)
-        updates, state = jax.jit(lambda *args: tx.update(*args))(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
     return params, state.masks
 
 
@@ -98,9 +108,35 @@ def trained(structure):
     "structure", [rx.unstructured(), rx.block(4, 2), rx.n_of_m(2, 4), rx.fan_in()], ids=lambda s: s.name
 )
 def test_training_goes_through_the_same_masks(structure, request):
-    expected = trained(structure)
+    method = functools.partial(rx.rigl, period=1, skip_step=False)
+    expected = trained(method, structure)
     request.getfixturevalue("on_one_cpu")
-    chex.assert_trees_all_equal(trained(structure), expected)
+    chex.assert_trees_all_equal(trained(method, structure), expected)
+
+
+METHODS = {
+    "set": functools.partial(rx.set_, period=1),
+    "set, two-sided": functools.partial(rx.set_, period=1, two_sided=True),
+    "deep_r": rx.deep_r,
+    "dsr": functools.partial(rx.dsr, period=1),
+    "gmp": functools.partial(rx.gmp, start=0, stop=4, period=1),
+    "granet": functools.partial(rx.granet, stop=4, period=1),
+    "mest": functools.partial(rx.mest, period=1, stop=4),
+    "srigl": functools.partial(rx.srigl, period=1, stop=4),
+    "top_kast": rx.top_kast,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_kind_of_method_goes_through_the_same_masks(name, request):
+    structure = rx.fan_in() if name == "srigl" else None
+    expected = trained(METHODS[name], structure)
+    asked = []
+    request.getfixturevalue("on_one_cpu")
+    select, monkeypatch = native.select, request.getfixturevalue("monkeypatch")
+    monkeypatch.setattr(native, "select", lambda *args: (asked.append(1), select(*args))[1])
+    chex.assert_trees_all_equal(trained(METHODS[name], structure), expected)
+    assert asked, "the native selection was not asked"
 
 
 def test_no_gradient_asks_for_that_of_the_selection(on_one_cpu):
