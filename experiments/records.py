@@ -251,7 +251,7 @@ def check_finite(loss: float, step: int) -> None:
       FloatingPointError: the mean loss since the last line is nan or infinite.
     """
     if not math.isfinite(loss):
-        raise FloatingPointError(f"train: the loss is {loss} at step {step}; a lower learning rate may help")
+        raise FloatingPointError(f"the loss is {loss} at step {step}")
 
 
 # --- committed records -------------------------------------------------------------------------------------------

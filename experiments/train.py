@@ -136,18 +136,18 @@ def _check_state(state: TrainState, step: int) -> None:
     """Keeps a state that is lost from becoming the last good checkpoint."""
     inner = state.opt_state if state.explored is None else state.opt_state.inner
     if not bool(_finite((state.params, state.batch_stats, inner, state.totals))):
-        raise FloatingPointError(f"train: the weights are not finite at step {step}")
+        raise FloatingPointError(f"the weights are not finite at step {step}")
 
 
 def _explain(task: Task, compiled: Compiled, store: checkpoint.Checkpoints, step: int, said: str) -> str:
-    """What the error of a run says in which something is not finite: step, leaf, and where the last good state is."""
+    """What the error of a run says in which `said` was seen: step, leaf, and where the last good state is."""
     if task.config["on_nonfinite"] == SKIP:
-        return f"{said}, although batches that are not finite are skipped; a lower learning rate may help"
+        return f"train: {said}, although batches that are not finite are skipped; a lower learning rate may help"
     found = store.restore(compiled.abstract())
     state = compiled.init() if found is None else found[0]
     good = "there is no checkpoint" if found is None else f"the last good checkpoint is that of step {int(state.step)}"
     # Nothing found: the test loss alone is too large, or the failure did not come again.
-    seen = f"{said.removeprefix('train: ').split(';')[0]}, with finite gradients and weights when repeated"
+    seen = f"{said}, with finite gradients and weights when repeated"
     return (
         f"train: {guard.diagnose(task, compiled, state, step) or seen}; {good}. A lower learning rate may help, and "
         "config.on_nonfinite=skip leaves such batches out"

@@ -163,6 +163,33 @@ def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
         raise ValueError(f"{who}: the mask of leaf {name!r} must be bool{list(shape)}, got {what}")
 
 
+def gradients(who: str, grads: Any, params: Any, *, of: str = "params") -> None:
+    """Refuses gradients that are not parallel to params, of their shapes, and real where these are.
+
+    Raises:
+      ValueError: names the leaf; `of` says what the gradients are parallel to.
+    """
+    expected, given = trees.named_leaves(params), trees.named_leaves(grads)
+    for name in given:
+        if name not in expected:
+            raise ValueError(f"{who}: gradients must be parallel to {of}; they have a leaf {name!r} too many")
+    for name, p in expected.items():
+        if name not in given:
+            raise ValueError(f"{who}: gradients must be parallel to {of}; leaf {name!r} is missing")
+        dtype = jnp.result_type(given[name])
+        if jnp.issubdtype(jnp.result_type(p), np.floating) and not jnp.issubdtype(dtype, np.floating):
+            raise ValueError(f"{who}: the gradient of leaf {name!r} must be real floating-point, got {dtype}")
+        if jnp.shape(given[name]) != jnp.shape(p):
+            raise ValueError(
+                f"{who}: the gradient of leaf {name!r} must have shape {jnp.shape(p)}, got {jnp.shape(given[name])}; "
+                f"gradients are parallel to {of}"
+            )
+    try:
+        jax.tree.structure(params).flatten_up_to(grads)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{who}: gradients must be parallel to {of}: {str(error).splitlines()[0]}") from None
+
+
 def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
     """Refuses arrays of another shape; None stands for an argument that was left out.
 

@@ -116,7 +116,7 @@ def sparsify(
         if not isinstance(rewire, (bool, np.bool_, type(None))):
             raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {rewire!r}")
         grads = updates  # optax's name for what comes in
-        _check_parallel(grads, params)
+        checks.gradients("sparsify", grads, params)
 
         key = jax.random.fold_in(state.key, state.step)
         seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, key))
@@ -324,24 +324,3 @@ def _check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, p
             f"sparsify: the inner optimizer keeps an array of shape {kept} for leaf {name!r} of shape {shape}, in "
             "which a single weight has no place of its own to start anew (as in L-BFGS and GaLore)"
         )
-
-
-def _check_parallel(grads: PyTree, params: PyTree) -> None:
-    expected, given = trees.named_leaves(params), trees.named_leaves(grads)
-    for name in given:
-        if name not in expected:
-            raise ValueError(f"sparsify: gradients must be parallel to params; they have a leaf {name!r} too many")
-    for name, p in expected.items():
-        if name not in given:
-            raise ValueError(f"sparsify: gradients must be parallel to params; leaf {name!r} is missing")
-        dtype = jnp.result_type(given[name])
-        if jnp.issubdtype(jnp.result_type(p), np.floating) and not jnp.issubdtype(dtype, np.floating):
-            raise ValueError(f"sparsify: the gradient of leaf {name!r} must be real floating-point, got {dtype}")
-        if jnp.shape(given[name]) != jnp.shape(p):
-            raise ValueError(
-                f"sparsify: the gradient of leaf {name!r} must have shape {jnp.shape(p)}, got {jnp.shape(given[name])}"
-            )
-    try:
-        jax.tree.structure(params).flatten_up_to(grads)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"sparsify: gradients must be parallel to params: {str(error).splitlines()[0]}") from None

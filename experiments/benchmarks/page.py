@@ -126,11 +126,14 @@ def rewiring() -> str:
         for r in record("rewiring")["rows"]
     ]
     memory = record("rewiring")["memory"]
-    extra = memory["temporary_beyond_dense_in_copies_of_the_largest_leaf"]
+    extra = {name: m["temporary_beyond_dense_in_copies_of_the_largest_leaf"] for name, m in memory.items()}
+    state = memory["default"]["state_bytes_per_weight_beyond_dense"]
     note = (
-        f"Memory of a masked Adam step beyond the dense one: {memory['state_bytes_per_weight_beyond_dense']} byte a "
-        f"weight for the masks, and temporary buffers of {extra['static']:.0f} copies of the largest leaf on a plain "
-        f"step, {extra['rewiring']:.0f} on a rewiring (four leaves of that size are rewired at once).\n"
+        f"Memory of a masked Adam step beyond the dense one: {state} byte a weight for the masks, and temporary "
+        f"buffers of {extra['default']['static']:.0f} copies of the largest leaf on a plain step, "
+        f"{extra['default']['rewiring']:.1f} on a rewiring: XLA's CPU backend works on all four leaves of that size at "
+        f"once. Told to save memory, {extra['memory']['rewiring']:.1f}: "
+        '`jax.jit(..., compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})`.\n'
     )
     return table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows) + "\n" + note
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from rigl_jax import checks, trees
+from rigl_jax import checks
 from rigl_jax.base import Algorithm, Array, PyTree
 from rigl_jax.execution.packed import (
     Choose,
@@ -144,29 +144,19 @@ def packed_training(
         )
 
     def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        _check_shapes("update", "packed.values", grads, checked("packed_training", packed).values)
-        updates, optimizer = inner.update(grads, state.inner, packed.values, **extra)
-        values: Any = optax.apply_updates(packed.values, updates)
+        values: Any = checked("packed_training", packed).values
+        checks.gradients("packed_training: update", grads, values, of="packed.values")
+        updates, optimizer = inner.update(grads, state.inner, values, **extra)
+        values = optax.apply_updates(values, updates)
         return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
     def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
         params, state = leave(checked("packed_training", packed), state)
-        _check_shapes("rewire", "params", grads, params)
+        checks.gradients("packed_training: rewire", grads, params)
         updates, state = rewiring_step(grads, state, params, **extra)
         return enter(optax.apply_updates(params, updates), state, packed)
 
     return PackedTraining(init, update, rewire, enter, leave)
-
-
-def _check_shapes(who: str, like: str, grads: PyTree, expected: PyTree) -> None:
-    given = trees.named_leaves(grads)
-    for name, p in trees.named_leaves(expected).items():
-        if name not in given or given[name].shape != p.shape:
-            got = f"shape {given[name].shape}" if name in given else "none"
-            raise ValueError(
-                f"packed_training: {who} takes gradients parallel to {like}, "
-                f"of shape {p.shape} for leaf {name!r}, got {got}"
-            )
 
 
 class Box:
