@@ -1,4 +1,4 @@
-"""The figures of docs/why_not_faster.md, generated from the records.
+"""The figures of docs/why_not_faster.md, and their summary in the README, generated from the records.
 
 `python -m experiments.benchmarks.page` fills the tables between the markers and draws the picture; with `--check` it
 changes nothing and fails if a table is out of date.
@@ -17,10 +17,11 @@ import matplotlib.pyplot as plt
 
 from experiments.benchmarks import timing
 
-PAGE = Path("docs/why_not_faster.md")
+PAGES = (Path("docs/why_not_faster.md"), Path("README.md"))
 PICTURE = Path("docs/figures/break_even.png")
 MARK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
+MODELS = {"mlp": "MLP 784-2048-2048-10, Adam, batch 256", "wrn": "WRN-22-2, SGD, batch 64"}
 KINDS = {"1x1": "single weights", "4x1": "runs of 4", "16x1": "runs of 16", "32x32": "32 x 32 tiles, plain XLA"}
 AIMED_AT = (0.8, 0.9, 0.95, 0.98)
 GOALS = {
@@ -87,10 +88,9 @@ def gemv() -> str:
 
 def training_step() -> str:
     """Whole steps with rewirings, and bytes of the train state."""
-    names = {"mlp": "MLP 784-2048-2048-10, Adam, batch 256", "wrn": "WRN-22-2, SGD, batch 64"}
     rows = [
         [
-            f"{names[row['model']]}, {row['structure']}",
+            f"{MODELS[row['model']]}, {row['structure']}",
             f"{row['sparsity']:.0%}",
             f"{row['dense_ms']:.1f}",
             f"{row['packed_ms']:.1f}",
@@ -102,6 +102,19 @@ def training_step() -> str:
     ]
     head = ["model", "sparsity", "dense ms", "packed ms", "rewiring ms", "dense / packed", "state bytes / dense"]
     return table(head, rows)
+
+
+def summary() -> str:
+    """Whole steps in short: how many times faster than dense, and the share of its state."""
+    rows = record("training_step")["rows"]
+    faster, smaller = (by_sparsity(rows, ("model", "structure"), column) for column in ("ratio", "state_ratio"))
+    columns = sorted({row["sparsity"] for row in rows})
+    lines = []
+    for (model, structure), ratios in faster.items():
+        kind = KINDS["1x1" if structure == "unstructured" else structure]
+        share = smaller[model, structure]
+        lines.append([f"{MODELS[model]}, {kind}", *(f"{ratios[s]:.1f}x, {100 * share[s]:.0f} %" for s in columns)])
+    return table(["times faster, state / dense state", *(f"{100 * s:.0f} % sparse" for s in columns)], lines)
 
 
 def masked_step() -> str:
@@ -154,7 +167,7 @@ def wide() -> str:
     return table(["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"], [[k, v] for k, v in lines.items()])
 
 
-TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, masked_step, rewiring, wide)}
+TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, summary, masked_step, rewiring, wide)}
 
 
 def fill(text: str) -> str:
@@ -188,13 +201,14 @@ def draw(path: Path) -> None:
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Fill docs/why_not_faster.md from the records.")
+    parser = argparse.ArgumentParser(description="Fill the benchmark tables of the documents from the records.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
-    check = parser.parse_args().check
-    now, new = PAGE.read_text(), fill(PAGE.read_text())
-    if check:
-        return int(now != new)
-    PAGE.write_text(new)
+    stale = [page for page in PAGES if page.read_text() != fill(page.read_text())]
+    if parser.parse_args().check:
+        print("".join(f"{page} is out of date\n" for page in stale), end="")
+        return len(stale) > 0
+    for page in stale:
+        page.write_text(fill(page.read_text()))
     draw(PICTURE)
     return 0
 
