@@ -114,7 +114,15 @@ def summary() -> str:
         kind = KINDS["1x1" if structure == "unstructured" else structure]
         share = smaller[model, structure]
         lines.append([f"{MODELS[model]}, {kind}", *(f"{ratios[s]:.1f}x, {100 * share[s]:.0f} %" for s in columns)])
-    return table(["times faster, state / dense state", *(f"{100 * s:.0f} % sparse" for s in columns)], lines)
+    head = ["times faster, state / dense state", *(f"{100 * s:.0f} % sparse" for s in columns)]
+    (row,) = record("wide")["rows"]
+    note = (
+        f"And what does not fit dense: a network of width {row['width']:,}, {row['dense_weights']:,} weights or "
+        f"{row['dense_bytes_with_adam'] / 1e9:.1f} GB with Adam, trains by RigL at {100 * row['sparsity']:.0f} % in a "
+        f"process of {row['peak_resident_bytes'] / 1e9:.2f} GB, to {100 * row['test_accuracy']:.1f} % on Fashion-MNIST "
+        f"after {row['steps']} steps (`python -m experiments.benchmarks.wide`).\n"
+    )
+    return table(head, lines) + "\n" + note
 
 
 def masked_step() -> str:
