@@ -57,9 +57,7 @@ def study(name: str, root: Path) -> list[Job]:
     """
     known = [module.name for module in pkgutil.iter_modules(studies.__path__)]
     if name not in known:
-        near = trees.nearest(name, known)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ValueError(f"launch: unknown study {name!r}, there is {', '.join(known)}{hint}")
+        raise ValueError(f"launch: unknown study {name!r}, there is {', '.join(known)}{trees.hint(name, known)}")
     jobs: dict[str, Job] = {}
 
     def add(run: str, config: str, values: Mapping[str, Any]) -> None:

@@ -13,9 +13,8 @@ from rigl_jax import checks, trees
 def unknown(where: str, what: str, given: str, known: Iterable[str]) -> ValueError:
     """The error for a word that is not in the list, with the nearest one that is."""
     known = list(known)
-    near = trees.nearest(given, known)
-    hint = f"; did you mean {near!r}?" if near else ""
-    return ValueError(f"{where}: unknown {what} {given!r}, expected one of {', '.join(known)}{hint}")
+    expected = f"{', '.join(known)}{trees.hint(given, known)}"
+    return ValueError(f"{where}: unknown {what} {given!r}, expected one of {expected}")
 
 
 class Options(NamedTuple):

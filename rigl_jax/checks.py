@@ -137,9 +137,7 @@ def masks(who: str, masks: Any, params: Any) -> None:
     leaves, given = trees.named_leaves(params), trees.named_leaves(masks)
     for name in given:
         if name not in leaves:
-            near = trees.nearest(name, leaves)
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise ValueError(f"{who}: masks hold a leaf {name!r} that params do not have{hint}")
+            raise ValueError(f"{who}: masks hold a leaf {name!r} that params do not have{trees.hint(name, leaves)}")
     try:
         jax.tree.structure(params).flatten_up_to(masks)
     except (ValueError, TypeError) as error:

@@ -102,10 +102,9 @@ def first_match(who: str, rules: Sequence[tuple[str, T]], found: Sequence[str]) 
         if i not in index.values():
             shadow = [name for name in found if re.fullmatch(pattern, name)]
             why = f"earlier rules take all it matches ({', '.join(shadow)})" if shadow else "it matches no leaf"
-            near = nearest(pattern, found)
             raise ValueError(
                 f"{who}: the rule {pattern!r} applies to nothing: {why}; "
-                f"leaves are {', '.join(found)}{f' (did you mean {near!r}?)' if near else ''}"
+                f"leaves are {', '.join(found)}{hint(pattern, found)}"
             )
     return {name: rules[i][1] for name, i in index.items() if i is not None}
 
@@ -114,3 +113,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word closest to a mistyped one, or None."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return found[0] if found else None
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """The end of an error about a word that is not among the known: the nearest that is, or nothing.
+
+    >>> hint("kernl", ["kernel", "bias"])
+    "; did you mean 'kernel'?"
+    """
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import augment
+from rigl_jax import trees
 
 IN_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels
 IDX_SETS = {"fashion_mnist": "dataset-fashion-mnist", "mnist": None, "kmnist": None}  # name -> Debian package
@@ -135,10 +135,9 @@ def _absent(tfds, dataset: str, data_dir: str | None, root: Path) -> str:
         manual = ", and the archives of image-net.org in downloads/manual" if base == "imagenet2012" else ""
         return f"{start}{build} ({needs}{manual})"
     here = sorted(path.name for path in root.iterdir() if _is_set(path)) if root.is_dir() else []
-    close = difflib.get_close_matches(base, ["digits", *here, *IDX_SETS, *known], n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    guess = trees.hint(base, ["digits", *here, *IDX_SETS, *known])
     ready = f"{', '.join(here)} prepared in {root}" if here else f"nothing prepared in {root}"
-    return f"load: unknown data set {dataset!r}; {guess}there is: digits built in; {ready}; any TFDS image set by name"
+    return f"load: unknown data set {dataset!r}{guess}; there is: digits built in; {ready}; any TFDS image set by name"
 
 
 def _is_set(path: Path) -> bool:

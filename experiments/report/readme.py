@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.report.runs import read
 from experiments.report.tables import markdown
+from rigl_jax import trees
 
 _OPEN = re.compile(r"<!-- table:(?P<name>[^ ]+) -->\n")
 _CLOSE = "<!-- /table -->"
@@ -36,9 +37,8 @@ def fill(text: str, records: str | Path) -> str:
             raise ValueError(f'report: expected "{_CLOSE}" after "{match[0].strip()}", found none')
         if not (records / name).is_dir():
             known = sorted(path.name for path in records.iterdir() if path.is_dir()) if records.is_dir() else []
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"report: no records named {name!r} for a table, there are {known}{hint}")
+            there = f"{known}{trees.hint(name, known)}"
+            raise ValueError(f"report: no records named {name!r} for a table, there are {there}")
         parts += [text[position : match.end()], "\n", markdown(read(records / name)), "\n"]
         position = end
     return "".join([*parts, text[position:]])
