@@ -224,7 +224,8 @@ def replace_masks(
       `(params, state)` to go on with.
 
     Raises:
-      ValueError: other leaves, shapes or types than those of `state.masks`; the message names the leaf.
+      ValueError: other leaves, shapes or types than those of `state.masks`; the message names the leaf. Another inner
+        optimizer than that of the state.
 
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.ones((2, 2))}
@@ -237,9 +238,15 @@ def replace_masks(
     checks.optimizer("replace_masks", inner)
     if not isinstance(state, SparseState):
         raise ValueError(f"replace_masks: the state must be that of sparsify, got {type(state).__name__}")
+    if jax.tree.structure(jax.eval_shape(inner.init, params)) != jax.tree.structure(state.inner):
+        raise ValueError(
+            "replace_masks: inner must be the optimizer that sparsify was given, and params those of the state, "
+            "got a state of another"
+        )
     expected, given = trees.named_leaves(state.masks), trees.named_leaves(masks)
     if expected.keys() != given.keys():
-        raise ValueError(f"replace_masks: masks must be of {', '.join(expected)}, got those of {', '.join(given)}")
+        found = ", ".join(given) or "none"
+        raise ValueError(f"replace_masks: masks must be of {', '.join(expected)}, got those of {found}")
     for name, mask in given.items():
         checks.mask("replace_masks", name, mask, expected[name])
     masks = jax.tree.map(jnp.asarray, masks)

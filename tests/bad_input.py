@@ -253,6 +253,10 @@ TRAINING = {
         lambda: rx.replace_masks(SGD, STATE, PARAMS, MASKS | {"b": PARAMS["b"]}),
         r"replace_masks: the mask of leaf 'b/kernel' must be bool\[4, 2\], got float32\[4, 2\]",
     ),
+    "surgery optimizer": (
+        lambda: rx.replace_masks(optax.adam(0.1), STATE, PARAMS, MASKS),
+        r"replace_masks: inner must be the optimizer that sparsify was given.*state of another",
+    ),
     "surgery state": (lambda: rx.replace_masks(SGD, None, PARAMS, MASKS), r"replace_masks: the state must be .*NoneT"),
     "growth 0": (lambda: rx.accumulate_growth(rx.rigl(PLAN), 0), r"accumulate_growth: n must be .*at least 1, got 0"),
     "growth plan": (lambda: rx.accumulate_growth(PLAN, 3), r"accumulate_growth: algorithm must be .*got dict"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array
@@ -249,9 +249,10 @@ def _product(weight: Weight, rows: Array, transpose: bool, how: How) -> Array:
 def _over(how: How, product: Callable[..., Array], x: Array, weight: Weight) -> Array:
     """The product, by each device for its part of x's first axis."""
     if how.batch is not None and x.ndim > 1 and x.shape[0] % how.batch.mesh.shape[how.batch.spec[0]] == 0:
-        whole = PartitionSpec()
-        specs = (how.batch.spec, whole, whole)
-        product = jax.shard_map(product, mesh=how.batch.mesh, in_specs=specs, out_specs=how.batch.spec)
+        mesh, split, whole = how.batch.mesh, how.batch.spec, PartitionSpec()
+        if AxisType.Explicit in mesh.axis_types:  # there shard_map moves nothing by itself
+            x = jax.reshard(x, NamedSharding(mesh, PartitionSpec(*split, *(None,) * (x.ndim - 1))))
+        product = jax.shard_map(product, mesh=mesh, in_specs=(split, whole, whole), out_specs=split)
     return product(x, weight.values, weight.pattern)
 
 

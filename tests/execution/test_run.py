@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rigl_jax as rx
@@ -86,7 +86,7 @@ def test_vmap_over_the_batch_from_outside():
 
 
 def test_data_parallel_in_shard_map():
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 
     def loss(params, x):
         return jnp.mean(jnp.sin(x @ params["w"]))
@@ -108,7 +108,7 @@ def test_data_parallel_under_jit(tiles):
     masks = rx.sparsify(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0)).init(params).masks
     choose = lambda name, mask: kernels.make_block_pattern(mask, (4, 4)) if mask.ndim == 2 else None  # noqa: E731
     packed = rx.pack(params, masks, choose=choose if tiles else None)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
     def grads(run, packed, image):
@@ -126,6 +126,30 @@ def test_data_parallel_under_jit(tiles):
     odd = rx.run_packed(lambda p, x: x @ p["w"], batch=split)  # 6 rows: each device does the whole
     rows = jnp.concatenate([X, X[:2]])
     np.testing.assert_allclose(jax.jit(odd)(PACKED, rows), rows @ jnp.where(MASK, W, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_data_parallel_on_a_mesh_with_explicit_axes(placed):
+    """`jax.make_mesh` makes such a mesh where nothing else is said; shardings are then part of types."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"conv": jax.random.normal(keys[0], (3, 3, 4, 8)), "dense": jax.random.normal(keys[1], (6 * 6 * 8, 16))}
+    image = jax.random.normal(keys[2], (8, 8, 8, 4))
+    masks = jax.tree.map(lambda p: p > 0.8, params)
+    packed, split = rx.pack(params, masks), NamedSharding(jax.make_mesh((4,), ("data",)), P("data"))
+
+    def loss(params, image):
+        y = jax.lax.conv_general_dilated(
+            image, params["conv"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.mean(jnp.sin(jnp.tanh(y).reshape(len(y), -1) @ params["dense"]))
+
+    def grads(run, values, image):
+        return jax.grad(lambda values: run(packed._replace(values=values), image))(values)
+
+    expected = jax.jit(functools.partial(grads, rx.run_packed(loss)))(packed.values, image)
+    image = jax.device_put(image, split) if placed else image
+    across = jax.jit(functools.partial(grads, rx.run_packed(loss, batch=split)))(packed.values, image)
+    chex.assert_trees_all_close(jax.device_get(across), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_an_operation_without_a_rule_is_dense_and_says_so():
