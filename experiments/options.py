@@ -108,11 +108,11 @@ _SHARES = ("dropout", "momentum", "b1", "b2")
 _DTYPES = ("float32", "bfloat16", "float16")
 _KINDS: dict[str, tuple[str, Callable[[Any, int], bool]]] = {
     "bool": ("True or False", lambda value, least: isinstance(value, bool)),
-    "int": ("a whole number, {least} or more", checks.is_whole),
-    "float": ("a number, 0 or more", lambda value, least: _is_number(value) and value >= 0),
+    "int": ("a whole number from {least} to below 2**31", checks.is_whole),
+    "float": ("a number from 0 to below 1e30", lambda value, least: _is_number(value) and value >= 0),
     "share": ("a number in [0, 1)", lambda value, least: _is_number(value) and 0 <= value < 1),
     "str": ("a word", lambda value, least: isinstance(value, str)),
-    "tuple[int, ...]": ("whole numbers, {least} or more each", _wholes),
-    "Sequence[int]": ("whole numbers, {least} or more each", _wholes),
+    "tuple[int, ...]": ("whole numbers, each from {least} to below 2**31", _wholes),
+    "Sequence[int]": ("whole numbers, each from {least} to below 2**31", _wholes),
     "dtype": (f"one of {', '.join(_DTYPES)}", lambda value, least: value in _DTYPES),
 }
