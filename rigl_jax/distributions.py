@@ -15,6 +15,7 @@ import numpy as np
 from rigl_jax import checks, trees
 from rigl_jax.base import Distribution, Leaf, Plan, PyTree, Shape, Structure
 from rigl_jax.structures import unstructured
+from rigl_jax.tables import table
 
 Rules = Sequence[tuple[str, Structure | None]]
 
@@ -331,11 +332,4 @@ def describe(plan: Plan) -> str:
         )
         total, active = total + size, active + kept
     rows.append(("total", "", "", str(active), f"{1 - active / total:.4f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return table(rows, words=3)

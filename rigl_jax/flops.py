@@ -25,6 +25,7 @@ import numpy as np
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Masks, PyTree, Shape
+from rigl_jax.tables import table
 
 Origin = dict[str, float] | None
 """Where a value comes from: `{leaf name: share of it}`, `{}` for a constant, None for anything computed from data."""
@@ -85,6 +86,15 @@ class Flops(NamedTuple):
         """All MACs of the same model without masks."""
         return math.fsum(self.macs.values()) + self.other
 
+    def __str__(self) -> str:
+        """A table of the leaves that do work: dense MACs, density, sparse MACs."""
+        sparse = self.sparse_macs
+        lines = [(n, f"{m:,.0f}", f"{self.density[n]:.4f}", f"{sparse[n]:,.0f}") for n, m in self.macs.items() if m]
+        if self.other:
+            lines.append(("products without a weight", f"{self.other:,.0f}", "", f"{self.other:,.0f}"))
+        total = ("total", f"{self.dense_total:,.0f}", "", f"{self.total:,.0f}")
+        return table([("leaf", "dense MACs", "density", "sparse MACs"), *lines, total], words=1)
+
 
 def flops(
     apply: Callable[..., Any],
@@ -113,8 +123,13 @@ def flops(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> weights = {"w": jnp.ones((4, 3))}
-      >>> flops(lambda p, x: x @ p["w"], weights, jax.ShapeDtypeStruct((2, 4), jnp.float32)).macs
+      >>> cost = flops(lambda p, x: x @ p["w"], weights, jax.ShapeDtypeStruct((2, 4), jnp.float32))
+      >>> cost.macs
       {'w': 24.0}
+      >>> print(cost)
+      leaf   dense MACs  density  sparse MACs
+      w              24   1.0000           24
+      total          24                    24
     """
     checks.functions("flops", apply=apply)
     if while_trips is not None and not checks.is_whole(while_trips):

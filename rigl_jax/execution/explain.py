@@ -16,6 +16,7 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Array, Shape
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
+from rigl_jax.tables import table
 
 SECOND_DENSITY = 0.5  # the other point of the line through which the break-even density is read
 
@@ -62,11 +63,10 @@ class Explanation(NamedTuple):
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)]
+        text = table([head, *lines], words=3)
         if any(row.kernel == "dense" and row.sparse_ms < row.dense_ms for row in self.rows):
-            table.append("dense: by the share of active weights; pack(choose=fastest()) measures instead")
-        return "\n".join(table)
+            text += "\ndense: by the share of active weights; pack(choose=fastest()) measures instead"
+        return text
 
 
 def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int = 7) -> Explanation:
