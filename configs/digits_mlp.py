@@ -2,7 +2,7 @@
 
     python -m experiments.main --config configs/digits_mlp.py --workdir runs/digits
 
-Runs in 15 s here (2 cores). Expected test accuracy (360 images), RigL at 90 %: 97 to 98 % (dense 98 to 99 %).
+Runs in less than a minute on 2 cores; `make demo` shows what comes out, beside the other methods.
 Dense, static and SET are values: `--config.method.name=dense`.
 """
 

@@ -2,7 +2,7 @@
 
     python -m experiments.main --config configs/fashion_mnist_lenet5.py --workdir runs/fashion_lenet5
 
-Runs in about 2 minutes here (2 cores). Expected test accuracy: see the table in the README.
+Runs in 2 to 8 minutes on 2 cores. Expected test accuracy: see the table in the README.
 The data set must have been prepared once; the error of a run without it says how.
 """
 

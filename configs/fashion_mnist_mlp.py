@@ -2,7 +2,7 @@
 
     python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mlp
 
-Runs in 40 to 90 s here (2 cores). Expected test accuracy: see the table in the README.
+Runs in about 2 minutes on 2 cores. Expected test accuracy: see the table in the README.
 The data set must have been prepared once; the error of a run without it says how.
 """
 

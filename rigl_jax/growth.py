@@ -90,14 +90,15 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
         result = algorithm.update(state.algorithm, averaged)
         return result._replace(state=_empty(result.state))
 
-    return algorithm._replace(
+    wrapped = algorithm._replace(
         init=init,
         update=update,
         observe=observe,
         dense_grads=lambda step: algorithm.dense_grads(step) | window(step),
-        stored=lambda state: algorithm.stored(state.algorithm),
         trained=lambda state: algorithm.trained(state.algorithm),
     )
+    # The default is kept as it is: by it `latent` knows that no weight lives on behind the masks.
+    return wrapped._replace(stored=lambda state: algorithm.stored(state.algorithm)) if algorithm.latent else wrapped
 
 
 def _empty(state: Any) -> AccumulatedState:

@@ -3,7 +3,7 @@
     python -m experiments.launch --study fashion_mnist
     python -m experiments.records runs/fashion_mnist experiments/records/fashion_mnist
 
-42 runs, about an hour on 2 cores.
+42 runs, an hour and a half on 2 cores.
 """
 
 from __future__ import annotations

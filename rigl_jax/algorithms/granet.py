@@ -41,7 +41,7 @@ def granet(
     threshold of 0 cannot keep a dense network), counts here are exact. On CIFAR they prune until epoch 110 of 160 and
     exchange until the end, at a fraction annealed to 0.005 (here to 0): these are `prune_stop` and `stop`.
 
-    Training FLOPs a step: (3 f_S(t) period + 2 f_S(t) + f_D) / (period + 1), more at first than RigL's.
+    Training FLOPs a step: (3 f_S(t) (period - 1) + 2 f_S(t) + f_D) / period, more at first than RigL's.
 
     Args:
       plan: from `make_plan`: the counts at the end (of each pool; layers share them by |w|).

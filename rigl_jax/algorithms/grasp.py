@@ -55,4 +55,4 @@ def grasp(
         ranked = score(Signals(params, None, jnp.int32(0), key))
         return MaskState(selection.best(plan, ranked, jointly=jointly, min_active=min_active))
 
-    return static(plan)._replace(init=init)
+    return static(plan)._replace(init=init, keeps_counts=not jointly)

@@ -36,9 +36,11 @@ def rigl(
 
     In each leaf, with n active weights, K = floor(fraction(step) * n) are dropped; then the K inactive ones with the
     largest |g| are grown, at zero. Counts never change. Ties go to the lower index. Training FLOPs a step:
-    (3 f_S period + 2 f_S + f_D) / (period + 1); the dense gradient is read on rewirings only.
+    (3 f_S (period - 1) + 2 f_S + f_D) / period, for the dense gradient is read on rewirings only; with
+    `count_skipped=False` it is appendix H of the paper, (3 f_S period + 2 f_S + f_D) / (period + 1).
 
-    Defaults are the paper's. Where the authors' code (TensorFlow 1) or others differ, there is an option:
+    Defaults are the paper's, but for `start` and `include_stop`, which are those of the authors' code (TensorFlow 1).
+    Where that or others differ, there is an option:
 
     Args:
       plan: from `make_plan`.

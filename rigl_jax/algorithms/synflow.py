@@ -76,7 +76,7 @@ def synflow(
 
         return MaskState(lax.fori_loop(0, rounds, one_round, masks))
 
-    return static(plan)._replace(init=init)
+    return static(plan)._replace(init=init, keeps_counts=not jointly)
 
 
 def _counts(leaf: Leaf, rounds: int) -> np.ndarray:

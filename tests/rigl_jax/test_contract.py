@@ -173,9 +173,10 @@ def test_masks_stay_inside_their_structure(algorithm, structure):
         assert now.masks[name].any()
 
 
-@each_case
+@each_algorithm
+@pytest.mark.parametrize("structure", ["n_of_m", "fan_in"])
 def test_groups_end_with_equal_counts(algorithm, structure):
-    """One group: this says nothing. Several: those that live (SRigL ablates some) have the same number of units."""
+    """Those that live (SRigL ablates some) have the same number of units."""
     result = run(algorithm)
     leaf = result.plan[f"{structure}/kernel"]
     counts = per_group(leaf, result.outside[-1].masks[leaf.name])
@@ -205,6 +206,17 @@ def test_counts_are_kept_where_a_method_says_so():
         for now in result.outside:
             for leaf in result.plan.values():
                 assert (per_group(leaf, now.masks[leaf.name]) == leaf.n_active).all()
+
+
+@pytest.mark.parametrize("algorithm", ["snip", "grasp", "synflow"])
+def test_one_ranking_over_all_layers_does_not_claim_to_keep_counts(algorithm):
+    params = {"small": jnp.full((4, 4), 0.1), "large": jnp.full((4, 1), 3.0)}
+    plan = rx.make_plan(params, 0.5, rx.uniform)
+    method = construct(algorithm, plan, jointly=True, loss=lambda p: (p["small"] ** 3 @ p["large"] ** 3).sum())
+    masks = method.init(jax.random.key(0), params).masks
+    if algorithm != "snip":  # which prunes on its first step
+        assert {name: int(mask.sum()) for name, mask in masks.items()} != {"small": 8, "large": 2}
+    assert not method.keeps_counts
 
 
 @each_case
