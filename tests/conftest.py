@@ -2,12 +2,10 @@
 
 import os
 
-# Before JAX starts: the device count is fixed at import. Tests measure results, never speed, so XLA may skip work.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false"
-)
+from tests import xla
+
+# Before JAX starts: the device count is fixed at import.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis

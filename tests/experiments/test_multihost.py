@@ -15,6 +15,7 @@ from configs import digits_mlp
 from experiments import checkpoint, main, records, sharding
 from experiments.steps import compile_task, prepare
 from experiments.train import train
+from tests import xla
 
 ROOT = Path(main.__file__).parent.parent
 ONE = jax.devices()[:1]
@@ -72,12 +73,11 @@ def free_port():
 
 
 def start(place, count, devices, arguments, program=CHILD):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": f"{flags} --xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": xla.flags(devices),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{place[0]}",
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(place[1]),

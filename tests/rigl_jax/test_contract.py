@@ -19,6 +19,7 @@ from jax import lax
 
 import rigl_jax as rx
 from rigl_jax import structures, topology
+from tests import xla
 
 SHAPES = {
     "unstructured": (3, 3, 2, 4),
@@ -38,7 +39,7 @@ STRUCTURES = {
 }
 CASES = [(a, s) for a in rx.ALGORITHMS for s in STRUCTURES]
 STEPS = 8
-jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})  # compiles twice as fast
+jit = functools.partial(jax.jit, compiler_options=xla.COMPILER_OPTIONS)
 each_case = pytest.mark.parametrize(("algorithm", "structure"), CASES)
 each_algorithm = pytest.mark.parametrize("algorithm", rx.ALGORITHMS)
 
