@@ -7,9 +7,15 @@ as Flax has them.
 A unit of several weights scores the mean of their scores. All units of a leaf are of one size, so within a leaf a sum
 would rank them the same; but the mean also compares with a threshold, or with another leaf, whatever the size of the
 units, and does not overflow in float16.
+
+The functions of a structure are functions of this module, or partial applications of them, so that a plan can be
+pickled.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -23,13 +29,7 @@ def unstructured() -> Structure:
     >>> unstructured().units((3, 4))
     (3, 4)
     """
-    return Structure(
-        name="unstructured",
-        pool=lambda scores: scores,
-        expand=_same,
-        units=lambda shape: shape,
-        axes=_all,
-    )
+    return Structure(name="unstructured", pool=_same, expand=_same, units=_same, axes=_all)
 
 
 def block(height: int, width: int) -> Structure:
@@ -50,22 +50,32 @@ def block(height: int, width: int) -> Structure:
     name = f"block({height}, {width})"
     _check_sizes(name, height, width)
 
-    def units(shape: Shape) -> Shape:
-        _check_rank(name, shape, 2)
-        _check_divides(name, shape, -2, height)
-        _check_divides(name, shape, -1, width)
-        return (*shape[:-2], shape[-2] // height, shape[-1] // width)
+    return Structure(
+        name,
+        pool=partial(_pool_block, height, width),
+        expand=partial(_expand_block, height, width),
+        units=partial(_units_of_block, height, width),
+        axes=_all,
+    )
 
-    def pool(scores: Array) -> Array:
-        *lead, rows, columns = units(scores.shape)
-        return jnp.mean(scores.reshape(*lead, rows, height, columns, width), axis=(-3, -1))
 
-    def expand(chosen: Array, shape: Shape) -> Array:
-        tiles = chosen[..., :, None, :, None]
-        *lead, rows, columns = chosen.shape
-        return jnp.broadcast_to(tiles, (*lead, rows, height, columns, width)).reshape(shape)
+def _units_of_block(height: int, width: int, shape: Shape) -> Shape:
+    name = f"block({height}, {width})"
+    _check_rank(name, shape, 2)
+    _check_divides(name, shape, -2, height)
+    _check_divides(name, shape, -1, width)
+    return (*shape[:-2], shape[-2] // height, shape[-1] // width)
 
-    return Structure(name, pool, expand, units, _all)
+
+def _pool_block(height: int, width: int, scores: Array) -> Array:
+    *lead, rows, columns = _units_of_block(height, width, scores.shape)
+    return jnp.mean(scores.reshape(*lead, rows, height, columns, width), axis=(-3, -1))
+
+
+def _expand_block(height: int, width: int, chosen: Array, shape: Shape) -> Array:
+    tiles = chosen[..., :, None, :, None]
+    *lead, rows, columns = chosen.shape
+    return jnp.broadcast_to(tiles, (*lead, rows, height, columns, width)).reshape(shape)
 
 
 def n_of_m(n: int, m: int, axis: int = -2) -> Structure:
@@ -91,19 +101,28 @@ def n_of_m(n: int, m: int, axis: int = -2) -> Structure:
     if n > m:
         raise ValueError(f"{name}: n must be at most m, got {n} of {m}")
 
-    def units(shape: Shape) -> Shape:
-        at = _check_axis(name, shape, axis)
-        _check_divides(name, shape, at, m)
-        return (*shape[:at], shape[at] // m, m, *shape[at + 1 :])
-
     return Structure(
         name,
-        pool=lambda scores: scores.reshape(units(scores.shape)),
-        expand=lambda chosen, shape: chosen.reshape(shape),
-        units=units,
-        axes=lambda units: ((axis + 1) if axis >= 0 else len(units) + axis,),
+        pool=partial(_pool_n_of_m, name, m, axis),
+        expand=_reshape,
+        units=partial(_units_of_n_of_m, name, m, axis),
+        axes=partial(_axes_of_n_of_m, axis),
         sparsity=1 - n / m,
     )
+
+
+def _units_of_n_of_m(name: str, m: int, axis: int, shape: Shape) -> Shape:
+    at = _check_axis(name, shape, axis)
+    _check_divides(name, shape, at, m)
+    return (*shape[:at], shape[at] // m, m, *shape[at + 1 :])
+
+
+def _pool_n_of_m(name: str, m: int, axis: int, scores: Array) -> Array:
+    return scores.reshape(_units_of_n_of_m(name, m, axis, scores.shape))
+
+
+def _axes_of_n_of_m(axis: int, units: Shape) -> tuple[int, ...]:
+    return ((axis + 1) if axis >= 0 else len(units) + axis,)
 
 
 def fan_in() -> Structure:
@@ -117,12 +136,16 @@ def fan_in() -> Structure:
     >>> fan_in().axes((3, 3, 8, 6))
     (0, 1, 2)
     """
+    return Structure("fan_in", pool=_same, expand=_same, units=_units_of_fan_in, axes=_all_but_last)
 
-    def units(shape: Shape) -> Shape:
-        _check_rank("fan_in", shape, 2)
-        return shape
 
-    return Structure("fan_in", lambda scores: scores, _same, units, axes=lambda units: tuple(range(len(units) - 1)))
+def _units_of_fan_in(shape: Shape) -> Shape:
+    _check_rank("fan_in", shape, 2)
+    return shape
+
+
+def _all_but_last(units: Shape) -> tuple[int, ...]:
+    return tuple(range(len(units) - 1))
 
 
 def channel(axis: int = -1) -> Structure:
@@ -140,20 +163,32 @@ def channel(axis: int = -1) -> Structure:
     name = "channel" if axis == -1 else f"channel(axis={axis})"
     _check_whole(name, axis)
 
-    def units(shape: Shape) -> Shape:
-        at = _check_axis(name, shape, axis)
-        return tuple(size if i == at else 1 for i, size in enumerate(shape))
-
-    def pool(scores: Array) -> Array:
-        at = _check_axis(name, scores.shape, axis)
-        return jnp.mean(scores, axis=tuple(i for i in range(scores.ndim) if i != at), keepdims=True)
-
-    return Structure(name, pool, expand=jnp.broadcast_to, units=units, axes=_all)
+    return Structure(
+        name,
+        pool=partial(_pool_channel, name, axis),
+        expand=jnp.broadcast_to,
+        units=partial(_units_of_channel, name, axis),
+        axes=_all,
+    )
 
 
-def _same(units: Array, shape: Shape) -> Array:
+def _units_of_channel(name: str, axis: int, shape: Shape) -> Shape:
+    at = _check_axis(name, shape, axis)
+    return tuple(size if i == at else 1 for i, size in enumerate(shape))
+
+
+def _pool_channel(name: str, axis: int, scores: Array) -> Array:
+    at = _check_axis(name, scores.shape, axis)
+    return jnp.mean(scores, axis=tuple(i for i in range(scores.ndim) if i != at), keepdims=True)
+
+
+def _same(given: Any, shape: Shape | None = None) -> Any:
     del shape
-    return units
+    return given
+
+
+def _reshape(chosen: Array, shape: Shape) -> Array:
+    return chosen.reshape(shape)
 
 
 def _all(units: Shape) -> tuple[int, ...]:
