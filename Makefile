@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format clean
+.PHONY: help demo test test-plain test-newest test-library fashion_mnist soak lint format clean
+# The tests of the library itself, without those that train through configs.
+LIBRARY_TESTS := tests/rigl_jax tests/execution tests/test_docstrings.py tests/test_readme.py
+# The newest Python on this machine, on the path or from pyenv, that the newest JAX runs on; empty if there is none.
+NEWEST ?= $(shell for minor in 14 13 12; do \
+	for python in python3.$$minor $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.$$minor.*/bin/python; do \
+	$$python -c '' 2>/dev/null && echo $$python && exit; done; done)
 
 help:  ## Show this list
 	@grep -E '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,6 +30,16 @@ demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL be
 test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
 	$(BIN)/python -m pytest
 
+test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the library without its native kernels, in plain JAX
+	RIGL_JAX_NATIVE=0 $(BIN)/python -m pytest $(LIBRARY_TESTS)
+
+test-newest:  ## Test the library in .venv-newest, on the newest Python of this machine and the newest JAX
+	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested")
+
+test-library: $(VENV)/installed-experiments-notebooks-tests
+	$(BIN)/python -c "import sys, jax; print('Python', sys.version.split()[0], 'jax', jax.__version__)"
+	$(BIN)/python -m pytest $(LIBRARY_TESTS)
+
 fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw IDX files (IDX=folder) and train on it
 	$(BIN)/python -m experiments.import_idx --name fashion_mnist $(if $(IDX),--source $(IDX))
 	$(BIN)/python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mnist_mlp/rigl
@@ -43,4 +59,4 @@ format: $(VENV)/installed-lint  ## Rewrite to the project's style
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and caches (never runs/ or data/)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-newest .pytest_cache .ruff_cache .hypothesis build *.egg-info
