@@ -191,11 +191,14 @@ def make_plan(
     }
     for name, value in fixed.items():
         _check_sparsity(f"make_plan: sparsities[{name!r}]", value)
-    if not fixed:
-        _check_reachable(sparse, structures, sparsity)
     if imposed and len(fixed) == len(sparse):
         _check_imposed(sparse, fixed, sparsity)
-    shared = _share(sparse, sparsity, distribution, fixed, count_fixed)
+    free = {name: shape for name, shape in sparse.items() if name not in fixed}
+    if fixed and free and count_fixed:
+        sparsity = _left(sparse, free, structures, fixed, sparsity, rounding)
+    elif free:
+        _check_reachable(free, structures, sparsity, rounding)
+    shared = {**_share(free, sparsity, distribution), **fixed}
     return {name: _leaf(name, shape, structures[name], shared[name], rounding) for name, shape in sparse.items()}
 
 
@@ -228,36 +231,38 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None) -> dict[str, S
     return sparse
 
 
-def _share(
+def _left(
     shapes: Mapping[str, Shape],
-    sparsity: float,
-    distribution: Distribution,
+    free: Mapping[str, Shape],
+    structures: Mapping[str, Structure],
     fixed: Mapping[str, float],
-    count_fixed: bool,
-) -> dict[str, float]:
-    """The distribution over the leaves that are not fixed, at the sparsity that makes the total right."""
-    free = {name: shape for name, shape in shapes.items() if name not in fixed}
-    if not free:
-        return dict(fixed)
-    if fixed and count_fixed:
-        total = sum(math.prod(shape) for shape in shapes.values())
-        size = sum(math.prod(shape) for shape in free.values())
-        zeros = sum(value * math.prod(shapes[name]) for name, value in fixed.items())
-        lowest, highest = zeros / total, (zeros + size - len(free)) / total
-        if not lowest <= sparsity <= highest:
-            raise ValueError(
-                f"make_plan: with {len(fixed)} layers fixed by `sparsities` or by their structure, the total sparsity "
-                f"can be {lowest:.6g} to {highest:.6g}, the largest reachable; got {sparsity}"
-            )
-        sparsity = max(0.0, (sparsity * total - zeros) / size)
-    shared = distribution(free, sparsity)
+    sparsity: float,
+    rounding: Callable[[float], int],
+) -> float:
+    """The sparsity of the leaves that are not fixed at which the total comes out right."""
+    total, size = _size(shapes), _size(free)
+    zeros = sum(value * math.prod(shapes[name]) for name, value in fixed.items())
+    most = size - _least(free, structures)
+    if sparsity * total < zeros - 1e-6 or _whole(sparsity * total - zeros, rounding) > most:
+        raise ValueError(
+            f"make_plan: with {len(fixed)} layers fixed by `sparsities` or by their structure, the total sparsity "
+            f"can be {zeros / total:.6g} to {(zeros + most) / total:.6g}, the largest reachable; got {sparsity}"
+        )
+    return max(0.0, (sparsity * total - zeros) / size)
+
+
+def _share(shapes: Mapping[str, Shape], sparsity: float, distribution: Distribution) -> dict[str, float]:
+    """What the distribution gives each leaf, checked."""
+    if not shapes:
+        return {}
+    shared = distribution(shapes, sparsity)
     if not isinstance(shared, Mapping):
         raise ValueError(f"make_plan: the distribution must give {{name: sparsity}}, got {shared!r}")
-    if missing := [name for name in free if name not in shared]:
+    if missing := [name for name in shapes if name not in shared]:
         raise ValueError(f"make_plan: the distribution gave no sparsity for {', '.join(missing)}")
-    for name in free:
+    for name in shapes:
         _check_sparsity(f"make_plan: the distribution, at leaf {name!r}", shared[name])
-    return {**shared, **fixed}
+    return {name: shared[name] for name in shapes}
 
 
 def _check_imposed(shapes: Mapping[str, Shape], fixed: Mapping[str, float], sparsity: float) -> None:
@@ -271,18 +276,35 @@ def _check_imposed(shapes: Mapping[str, Shape], fixed: Mapping[str, float], spar
         )
 
 
-def _check_reachable(shapes: Mapping[str, Shape], structures: Mapping[str, Structure], sparsity: float) -> None:
-    """At least one unit stays in each group; a total that leaves no room for them cannot be reached."""
-    total = sum(math.prod(shape) for shape in shapes.values())
-    least = 0
-    for name, shape in shapes.items():
-        units = _units(name, structures[name], shape)
-        least += math.prod(shape) // math.prod(units[axis] for axis in structures[name].axes(units))
-    if sparsity * total > total - least + 1e-6:
+def _check_reachable(
+    shapes: Mapping[str, Shape],
+    structures: Mapping[str, Structure],
+    sparsity: float,
+    rounding: Callable[[float], int],
+) -> None:
+    """At least one unit stays in each group; a total that leaves no room for them cannot be reached.
+
+    What is asked for is a whole number of zeros, rounded as those of a leaf are: 0.95 of 10 weights is 9 by floor.
+    """
+    total, least = _size(shapes), _least(shapes, structures)
+    if _whole(sparsity * total, rounding) > total - least:
         raise ValueError(
             f"make_plan: at least one connection of each of {len(shapes)} leaves stays, so the largest reachable "
             f"sparsity is {1 - least / total:.6g}, got {sparsity}"
         )
+
+
+def _size(shapes: Mapping[str, Shape]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _least(shapes: Mapping[str, Shape], structures: Mapping[str, Structure]) -> int:
+    """How many weights stay whatever is asked for: a unit of each group."""
+    least = 0
+    for name, shape in shapes.items():
+        units = _units(name, structures[name], shape)
+        least += math.prod(shape) // math.prod(units[axis] for axis in structures[name].axes(units))
+    return least
 
 
 def _units(name: str, structure: Structure, shape: Shape) -> Shape:

@@ -141,7 +141,7 @@ def test_resnet50_table():
 def test_totals_are_within_a_unit_for_each_layer(layers, sparsity, distribution):
     shapes = {str(i): shape for i, shape in enumerate(layers)}
     total = sum(math.prod(shape) for shape in layers)
-    if sparsity * total > total - len(layers):
+    if math.floor(sparsity * total + 1e-6) > total - len(layers):
         with pytest.raises(ValueError, match="the largest reachable sparsity is"):
             rx.make_plan(struct(shapes), sparsity, distribution)
         return
@@ -192,6 +192,28 @@ def test_every_layer_fixed():
 def test_at_least_one_connection():
     plan = rx.make_plan(struct({"w": (2, 2), "v": (100, 100)}), 0.9, rx.uniform, rounding=math.ceil)
     assert plan["w"].n_active == 1
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "rounding", "active"),
+    [(0.85, math.floor, 2), (0.95, math.floor, 1), (0.99, math.floor, 1), (0.94, round, 1)],
+)
+def test_what_rounding_reaches_is_planned(sparsity, rounding, active):
+    plan = rx.make_plan(struct({"w": (2, 5)}), sparsity, rounding=rounding)
+    assert plan["w"].n_active == active
+
+
+def test_what_rounding_reaches_beside_a_fixed_layer_is_planned():
+    shapes = struct({"fixed": (4, 5), "w": (2, 5)})
+    assert rx.make_plan(shapes, 19.5 / 30, sparsities={"fixed": 0.5})["w"].n_active == 1
+    with pytest.raises(ValueError, match=r"can be 0\.333333 to 0\.5,"):  # of two tiles one stays
+        rx.make_plan(shapes, 19 / 30, sparsities={"fixed": 0.5}, rules=[("w", rx.block(1, 5)), (".*", rx.fan_in())])
+
+
+@pytest.mark.parametrize("rounding", [round, math.ceil])
+def test_what_rounding_does_not_reach_is_refused(rounding):
+    with pytest.raises(ValueError, match=r"make_plan.*largest reachable sparsity is 0\.9, got 0\.96"):
+        rx.make_plan(struct({"w": (2, 5)}), 0.96, rounding=rounding)
 
 
 def test_a_product_next_to_an_integer_is_that_integer():
@@ -263,7 +285,7 @@ def test_silly_arguments_are_told():
     with pytest.raises(ValueError, match=r"each rule must be a pair .* got \('w', 'unstructured'\)"):
         rx.make_plan(params, 0.5, rules=[("w", "unstructured")])
     with pytest.raises(ValueError, match=r"largest reachable sparsity is 0\.9375, got 0\.99"):
-        rx.make_plan(params, 0.99)
+        rx.make_plan(struct({"v": (4, 4), "w": (4, 4)}), 0.99)
     with pytest.raises(ValueError, match="'w' must hold real floating-point weights, got int32"):
         rx.make_plan({"w": jax.ShapeDtypeStruct((4, 4), jnp.int32)}, 0.5)
     with pytest.raises(ValueError, match="'w' must have at least 1 and fewer"):
