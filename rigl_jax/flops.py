@@ -23,7 +23,7 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 
-from rigl_jax import checks, trees
+from rigl_jax import checks, jaxprs, trees
 from rigl_jax.base import Algorithm, Masks, PyTree, Shape
 from rigl_jax.tables import table
 
@@ -249,18 +249,18 @@ def _equation(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
         shapes = [atom.aval.shape for atom in equation.invars]
         return [None], _charge(ins[:2], outputs * _TERMS[name](shapes, params), outputs, context)
     if name == "scan":
-        consts, carry = params["num_consts"], params["num_carry"]
-        outs, found = _loop(params["jaxpr"].jaxpr, ins, consts, carry, context)
+        body, consts, carry = jaxprs.scan(equation)
+        outs, found = _loop(body.jaxpr, ins, consts, carry, context)
         return outs, _repeat(found, params["length"])
     if name == "while":
-        return _while(params, ins, context)
+        return _while(equation, ins, context)
     if name == "cond":
-        branches = [_walk(branch.jaxpr, ins[1:], context) for branch in params["branches"]]
+        branches = [_walk(branch.jaxpr, ins[1:], context) for branch in jaxprs.branches(equation)]
         outs = [_join(list(outs)) for outs in zip(*(outs for outs, _ in branches), strict=True)]
         return outs, max((found for _, found in branches), key=lambda found: sum(p.macs for p in found))
     if name == "optimization_barrier":  # output i is input i
         return ins, []
-    inner = _inner(params)
+    inner = [held.jaxpr for held in jaxprs.held(equation)]
     arity = len(ins), len(equation.outvars)
     if len(inner) == 1 and (len(inner[0].invars), len(inner[0].outvars)) == arity:  # a call
         outs, found = _walk(inner[0], ins, context)
@@ -271,11 +271,11 @@ def _equation(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
     return [_merge(equation, ins, context)] * len(equation.outvars), []
 
 
-def _while(params: Mapping[str, Any], ins: list[Origin], context: _Context) -> _Walked:
+def _while(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
     """The body and the condition, `while_trips` times each."""
-    tests, consts = params["cond_nconsts"], params["body_nconsts"]
-    outs, found = _loop(params["body_jaxpr"].jaxpr, ins[tests:], consts, len(ins) - tests - consts, context)
-    found = _walk(params["cond_jaxpr"].jaxpr, ins[:tests] + outs, context)[1] + found
+    condition, body, tests, consts = jaxprs.while_loop(equation)
+    outs, found = _loop(body.jaxpr, ins[tests:], consts, len(ins) - tests - consts, context)
+    found = _walk(condition.jaxpr, ins[:tests] + outs, context)[1] + found
     if found and context.while_trips is None:
         owners = ", ".join(sorted({repr(product.name) for product in found}))
         raise ValueError(
@@ -355,14 +355,8 @@ def _convolution_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> fl
 _TERMS = {"dot_general": _dot_terms, "ragged_dot_general": _dot_terms, "conv_general_dilated": _convolution_terms}
 
 
-def _inner(params: Mapping[str, Any]) -> list[Any]:
-    """The open jaxprs among an equation's parameters, also inside tuples."""
-    values = [v for value in params.values() for v in (value if isinstance(value, tuple | list) else (value,))]
-    jaxprs = [value.jaxpr if isinstance(value, jex.ClosedJaxpr) else value for value in values]
-    return [jaxpr for jaxpr in jaxprs if isinstance(jaxpr, jex.Jaxpr)]
-
-
 def _has_products(jaxpr: Any) -> bool:
     return any(
-        equation.primitive.name in _TERMS or any(map(_has_products, _inner(equation.params))) for equation in jaxpr.eqns
+        equation.primitive.name in _TERMS or any(_has_products(held.jaxpr) for held in jaxprs.held(equation))
+        for equation in jaxpr.eqns
     )

@@ -1,12 +1,47 @@
-"""Reading jaxprs: what the programs that walk them share."""
+"""Reading jaxprs: what the programs that walk them share.
+
+JAX changes the parameters of its primitives from version to version. What an equation holds is therefore read here
+only, and from shapes and numbers of operands where these tell it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.extend.core as jex
 
 _CALLS = frozenset(("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call"))
+
+
+class Scan(NamedTuple):
+    """A `scan`: its operands are `consts` constants, then `carry` carried values, then what it scans.
+
+    Attributes:
+      body: the program of one trip: constants, carry and one element of the rest -> carry and one of the results.
+      consts: how many operands come first.
+      carry: how many come next.
+    """
+
+    body: jex.ClosedJaxpr
+    consts: int
+    carry: int
+
+
+class While(NamedTuple):
+    """A `while`: its operands are constants of the condition, then those of the body, then the carry.
+
+    Attributes:
+      condition: its constants and the carry -> whether to go on.
+      body: its constants and the carry -> the carry.
+      condition_consts: how many operands come first.
+      body_consts: how many come next.
+    """
+
+    condition: jex.ClosedJaxpr
+    body: jex.ClosedJaxpr
+    condition_consts: int
+    body_consts: int
 
 
 def called(eqn: Any) -> jex.ClosedJaxpr | None:
@@ -16,5 +51,41 @@ def called(eqn: Any) -> jex.ClosedJaxpr | None:
     """
     if eqn.primitive.name not in _CALLS:
         return None
-    inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-    return inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
+    (inner,) = held(eqn)
+    return inner
+
+
+def held(eqn: Any) -> list[jex.ClosedJaxpr]:
+    """All programs among an equation's parameters, also inside tuples."""
+    values = [v for value in eqn.params.values() for v in (value if isinstance(value, tuple | list) else (value,))]
+    return [_closed(value) for value in values if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)]
+
+
+def scan(eqn: Any) -> Scan:
+    """What a `scan` does. What is scanned or stacked has one axis more outside the body than inside."""
+    (body,) = held(eqn)
+    scanned = _deeper(eqn.invars, body.jaxpr.invars)
+    stacked = _deeper(eqn.outvars, body.jaxpr.outvars)
+    carry = len(eqn.outvars) - stacked
+    return Scan(body, len(eqn.invars) - carry - scanned, carry)
+
+
+def while_loop(eqn: Any) -> While:
+    """What a `while` does. Its results are its carry."""
+    condition, body = _closed(eqn.params["cond_jaxpr"]), _closed(eqn.params["body_jaxpr"])
+    carry = len(eqn.outvars)
+    return While(condition, body, len(condition.jaxpr.invars) - carry, len(body.jaxpr.invars) - carry)
+
+
+def branches(eqn: Any) -> list[jex.ClosedJaxpr]:
+    """The programs of a `cond`; its first operand says which of them runs on the others."""
+    return held(eqn)
+
+
+def _closed(jaxpr: Any) -> jex.ClosedJaxpr:
+    return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
+
+
+def _deeper(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many values have more axes outside."""
+    return sum(len(o.aval.shape) > len(i.aval.shape) for o, i in zip(outside, inside, strict=True))

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from rigl_jax.base import PyTree
-from rigl_jax.jaxprs import called
+from rigl_jax.jaxprs import branches, called
 
 # Zero in, zero out: where all the operands are 0 at a position, so is the result.
 _ALL = {"add", "sub", "add_any", "max", "min", "select_n", "concatenate"}
@@ -88,8 +88,8 @@ def _walk(jaxpr: Any, consts: list[bool], arguments: list[bool]) -> list[bool]:
 def _rule(eqn: Any, zero: list[bool]) -> list[bool]:
     name = eqn.primitive.name
     if name == "cond":
-        branches = [_walk(b.jaxpr, [_is_zero(c) for c in b.consts], zero[1:]) for b in eqn.params["branches"]]
-        return [all(flags) for flags in zip(*branches, strict=True)]
+        chosen = [_walk(b.jaxpr, [_is_zero(c) for c in b.consts], zero[1:]) for b in branches(eqn)]
+        return [all(flags) for flags in zip(*chosen, strict=True)]
     if (inner := called(eqn)) is not None:
         return _walk(inner.jaxpr, [_is_zero(c) for c in inner.consts], zero)
     if name == "select_n":

@@ -20,7 +20,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rigl_jax import checks, trees
+from rigl_jax import checks, jaxprs, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, Whole
@@ -314,11 +314,11 @@ def _transpose(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
 
 
 def _call(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    return _evaluate(eqn.params["jaxpr"], operands, how)
+    return _evaluate(jaxprs.called(eqn), operands, how)
 
 
 def _checkpoint(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    closed = jex.ClosedJaxpr(eqn.params["jaxpr"], ())
+    closed = jaxprs.called(eqn)
     if how.observe is not None:  # what is observed must get out, and that it cannot from inside a checkpoint
         return _evaluate(closed, operands, how)
 
@@ -331,13 +331,12 @@ def _checkpoint(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
 
 def _scan(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     _refuse_observer(how, operands, "scan")
-    given = eqn.params
-    constants, carried = given["num_consts"], given["num_carry"]
+    given, (inside, constants, carried) = eqn.params, jaxprs.scan(eqn)
     consts = operands[:constants]
     loop = [_as_array(x, "the carry or the stacked inputs of a scan") for x in operands[constants:]]
 
     def body(carry: Any, xs: Any) -> Any:
-        out = [_as_array(x, "the end of a scan") for x in _evaluate(given["jaxpr"], [*consts, *carry, *xs], how)]
+        out = [_as_array(x, "the end of a scan") for x in _evaluate(inside, [*consts, *carry, *xs], how)]
         return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(
@@ -353,20 +352,19 @@ def _cond(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     def branch(closed: Any) -> Callable[..., Any]:
         return lambda *xs: [_as_array(x, "the end of a cond") for x in _evaluate(closed, xs, how)]
 
-    return jax.lax.switch(index, [branch(closed) for closed in eqn.params["branches"]], *rest)
+    return jax.lax.switch(index, [branch(closed) for closed in jaxprs.branches(eqn)], *rest)
 
 
 def _while(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     _refuse_observer(how, operands, "while_loop")
-    given = eqn.params
-    first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
-    of_cond, of_body = operands[:first], operands[first:second]
-    start = [_as_array(x, "the carry of a while_loop") for x in operands[second:]]
+    condition, inside, first, second = jaxprs.while_loop(eqn)
+    of_cond, of_body = operands[:first], operands[first : first + second]
+    start = [_as_array(x, "the carry of a while_loop") for x in operands[first + second :]]
 
     def body(carry: Any) -> list[Any]:
-        return [_as_array(x, "a while_loop") for x in _evaluate(given["body_jaxpr"], [*of_body, *carry], how)]
+        return [_as_array(x, "a while_loop") for x in _evaluate(inside, [*of_body, *carry], how)]
 
-    return jax.lax.while_loop(lambda c: _evaluate(given["cond_jaxpr"], [*of_cond, *c], how)[0], body, start)
+    return jax.lax.while_loop(lambda c: _evaluate(condition, [*of_cond, *c], how)[0], body, start)
 
 
 def _refuse_observer(how: How, operands: Sequence[Any], where: str) -> None:
