@@ -36,6 +36,22 @@ _ONE = {
 _ANY = {"mul", "and"}
 
 
+def resting(inner: optax.GradientTransformationExtraArgs) -> Callable[..., bool]:
+    """`rests` of one optimizer, `(params, **extra) -> bool`, that remembers its answers: each takes two traces."""
+    known: dict[Any, bool] = {}
+
+    def rest(params: PyTree, **extra: Any) -> bool:
+        if extra:  # whose values may be read
+            return rests(inner, params, **extra)
+        leaves, treedef = jax.tree.flatten(params)
+        kind = treedef, tuple(map(jax.typeof, leaves))
+        if kind not in known:
+            known[kind] = rests(inner, params)
+        return known[kind]
+
+    return rest
+
+
 def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> bool:
     """Whether all that `inner` keeps for a weight is 0 at the start and stays 0 while weight and gradient are 0.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax import lax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Signals
-from rigl_jax.resting import rests
+from rigl_jax.resting import resting
 
 
 class SparseState(NamedTuple):
@@ -66,8 +67,9 @@ def sparsify(
 
     Returns:
       A transformation. `update(grads, state, params, rewire=None, **extra)` needs params; further keywords go to
-      `inner`. `rewire=None` decides inside the compiled program (`lax.cond` on `algorithm.due(state.step)`). A Python
-      bool decides outside, so that a training loop can compile two steps without a conditional and choose by
+      `inner`. `rewire=None` decides inside the compiled program (`lax.cond` on `algorithm.due(state.step)`), and in
+      Python where nothing is compiled: such a loop compiles its operations once and is right for small experiments. A
+      Python bool decides outside, so that a training loop can compile two steps without a conditional and choose by
       `algorithm.due(step)`. Both give the same result. Prefer the second where steps are short and the state is
       donated: XLA on CPU copies donated buffers around a conditional. Under `vmap` a conditional becomes a select
       that rewires on every step: pass a bool there.
@@ -90,6 +92,7 @@ def sparsify(
     checks.optimizer("sparsify", inner)
     checks.algorithm("sparsify", algorithm)
     inner = optax.with_extra_args_support(inner)
+    rest = resting(inner)
     key = checks.key("sparsify", key)
 
     def init(params: PyTree) -> SparseState:
@@ -100,6 +103,21 @@ def sparsify(
             raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
         _check_restartable(inner, optimizer, params)
         return SparseState(jnp.zeros((), jnp.int32), later, state, optimizer)
+
+    def train(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
+        trained, stored = algorithm.trained(state), algorithm.stored(state)
+        updates, after = inner.update(apply_masks(grads, trained), optimizer, params, **extra)
+        updates = trees.map_masked(_where_trained, trained, updates, params, stored)
+        if not rest(params, **extra):
+            after = _restart(inner, after, trained, apply_masks(params, stored))
+        return updates, after
+
+    def hold(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
+        # `train` itself where it can be, so that JAX remembers the shapes.
+        shapes, _ = jax.eval_shape(
+            functools.partial(train, **extra) if extra else train, grads, state, optimizer, params
+        )
+        return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), optimizer
 
     def update(
         updates: PyTree,
@@ -118,30 +136,20 @@ def sparsify(
         grads = updates  # optax's name for what comes in
         checks.gradients("sparsify", grads, params)
 
+        if rewire is None and not isinstance(state.step, jax.core.Tracer):
+            rewire = bool(algorithm.due(int(state.step)))  # outside of jit a conditional would compile at every call
         key = jax.random.fold_in(state.key, state.step)
         seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, key))
-
-        def train() -> tuple[PyTree, PyTree]:
-            trained, stored = algorithm.trained(seen), algorithm.stored(seen)
-            updates, optimizer = inner.update(apply_masks(grads, trained), state.inner, params, **extra)
-            updates = trees.map_masked(_where_trained, trained, updates, params, stored)
-            if not rests(inner, params, **extra):
-                optimizer = _restart(inner, optimizer, trained, apply_masks(params, stored))
-            return updates, optimizer
-
-        def hold() -> tuple[PyTree, PyTree]:
-            shapes, _ = jax.eval_shape(train)
-            return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), state.inner
 
         def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
             signals = Signals(optax.apply_updates(params, updates), grads, state.step, key)
             return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer)
 
         def rewired() -> tuple[Any, PyTree, PyTree]:
-            return change(*(hold() if algorithm.skip_step else train()))
+            return change(*(hold if algorithm.skip_step else train)(grads, seen, state.inner, params, **extra))
 
         def ordinary() -> tuple[Any, PyTree, PyTree]:
-            return seen, *train()
+            return seen, *train(grads, seen, state.inner, params, **extra)
 
         if rewire is None:
             after, updates, optimizer = lax.cond(algorithm.due(state.step), rewired, ordinary)

@@ -8,6 +8,7 @@ add up over devices, so a sharded weight is not gathered. Where a single CPU is 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,16 +58,22 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     counts = tuple(1 if axis in axes else size for axis, size in enumerate(scores.shape))
     if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
         raise ValueError(f"select: k must be one number for each group, of shape {counts}, got {jnp.shape(k)}")
-    if len(set(axes)) == scores.ndim and _on_one_cpu(scores):
-        lone = jnp.asarray(k, jnp.int32).reshape(())
-        return lax.platform_dependent(
-            scores,
-            lone,
-            *(() if among is None else (among,)),
-            cpu=lambda scores, k, among=None: native.select(scores, k, among),
-            default=lambda scores, k, among=None: _select(scores, k, among, axes),
-        )
-    return _select(scores, k, among, axes)
+    alone = len(set(axes)) == scores.ndim and _on_one_cpu(scores)
+    return _selected(scores, jnp.asarray(k, jnp.int32), among, axes=axes, alone=alone)
+
+
+# Jitted, so that outside of jit it is compiled once for each shape; inside it leaves no trace.
+@functools.partial(jax.jit, static_argnames=("axes", "alone"), inline=True)
+def _selected(scores: Array, k: Array, among: Array | None, *, axes: tuple[int, ...], alone: bool) -> Array:
+    if not alone:
+        return _select(scores, k, among, axes)
+    return lax.platform_dependent(
+        scores,
+        k.reshape(()),
+        *(() if among is None else (among,)),
+        cpu=lambda scores, k, among=None: native.select(scores, k, among),
+        default=lambda scores, k, among=None: _select(scores, k, among, axes),
+    )
 
 
 def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -> Array:
@@ -116,6 +123,11 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
     check_count("select_jointly", k)
     for s, a in zip(scores, among, strict=True):
         _check_scores("select_jointly", s, a)
+    return _selected_jointly(list(scores), jnp.asarray(k, jnp.int32), list(among))
+
+
+@functools.partial(jax.jit, inline=True)
+def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None]) -> list[Array]:
     pairs = [_candidates(s, a) for s, a in zip(scores, among, strict=True)]
     bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
 
@@ -123,7 +135,7 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
         counts = (count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys)
         return sum(counts, start=jnp.zeros((), jnp.int32))
 
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, total(lambda key: key > 0))
+    k = jnp.clip(k, 0, total(lambda key: key > 0))
     threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k)
     need = k - total(lambda key: key > threshold)
     chosen = []

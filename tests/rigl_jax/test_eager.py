@@ -1,0 +1,76 @@
+"""Training without jit, as the README's loop: nothing is compiled once every kind of step has been seen."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_jax as rx
+
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+)
+PARAMS = {f"layer{i}": {"kernel": jnp.linspace(-1.0, 2.0, 24).reshape(4, 6) + i, "bias": jnp.ones(6)} for i in range(3)}
+
+
+def loss(params):
+    return sum(jnp.sum((p - 0.3) ** 2) for p in jax.tree.leaves(params))
+
+
+def construct(algorithm, plan):
+    options = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
+    constructor = rx.ALGORITHMS[algorithm]
+    return constructor(plan, **{k: v for k, v in options.items() if k in inspect.signature(constructor).parameters})
+
+
+def train(tx, params, steps, update):
+    state = tx.init(params)
+    params = rx.apply_masks(params, state.masks)
+    counts = []
+    for step in range(steps):
+        grads = jax.tree.map(lambda p, step=step: jnp.sin(7 * p + step), params)
+        before = len(compiled)
+        updates, state = update(grads, state, params)
+        counts.append(len(compiled) - before)
+        params = optax.apply_updates(params, updates)
+    return params, state, counts
+
+
+@pytest.mark.parametrize("algorithm", rx.ALGORITHMS)
+def test_the_fourth_update_and_later_ones_compile_nothing(algorithm):
+    method = construct(algorithm, rx.make_plan(PARAMS, 0.5))
+    tx = rx.sparsify(optax.adam(0.1), method, key=jax.random.key(0))
+    _, _, counts = train(tx, PARAMS, 7, tx.update)
+    assert counts[3:] == [0] * 4
+    assert any(method.due(i) for i in range(3, 7)) or algorithm in ("static", "snip", "grasp", "synflow")
+
+
+def with_a_keyword():
+    by = lambda grads, state, params, *, value: (jax.tree.map(lambda g: g * value, grads), state)  # noqa: E731
+    return optax.chain(optax.adam(0.1), optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), by))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adabelief", "with a keyword"])
+def test_structures_and_optimizers_of_every_kind_compile_nothing_either(optimizer):
+    structures = [rx.block(2, 3), rx.n_of_m(2, 4, axis=0), rx.fan_in()]
+    rules = [*((f"layer{i}/kernel", structure) for i, structure in enumerate(structures)), (".*", None)]
+    plan = rx.make_plan(PARAMS, 0.5, rx.uniform, rules=rules)
+    special = optimizer == "with a keyword"
+    inner, extra = (with_a_keyword(), {"value": 0.5}) if special else (getattr(optax, optimizer)(0.1), {})
+    tx = rx.sparsify(inner, rx.rigl(plan, period=2, fraction=0.5), key=jax.random.key(0))
+    _, _, counts = train(tx, PARAMS, 6, lambda g, s, p: tx.update(g, s, p, **extra))
+    assert counts[3:] == [0] * 3
+
+
+def test_the_loop_does_what_the_compiled_one_does():
+    plan = rx.make_plan(PARAMS, 0.5)
+    tx = rx.sparsify(optax.adam(0.1), rx.rigl(plan, period=2, stop=4, fraction=0.5), key=jax.random.key(0))
+    ours, eager, _ = train(tx, PARAMS, 6, tx.update)
+    theirs, jitted, _ = train(tx, PARAMS, 6, jax.jit(tx.update))
+    jax.tree.map(np.testing.assert_array_equal, eager.masks, jitted.masks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+    assert int(eager.step) == 6
