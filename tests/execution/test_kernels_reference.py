@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from rigl_jax import native
 from rigl_jax.execution import kernels
@@ -311,3 +313,42 @@ def test_a_level_is_built_with_its_own_flags_only():
     everything = " ".join(flag for unit in units("x86_64") for flag in unit.flags)
     assert "native" not in everything
     assert "fast-math" not in everything
+
+
+# ---- several devices
+
+
+def _on_devices():
+    rng = np.random.default_rng(0)
+    weights = rng.random((8, 8)) < 0.5
+    tiles = np.kron(rng.random((4, 4)) < 0.5, np.ones((2, 2), bool))
+    pairs = np.tile(np.array([1, 0, 1, 0], bool)[:, None], (2, 8))
+    taps = rng.random((3, 3, 4, 8)) < 0.3
+    strided = functools.partial(kernels.conv, strides=(2, 2), padding="VALID")
+    return {
+        "linear": (kernels.make_pattern(weights), (8, 8), kernels.matmul),
+        "folded": (kernels.Folded(kernels.make_pattern(weights), (8, 2, 4), 1), (8, 8), kernels.matmul),
+        "block": (kernels.make_block_pattern(tiles, (2, 2)), (8, 8), kernels.matmul),
+        "n of m": (kernels.make_nm_pattern(pairs, 2, 4), (8, 8), kernels.matmul),
+        "n of m, wide": (kernels.make_nm_pattern(pairs, 2, 4, width=4), (8, 8), kernels.matmul),
+        "conv": (kernels.make_pattern(taps), (8, 5, 5, 4), kernels.conv),
+        "conv, strided": (kernels.make_pattern(taps), (8, 5, 5, 4), strided),
+    }
+
+
+@pytest.mark.parametrize("name", _on_devices())
+@pytest.mark.parametrize("level", LEVELS)
+def test_gradients_are_summed_over_devices_once(name, level):
+    """Each of 4 devices has a part of the batch and the whole weight; both gradients are those of one device."""
+    pattern, shape, product = _on_devices()[name]
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    values = jnp.asarray(rng.normal(size=pattern.nnz), jnp.float32)
+    options = {"level": level} if name in ("linear", "folded") or "conv" in name else {}
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    one = lambda x, values: product(x, values, pattern, **options)  # noqa: E731
+    split = jax.shard_map(one, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    loss = lambda product: lambda x, values: jnp.sum(jnp.sin(product(x, values)))  # noqa: E731
+    expected = jax.jit(jax.grad(loss(one), (0, 1)))(x, values)
+    for got, wanted in zip(jax.jit(jax.grad(loss(split), (0, 1)))(x, values), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """The Pallas kernel, interpreted, against the plain XLA form."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,3 +58,16 @@ def test_errors():
         pallas.matmul(x[:, :31], values, pattern)
     with pytest.raises(ValueError, match="pallas matmul: values must have shape"):
         pallas.matmul(x, values[1:], pattern)
+
+
+@pytest.mark.parametrize("tile", [(128, 128), (256, 128), (8, 128), (128, 8), (64, 64)])
+def test_tiles_that_a_tpu_compiles(tile):
+    """Pallas lowers for TPUs on any machine: what it takes is taken, what it does not is refused in one line."""
+    pattern = block.make_block_pattern(np.ones((2 * tile[0], tile[1]), bool), tile)
+    loss = lambda x, values: pallas.matmul(x, values, pattern, interpret=False).sum()  # noqa: E731
+    shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in [(8, 2 * tile[0]), (pattern.nnz,)]]
+    if tile[0] % 128 == 0 == tile[1] % 128:
+        jax.export.export(jax.jit(jax.grad(loss, argnums=(0, 1))), platforms=["tpu"])(*shapes)
+    else:
+        with pytest.raises(ValueError, match=r"pallas matmul: on a TPU tiles .* multiples of 128"):
+            jax.eval_shape(loss, *shapes)

@@ -85,10 +85,10 @@ def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Product:
 
 def _bind(primitive: Primitive, kind: Kind, a: Array, b: Array, pattern: Any, options: Hashable) -> Array:
     leaves, treedef = jax.tree.flatten(pattern)
-    return primitive.bind(*_varying_alike(a, b, *leaves), kind=kind, treedef=treedef, options=options)
+    return primitive.bind(*varying_alike(a, b, *leaves), kind=kind, treedef=treedef, options=options)
 
 
-def _varying_alike(*operands: Array) -> list[Array]:
+def varying_alike(*operands: Array) -> list[Array]:
     """Inside shard_map: replicated operands marked as varying, so that their gradients are summed over devices."""
     names = [_axes_of(x) for x in operands]
     union = frozenset().union(*names)

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from rigl_jax import checks
 from rigl_jax.execution.kernels.block import BlockPattern
 
 Array = jax.Array
 ROWS = 128  # batch rows to a grid step
+SIDE = 128  # tiles are the blocks of both operands, as they are and transposed; the TPU's compiler wants lanes whole
 
 
 def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, interpret: bool | None = None) -> Array:
@@ -28,12 +30,14 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
     Args:
       x: floating [..., in].
       values: floating [pattern.nnz].
-      pattern: from `make_block_pattern`; on a TPU its tiles should be multiples of (128, 128), or (8, 128) at least.
-      rows: batch rows worked on at a time; the batch is padded to a multiple of it.
+      pattern: from `make_block_pattern`; on a TPU both sides of its tiles must be multiples of 128.
+      rows: batch rows worked on at a time, on a TPU a multiple of 8; the batch is padded to a multiple of it.
       interpret: run the kernel's steps as ordinary JAX. Default: wherever the backend is no TPU.
 
     Raises:
-      ValueError: sizes that do not fit the pattern.
+      ValueError: sizes that do not fit the pattern, or that the TPU's compiler does not take.
+
+    Inside `jax.shard_map` it needs `check_vma=False`, as Pallas kernels do.
 
     Example:
       pattern = make_block_pattern(mask, (128, 128))
@@ -44,6 +48,10 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
     if values.shape != (pattern.nnz,):
         raise ValueError(f"pallas matmul: values must have shape ({pattern.nnz},), got {values.shape}")
     interpret = jax.default_backend() != "tpu" if interpret is None else interpret
+    if not checks.is_whole(rows, 1) or not (interpret or rows % 8 == 0):
+        raise ValueError(f"pallas matmul: rows must be at least 1, on a TPU a multiple of 8, got {rows!r}")
+    if not interpret and any(side % SIDE for side in pattern.tile):
+        raise ValueError(f"pallas matmul: on a TPU tiles must have sides of multiples of {SIDE}, got {pattern.tile}")
     dtype = jnp.result_type(x, values)
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
     rows = min(rows, max(8, flat.shape[0]))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import sparse
 
-from rigl_jax.execution.kernels.bilinear import Kind
+from rigl_jax.execution.kernels.bilinear import Kind, varying_alike
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, gather, scatter
 
 Array = jax.Array
@@ -52,10 +52,13 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
 
     if kind == "forward":
         return dense_conv(a, scatter(b, pattern))
+    # Each device transposes for itself: what is transposed varies over the mesh as the operands do. With a shape that
+    # does not, JAX would sum the result over the devices, and `bilinear` asks for that sum once already.
     if kind == "input_gradient":
-        kernel, image = scatter(b, pattern), (a.shape[0], *options.image, pattern.shape[2])
-        return jax.linear_transpose(lambda x: dense_conv(x, kernel), jax.ShapeDtypeStruct(image, a.dtype))(a)[0]
-    kernel = jax.ShapeDtypeStruct(pattern.shape, a.dtype)
+        kernel = scatter(b, pattern)
+        image, *_ = varying_alike(jnp.zeros((a.shape[0], *options.image, pattern.shape[2]), a.dtype), a, kernel)
+        return jax.linear_transpose(lambda x: dense_conv(x, kernel), image)(a)[0]
+    kernel, *_ = varying_alike(jnp.zeros(pattern.shape, a.dtype), a, b)
     return gather(jax.linear_transpose(lambda k: dense_conv(a, k), kernel)(b)[0], pattern)
 
 
