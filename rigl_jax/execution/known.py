@@ -37,7 +37,8 @@ class Product(NamedTuple):
       columns: int64[out], that of the unit which each column computes; 0 for the fixed unit.
       nonzero: bool[in, out], whether the weight has anything there (at any tap, for a convolution).
       constant: bool[in], the row reads a known number, and adds the same to an output wherever that is computed. (Not
-        so for a number other than 0 beside padding, which cuts off some of a convolution's taps.)
+        so for a number other than 0 beside padding, or beside the zeros that a transposed convolution puts in between:
+        both leave out some of a convolution's taps.)
       value: float64[in], that number; 0 in other rows.
       total: float[in, out], the weight, summed over taps.
       out: the value that it computes.
@@ -122,15 +123,14 @@ def _dot(step: Step, ins: list[Known | None], axes: list[Labels], shapes: _Shape
 
 def _conv(step: Step, ins: list[Known | None], axes: list[Labels], shapes: _Shapes) -> Product | None:
     given, numbers = step.params, step.params["dimension_numbers"]
-    plain = given["feature_group_count"] == given["batch_group_count"] == 1 and set(given["lhs_dilation"]) <= {1}
-    if not plain or not _complete(ins[1]):
+    if not given["feature_group_count"] == given["batch_group_count"] == 1 or not _complete(ins[1]):
         return None
     out_first, in_first, *_ = numbers.rhs_spec
     kernel = np.moveaxis(np.broadcast_to(_value(ins[1]), shapes[1]), (in_first, out_first), (-2, -1))
     taps = kernel.reshape(-1, *kernel.shape[-2:])
     rows, columns = (_positions(axes[1][k], shapes[1][k]) for k in (in_first, out_first))
     constant, value = _along(ins[0], numbers.lhs_spec[1], len(rows))
-    if any(edge > 0 for pair in given["padding"] for edge in pair):
+    if any(edge > 0 for pair in given["padding"] for edge in pair) or set(given["lhs_dilation"]) != {1}:
         constant = constant & (value == 0)
     total = taps.astype(np.float64).sum(axis=0)
     nonzero = (taps != 0).any(axis=0)
@@ -172,6 +172,8 @@ def _follow(step: Step, ins: list[Known | None], shapes: _Shapes) -> Known | Non
     (x, *_), given = found, step.params
     if step.name == "transpose":
         return Known(*(part.transpose(given["permutation"]) for part in x))
+    if step.name == "rev":
+        return Known(*(np.flip(part, given["dimensions"]) for part in x))
     if step.name == "squeeze":
         return Known(*(part.squeeze(given["dimensions"]) for part in x))
     if step.name == "broadcast_in_dim":

@@ -156,6 +156,12 @@ def _transpose(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> 
     return tuple(ins[0][k] for k in step.params["permutation"])
 
 
+def _reverse(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
+    del units, shapes
+    turned = step.params["dimensions"]
+    return tuple(axis if axis is None or k not in turned else axis[::-1] for k, axis in enumerate(ins[0]))
+
+
 def _squeeze(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
     del units, shapes
     return tuple(axis for k, axis in enumerate(ins[0]) if k not in step.params["dimensions"])
@@ -231,6 +237,7 @@ def _conv(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
 _RULES: dict[str, Callable[[Units, Step, list[Labels], _Shapes], _Out]] = {
     "reshape": _reshape,
     "transpose": _transpose,
+    "rev": _reverse,
     "squeeze": _squeeze,
     "broadcast_in_dim": _broadcast,
     "reduce_sum": _reduce,

@@ -121,6 +121,30 @@ def test_a_residual_network_with_batch_statistics(seed):
     assert len(streams) == 1
 
 
+class Decoder(nn.Module):
+    """Transposed convolutions, as in autoencoders and generators."""
+
+    padding: str = "SAME"
+    turned: bool = False
+    act: object = nn.relu
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"padding": self.padding, "transpose_kernel": self.turned}
+        for width in (12, 16):
+            x = self.act(nn.ConvTranspose(width, (3, 3), strides=(2, 2), **options)(x))
+        return nn.Conv(3, (1, 1))(x)
+
+
+@pytest.mark.parametrize(
+    ("padding", "turned", "act"), [("SAME", False, nn.relu), ("VALID", True, nn.relu), ("SAME", True, nn.sigmoid)]
+)
+def test_transposed_convolutions(padding, turned, act):
+    """Channels are removed beside them as beside others; numbers other than 0 stay, as zeros lie between the pixels."""
+    small = check(*sparse(Decoder(padding, turned, act), (2, 3, 3, 6), 0.03))
+    assert small.shapes["params/ConvTranspose_1/kernel"][1][3 if turned else 2] < 12
+
+
 def test_other_batch_sizes_and_the_small_model_packed():
     apply, params, masks, x = sparse(ConvNet(), (2, 14, 14, 2), 0.03)
     small = compact(apply, params, masks, x)
