@@ -55,7 +55,8 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
         depthwise convolutions, loops, concatenations, or arrays that `apply` closes over (pass batch statistics as
         part of `params`, with None for masks);
       * units without inputs whose number is not 0 and that feed a padded convolution, where it would miss at the
-        borders, a transposed convolution with strides, where it would miss between the pixels, or a layer without a bias of its own to take it. A bias is a one-dimensional, unmasked weight, used
+        borders, a transposed convolution with strides, where it would miss between the pixels, or a layer without a
+        bias of its own to take it. A bias is a one-dimensional, unmasked weight, used
         once: added to the product, or subtracted from it, as a running mean is.
 
     Args:
