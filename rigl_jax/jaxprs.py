@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import jax.extend.core as jex
 
-_CALLS = frozenset(("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call"))
+CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call"))
+"""Calls of functions that bring derivatives of their own."""
+_CALLS = frozenset(("jit", "closed_call", "remat2")) | CUSTOM
 
 
 class Scan(NamedTuple):
@@ -53,6 +55,14 @@ def called(eqn: Any) -> jex.ClosedJaxpr | None:
         return None
     (inner,) = held(eqn)
     return inner
+
+
+def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """The operation as it stands: a jaxpr of this one equation, which JAX evaluates by whatever rules it has."""
+    pairs = [(a, x) for a, x in zip(eqn.invars, operands, strict=True) if not isinstance(a, jex.Literal)]
+    names = jex.DebugInfo("rigl_jax", eqn.primitive.name, None, None)
+    one = jex.Jaxpr((), [a for a, _ in pairs], eqn.outvars, [eqn], eqn.effects, names)
+    return jex.jaxpr_as_fun(_closed(one))(*[x for _, x in pairs])
 
 
 def held(eqn: Any) -> list[jex.ClosedJaxpr]:

@@ -7,17 +7,18 @@ model's own jaxpr says which rows, columns and biases make up a unit, so any fun
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks, trees
-from rigl_jax.base import Masks, PyTree, Shape
+from rigl_jax import checks, jaxprs, trees
+from rigl_jax.base import Array, Masks, PyTree, Shape
 from rigl_jax.execution.known import Product, read_products
-from rigl_jax.execution.program import Program, Step, evaluate, trace
+from rigl_jax.execution.program import Custom, Program, Step, evaluate, trace
 from rigl_jax.execution.units import Labels, read_units
 
 Kept = dict[str, dict[int, np.ndarray]]
@@ -31,7 +32,8 @@ class Compact(NamedTuple):
       params: a tree like the params, with smaller arrays, and zeros where the small masks are False.
       masks: the masks, cut to the same shapes.
       apply: `(params, *inputs) -> outputs`, the given `apply` at the smaller shapes. Takes any batch size that the
-        given one takes. Traced on every call, so jit it. For inference: custom derivatives are not kept.
+        given one takes. Traced on every call, so jit it. Its gradients are those of the given one: functions with
+        derivatives of their own (`jax.custom_jvp`, `jax.custom_vjp`) keep them.
       kept: which positions are left of every axis that shrank; empty if no unit was dead.
       shapes: `{leaf: (shape before, shape now)}` of the same leaves. To build the model itself anew, read its widths
         here, as in `MLP(features=(compact.shapes["Dense_0/kernel"][1][1], ...))`: its own `apply` then takes params.
@@ -234,9 +236,15 @@ def _at_smaller_shapes(apply: Callable[..., Any], full: PyTree, kept: Kept) -> C
         if gone[0]:
             raise ValueError("compact: these inputs take the model another way than those it was compacted with")
 
+        def places(value: int) -> list[np.ndarray]:
+            shape = program.avals[value].shape
+            axes = labels.get(value, (None,) * len(shape))
+            return [
+                np.arange(n) if a is None else np.flatnonzero(~gone[roots[a]]) for n, a in zip(shape, axes, strict=True)
+            ]
+
         def size(step: Step) -> tuple[int, ...]:
-            shape, axes = program.avals[step.outs[0]].shape, labels[step.outs[0]]
-            return tuple(n if a is None else int((~gone[roots[a]]).sum()) for n, a in zip(shape, axes, strict=True))
+            return tuple(map(len, places(step.outs[0])))
 
         rules = {
             "reshape": lambda step, xs: jax.lax.reshape(xs[0], size(step), step.params["dimensions"]),
@@ -244,6 +252,43 @@ def _at_smaller_shapes(apply: Callable[..., Any], full: PyTree, kept: Kept) -> C
                 xs[0], size(step), step.params["broadcast_dimensions"]
             ),
         }
-        return evaluate(program, jax.tree.leaves((params, inputs)), rules)
+        around = functools.partial(_with_own_derivatives, program, places)
+        return evaluate(program, jax.tree.leaves((params, inputs)), rules, around)
 
     return run
+
+
+def _with_own_derivatives(
+    program: Program,
+    places: Callable[[int], list[np.ndarray]],
+    custom: Custom,
+    outs: Sequence[int],
+    run: Callable[..., list[Array]],
+    operands: Sequence[Any],
+) -> list[Array]:
+    """A call with derivatives of its own, on arrays that shrank. See `Around`.
+
+    Its rule is written for the full shapes. It is asked there, removed units being 0, and only where a derivative is
+    taken; the call itself runs at the smaller shapes. `places(value)` are the positions left of each axis.
+    """
+
+    def cut(i: int) -> bool:
+        return any(len(kept) < n for kept, n in zip(places(i), program.avals[i].shape, strict=True))
+
+    def whole(*operands: Any) -> list[Array]:
+        filled = [
+            jnp.zeros(program.avals[i].shape, x.dtype).at[jnp.ix_(*places(i))].set(x) if cut(i) else x
+            for i, x in zip(custom.ins, operands, strict=True)
+        ]
+        results = dict(zip(custom.outs, jaxprs.bind(custom.eqn, filled), strict=True))
+        return [results[i][jnp.ix_(*places(i))] if cut(i) else results[i] for i in outs]
+
+    if not any(map(cut, (*custom.ins, *outs))):
+        return whole(*operands)
+    if custom.eqn.primitive.name == "custom_jvp_call":
+        forward = jax.custom_jvp(run)
+        forward.defjvp(lambda primals, tangents: jax.jvp(whole, primals, tangents))
+        return forward(*operands)
+    backward = jax.custom_vjp(run)
+    backward.defvjp(lambda *operands: jax.vjp(whole, *operands), lambda pull, ct: pull(ct))
+    return backward(*operands)

@@ -189,22 +189,14 @@ def _evaluate(closed: Any, inputs: Sequence[Any], how: How) -> list[Any]:
         if any(map(_is_weight, operands)):
             results = _RULES.get(eqn.primitive.name, _materialise)(eqn, operands, how)
         else:
-            results = _bind(eqn, operands)
+            results = jaxprs.bind(eqn, operands)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _bind(eqn: Any, operands: Sequence[Array]) -> list[Array]:
-    """The operation as it stands: a jaxpr of this one equation, which JAX evaluates by whatever rules it has."""
-    pairs = [(a, x) for a, x in zip(eqn.invars, operands, strict=True) if not isinstance(a, jex.Literal)]
-    names = jex.DebugInfo("run_packed", eqn.primitive.name, None, None)
-    one = jex.Jaxpr((), [a for a, _ in pairs], eqn.outvars, [eqn], eqn.effects, names)
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*[x for _, x in pairs])
-
-
 def _materialise(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     del how
-    return _bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
+    return jaxprs.bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
 
 
 def _as_array(x: Any, where: str) -> Any:

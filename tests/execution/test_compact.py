@@ -8,7 +8,7 @@ import pytest
 
 from rigl_jax import apply_masks
 from rigl_jax.execution.compact import compact
-from rigl_jax.execution.packed import pack
+from rigl_jax.execution.packed import pack, unpack
 from rigl_jax.execution.run import run_packed
 
 
@@ -299,3 +299,85 @@ def test_a_mask_that_does_not_fit_is_named():
         compact(two_layers, params, {**masks, "a": masks["b"]}, jnp.ones((5, 2)))
     with pytest.raises(ValueError, match="parallel to params"):
         compact(two_layers, params, {"a": None}, jnp.ones((5, 2)))
+
+
+# ---- derivatives
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-2 * g,))
+
+
+@jax.custom_vjp
+def scaled(x, y):
+    return x * y, x, x
+
+
+scaled.defvjp(lambda x, y: (scaled(x, y), (x, y)), lambda kept, g: (g[0] * 3 * kept[1] + g[2], g[1] * 5))
+
+
+@jax.custom_jvp
+def stepped(x):
+    return jnp.where(x > 0, 1.0, 0.0)
+
+
+stepped.defjvp(lambda x, t: (stepped(*x), t[0] * jnp.exp(-(x[0] ** 2))))
+
+FUNCTIONS = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+    "logsumexp": lambda x: x + jax.nn.logsumexp(x, axis=0, keepdims=True),
+    "softmax": lambda x: x * jax.nn.softmax(x, axis=0),
+    "custom_jvp": stepped,
+    "custom_vjp": reversed_gradient,
+    "custom_vjp, several": lambda x: sum(scaled(x, x + 1.0)),
+    "custom_vjp, a part": lambda x: scaled(x, x + 1.0)[0],
+    "nested": lambda x: jax.jit(lambda x: jax.nn.relu(reversed_gradient(x)))(x),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("form", ["compacted", "packed", "packed in a scan"])
+def test_gradients_are_those_of_the_function_at_0_as_well(name, form):
+    """Of a network whose hidden units are 0 where they are not dead, and of another."""
+    a, b = np.ones((2, 4)), np.arange(1.0, 13).reshape(4, 3)
+    a[:, 1], b[2] = 0, 0
+    a[1, 3] = -1
+    params, masks = hand(a, b)
+    params = params | {"c": jnp.zeros(4)}
+    masks = masks | {"c": None}
+    x = jnp.array([[1.0, -1.0], [0.0, 0.0], [0.5, 2.0]])
+
+    def apply(p, x):
+        layer = lambda h: FUNCTIONS[name](h @ p["a"] + p["c"][None])  # noqa: E731
+        if form == "packed in a scan":
+            return jax.lax.scan(lambda carry, row: (carry, layer(row[None])[0]), 0.0, x)[1] @ p["b"] + p["d"][None]
+        return layer(x) @ p["b"] + p["d"][None]
+
+    def gradients(apply, params):
+        return jax.grad(lambda params, x: jnp.sum(jnp.cos(apply(params, x))), argnums=(0, 1), allow_int=True)(params, x)
+
+    full = apply_masks(params, masks)
+    expected, expected_x = gradients(apply, full)
+    if form == "compacted":
+        small = compact(apply, params, masks, x)
+        assert small.shapes["a"][1][1] < 4
+        got, got_x = gradients(small.apply, small.params)
+        expected = {
+            leaf: np.asarray(g)[np.ix_(*(small.kept.get(leaf, {}).get(k, np.arange(n)) for k, n in enumerate(g.shape)))]
+            for leaf, g in expected.items()
+        }
+    else:
+        packed = pack(params, masks)
+        run = lambda values, x: run_packed(apply)(packed._replace(values=values), x)  # noqa: E731
+        values, got_x = gradients(run, packed.values)
+        got = unpack(packed._replace(values=values))
+        expected = apply_masks(expected, masks)
+    np.testing.assert_allclose(got_x, expected_x, rtol=1e-4, atol=1e-4)
+    for leaf in expected:
+        np.testing.assert_allclose(got[leaf], expected[leaf], rtol=1e-4, atol=1e-4, err_msg=leaf)
