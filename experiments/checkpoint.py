@@ -220,4 +220,11 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: PyTree) -> tuple[
     if int(found["state"]["digest"]) != int(digests.digest(state)):
         return None
     # Copies: what orbax restored may be memory that it owns, and the training step donates its state.
-    return jax.tree.map(jnp.copy, state), found["facts"]
+    return jax.tree.map(_copied, abstract, state), found["facts"]
+
+
+def _copied(wanted: Any, leaf: Any) -> Any:
+    """A copy of what was restored; the data of a typed key, which older checkpoints hold, where data are wanted."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and wanted.dtype == jnp.uint32:
+        return jax.device_put(jax.random.key_data(leaf), wanted.sharding)
+    return jnp.copy(leaf)

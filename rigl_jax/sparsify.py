@@ -17,11 +17,12 @@ from rigl_jax.resting import resting
 
 
 class SparseState(NamedTuple):
-    """The state of `sparsify`; every leaf is an array, so it checkpoints and shards like any optimizer state.
+    """The state of `sparsify`; every leaf is an array of numbers or bools, so it checkpoints, shards, pickles and
+    serialises like any optimizer state.
 
     Attributes:
       step: int32 scalar, the number of updates so far, rewirings included.
-      key: typed PRNG key, never advanced: each step folds its number in.
+      key: the data of a PRNG key, uint32 (`jax.random.key_data`), never advanced: each step folds its number in.
       algorithm: the algorithm's own state.
       inner: the inner optimizer's state.
     """
@@ -102,7 +103,7 @@ def sparsify(
         if _contains_sparse_state(optimizer):
             raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
         _check_restartable(inner, optimizer, params)
-        return SparseState(jnp.zeros((), jnp.int32), later, state, optimizer)
+        return SparseState(jnp.zeros((), jnp.int32), trees.stored_key(later), state, optimizer)
 
     def train(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
         trained, stored = algorithm.trained(state), algorithm.stored(state)
@@ -138,11 +139,11 @@ def sparsify(
 
         if rewire is None and not isinstance(state.step, jax.core.Tracer):
             rewire = bool(algorithm.due(int(state.step)))  # outside of jit a conditional would compile at every call
-        key = jax.random.fold_in(state.key, state.step)
-        seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, key))
+        now = jax.random.fold_in(trees.typed_key(state.key, key), state.step)
+        seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, now))
 
         def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
-            signals = Signals(optax.apply_updates(params, updates), grads, state.step, key)
+            signals = Signals(optax.apply_updates(params, updates), grads, state.step, now)
             return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer)
 
         def rewired() -> tuple[Any, PyTree, PyTree]:

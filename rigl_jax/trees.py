@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from rigl_jax.base import Array, Plan, PyTree
 
@@ -59,6 +60,18 @@ def map_masked(f: Callable[..., Any], masks: PyTree, tree: PyTree, *trees: PyTre
 def leaf_key(key: Array, name: str) -> Array:
     """The leaf's own key: the CRC-32 of its path folded in, equal in every process (unlike `hash`)."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def stored_key(key: Array) -> Array:
+    """A copy of a key's data, uint32, to keep in a state: files and serialisers know no typed keys."""
+    return jnp.copy(jax.random.key_data(key))
+
+
+def typed_key(stored: Array, like: Array) -> Array:
+    """The key of `stored_key`, of the implementation of `like`. A typed one, as older states hold it, as it is."""
+    if jnp.issubdtype(stored.dtype, jax.dtypes.prng_key):
+        return stored
+    return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(like))
 
 
 def explicit_sharding(x: Any) -> Any:

@@ -80,7 +80,7 @@ def _crossed(leaf: Leaf, mask: Array, theta: Array) -> Array:
 
 
 class LangevinState(NamedTuple):
-    """Steps so far (int32 scalar), and the key they fold into."""
+    """Steps so far (int32 scalar), and the data of the key they fold into (uint32)."""
 
     count: Array
     key: Array
@@ -117,14 +117,14 @@ def langevin(
 
     def init(params: PyTree) -> LangevinState:
         del params
-        return LangevinState(jnp.zeros((), jnp.int32), jax.random.wrap_key_data(jnp.copy(jax.random.key_data(key))))
+        return LangevinState(jnp.zeros((), jnp.int32), trees.stored_key(key))
 
     def update(updates: PyTree, state: LangevinState, params: PyTree | None = None) -> tuple[PyTree, LangevinState]:
         if params is None:
             raise ValueError("langevin: update needs the params: tx.update(updates, state, params)")
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         heat = temperature(state.count) if callable(temperature) else temperature
-        now = jax.random.fold_in(state.key, state.count)
+        now = jax.random.fold_in(trees.typed_key(state.key, key), state.count)
         scale = jnp.sqrt(2.0 * jnp.asarray(rate, jnp.float32) * heat)
 
         def one(name: str, u: Array, p: Array) -> Array:

@@ -66,6 +66,19 @@ def test_comes_back_bit_for_bit_where_it_is_wanted(count, tmp_path):
     assert all(leaf.sharding == whole(count) for leaf in jax.tree.leaves(found))
 
 
+def test_a_typed_key_is_read_where_a_state_now_holds_its_data(tmp_path):
+    old = state(1) | {"key": jax.device_put(jax.random.key(7), whole(1))}
+    store = opened(tmp_path / "c")
+    store.save(1, old, {}, None)
+    store.close()
+    now = old | {"key": jax.random.key_data(old["key"])}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole(1)), now)
+    store = opened(tmp_path / "c")
+    found, _ = store.restore(shapes)
+    store.close()
+    assert_equal(found, now)
+
+
 def test_nothing_there_is_none(tmp_path):
     store = opened(tmp_path / "c")
     assert store.restore(abstract()) is None

@@ -111,9 +111,8 @@ def snapshot(method, params, state):
 
 
 def to_host_and_back(state):
-    flat, treedef = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))
-    state = jax.tree.unflatten(treedef, [jnp.asarray(np.asarray(x)) for x in flat])
-    return state._replace(key=jax.random.wrap_key_data(state.key))
+    flat, treedef = jax.tree.flatten(state)
+    return jax.tree.unflatten(treedef, [jnp.asarray(np.asarray(x)) for x in flat])
 
 
 @functools.cache
