@@ -71,7 +71,7 @@ def expected_l0(log_alphas: PyTree) -> Array:
     1.8697
     """
     opens = [jnp.sum(probability_open(leaf), dtype=jnp.float32) for leaf in jax.tree.leaves(log_alphas)]
-    return sum(opens, start=jnp.zeros(()))
+    return sum(opens, start=jnp.zeros((), jnp.float32))
 
 
 def log_alpha(weights: Array, log_sigma2: Array) -> Array:
@@ -103,7 +103,7 @@ def variational_kl(log_alphas: PyTree) -> Array:
         kept = 0.63576 * jax.nn.sigmoid(1.87320 + 1.48695 * a) - 0.5 * jax.nn.softplus(-a)
         return jnp.sum(0.63576 - kept)
 
-    return sum((one(leaf) for leaf in jax.tree.leaves(log_alphas)), start=jnp.zeros(()))
+    return sum((one(leaf) for leaf in jax.tree.leaves(log_alphas)), start=jnp.zeros((), jnp.float32))
 
 
 def variational_matmul(key: Array, x: Array, weights: Array, log_sigma2: Array) -> Array:

@@ -143,7 +143,7 @@ def bezier_path(
 
     def step(carry: tuple[list[PyTree], Any], k: Array) -> tuple[tuple[list[PyTree], Any], None]:
         middle, state = carry
-        grads = jax.grad(mean_loss)(middle, jax.random.uniform(k))
+        grads = jax.grad(mean_loss)(middle, jax.random.uniform(k, dtype=jnp.float32))
         found, state = inner.update(grads, state, middle)
         updates: Any = found
         moved: Any = optax.apply_updates(middle, [still(u) for u in updates])

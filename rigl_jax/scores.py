@@ -29,7 +29,7 @@ def random(signals: Signals) -> PyTree:
     """Independent uniform scores, one key for each leaf: the growth criterion of SET."""
     return jax.tree.map(
         lambda name, p: jax.random.uniform(
-            trees.leaf_key(signals.key, name), p.shape, out_sharding=trees.explicit_sharding(p)
+            trees.leaf_key(signals.key, name), p.shape, jnp.float32, out_sharding=trees.explicit_sharding(p)
         ),
         trees.names(signals.params),
         signals.params,

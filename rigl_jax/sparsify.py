@@ -277,7 +277,7 @@ def sparsity(tree: PyTree) -> Array:
             "sparsity: expected weights or masks, got packed weights; ask rx.sparsity(rx.execution.masks_of(packed))"
         )
     total = sum(leaf.size for leaf in leaves)
-    return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros(()))
+    return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))
 
 
 def check_masked(params: PyTree, masks: Masks) -> None:

@@ -32,7 +32,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     a single CPU one group is selected natively, where the kernels are built (`rigl_jax.native`).
 
     Args:
-      scores: float[*units]: f32, bf16 or f16.
+      scores: float[*units]: f32, bf16 or f16; f64 under `jax_enable_x64`.
       k: how many to take in each group: an int, or an integer array that broadcasts against `scores` reduced over
         `axes` with the axes kept. May be traced. Below 0 counts as 0, above the number of candidates as that number.
       axes: the axes along which scores of a group compete (default: all, one group).
@@ -42,7 +42,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
       bool[*units] with exactly min(k, candidates) True in each group.
 
     Raises:
-      ValueError: for scores that are not f32, bf16 or f16, an `among` that is not bool of their shape, a k that does
+      ValueError: for scores of another type, an `among` that is not bool of their shape, a k that does
         not broadcast. (`jax.export` of a CPU program refuses the native call: set RIGL_JAX_NATIVE=0 for that.)
 
     >>> select(jnp.array([1.0, 3.0, 3.0, 2.0]), 2).tolist()
@@ -91,9 +91,14 @@ def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -
 
 def _on_one_cpu(scores: Array) -> bool:
     """Whether the native selection serves. XLA would gather for it what lies on several devices."""
-    if jax.default_backend() != "cpu" or jax.device_count() > 1 or trees.explicit_sharding(scores) is not None:
+    if (
+        scores.dtype == jnp.float64
+        or jax.default_backend() != "cpu"
+        or jax.device_count() > 1
+        or trees.explicit_sharding(scores) is not None
+    ):
         return False
-    return scores.size > 0 and native.library() is not None
+    return scores.size > 0 and scores.dtype != jnp.float64 and native.library() is not None
 
 
 def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | None] | None = None) -> list[Array]:
@@ -136,7 +141,7 @@ def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None]) 
         return sum(counts, start=jnp.zeros((), jnp.int32))
 
     k = jnp.clip(k, 0, total(lambda key: key > 0))
-    threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k)
+    threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k, dtype=keys[0].dtype)
     need = k - total(lambda key: key > threshold)
     chosen = []
     for key in keys:
@@ -161,16 +166,21 @@ def _rank(keys: Array, axis: int) -> Array:
 def _check_scores(who: str, scores: Array, among: Array | None) -> None:
     if not hasattr(scores, "dtype"):
         raise ValueError(f"{who}: scores must be an array of floats, got {type(scores).__name__}")
-    if scores.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise ValueError(f"{who}: scores must be float32, bfloat16 or float16, got {scores.dtype}")
+    if scores.dtype not in _types():
+        raise ValueError(f"{who}: scores must be {', '.join(_types())}, got {scores.dtype}")
     checks.same_shape(who, scores.shape, among=among)
     if among is not None and among.dtype != jnp.bool_:
         raise ValueError(f"{who}: among must be bool{list(scores.shape)}, got {among.dtype}{list(among.shape)}")
 
 
+def _types() -> tuple[str, ...]:
+    """The types of scores that this mode of JAX can rank."""
+    return ("bfloat16", "float16", "float32", *(("float64",) if jax.config.jax_enable_x64 else ()))
+
+
 def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
     keys, bits = _sortable(scores)
-    return (keys if among is None else jnp.where(among, keys, 0)), bits
+    return (keys if among is None else jnp.where(among, keys, jnp.zeros((), keys.dtype))), bits
 
 
 def check_count(who: str, k: Any) -> None:
@@ -195,44 +205,46 @@ def count_true(which: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...]) -> Array:
-    """The k-th largest key of each group, k from 0 to as many as are above 0. Two searches over halves of 16 bits."""
+    """The k-th largest key of each group, k from 0 to as many as are above 0. One search for every 16 bits."""
 
-    def search(half: Array, need: Array) -> Array:
-        return _largest(16, lambda t: count_true(half >= t.astype(jnp.uint16), axes) >= need, need)
+    def search(part: Array, need: Array) -> Array:
+        return _largest(16, lambda t: count_true(part >= t.astype(jnp.uint16), axes) >= need, need)
 
-    if bits == 16:
-        return search(keys.astype(jnp.uint16), k)
-    high, low = (keys >> 16).astype(jnp.uint16), keys.astype(jnp.uint16)
-    top = search(high, k)
-    need = k - count_true(high > top, axes)
-    rest = jnp.where(high == top, low, jnp.uint16(0))  # 0 for the others: trials are above it, so they never count
-    return top << 16 | search(rest, need)
+    part = (keys >> (bits - 16)).astype(jnp.uint16)
+    found = search(part, k).astype(keys.dtype)
+    for shift in range(bits - 32, -1, -16):
+        k = k - count_true(part > found.astype(jnp.uint16), axes)
+        same, part = keys >> (shift + 16) == found, (keys >> shift).astype(jnp.uint16)
+        part = jnp.where(same, part, jnp.uint16(0))  # 0 for the others: trials are above it, so they never count
+        found = found << 16 | search(part, k).astype(keys.dtype)
+    return found
 
 
-def _largest(bits: int, holds: Callable[[Array], Array], like: Array, passes: Any = None) -> Array:
+def _largest(
+    bits: int, holds: Callable[[Array], Array], like: Array, passes: Any = None, dtype: Any = jnp.uint32
+) -> Array:
     """The largest number of so many bits for which `holds`, which must hold for 0 and never again after it fails.
 
     `like` has the shape and, on a mesh, the sharding of what `holds` takes and gives.
     """
 
     def narrow(i: Array, number: Array) -> Array:
-        trial = number | (jnp.uint32(1) << (jnp.uint32(bits - 1) - i.astype(jnp.uint32)))
+        trial = number | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
         return jnp.where(holds(trial), trial, number)
 
-    return lax.fori_loop(0, bits if passes is None else passes, narrow, (like * 0).astype(jnp.uint32))
+    return lax.fori_loop(0, bits if passes is None else passes, narrow, (like * 0).astype(dtype))
 
 
 def _sortable(scores: Array) -> tuple[Array, int]:
     """Unsigned keys in the order of the scores, and how many bits they use: NaN 1, -inf above it, 0 left free."""
-    if scores.dtype == jnp.float32:
-        signed, bits = lax.bitcast_convert_type(scores, jnp.int32), 32
-    else:
-        signed, bits = lax.bitcast_convert_type(scores, jnp.int16).astype(jnp.int32), 16
-    sign = jnp.uint32(1 << (bits - 1))
-    magnitude = signed.astype(jnp.uint32) & (sign - 1)  # the bits without the sign grow with |score|
+    bits = jnp.finfo(scores.dtype).bits
+    dtype = jnp.uint64 if bits == 64 else jnp.uint32
+    signed = lax.bitcast_convert_type(scores, {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[bits])
+    sign = jnp.asarray(1 << (bits - 1), dtype)
+    magnitude = signed.astype(dtype) & (sign - 1)  # the bits without the sign grow with |score|
     keys = jnp.where(signed < 0, sign - 1 - magnitude, sign + magnitude)
     keys = jnp.where(magnitude == 0, sign, keys)  # -0.0 is 0.0
-    return jnp.where(jnp.isnan(scores), jnp.uint32(1), keys), bits
+    return jnp.where(jnp.isnan(scores), jnp.ones((), dtype), keys), bits
 
 
 def _first(tied: Array, need: Array, axes: tuple[int, ...]) -> Array:

@@ -145,7 +145,9 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
     return trees.map_sparse(
         lambda leaf, p: prune(
             leaf.structure,
-            jax.random.uniform(trees.leaf_key(key, leaf.name), leaf.shape, out_sharding=trees.explicit_sharding(p)),
+            jax.random.uniform(
+                trees.leaf_key(key, leaf.name), leaf.shape, jnp.float32, out_sharding=trees.explicit_sharding(p)
+            ),
             leaf.n_active,
         ),
         plan,

@@ -55,7 +55,8 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
 
         def sign(leaf: Leaf, p: Array) -> Array:
             out = trees.explicit_sharding(p)
-            drawn = jax.random.bernoulli(trees.leaf_key(key, f"sign:{leaf.name}"), shape=p.shape, out_sharding=out)
+            half = jnp.float32(0.5)  # its type is that of the draws, which so do not depend on `jax_enable_x64`
+            drawn = jax.random.bernoulli(trees.leaf_key(key, f"sign:{leaf.name}"), half, p.shape, out_sharding=out)
             return jnp.where(p == 0, drawn, p > 0)
 
         return DeepRState(masks, trees.map_sparse(sign, plan, params))

@@ -76,4 +76,4 @@ def explored(state: ItopState) -> Array:
     """R_s: the share of all sparse leaves' weights that have been active at some time, f32 scalar in [0, 1]."""
     leaves = jax.tree.leaves(state.explored)
     total = sum(leaf.size for leaf in leaves)
-    return sum((jnp.sum(leaf, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros(()))
+    return sum((jnp.sum(leaf, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))

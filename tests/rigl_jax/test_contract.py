@@ -267,6 +267,23 @@ def test_static_branch_on_one_device_equals_in_graph_branch_on_eight(algorithm):
 
 
 @each_algorithm
+def test_double_precision_changes_no_mask_and_no_type(algorithm):
+    """Under `jax_enable_x64`, with float64 weights: the first masks, and the types after a step of either kind."""
+    first = run(algorithm).outside[0].masks
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: jnp.asarray(np.asarray(p, np.float64)), PARAMS)
+        _, _, tx = build(algorithm)
+        state = jax.eval_shape(tx.init, params)
+        for rewire in (True, None):
+            after = jax.eval_shape(lambda p, s: tx.update(p, s, p, rewire=rewire), params, state)
+            chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
+        if algorithm != "synflow":  # whose rounds would take long, step by step
+            key = jax.random.split(jax.random.key(0))[0]
+            masks = jax.device_get(build(algorithm)[1].init(key, params).masks)
+            chex.assert_trees_all_equal(rx.trees.named_leaves(masks), first)
+
+
+@each_algorithm
 def test_one_trace(algorithm):
     result = run(algorithm)
     due = [bool(result.method.due(i)) for i in range(STEPS)]
