@@ -17,6 +17,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.name = "fashion_mnist"
     config.dataset.batch_size = 128
     config.model.name = "lenet5"
+    # The first convolution, 150 weights, is dense, as it was in the committed records.
+    config.rules = (("conv1/kernel", "dense"), (".*/kernel", "unstructured"), (".*", "dense"))
     config.optimizer.weight_decay = 5e-4
     config.schedule.peak = 0.05
     config.log_every = 117

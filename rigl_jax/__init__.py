@@ -39,13 +39,16 @@ from rigl_jax.algorithms import (
     synflow,
     top_kast,
 )
-from rigl_jax.base import Algorithm, Leaf, Rewired, Signals, Structure
-from rigl_jax.distributions import describe, erdos_renyi, erk, make_plan, uniform
+from rigl_jax.base import Algorithm, Axes, Leaf, Rewired, Signals, Structure
+from rigl_jax.description import describe
+from rigl_jax.distributions import erdos_renyi, erk, uniform
 from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
 from rigl_jax.flops import Flops, Product, flops, micronet_bits, micronet_flops, training_cost
 from rigl_jax.growth import accumulate_growth
 from rigl_jax.initial import rescale_init
 from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
+from rigl_jax.plan import make_plan
+from rigl_jax.roles import roles
 from rigl_jax.sparsify import (
     SparseState,
     apply_masks,
@@ -59,6 +62,7 @@ from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Axes",
     "Flops",
     "Leaf",
     "Packed",
@@ -106,6 +110,7 @@ __all__ = [
     "rescale_init",
     "rigl",
     "rigl_inverted",
+    "roles",
     "run_packed",
     "schedules",
     "scores",

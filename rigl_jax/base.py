@@ -37,6 +37,43 @@ Score = Callable[[Signals], PyTree]
 """`Signals -> tree of arrays parallel to params`; higher means more worth keeping (or growing)."""
 
 
+class Axes(NamedTuple):
+    """Which axes of a weight are what. Together they name every axis once; negative numbers count from the last.
+
+    A dense kernel of Flax is `Axes((0,), (1,))`, one of Equinox `Axes((1,), (0,))`, a convolution of PyTorch
+    `Axes((1,), (0,), window=(2, 3))`, and `Axes((-2,), (-1,), stack=(0,))` is a scanned dense layer.
+
+    Attributes:
+      inputs: what a product sums over.
+      outputs: what it writes.
+      window: the spatial axes of a convolution. They are inputs too: of other pixels.
+      stack: along which layers lie that are trained as one array (`nn.scan`, `eqx.filter_vmap`, experts). Each layer
+        has its own count and its own ranking.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    window: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+
+
+class Role(NamedTuple):
+    """What a leaf is for its network.
+
+    Attributes:
+      axes: which of its axes are what; None where that is not known.
+      dense: why it is dense where no rule says otherwise; None: it is a kernel, and sparse.
+    """
+
+    axes: Axes | None = None
+    dense: str | None = None
+
+
+def _no_axes(units: Shape) -> tuple[int, ...]:
+    del units
+    return ()
+
+
 class Structure(NamedTuple):
     """How a weight is cut into units that live or die together, and which units compete with each other.
 
@@ -52,6 +89,11 @@ class Structure(NamedTuple):
       units: `shape -> units`, the pooled shape; raises ValueError for a shape that does not divide.
       axes: `units -> axes`, along which the units of one group lie.
       sparsity: the sparsity that the structure itself imposes (0.5 for 2:4), or None where the plan chooses.
+      stack: `units -> axes`, along which stacked layers lie, none of them among `axes`. Weights are dropped within a
+        layer.
+      bind: the same structure for a weight with these axes; None: it reads none.
+      needs_axes: whether it means something else where inputs and outputs lie otherwise, so that `make_plan` must know
+        them.
     """
 
     name: str
@@ -60,6 +102,9 @@ class Structure(NamedTuple):
     units: Callable[[Shape], Shape]
     axes: Callable[[Shape], tuple[int, ...]]
     sparsity: float | None = None
+    stack: Callable[[Shape], tuple[int, ...]] = _no_axes
+    bind: Callable[[Axes], Structure] | None = None
+    needs_axes: bool = False
 
 
 class Leaf(NamedTuple):
@@ -70,12 +115,14 @@ class Leaf(NamedTuple):
       shape: its shape.
       structure: the structure its mask must keep.
       n_active: how many units stay active in each group of the structure.
+      axes: which of its axes are what; None where that is not known.
     """
 
     name: str
     shape: Shape
     structure: Structure
     n_active: int
+    axes: Axes | None = None
 
 
 Plan = Mapping[str, Leaf]

@@ -1,8 +1,10 @@
 """Structures: which weights live and die together, and which of them compete.
 
 Unstructured sparsity is the special case of units of one weight in one group. Every algorithm speaks to a weight
-through its structure alone, so a new structure is a function here and nothing else. Kernels are stored (..., in, out),
-as Flax has them.
+through its structure alone, so a new structure is a function here and nothing else.
+
+Which axes of a weight are inputs and outputs is an argument, `axes`. Left out, kernels are (..., in, out), as Flax has
+them, and `make_plan` puts in what it knows of each leaf. In a stack of layers (`Axes.stack`) each layer is on its own.
 
 A unit of several weights scores the mean of their scores. All units of a leaf are of one size, so within a leaf a sum
 would rank them the same; but the mean also compares with a threshold, or with another leaf, whatever the size of the
@@ -20,65 +22,92 @@ from typing import Any
 import jax.numpy as jnp
 
 from rigl_jax import checks
-from rigl_jax.base import Array, Shape, Structure
+from rigl_jax.base import Array, Axes, Shape, Structure
 
 
-def unstructured() -> Structure:
-    """Every weight is a unit; all weights of a leaf compete with each other.
+def unstructured(axes: Axes | None = None) -> Structure:
+    """Every weight is a unit; all weights of a leaf compete with each other (in a stack, all of a layer).
 
     >>> unstructured().units((3, 4))
     (3, 4)
     """
-    return Structure(name="unstructured", pool=_same, expand=_same, units=_same, axes=_all)
+    stack, bind = partial(_stack, axes), unstructured if axes is None else None
+    return Structure("unstructured", _same, _same, _same, partial(_in_layer, stack), stack=stack, bind=bind)
 
 
-def block(height: int, width: int) -> Structure:
-    """Tiles of `height` x `width` weights over the last two axes (in, out); all tiles of a leaf compete.
+def block(height: int, width: int, axes: Axes | None = None) -> Structure:
+    """Tiles of `height` inputs x `width` outputs; all tiles of a leaf compete.
 
-    Each spatial position of a convolution kernel has its own tiles. `block(1, 16)`: 16 outputs share an input.
+    Each spatial position of a convolution kernel has its own tiles. `block(1, 16)`: 16 outputs share an input. Of
+    several input or output axes, as those of attention, the last one is tiled.
 
     Args:
-      height: inputs to a tile, at least 1; must divide the last axis but one.
-      width: outputs to a tile, at least 1; must divide the last axis.
+      height: inputs to a tile, at least 1; must divide the input axis.
+      width: outputs to a tile, at least 1; must divide the output axis.
+      axes: of the weight. Default: (..., in, out); `make_plan` puts in what it knows.
 
     Raises:
       ValueError: sizes below 1; when planned, a leaf with fewer than 2 axes, or that does not divide.
 
     >>> block(4, 2).units((3, 3, 8, 6))
     (3, 3, 2, 3)
+    >>> block(4, 2, Axes((1,), (0,))).units((6, 8))
+    (3, 2)
     """
     name = f"block({height}, {width})"
     _check_sizes(name, height, width)
-
+    stack = partial(_stack, axes)
     return Structure(
         name,
-        pool=partial(_pool_block, height, width),
-        expand=partial(_expand_block, height, width),
-        units=partial(_units_of_block, height, width),
-        axes=_all,
+        pool=partial(_pool_block, height, width, axes),
+        expand=partial(_expand_block, height, width, axes),
+        units=partial(_units_of_block, height, width, axes),
+        axes=partial(_in_layer, stack),
+        stack=stack,
+        bind=partial(block, height, width) if axes is None else None,
+        needs_axes=axes is None,
     )
 
 
-def _units_of_block(height: int, width: int, shape: Shape) -> Shape:
+def _tiled(height: int, width: int, axes: Axes | None, shape: Shape) -> dict[int, int]:
+    """Sizes of the tiles, `{axis: size}`."""
     name = f"block({height}, {width})"
     _check_rank(name, shape, 2)
-    _check_divides(name, shape, -2, height)
-    _check_divides(name, shape, -1, width)
-    return (*shape[:-2], shape[-2] // height, shape[-1] // width)
+    known = resolve(name, axes, shape)
+    tiles = {known.inputs[-1]: height, known.outputs[-1]: width}
+    for axis, size in tiles.items():
+        _check_divides(name, shape, axis, size)
+    return tiles
 
 
-def _pool_block(height: int, width: int, scores: Array) -> Array:
-    *lead, rows, columns = _units_of_block(height, width, scores.shape)
-    return jnp.mean(scores.reshape(*lead, rows, height, columns, width), axis=(-3, -1))
+def _units_of_block(height: int, width: int, axes: Axes | None, shape: Shape) -> Shape:
+    tiles = _tiled(height, width, axes, shape)
+    return tuple(size // tiles.get(axis, 1) for axis, size in enumerate(shape))
 
 
-def _expand_block(height: int, width: int, chosen: Array, shape: Shape) -> Array:
-    tiles = chosen[..., :, None, :, None]
-    *lead, rows, columns = chosen.shape
-    return jnp.broadcast_to(tiles, (*lead, rows, height, columns, width)).reshape(shape)
+def _split(tiles: dict[int, int], units: Shape) -> tuple[list[int], list[int]]:
+    """The shape in which each tiled axis is two, and the positions of the second ones."""
+    split, inner = [], []
+    for axis, n in enumerate(units):
+        split.append(n)
+        if axis in tiles:
+            inner.append(len(split))
+            split.append(tiles[axis])
+    return split, inner
 
 
-def n_of_m(n: int, m: int, axis: int = -2) -> Structure:
+def _pool_block(height: int, width: int, axes: Axes | None, scores: Array) -> Array:
+    units = _units_of_block(height, width, axes, scores.shape)
+    split, inner = _split(_tiled(height, width, axes, scores.shape), units)
+    return jnp.mean(scores.reshape(split), axis=tuple(inner))
+
+
+def _expand_block(height: int, width: int, axes: Axes | None, chosen: Array, shape: Shape) -> Array:
+    split, inner = _split(_tiled(height, width, axes, shape), chosen.shape)
+    return jnp.broadcast_to(jnp.expand_dims(chosen, inner), split).reshape(shape)
+
+
+def n_of_m(n: int, m: int, axis: int | None = None, axes: Axes | None = None) -> Structure:
     """Exactly n of every m neighbouring weights along an axis stay: 2:4 and its kind.
 
     The structure fixes the sparsity of its leaves, 1 - n/m; the plan's total must leave room for it. Rewiring drops
@@ -87,7 +116,8 @@ def n_of_m(n: int, m: int, axis: int = -2) -> Structure:
     Args:
       n: weights that stay in each group, from 1 to m.
       m: size of a group; must divide the axis.
-      axis: along which groups lie. Default: the inputs, as sparse tensor cores have it.
+      axis: along which groups lie. Default: the (last) input axis, as sparse tensor cores have it.
+      axes: of the weight. Default: (..., in, out); `make_plan` puts in what it knows.
 
     Raises:
       ValueError: n not in [1, m]; when planned, a leaf without that axis, or that does not divide.
@@ -95,48 +125,78 @@ def n_of_m(n: int, m: int, axis: int = -2) -> Structure:
     >>> n_of_m(2, 4).units((3, 3, 8, 6))
     (3, 3, 2, 4, 6)
     """
-    name = f"n_of_m({n}, {m})" if axis == -2 else f"n_of_m({n}, {m}, axis={axis})"
+    name = f"n_of_m({n}, {m})" if axis is None else f"n_of_m({n}, {m}, axis={axis})"
     _check_sizes(name, n, m)
     _check_whole(name, axis)
     if n > m:
         raise ValueError(f"{name}: n must be at most m, got {n} of {m}")
-
     return Structure(
         name,
-        pool=partial(_pool_n_of_m, name, m, axis),
+        pool=partial(_pool_n_of_m, name, m, axis, axes),
         expand=_reshape,
-        units=partial(_units_of_n_of_m, name, m, axis),
-        axes=partial(_axes_of_n_of_m, axis),
+        units=partial(_units_of_n_of_m, name, m, axis, axes),
+        axes=partial(_axes_of_n_of_m, name, axis, axes),
         sparsity=1 - n / m,
+        stack=partial(_stack_of_n_of_m, name, axis, axes),
+        bind=partial(n_of_m, n, m, axis) if axes is None else None,
+        needs_axes=axes is None and axis is None,
     )
 
 
-def _units_of_n_of_m(name: str, m: int, axis: int, shape: Shape) -> Shape:
-    at = _check_axis(name, shape, axis)
+def _along(name: str, axis: int | None, axes: Axes | None, shape: Shape) -> int:
+    """The axis along which groups lie."""
+    if axis is not None:
+        return _check_axis(name, shape, axis)
+    if axes is None:
+        return _check_axis(name, shape, -2)
+    return resolve(name, axes, shape).inputs[-1]
+
+
+def _units_of_n_of_m(name: str, m: int, axis: int | None, axes: Axes | None, shape: Shape) -> Shape:
+    at = _along(name, axis, axes, shape)
     _check_divides(name, shape, at, m)
     return (*shape[:at], shape[at] // m, m, *shape[at + 1 :])
 
 
-def _pool_n_of_m(name: str, m: int, axis: int, scores: Array) -> Array:
-    return scores.reshape(_units_of_n_of_m(name, m, axis, scores.shape))
+def _pool_n_of_m(name: str, m: int, axis: int | None, axes: Axes | None, scores: Array) -> Array:
+    return scores.reshape(_units_of_n_of_m(name, m, axis, axes, scores.shape))
 
 
-def _axes_of_n_of_m(axis: int, units: Shape) -> tuple[int, ...]:
-    return ((axis + 1) if axis >= 0 else len(units) + axis,)
+def _axes_of_n_of_m(name: str, axis: int | None, axes: Axes | None, units: Shape) -> tuple[int, ...]:
+    return (_along(name, axis, axes, units[1:]) + 1,)
 
 
-def fan_in() -> Structure:
-    """Constant fan-in: each output (the last axis) keeps the same number of inputs, and weights compete within it.
+def _stack_of_n_of_m(name: str, axis: int | None, axes: Axes | None, units: Shape) -> tuple[int, ...]:
+    at = _along(name, axis, axes, units[1:])
+    return tuple(i + (i > at) for i in _stack(axes, units[1:]))
+
+
+def fan_in(axes: Axes | None = None) -> Structure:
+    """Constant fan-in: each output keeps the same number of inputs, and weights compete within it.
 
     The inputs of a convolution's output are all positions and channels of its window.
+
+    Args:
+      axes: of the weight. Default: (..., in, out); `make_plan` puts in what it knows.
 
     Raises:
       ValueError: when planned, a leaf with fewer than 2 axes.
 
     >>> fan_in().axes((3, 3, 8, 6))
     (0, 1, 2)
+    >>> fan_in(Axes((1,), (0,))).axes((6, 8))
+    (1,)
     """
-    return Structure("fan_in", pool=_same, expand=_same, units=_units_of_fan_in, axes=_all_but_last)
+    return Structure(
+        "fan_in",
+        pool=_same,
+        expand=_same,
+        units=_units_of_fan_in,
+        axes=partial(_summed, axes),
+        stack=partial(_stack, axes),
+        bind=fan_in if axes is None else None,
+        needs_axes=axes is None,
+    )
 
 
 def _units_of_fan_in(shape: Shape) -> Shape:
@@ -144,15 +204,17 @@ def _units_of_fan_in(shape: Shape) -> Shape:
     return shape
 
 
-def _all_but_last(units: Shape) -> tuple[int, ...]:
-    return tuple(range(len(units) - 1))
+def _summed(axes: Axes | None, units: Shape) -> tuple[int, ...]:
+    known = resolve("fan_in", axes, units)
+    return tuple(sorted((*known.window, *known.inputs)))
 
 
-def channel(axis: int = -1) -> Structure:
+def channel(axis: int | None = None, axes: Axes | None = None) -> Structure:
     """Whole channels: all the weights of one index along an axis live together, and channels compete.
 
     Args:
-      axis: -1 for output channels (neurons), -2 for input channels.
+      axis: of the channels. Default: the outputs (neurons); -2 are the input channels of a weight (..., in, out).
+      axes: of the weight. Default: (..., in, out); `make_plan` puts in what it knows.
 
     Raises:
       ValueError: when planned, a leaf without that axis.
@@ -160,26 +222,63 @@ def channel(axis: int = -1) -> Structure:
     >>> channel().units((3, 3, 8, 6))
     (1, 1, 1, 6)
     """
-    name = "channel" if axis == -1 else f"channel(axis={axis})"
+    name = "channel" if axis is None else f"channel(axis={axis})"
     _check_whole(name, axis)
-
+    stack = partial(_stack, axes)
     return Structure(
         name,
-        pool=partial(_pool_channel, name, axis),
+        pool=partial(_pool_channel, name, axis, axes),
         expand=jnp.broadcast_to,
-        units=partial(_units_of_channel, name, axis),
-        axes=_all,
+        units=partial(_units_of_channel, name, axis, axes),
+        axes=partial(_in_layer, stack),
+        stack=stack,
+        bind=partial(channel, axis) if axes is None else None,
+        needs_axes=axes is None and axis is None,
     )
 
 
-def _units_of_channel(name: str, axis: int, shape: Shape) -> Shape:
-    at = _check_axis(name, shape, axis)
-    return tuple(size if i == at else 1 for i, size in enumerate(shape))
+def _units_of_channel(name: str, axis: int | None, axes: Axes | None, shape: Shape) -> Shape:
+    if axis is None and axes is not None:
+        kept = set(resolve(name, axes, shape).outputs)
+    else:
+        kept = {_check_axis(name, shape, -1 if axis is None else axis)}
+    kept.update(_stack(axes, shape))
+    return tuple(size if i in kept else 1 for i, size in enumerate(shape))
 
 
-def _pool_channel(name: str, axis: int, scores: Array) -> Array:
-    at = _check_axis(name, scores.shape, axis)
-    return jnp.mean(scores, axis=tuple(i for i in range(scores.ndim) if i != at), keepdims=True)
+def _pool_channel(name: str, axis: int | None, axes: Axes | None, scores: Array) -> Array:
+    units = _units_of_channel(name, axis, axes, scores.shape)
+    gone = tuple(i for i, (n, size) in enumerate(zip(units, scores.shape, strict=True)) if n != size)
+    return jnp.mean(scores, axis=gone, keepdims=True)
+
+
+def resolve(who: str, axes: Axes | None, shape: Shape) -> Axes:
+    """The axes of a weight of this shape, none negative; (..., in, out) where they are not given.
+
+    Raises:
+      ValueError: they do not name every axis once, or no input or output axis.
+    """
+    n = len(shape)
+    if axes is None:
+        _check_rank(who, shape, 2)
+        return Axes((n - 2,), (n - 1,), tuple(range(n - 2)))
+    if isinstance(axes, Axes) and all(isinstance(part, tuple) for part in axes):
+        named = [axis for part in axes for axis in part]
+        if all(checks.is_whole(axis, -n) for axis in named) and sorted(axis % n for axis in named) == list(range(n)):
+            if axes.inputs and axes.outputs:
+                return Axes(*(tuple(axis % n for axis in part) for part in axes))
+            raise ValueError(f"{who} needs a weight with input and output axes, got {axes} for shape {shape}")
+    raise ValueError(f"{who}: axes must be rx.Axes that name every axis of shape {shape} once, got {axes!r}")
+
+
+def _stack(axes: Axes | None, units: Shape) -> tuple[int, ...]:
+    return () if axes is None else tuple(sorted(axis % len(units) for axis in axes.stack))
+
+
+def _in_layer(stack: Any, units: Shape) -> tuple[int, ...]:
+    """All axes but those along which layers are stacked."""
+    layers = stack(units)
+    return tuple(axis for axis in range(len(units)) if axis not in layers)
 
 
 def _same(given: Any, shape: Shape | None = None) -> Any:
@@ -191,17 +290,13 @@ def _reshape(chosen: Array, shape: Shape) -> Array:
     return chosen.reshape(shape)
 
 
-def _all(units: Shape) -> tuple[int, ...]:
-    return tuple(range(len(units)))
-
-
 def _check_sizes(name: str, *sizes: int) -> None:
     if not all(checks.is_whole(size, 1) for size in sizes):
         raise ValueError(f"{name}: sizes must be integers of at least 1, got {', '.join(map(repr, sizes))}")
 
 
-def _check_whole(name: str, axis: int) -> None:
-    if not checks.is_whole(axis, -checks.LARGEST):
+def _check_whole(name: str, axis: int | None) -> None:
+    if axis is not None and not checks.is_whole(axis, -checks.LARGEST):
         raise ValueError(f"{name}: axis must be an integer such as -2, got {axis!r}")
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax import checks, trees
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
+from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
 from rigl_jax.quotas import redistribute as redistribute
 from rigl_jax.topk import check_count, count_true, select
 from rigl_jax.topk import select_jointly as select_jointly
@@ -67,7 +67,8 @@ def rewire(
 ) -> Rewiring:
     """Drops the `n_drop` active units that score lowest and grows the inactive ones that score highest.
 
-    The leaf's lowest units are dropped wherever they are; each group then grows back to its count. For one group,
+    The leaf's lowest units are dropped wherever they are (in a stack: of each layer); each group then grows back to
+    its count. For one group,
     unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). For small groups it is what keeps rewiring alive:
     a fixed share of each group of 2:4 would round down to nothing.
 
@@ -76,7 +77,8 @@ def rewire(
       mask: bool[*shape], the current mask, in the structure.
       drop: float[*shape], the lowest are dropped. Inactive entries are never read.
       grow: float[*shape], the highest are grown. Entries of kept units are never read.
-      n_drop: int, how many units of the leaf are dropped. May be traced.
+      n_drop: int, how many units of the leaf are dropped, in a stack of each layer; or an array over the layers, that
+        broadcasts against the units. May be traced.
       n_active: int or integer array over groups, how many units are active afterwards. Default: as many as before.
       regrow_dropped: whether a unit just dropped may be grown again at once (as in the authors' code). If not, such
         units come back only where nothing else is left, so that the count stays exact.
@@ -91,9 +93,8 @@ def rewire(
     checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
     check_count("rewire: n_drop", n_drop)
     active = _units(structure, mask)
-    axes = structure.axes(active.shape)
-    everywhere = tuple(range(active.ndim))
-    kept = select(structure.pool(drop), count_true(active, everywhere).reshape(()) - n_drop, among=active)
+    axes, layer = structure.axes(active.shape), layer_axes(structure, active.shape)
+    kept = select(structure.pool(drop), count_true(active, layer) - n_drop, axes=layer, among=active)
     if n_active is None:
         n_active = count_true(active, axes)
     n_grow = n_active - count_true(kept, axes)
@@ -113,6 +114,31 @@ def n_units(leaf: Leaf) -> tuple[int, int]:
     units = leaf.structure.units(leaf.shape)
     in_group = math.prod(units[axis] for axis in leaf.structure.axes(units))
     return math.prod(units) // in_group, in_group
+
+
+def n_layers(leaf: Leaf) -> int:
+    """How many layers are stacked in a leaf; 1 where it is no stack."""
+    units = leaf.structure.units(leaf.shape)
+    return math.prod(units[axis] for axis in leaf.structure.stack(units))
+
+
+def layer_axes(structure: Structure, units: Shape) -> tuple[int, ...]:
+    """The axes of the pooled array over which a layer extends: all but those of the stack."""
+    stack = structure.stack(units)
+    return tuple(axis for axis in range(len(units)) if axis not in stack)
+
+
+def count_layers(leaf: Leaf, which: Array) -> Array:
+    """How many units are True: int32 scalar; in a stack for each layer, int32 with the axes of `which` kept."""
+    if n_layers(leaf) == 1:
+        return jnp.sum(which, dtype=jnp.int32)
+    return jnp.sum(which, axis=layer_axes(leaf.structure, which.shape), keepdims=True, dtype=jnp.int32)
+
+
+def is_single(leaf: Leaf) -> bool:
+    """Whether all single weights of a layer compete with each other, so that they may with those of other leaves."""
+    layers = n_layers(leaf)
+    return n_units(leaf) == (layers, math.prod(leaf.shape) // layers)
 
 
 def unit_size(leaf: Leaf) -> int:
@@ -167,21 +193,24 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
       plan: from `make_plan`. Only its leaves and its total count matter; each leaf must be one group of single weights.
       scores: tree parallel to params, comparable between leaves.
       n_active: how many weights stay in all; may be traced. Default: the plan's total.
-      min_active: so many of each leaf stay whatever their score, so that no layer is cut off.
+      min_active: so many of each leaf (of a stack, of each layer) stay whatever their score, so that no layer is cut
+        off.
 
     Raises:
       ValueError: a structure with several groups or with units of more than one weight: such units do not compare.
     """
     for leaf in plan.values():
-        if n_units(leaf) != (1, math.prod(leaf.shape)):
+        if not is_single(leaf):
             raise ValueError(
                 f"prune_jointly: leaf {leaf.name!r} must be unstructured to compete with others, "
                 f"got structure {leaf.structure.name!r}"
             )
     given = {name: s for name, s in trees.named_leaves(scores).items() if name in plan}
-    total = sum(leaf.n_active for leaf in plan.values()) if n_active is None else n_active
-    safe = {name: select(s, min_active) for name, s in given.items()}
-    rest = jnp.asarray(total, jnp.int32) - sum(min(min_active, s.size) for s in given.values())
+    layers = {name: n_layers(leaf) for name, leaf in plan.items()}
+    total = sum(leaf.n_active * layers[name] for name, leaf in plan.items()) if n_active is None else n_active
+    safe = {name: select(s, min_active, axes=layer_axes(plan[name].structure, s.shape)) for name, s in given.items()}
+    least = sum(layers[name] * min(min_active, s.size // layers[name]) for name, s in given.items())
+    rest = jnp.asarray(total, jnp.int32) - least
     chosen = select_jointly(list(given.values()), rest, among=[~kept for kept in safe.values()])
     masks = {name: safe[name] | new for name, new in zip(given, chosen, strict=True)}
     return trees.map_sparse(lambda leaf, _: masks[leaf.name], plan, scores)
@@ -209,7 +238,7 @@ def drop_and_grow(
         groups, units = n_units(leaf)
         if leaf.n_active == units:
             return Rewiring(mask, mask)
-        n_drop = count(fraction, groups * leaf.n_active)
+        n_drop = count(fraction, groups // n_layers(leaf) * leaf.n_active)
         return rewire(leaf.structure, mask, drop, grow, n_drop, regrow_dropped=regrow_dropped)
 
     return _masks_and_kept(trees.map_sparse(one, plan, masks, drop, grow))

@@ -77,7 +77,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
 
 def _crossed(leaf: Leaf, mask: Array, theta: Array) -> Array:
     active = leaf.structure.pool(mask.astype(jnp.float32)) > 0
-    return jnp.sum(active & (leaf.structure.pool(theta) < 0), dtype=jnp.int32)
+    return topology.count_layers(leaf, active & (leaf.structure.pool(theta) < 0))
 
 
 class LangevinState(NamedTuple):

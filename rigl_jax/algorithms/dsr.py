@@ -87,7 +87,7 @@ def dsr(
             {name: before[name] - dropped[name] for name in plan},
             regrow_dropped=False,
         )
-        n = sum(dropped[name] * float(sizes[name]) for name in plan)
+        n = sum(jnp.sum(dropped[name]) * float(sizes[name]) for name in plan)
         factor = jnp.where(n > (1 + tolerance) * wanted, 0.5, jnp.where(n < (1 - tolerance) * wanted, 2.0, 1.0))
         # What had to be grown where it was dropped starts anew too.
         fresh = jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
@@ -103,11 +103,11 @@ def _all_units(leaf: Leaf) -> int:
 
 
 def _below(plan: Plan, masks: Masks, magnitude: PyTree, threshold: Array) -> dict[str, Array]:
-    """How many active units of each leaf are below the threshold; NaN counts as below."""
+    """How many active units of each leaf (in a stack, of each layer) are below the threshold; NaN counts as below."""
     found, scored = trees.named_leaves(masks), trees.named_leaves(magnitude)
     below = {}
     for name, leaf in plan.items():
         active = leaf.structure.pool(found[name].astype(jnp.float32)) > 0
         pooled = leaf.structure.pool(scored[name])
-        below[name] = jnp.sum(active & ~(pooled >= threshold.astype(pooled.dtype)), dtype=jnp.int32)
+        below[name] = topology.count_layers(leaf, active & ~(pooled >= threshold.astype(pooled.dtype)))
     return below

@@ -12,7 +12,7 @@ from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Distribution, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
-from rigl_jax.distributions import erk
+from rigl_jax.distributions import erk, share
 
 
 def granet(
@@ -100,7 +100,8 @@ def granet(
 
 def _initial(plan: Plan, sparsity: float, distribution: Distribution) -> Plan:
     """The plan with the counts of the start; none is below the plan's own, and N:M stays as it is."""
-    shared = distribution({name: leaf.shape for name, leaf in plan.items()}, sparsity)
+    shapes, axes = ({name: getattr(leaf, key) for name, leaf in plan.items()} for key in ("shape", "axes"))
+    shared = share(shapes, axes, sparsity, distribution)
 
     def count(leaf: Leaf) -> int:
         if leaf.structure.sparsity is not None:

@@ -15,7 +15,8 @@ def pools(plan: Plan) -> list[list[Leaf]]:
     """The leaves among which units can move while the number of weights stays exact.
 
     A unit is worth another where both have as many weights and no group has a count to keep: leaves of one group pool
-    with those of equal unit size. A leaf of several groups (N:M, constant fan-in) is alone, and keeps its counts.
+    with those of equal unit size. A leaf of several groups (N:M, constant fan-in, a stack) is alone, and keeps its
+    counts.
 
     >>> import jax, rigl_jax as rx
     >>> shapes = {name: jax.ShapeDtypeStruct((8, 8), "float32") for name in "abc"}
@@ -31,9 +32,10 @@ def pools(plan: Plan) -> list[list[Leaf]]:
 
 
 def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:
-    """How many units of each leaf are active, int32, all groups together."""
+    """How many units of each leaf are active, int32, all groups together; in a stack an array over its layers."""
     found = trees.named_leaves(masks)
-    return {name: jnp.sum(found[name], dtype=jnp.int32) // topology.unit_size(leaf) for name, leaf in plan.items()}
+    pooled = {name: leaf.structure.pool(found[name].astype(jnp.float32)) > 0 for name, leaf in plan.items()}
+    return {name: topology.count_layers(leaf, pooled[name]) for name, leaf in plan.items()}
 
 
 def drop_and_reallocate(
@@ -53,7 +55,8 @@ def drop_and_reallocate(
       masks: the current masks.
       drop: tree of scores parallel to params; the lowest active ones are dropped.
       grow: tree of scores parallel to params; the highest are grown.
-      n_drop: units to drop, by name; one active unit of each leaf stays in any case, so that no layer is cut off.
+      n_drop: units to drop, by name (in a stack, of each layer); one active unit of each stays in any case, so that no
+        layer is cut off.
       worth: at least 0, by name; leaves of a pool get what was dropped in it in proportion (`topology.redistribute`).
       regrow_dropped: see `topology.rewire`.
 

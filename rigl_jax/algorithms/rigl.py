@@ -164,10 +164,10 @@ def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[P
 
     def one(leaf: Leaf, mask: Array, p: Array) -> Array:
         value, active = leaf.structure.pool(p), leaf.structure.pool(mask.astype(jnp.float32)) > 0
-        dropped = jnp.zeros(value.shape, bool)
+        dropped, layer = jnp.zeros(value.shape, bool), topology.layer_axes(leaf.structure, value.shape)
         for side in (active & (value >= 0), active & (value < 0)):
-            n = topology.count(share, jnp.sum(side, dtype=jnp.int32))
-            dropped = dropped | topology.select(-jnp.abs(value), n, among=side)
+            n = topology.count(share, topology.count_layers(leaf, side))
+            dropped = dropped | topology.select(-jnp.abs(value), n, axes=layer, among=side)
         return leaf.structure.expand(dropped, leaf.shape)
 
     dropped = trees.map_sparse(one, plan, masks, params)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,17 +38,22 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
     if not jointly:
         return
     for leaf in plan.values():
-        if topology.n_units(leaf) != (1, math.prod(leaf.shape)):
+        if not topology.is_single(leaf):
             raise ValueError(
                 f"{who}: jointly=True ranks single weights of all leaves; leaf {leaf.name!r} must be unstructured, "
                 f"got structure {leaf.structure.name!r}"
             )
-    total = sum(leaf.n_active for leaf in plan.values())
-    if not checks.is_whole(min_active) or sum(min(min_active, math.prod(leaf.shape)) for leaf in plan.values()) > total:
+    total = sum(leaf.n_active * topology.n_layers(leaf) for leaf in plan.values())
+    if not checks.is_whole(min_active) or sum(_least(leaf, min_active) for leaf in plan.values()) > total:
         raise ValueError(
             f"{who}: min_active is a number of weights of each leaf, 0 or more, for which the plan's total of {total} "
             f"over {len(plan)} leaves has room, got {min_active!r}"
         )
+
+
+def _least(leaf: Leaf, min_active: int) -> int:
+    layers, units = topology.n_units(leaf)
+    return layers * min(min_active, units)
 
 
 def check_loss(who: str, loss: Callable[[PyTree], Array], params: PyTree) -> None:
@@ -92,7 +96,7 @@ def best(
     if jointly:
         if among is not None:
             ranked = trees.map_masked(lambda mask, s: jnp.where(mask, s, -jnp.inf), among, ranked)
-        total = sum(n_active(leaf) for leaf in plan.values())
+        total = sum(n_active(leaf) * topology.n_layers(leaf) for leaf in plan.values())
         return topology.prune_jointly(plan, ranked, total, min_active=min_active)
     if among is None:
         among = everything(ranked)

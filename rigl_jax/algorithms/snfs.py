@@ -106,7 +106,7 @@ def _worth_and_drops(plan: Plan, state: SnfsState, share: Any) -> tuple[dict[str
         mean = sum(worth[leaf.name] for leaf in pool) / len(pool)
         for leaf in pool:
             groups, units = topology.n_units(leaf)
-            sparsity = 1 - active[leaf.name] / (groups * units)
+            sparsity = 1 - active[leaf.name] / (groups * units // topology.n_layers(leaf))
             nearly_full = (sparsity < 0.2) & (worth[leaf.name] > mean)
             n_drop[leaf.name] = topology.count(
                 jnp.where(nearly_full, jnp.minimum(share, sparsity), share), active[leaf.name]

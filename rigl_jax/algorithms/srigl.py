@@ -29,7 +29,7 @@ def srigl(
 ) -> Algorithm:
     """SRigL (Lasby et al. 2024): every neuron has the same number of inputs, and neurons of little use are given up.
 
-    Plan leaves with `rx.structures.fan_in()`. Of N weights in a leaf, at each rewiring:
+    Plan leaves with `rx.structures.fan_in()`. Of N weights in a leaf (in a stack, in each layer), at each rewiring:
 
     1. The salient weights are those RigL would have: the N - K largest |w|, and the K largest |g| among the others.
     2. A neuron with fewer salient weights than `min_salient` times its fan-in is ablated: it loses all its inputs. The
@@ -93,18 +93,19 @@ def _rewire(leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: An
     structure, (groups, units) = leaf.structure, topology.n_units(leaf)
     weights, gradients = structure.pool(weights), structure.pool(gradients)
     active = structure.pool(mask.astype(jnp.float32)) > 0
-    axes, total = structure.axes(active.shape), groups * leaf.n_active
+    axes, layer = structure.axes(active.shape), topology.layer_axes(structure, active.shape)
+    total = groups // topology.n_layers(leaf) * leaf.n_active
 
-    n = jnp.sum(active, dtype=jnp.int32)
+    n = topology.count_layers(leaf, active)
     n_drop = topology.count(share, n)
-    kept = topology.select(weights, n - n_drop, among=active)
-    salient = kept | topology.select(gradients, n_drop, among=~kept)
+    kept = topology.select(weights, n - n_drop, axes=layer, among=active)
+    salient = kept | topology.select(gradients, n_drop, axes=layer, among=~kept)
 
     counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
     fewest = -(-total // units)  # neurons that it takes to hold all weights
     needed = -1.0 if min_salient is None else max(1.0, min_salient * leaf.n_active)
-    alive = (counts >= needed) | topology.select(counts.astype(jnp.float32), fewest)
-    each = jnp.where(alive, total // jnp.sum(alive, dtype=jnp.int32), 0)
+    alive = (counts >= needed) | topology.select(counts.astype(jnp.float32), fewest, axes=layer)
+    each = jnp.where(alive, total // topology.count_layers(leaf, alive), 0)
 
     kept = topology.select(weights, each, axes=axes, among=kept)
     missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import rigl_jax as rx
-from rigl_jax import distributions
 
 LENET = {"layer1": (784, 300), "layer2": (300, 100), "layer3": (100, 10)}
 
@@ -224,23 +223,6 @@ def test_a_product_next_to_an_integer_is_that_integer():
 @pytest.mark.parametrize(("rounding", "active"), [(math.floor, 7), (math.ceil, 6), (round, 6)])
 def test_rounding(rounding, active):
     assert rx.make_plan(struct({"w": (9, 7)}), 0.9, rx.uniform, rounding=rounding)["w"].n_active == active
-
-
-DEFAULT_CASES = [
-    ("Dense_0/kernel", (4, 4), True),
-    ("Dense_0/bias", (4,), False),
-    ("LayerNorm_0/scale", (4,), False),
-    ("attention/query/bias", (8, 64), False),
-    ("Embed_0/embedding", (32, 8), False),
-    ("dw/kernel", (3, 3, 1, 16), False),
-    ("conv/kernel", (3, 3, 8, 16), True),
-    ("column/kernel", (1, 16), True),
-]
-
-
-@pytest.mark.parametrize(("name", "shape", "sparse"), DEFAULT_CASES)
-def test_default_leaves(name, shape, sparse):
-    assert distributions.is_maskable(name, shape) == sparse
 
 
 def test_rules_first_match_wins():

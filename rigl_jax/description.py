@@ -1,0 +1,96 @@
+"""What a plan does to a model, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rigl_jax import checks, topology, trees
+from rigl_jax.base import Axes, Leaf, Plan, PyTree, Shape
+from rigl_jax.roles import roles
+from rigl_jax.tables import table
+
+_Row = tuple[str, str, str, str, str, str]
+
+
+def describe(
+    plan: Plan,
+    params: PyTree | None = None,
+    *,
+    apply: Callable[..., Any] | None = None,
+    inputs: Sequence[Any] = (),
+) -> str:
+    """A table of the plan: name, shape, axes, structure, active weights, sparsity.
+
+    Axes are a letter each: i input, o output, w window, s stack; `?` where they are not known.
+
+    Args:
+      plan: from `make_plan`.
+      params: the weights, or their shapes. With them the table also holds the dense leaves, each with the reason, and
+        the sparsity of the whole model beside that of the plan.
+      apply: as in `make_plan`; give it again here for the reasons that a trace tells.
+      inputs: of `apply`.
+
+    >>> import jax, rigl_jax as rx
+    >>> params = {"w": jax.ShapeDtypeStruct((8, 6), "float32"), "bias": jax.ShapeDtypeStruct((6,), "float32")}
+    >>> plan = rx.make_plan(params, 0.9)
+    >>> print(describe(plan))
+    leaf   shape  axes  structure     active  sparsity
+    w      8x6    io    unstructured       5    0.8958
+    total                                  5    0.8958
+    >>> print(describe(plan, params))
+    leaf         shape  axes  structure             active  sparsity
+    bias         6      ?     dense: bias or scale       6    0.0000
+    w            8x6    io    unstructured               5    0.8958
+    total                                                5    0.8958
+    whole model                                         11    0.7963
+    """
+    checks.plan("describe", plan)
+    rows: list[_Row] = [("leaf", "shape", "axes", "structure", "active", "sparsity")]
+    size = {name: math.prod(leaf.shape) for name, leaf in plan.items()}
+    kept = {name: _active(leaf) for name, leaf in plan.items()}
+    total = _row("total", None, "", "", sum(kept.values()), sum(size.values()))
+    if params is None:
+        return table([*rows, *(_sparse(leaf, kept[name]) for name, leaf in plan.items()), total], words=4)
+    topology.check_fit(plan, params)
+    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
+    found = roles(params, apply, tuple(inputs))
+    for name, shape in shapes.items():
+        if name in plan:
+            rows.append(_sparse(plan[name], kept[name]))
+            continue
+        n, role = math.prod(shape), found[name]
+        rows.append(_row(name, shape, letters(role.axes, shape), f"dense: {role.dense or 'by a rule'}", n, n))
+    dense = sum(math.prod(shape) for name, shape in shapes.items() if name not in plan)
+    whole = _row("whole model", None, "", "", sum(kept.values()) + dense, sum(size.values()) + dense)
+    return table([*rows, total, whole], words=4)
+
+
+def letters(axes: Axes | None, shape: Shape) -> str:
+    """A letter for each axis.
+
+    >>> letters(Axes((1,), (0,), (2, 3)), (8, 4, 3, 3))
+    'oiww'
+    """
+    if axes is None:
+        return "?"
+    found = {axis: kind[0] for kind, part in zip(Axes._fields, axes, strict=True) for axis in part}
+    return "".join(found[axis] for axis in range(len(shape)))
+
+
+def _active(leaf: Leaf) -> int:
+    """Weights that stay."""
+    _, units = topology.n_units(leaf)
+    return math.prod(leaf.shape) * leaf.n_active // units
+
+
+def _sparse(leaf: Leaf, kept: int) -> _Row:
+    layers = topology.n_layers(leaf)
+    structure = leaf.structure.name if layers == 1 else f"{leaf.structure.name}, in each of {layers} layers"
+    return _row(leaf.name, leaf.shape, letters(leaf.axes, leaf.shape), structure, kept, math.prod(leaf.shape))
+
+
+def _row(name: str, shape: Shape | None, axes: str, structure: str, kept: int, size: int) -> _Row:
+    shown = "" if shape is None else "x".join(map(str, shape))
+    return name, shown, axes, structure, str(kept), f"{1 - kept / max(size, 1):.4f}"

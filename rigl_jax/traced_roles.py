@@ -1,0 +1,356 @@
+"""The roles of leaves, read off a trace: which of their axes the model's products sum over.
+
+Every value that is made of a weight alone (cast, transposed, reshaped, sliced, masked by a constant) is followed, axis
+by axis, to the products it is an operand of. What meets data any other way is no longer followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+
+from rigl_jax import jaxprs, trees
+from rigl_jax.base import Axes, PyTree, Role
+
+INPUT, OUTPUT, WINDOW, STACK = "inputs", "outputs", "window", "stack"
+
+Part = tuple[int, ...]
+"""The axes of a leaf that an axis of a value runs over, major ones first; empty for an axis that is not the leaf's."""
+
+Owned = dict[str, tuple[Part, ...]] | None
+"""`{leaf: a Part for each axis}` for what is made of weights; {} for a constant, None for what holds data."""
+
+
+class Use(NamedTuple):
+    """One way in which a leaf meets data.
+
+    Attributes:
+      kind: "product", "depthwise" (a product), "lookup", "added" (element by element), or "unknown".
+      parts: what its axes are there, `{axis of the leaf: INPUT, ...}`; axes that are missing were taken before.
+    """
+
+    kind: str
+    parts: Mapping[int, str]
+
+
+class _Seen(NamedTuple):
+    uses: dict[str, list[Use]]
+    shapes: dict[str, tuple[int, ...]]
+    paired: set[str]  # leaves that were multiplied by another leaf
+
+
+def traced_roles(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, Role]:
+    """The roles of the leaves whose use is seen in `apply(params, *inputs)`; others are left out."""
+    leaves, tree = jax.tree.flatten(params)
+    arrays = {name: p for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
+    at = [i for i, p in enumerate(leaves) if hasattr(p, "shape")]
+
+    def called(arrays: list[Any], *inputs: Any) -> Any:
+        filled = list(leaves)
+        for i, array in zip(at, arrays, strict=True):
+            filled[i] = array
+        return apply(jax.tree.unflatten(tree, filled), *inputs)
+
+    seen = _Seen({name: [] for name in arrays}, {name: tuple(p.shape) for name, p in arrays.items()}, set())
+    closed = jax.make_jaxpr(called)(list(arrays.values()), *inputs)
+    owned: list[Owned] = [{name: tuple((axis,) for axis in range(len(shape)))} for name, shape in seen.shapes.items()]
+    data: list[Owned] = [None] * (len(closed.jaxpr.invars) - len(owned))
+    _walk(closed.jaxpr, [*owned, *data], seen)
+    found = {name: _role(uses, seen.shapes[name]) for name, uses in seen.uses.items()}
+    return {name: role for name, role in found.items() if role is not None}
+
+
+def _role(uses: list[Use], shape: Sequence[int]) -> Role | None:
+    """Of several uses: looked up at all is a table; else the first product tells, of layers in a stack if any does."""
+    by_kind = {use.kind: use for use in reversed(uses)}
+    if use := by_kind.get("lookup"):
+        return Role(_axes(use.parts, shape), "embedding")
+    if "product" in by_kind or "depthwise" in by_kind:
+        products = [(use.kind, _axes(use.parts, shape)) for use in uses if use.kind in ("product", "depthwise")]
+        kind, axes = next((found for found in products if found[1] and found[1].stack), products[0])
+        return None if axes is None else Role(axes, None if kind == "product" else kind)
+    return Role(None, "bias or scale") if uses and "unknown" not in by_kind else None
+
+
+def _axes(parts: Mapping[int, str], shape: Sequence[int]) -> Axes | None:
+    """What a use says, completed.
+
+    An axis from which one index was taken is a stack; one that was summed over against another weight is what is
+    missing, of inputs and outputs.
+    """
+    kinds = dict(parts)
+    missing = [axis for axis in range(len(shape)) if axis not in kinds]
+    for kind in (INPUT, OUTPUT):
+        if missing and kind not in kinds.values() and STACK not in kinds.values():
+            kinds |= dict.fromkeys(missing, kind)
+            missing = []
+    kinds |= dict.fromkeys(missing, STACK)
+    if not {INPUT, OUTPUT} <= set(kinds.values()):
+        return None
+    found = {kind: tuple(axis for axis in range(len(shape)) if kinds[axis] == kind) for kind in Axes._fields}
+    return Axes(**found)
+
+
+def _walk(jaxpr: Any, ins: Sequence[Owned], seen: _Seen) -> list[Owned]:
+    known: dict[Any, Owned] = dict(zip(jaxpr.invars, ins, strict=True))
+
+    def read(atom: Any) -> Owned:
+        return {} if isinstance(atom, jex.Literal) else known.get(atom, {})
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        outs = _equation(eqn, operands, seen)
+        known.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    name = eqn.primitive.name
+    if (inner := jaxprs.called(eqn)) is not None:
+        return _walk(inner.jaxpr, ins, seen)
+    if rule := _RULES.get(name):
+        return rule(eqn, ins, seen)
+    if name.startswith(("random_", "threefry", "rng_")):  # no data: a weight that noise drops stays one
+        return [{}] * len(eqn.outvars)
+    if all(owned == {} for owned in ins):
+        return [{}] * len(eqn.outvars)
+    if name == "scan":
+        return _scan(eqn, ins, seen)
+    if name == "while":
+        loop = jaxprs.while_loop(eqn)
+        return _walk(loop.body.jaxpr, ins[loop.condition_consts :], seen)
+    if name == "cond":
+        outs = [_walk(branch.jaxpr, ins[1:], seen) for branch in jaxprs.branches(eqn)]
+        return [owned[0] if all(other == owned[0] for other in owned) else None for owned in zip(*outs, strict=True)]
+    inner_programs = jaxprs.held(eqn)
+    if len(inner_programs) == 1 and len(inner_programs[0].jaxpr.invars) == len(ins):  # shard_map and its like
+        outs = _walk(inner_programs[0].jaxpr, ins, seen)
+        return outs if len(outs) == len(eqn.outvars) else [None] * len(eqn.outvars)
+    if inner_programs or len(eqn.outvars) != 1 or name in _OPAQUE:
+        return _unknown(ins, seen, len(eqn.outvars))
+    return [_elementwise(eqn, ins, seen)]
+
+
+def _unknown(ins: Sequence[Owned], seen: _Seen, n: int) -> list[Owned]:
+    _note(ins, seen, "unknown")
+    return [None] * n
+
+
+def _note(ins: Sequence[Owned], seen: _Seen, kind: str) -> None:
+    for owned in ins:
+        for name in owned or ():
+            seen.uses[name].append(Use(kind, {}))
+
+
+def _elementwise(eqn: Any, ins: list[Owned], seen: _Seen) -> Owned:
+    """Of one weight, or of several: what it is made of. With data: data. An axis of 1 that is repeated is nobody's."""
+    shape = eqn.outvars[0].aval.shape
+    aligned: list[Owned] = []
+    for atom, owned in zip(eqn.invars, ins, strict=True):
+        given = atom.aval.shape
+        fits = len(given) == len(shape) and all(n in (1, m) for n, m in zip(given, shape, strict=True))
+        if owned and given and not fits:
+            return _unknown(ins, seen, 1)[0]
+        own = [k for k, n in enumerate(given) if fits and n == shape[k]]
+        aligned.append(owned and {name: _only(own, parts) for name, parts in owned.items()})
+    return _together(aligned, seen)
+
+
+def _only(axes: Sequence[int], parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return tuple(part if axis in axes else () for axis, part in enumerate(parts))
+
+
+def _together(ins: Sequence[Owned], seen: _Seen) -> Owned:
+    if any(owned is None for owned in ins):
+        _note(ins, seen, "added")
+        return None
+    found: dict[str, tuple[Part, ...]] = {}
+    for name, parts in (item for owned in ins for item in (owned or {}).items()):
+        found[name] = max(found.get(name, parts), parts, key=lambda parts: sum(map(bool, parts)))
+    rank = max((len(parts) for parts in found.values()), default=0)
+    return {name: parts for name, parts in found.items() if len(parts) == rank}
+
+
+def _scan(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    scan = jaxprs.scan(eqn)
+    first = scan.consts + scan.carry
+    inside = [*ins[:first], *(owned and {n: parts[1:] for n, parts in owned.items()} for owned in ins[first:])]
+    outs = _walk(scan.body.jaxpr, inside, seen)
+    return [*outs[: scan.carry], *[None] * (len(outs) - scan.carry)]
+
+
+# --- axes that move --------------------------------------------------------------------------------------------------
+
+
+def _moved(move: Callable[[Any, tuple[Part, ...]], Sequence[Part]]) -> Callable[..., list[Owned]]:
+    """The rule of an operation that rearranges its first operand."""
+
+    def rule(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+        del seen
+        if ins[0] is None:
+            return [None] * len(eqn.outvars)
+        return [{name: tuple(move(eqn, parts)) for name, parts in ins[0].items()}] * len(eqn.outvars)
+
+    return rule
+
+
+def _reshape(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
+    """Axes are kept, or merge and split in runs of equal size; ones come and go."""
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    out: list[Part] = [()] * len(after)
+    i = j = 0
+    while 0 not in before and (i < len(before) or j < len(after)):
+        if i < len(before) and j < len(after) and before[i] == after[j]:
+            out[j] = parts[i]
+            i, j = i + 1, j + 1
+        elif i < len(before) and before[i] == 1:
+            i += 1
+        elif j < len(after) and after[j] == 1:
+            j += 1
+        else:
+            end, stop, have, want = i + 1, j + 1, before[i], after[j]
+            while have != want:
+                if have < want:
+                    have, end = have * before[end], end + 1
+                else:
+                    want, stop = want * after[stop], stop + 1
+            run = tuple(axis for k in range(i, end) if before[k] > 1 for axis in parts[k])
+            out[j:stop] = [run if after[k] > 1 else () for k in range(j, stop)]
+            i, j = end, stop
+    return out
+
+
+def _broadcast(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    out: list[Part] = [()] * len(after)
+    for axis, into in enumerate(eqn.params["broadcast_dimensions"]):
+        out[into] = parts[axis] if before[axis] == after[into] else ()
+    return out
+
+
+def _without(axes: Sequence[int], parts: tuple[Part, ...]) -> list[Part]:
+    return [part for axis, part in enumerate(parts) if axis not in axes]
+
+
+def _gather(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    """Rows that data choose are looked up; where whole matrices are chosen, as those of experts, each is a layer."""
+    given, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+    if not ins[0]:
+        return [None if ins[0] is None or ins[1] is None else {}]
+    sizes = eqn.params["slice_sizes"]
+    chosen = [axis for axis in range(len(shape)) if sizes[axis] < shape[axis]]
+    kept = [axis for axis in range(len(shape)) if axis not in given.collapsed_slice_dims]
+    matrices = sum(sizes[axis] > 1 for axis in kept) > 1
+    if ins[1] is None and not matrices:
+        for name, parts in ins[0].items():
+            looked = {axis: INPUT for k in chosen for axis in parts[k]}
+            looked |= {axis: OUTPUT for k in kept if k not in chosen for axis in parts[k]}
+            seen.uses[name].append(Use("lookup", looked))
+        return [None]
+    out: dict[str, tuple[Part, ...]] = {}
+    for name, parts in ins[0].items():
+        places = dict(zip(given.offset_dims, kept, strict=False))
+        row = [places.get(k) for k in range(len(eqn.outvars[0].aval.shape))]
+        out[name] = tuple(() if axis is None or axis in chosen else parts[axis] for axis in row)
+    return [out]
+
+
+def _sliced(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    """A slice of a stack is one of its layers: the axis from which one index is taken is no longer the leaf's."""
+    del seen
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if ins[0] is None:
+        return [None]
+    own = [axis for axis in range(len(before)) if not after[axis] == 1 < before[axis]]
+    return [{name: _only(own, parts) for name, parts in ins[0].items()}]
+
+
+# --- products --------------------------------------------------------------------------------------------------------
+
+
+def _dot(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    contract, batch = eqn.params["dimension_numbers"]
+    out: dict[str, tuple[Part, ...]] = {}
+    width = len(eqn.outvars[0].aval.shape)
+    both = bool(ins[0]) and bool(ins[1])
+    for side in (0, 1):
+        n = len(eqn.invars[side].aval.shape)
+        free = [axis for axis in range(n) if axis not in (*contract[side], *batch[side])]
+        for name, parts in (ins[side] or {}).items():
+            if both:  # two weights: what meets data is their product
+                seen.paired.add(name)
+                first = len(batch[0]) if side == 0 else width - len(free)
+                row: list[Part] = [()] * width
+                for k, axis in enumerate(batch[side]):
+                    row[k] = parts[axis]
+                for k, axis in enumerate(free):
+                    row[first + k] = parts[axis]
+                out.setdefault(name, tuple(row))
+                continue
+            use = _product(parts, {INPUT: contract[side], OUTPUT: free, STACK: batch[side]}, name in seen.paired)
+            seen.uses[name].append(use)
+    return [out if both else None if None in ins else {} if ins[0] == ins[1] == {} else None]
+
+
+def _product(parts: tuple[Part, ...], kinds: Mapping[str, Sequence[int]], paired: bool = False) -> Use:
+    """A leaf that meets data in a product. An axis of it that is two of the value's is what comes first in `kinds`."""
+    known: dict[int, str] = {}
+    for kind, axes in kinds.items():
+        for axis in axes:
+            for mine in parts[axis]:
+                known.setdefault(mine, kind)
+    summed = paired or any(parts[axis] for axis in (*kinds[INPUT], *kinds.get(WINDOW, ())))
+    return Use("product" if summed else "added", known)
+
+
+def _ragged(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    """Rows in groups, each with a matrix of its own: experts."""
+    given = eqn.params["ragged_dot_dimension_numbers"]
+    contract, batch = given.dot_dimension_numbers
+    own, stack = contract[1], (*batch[1], *given.rhs_group_dimensions)
+    for name, parts in (ins[1] or {}).items():
+        free = [axis for axis in range(len(parts)) if axis not in (*own, *stack)]
+        seen.uses[name].append(_product(parts, {INPUT: own, OUTPUT: free, STACK: stack}))
+    _note(ins[:1], seen, "unknown")
+    return [None]
+
+
+def _conv(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
+    out, channels, *window = eqn.params["dimension_numbers"].rhs_spec
+    for name, parts in (ins[1] or {}).items():
+        groups, stack, mine = eqn.params["feature_group_count"], [], list(parts[out])
+        # Under vmap over kernels each of them is a group, and their axis comes before the outputs.
+        while len(mine) > 1 and groups > 1 and groups % seen.shapes[name][mine[0]] == 0:
+            stack.append(mine.pop(0))
+            groups //= seen.shapes[name][stack[-1]]
+        use = _product(parts, {INPUT: (channels,), OUTPUT: (out,), WINDOW: window})
+        depthwise = groups > 1 and eqn.invars[1].aval.shape[channels] == 1
+        kinds = {**use.parts, **dict.fromkeys(stack, STACK)}
+        seen.uses[name].append(Use("depthwise" if depthwise else use.kind, kinds))
+    _note(ins[:1], seen, "unknown")
+    return [None]
+
+
+_OPAQUE = frozenset(("ffi_call", "pallas_call", "pure_callback", "io_callback", "custom_call", "fft", "sort"))
+
+_RULES: dict[str, Callable[[Any, list[Owned], _Seen], list[Owned]]] = {
+    "reshape": _moved(_reshape),
+    "transpose": _moved(lambda eqn, parts: [parts[axis] for axis in eqn.params["permutation"]]),
+    "broadcast_in_dim": _moved(_broadcast),
+    "squeeze": _moved(lambda eqn, parts: _without(eqn.params["dimensions"], parts)),
+    **dict.fromkeys(
+        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"),
+        _moved(lambda eqn, parts: _without(eqn.params["axes"], parts)),
+    ),
+    **dict.fromkeys(("pad", "rev", "split"), _moved(lambda eqn, parts: parts)),
+    "concatenate": lambda eqn, ins, seen: [_together(ins, seen)],
+    "slice": _sliced,
+    "dynamic_slice": _sliced,
+    "gather": _gather,
+    "dot_general": _dot,
+    "ragged_dot_general": _ragged,
+    "conv_general_dilated": _conv,
+}

@@ -1,0 +1,443 @@
+"""Which leaves are kernels and which of their axes are what: by names, by modules, by a trace; the same everywhere."""
+
+import pickle
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import rigl_jax as rx
+from rigl_jax import topology
+from rigl_jax.description import letters
+
+IDS, IMAGES, KEY = jnp.zeros((2, 5), int), jnp.zeros((2, 9, 9, 1)), jax.random.key(0)
+
+# --- one network, four times -----------------------------------------------------------------------------------------
+
+
+class LinenLayer(linen.Module):
+    @linen.compact
+    def __call__(self, x, _):
+        return linen.Dense(8)(linen.LayerNorm()(x)), None
+
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, ids, images):
+        x = linen.Embed(11, 8, name="embed")(ids)
+        x = x + self.param("pos_embedding", linen.initializers.zeros, (1, 5, 8))
+        x = linen.MultiHeadDotProductAttention(num_heads=2, name="attention")(linen.LayerNorm(name="norm")(x))
+        stack = linen.scan(LinenLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = stack(name="stack")(x, None)
+        y = linen.Conv(6, (3, 3), name="grey")(images)
+        y = linen.Conv(6, (3, 3), feature_group_count=6, name="dw")(y)
+        y = linen.Conv(4, (3, 3), name="conv")(y)
+        return linen.Dense(3, name="head")(x), y
+
+
+def linen_net():
+    net = LinenNet()
+    params = jax.eval_shape(net.init, KEY, IDS, IMAGES)["params"]
+    names = {
+        "q": "attention/query/kernel",
+        "k": "attention/key/kernel",
+        "v": "attention/value/kernel",
+        "o": "attention/out/kernel",
+        "stack": "stack/Dense_0/kernel",
+        "grey": "grey/kernel",
+        "conv": "conv/kernel",
+        "head": "head/kernel",
+    }
+    return params, lambda p, *inputs: net.apply({"params": p}, *inputs), (IDS, IMAGES), names
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.embed, self.pos_embedding = nnx.Embed(11, 8, rngs=rngs), nnx.Param(jnp.zeros((1, 5, 8)))
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.norm, self.head = nnx.LayerNorm(8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        self.stack, self.norms = (
+            nnx.vmap(lambda key: nnx.Linear(8, 8, rngs=nnx.Rngs(key)))(jax.random.split(KEY, 3)),
+            (nnx.vmap(lambda key: nnx.LayerNorm(8, rngs=nnx.Rngs(key)))(jax.random.split(KEY, 3))),
+        )
+        self.grey = nnx.Conv(1, 6, (3, 3), rngs=rngs)
+        self.dw = nnx.Conv(6, 6, (3, 3), feature_group_count=6, rngs=rngs)
+        self.conv = nnx.Conv(6, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, ids, images):
+        x = self.attention(self.norm(self.embed(ids) + self.pos_embedding[...]))
+        graph, layers = nnx.split((self.stack, self.norms))
+
+        def layer(x, one):
+            dense, norm = nnx.merge(graph, one)
+            return dense(norm(x)), None
+
+        x, _ = jax.lax.scan(layer, x, layers)
+        return self.head(x), self.conv(self.dw(self.grey(images)))
+
+
+def nnx_net():
+    graph, params = nnx.split(NnxNet(nnx.Rngs(0)), nnx.Param)
+    names = {
+        key: f"attention/{name}/kernel" for key, name in zip("qkvo", ("query", "key", "value", "out"), strict=True)
+    }
+    names |= {name: f"{name}/kernel" for name in ("stack", "grey", "conv", "head")}
+    return params, lambda p, *inputs: nnx.merge(graph, p)(*inputs), (IDS, IMAGES), names
+
+
+class EquinoxNet(eqx.Module):
+    embed: eqx.nn.Embedding
+    pos_embedding: jax.Array
+    attention: eqx.nn.MultiheadAttention
+    norm: eqx.nn.LayerNorm
+    stack: eqx.nn.Linear
+    norms: eqx.nn.LayerNorm
+    grey: eqx.nn.Conv2d
+    dw: eqx.nn.Conv2d
+    conv: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __init__(self):
+        self.embed, self.pos_embedding = eqx.nn.Embedding(11, 8, key=KEY), jnp.zeros((5, 8))
+        self.attention, self.norm = eqx.nn.MultiheadAttention(2, 8, key=KEY), eqx.nn.LayerNorm(8)
+        self.stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))(jax.random.split(KEY, 3))
+        self.norms = eqx.filter_vmap(lambda key: eqx.nn.LayerNorm(8))(jax.random.split(KEY, 3))
+        self.grey, self.dw = eqx.nn.Conv2d(1, 6, 3, key=KEY), eqx.nn.Conv2d(6, 6, 3, groups=6, key=KEY)
+        self.conv, self.head = eqx.nn.Conv2d(6, 4, 3, key=KEY), eqx.nn.Linear(8, 3, key=KEY)
+
+    def __call__(self, ids, image):
+        x = jax.vmap(self.norm)(jax.vmap(self.embed)(ids) + self.pos_embedding)
+        x = self.attention(x, x, x)
+        layers, static = eqx.partition((self.stack, self.norms), eqx.is_array)
+
+        def layer(x, one):
+            dense, norm = eqx.combine(one, static)
+            return jax.vmap(dense)(jax.vmap(norm)(x)), None
+
+        x, _ = jax.lax.scan(layer, x, layers)
+        return jax.vmap(self.head)(x), self.conv(self.dw(self.grey(image)))
+
+
+def equinox_net():
+    params, static = eqx.partition(EquinoxNet(), eqx.is_inexact_array)
+    names = {
+        key: f"attention/{name}_proj/weight"
+        for key, name in zip("qkvo", ("query", "key", "value", "output"), strict=True)
+    }
+    names |= {name: f"{name}/weight" for name in ("stack", "grey", "conv", "head")}
+    apply = lambda p, *inputs: jax.vmap(eqx.combine(p, static))(*inputs)  # noqa: E731
+    return params, apply, (IDS, jnp.zeros((2, 1, 9, 9))), names
+
+
+def dict_net():
+    """As Haiku names them."""
+    shapes = {
+        "embed": {"embeddings": (11, 8)},
+        "pos_embedding": (1, 5, 8),
+        "norm": {"scale": (8,), "offset": (8,)},
+        **{f"attention/{name}": {"w": (8, 8), "b": (8,)} for name in "qkvo"},
+        "stack": {"w": (3, 8, 8), "b": (3, 8)},
+        "stack/norm": {"scale": (3, 8), "offset": (3, 8)},
+        "grey": {"w": (3, 3, 1, 6), "b": (6,)},
+        "dw": {"w": (3, 3, 1, 6), "b": (6,)},
+        "conv": {"w": (3, 3, 6, 4), "b": (4,)},
+        "head": {"w": (8, 3), "b": (3,)},
+    }
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, "float32"), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+    def conv(p, x, groups=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, p["w"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        ) + p["b"].reshape(1, 1, 1, -1)
+
+    def dense(p, x):
+        return x @ p["w"] + p["b"].reshape(1, 1, -1)
+
+    def norm(p, x):
+        return x * p["scale"].reshape(1, 1, -1) + p["offset"].reshape(1, 1, -1)
+
+    def apply(p, ids, images):
+        x = norm(p["norm"], p["embed"]["embeddings"][ids] + p["pos_embedding"])
+        q, k, v = (dense(p[f"attention/{name}"], x).reshape(2, 5, 2, 4) for name in "qkv")
+        x = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k)), v)
+        x = dense(p["attention/o"], x.reshape(2, 5, 8))
+        layers = p["stack"], p["stack/norm"]
+        x, _ = jax.lax.scan(lambda x, layer: (dense(layer[0], norm(layer[1], x)), None), x, layers)
+        return dense(p["head"], x), conv(p["conv"], conv(p["dw"], conv(p["grey"], images), 6))
+
+    names = {name: f"attention/{name}/w" for name in "qkvo"}
+    names |= {name: f"{name}/w" for name in ("stack", "grey", "conv", "head")}
+    return params, apply, (IDS, IMAGES), names
+
+
+NETS = {"linen": linen_net, "nnx": nnx_net, "equinox": equinox_net, "dict": dict_net}
+AXES = {
+    "linen": {
+        "q": "ioo",
+        "k": "ioo",
+        "v": "ioo",
+        "o": "iio",
+        "stack": "sio",
+        "grey": "wwio",
+        "conv": "wwio",
+        "head": "io",
+    },
+    "equinox": {**dict.fromkeys("qkvo", "oi"), "stack": "soi", "grey": "oiww", "conv": "oiww", "head": "oi"},
+    "dict": {**dict.fromkeys("qkvo", "io"), "stack": "sio", "grey": "wwio", "conv": "wwio", "head": "io"},
+}
+AXES["nnx"] = AXES["linen"]
+# ERK at 0.7 over the layers above, each of the 3 layers of the stack a layer of its own.
+LAYERS = dict.fromkeys((*"qkvo", "s0", "s1", "s2"), (8, 8))
+LAYERS |= {"grey": (3, 3, 1, 6), "conv": (3, 3, 6, 4), "head": (8, 3)}
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["named", "traced"])
+@pytest.mark.parametrize("framework", NETS)
+def test_one_network_has_one_plan_in_every_framework(framework, traced):
+    params, apply, inputs, names = NETS[framework]()
+    given = {"apply": apply, "inputs": inputs} if traced else {}
+    if not traced and framework != "equinox":  # whose modules say how many groups they have
+        params = without(params, "dw")  # beside another of one input channel it makes `grey` look depthwise
+    plan = rx.make_plan(params, 0.7, **given)
+    assert sorted(plan) == sorted(names.values())
+    shared = rx.erk(LAYERS, 0.7)
+    for key, name in names.items():
+        leaf = plan[name]
+        assert letters(leaf.axes, leaf.shape) == AXES[framework][key], name
+        layer = "s0" if key == "stack" else key
+        size = np.prod(LAYERS[layer])
+        assert leaf.n_active == size - int(shared[layer] * size), name
+    assert topology.n_units(plan[names["stack"]]) == (3, 64)
+
+
+def without(params, name):
+    return {key: value for key, value in params.items() if key != name}
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+BY_NAME = [
+    # name, shape, what lies beside it, axes, dense
+    ("Dense_0/kernel", (4, 6), {}, "io", None),
+    ("Dense_0/bias", (4,), {}, "?", "bias or scale"),
+    ("LayerNorm_0/scale", (4,), {}, "?", "bias or scale"),
+    ("attention/query/bias", (8, 64), {}, "?", "bias or scale"),
+    ("Embed_0/embedding", (32, 8), {}, "io", "embedding"),
+    ("pos_embedding", (1, 32, 8), {}, "sio", "embedding"),
+    ("cls_token", (1, 1, 8), {}, "sio", "embedding"),
+    ("conv/kernel", (3, 3, 8, 16), {}, "wwio", None),
+    ("column/kernel", (1, 16), {}, "io", None),
+    ("first/kernel", (5, 5, 1, 6), {"first/bias": (6,)}, "wwio", None),
+    ("dw/kernel", (3, 3, 1, 16), {}, "wwio", "depthwise"),
+    ("block/depthwise_conv/kernel", (3, 3, 1, 16), {}, "wwio", "depthwise"),
+    ("a/kernel", (3, 3, 1, 16), {"b/kernel": (3, 3, 1, 16)}, "wwio", "depthwise"),
+    ("one_d/kernel", (3, 8, 16), {"one_d/bias": (16,)}, "wio", None),
+    ("scanned/kernel", (3, 8, 16), {"scanned/bias": (3, 16)}, "sio", None),
+    ("scanned/conv/kernel", (2, 3, 3, 8, 16), {"scanned/conv/bias": (2, 16)}, "swwio", None),
+    ("heads/kernel", (8, 4, 2), {"heads/bias": (4, 2)}, "ioo", None),
+    ("either/kernel", (4, 4, 2), {"either/bias": (4, 2)}, "?", None),  # 4 layers of 4 x 2, or 4 heads of 2
+    ("either/kernel", (3, 8, 16), {}, "?", None),
+    ("conv1.weight", (8, 4, 3, 3), {"conv1.bias": (8,)}, "oiww", None),
+    ("conv1d.weight", (8, 4, 3), {"conv1d.bias": (8,)}, "oiw", None),
+    ("fc.weight", (10, 8), {"fc.bias": (10,)}, "oi", None),
+    ("jax_like/weight", (8, 10), {"jax_like/bias": (10,)}, "io", None),
+    ("tok_emb.weight", (11, 8), {}, "io", "embedding"),
+    ("patch_embed.weight", (8, 3), {"patch_embed.bias": (8,)}, "oi", None),
+    ("norms/weight", (3, 8), {"norms/bias": (3, 8)}, "?", "bias or scale"),
+    ("rms_norm/weight", (3, 8), {}, "?", "bias or scale"),
+    ("linear/w", (8, 4), {"linear/b": (4,)}, "io", None),
+    ("layer_stack/b", (3, 4), {"layer_stack/w": (3, 8, 4)}, "?", "bias or scale"),
+    ("b", (4, 3), {"a": (3, 4)}, "io", None),
+    ("0", (6, 32), {"1": (32,)}, "io", None),
+    ("empty/kernel", (0, 4), {}, "io", "empty"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "beside", "axes", "dense"), BY_NAME)
+def test_by_name(name, shape, beside, axes, dense):
+    shapes = {name: shape, **beside}
+    found = rx.roles({n: jax.ShapeDtypeStruct(s, "float32") for n, s in shapes.items()})[name]
+    assert letters(found.axes, shape) == axes
+    assert found.dense == dense
+
+
+class Odd(eqx.Module):
+    table: jax.Array
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w @ jnp.tanh(x)
+
+
+def test_the_attributes_of_a_module_that_is_not_known_are_asked_for():
+    odd = Odd(jnp.zeros((5, 8)), jnp.zeros((4, 8)))
+    assert rx.roles(odd)["w"].axes is None
+    fan_in = [("w", rx.fan_in()), (".*", None)]
+    with pytest.raises(ValueError, match=r"make_plan: leaf 'w': fan_in must know which axes of shape \(4, 8\)"):
+        rx.make_plan(odd, 0.5, rules=fan_in)
+    assert rx.make_plan(odd, 0.5)["w"].n_active == rx.make_plan({"w": odd.w, "table": odd.table}, 0.5)["w"].n_active
+    given = rx.make_plan(odd, 0.5, rules=fan_in, axes={"w": rx.Axes((1,), (0,))})
+    seen = rx.make_plan(odd, 0.5, rules=fan_in, apply=lambda odd, x: odd(x), inputs=[jnp.zeros(8)])
+    assert given["w"].axes == seen["w"].axes == rx.Axes((1,), (0,))
+    assert given["w"].n_active == seen["w"].n_active == 4
+
+
+# --- by trace --------------------------------------------------------------------------------------------------------
+
+
+def noisy(p, x):
+    keep = jax.random.bernoulli(jax.random.key(0), 0.5, p["w"].shape)
+    return x @ jnp.where(keep, p["w"], 0).astype(jnp.bfloat16).astype(jnp.float32)
+
+
+def unrolled(p, x):
+    for i in range(3):
+        x = x @ p["w"][i]
+    return x
+
+
+def chosen(p, x):
+    return jnp.einsum("bd,bdf->bf", x, p["w"][jnp.argmax(x, -1)])
+
+
+def normalised(p, x):
+    return x @ (p["g"] * p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True))
+
+
+def looped(p, x):
+    return jax.lax.fori_loop(0, 3, lambda i, x: x @ p["w"][i], x)
+
+
+BY_TRACE = [
+    # leaf, shapes, apply, axes, dense
+    ("w", {"w": (8, 4)}, lambda p, x: x @ p["w"], "io", None),
+    ("w", {"w": (4, 8)}, lambda p, x: (p["w"] @ x.T).T, "oi", None),
+    ("w", {"w": (8, 8)}, noisy, "io", None),
+    ("w", {"w": (3, 8, 8)}, unrolled, "sio", None),
+    ("w", {"w": (3, 8, 8)}, looped, "sio", None),
+    ("w", {"w": (8, 8, 4)}, chosen, "sio", None),
+    ("w", {"w": (8, 8), "g": (1, 8)}, normalised, "io", None),
+    ("g", {"w": (8, 8), "g": (1, 8)}, normalised, "?", "bias or scale"),
+    ("a", {"a": (8, 2), "c": (2, 6)}, lambda p, x: x @ (p["a"] @ p["c"]), "io", None),
+    ("c", {"a": (8, 2), "c": (2, 6)}, lambda p, x: x @ (p["a"] @ p["c"]), "io", None),
+    ("w", {"w": (12, 8)}, lambda p, x: jnp.einsum("bi,hoi->bho", x, p["w"].reshape(3, 4, 8)), "oi", None),
+    ("w", {"w": (3, 8, 4)}, lambda p, x: jnp.einsum("ebi,eio->ebo", jnp.stack([x] * 3), p["w"]), "sio", None),
+    ("w", {"w": (3, 4, 8)}, lambda p, x: jax.vmap(lambda w, x: x @ w.T)(p["w"], jnp.stack([x] * 3)), "soi", None),
+    ("w", {"w": (3, 8, 8)}, lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0], "sio", None),
+    ("w", {"w": (8, 8)}, lambda p, x: jax.checkpoint(lambda w, x: jax.jit(jnp.matmul)(x, w))(p["w"], x), "io", None),
+    ("w", {"w": (8, 8)}, lambda p, x: jax.lax.cond(x.sum() > 0, lambda: x @ p["w"], lambda: x), "io", None),
+    ("kernel", {"kernel": (8, 8)}, lambda p, x: x * p["kernel"][:1], "?", "bias or scale"),
+    ("w", {"w": (8, 4)}, lambda p, x: p["w"][jnp.argmax(x, -1)], "io", "embedding"),
+    ("w", {"w": (8, 8)}, lambda p, x: p["w"][jnp.argmax(x, -1)] @ p["w"].T, "io", "embedding"),
+]
+
+
+@pytest.mark.parametrize(("leaf", "shapes", "apply", "axes", "dense"), BY_TRACE)
+def test_by_trace(leaf, shapes, apply, axes, dense):
+    params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    found = rx.roles(params, apply, (jnp.ones((2, 8)),))[leaf]
+    assert letters(found.axes, shapes[leaf]) == axes
+    assert found.dense == dense
+
+
+def test_kernels_under_vmap_are_layers_and_not_depthwise():
+    make = lambda key: eqx.nn.Sequential(  # noqa: E731
+        [eqx.nn.Conv2d(1, 6, 3, key=key), eqx.nn.Conv2d(6, 6, 3, groups=6, key=key)]
+    )
+    params, static = eqx.partition(eqx.filter_vmap(make)(jax.random.split(KEY, 5)), eqx.is_inexact_array)
+    apply = lambda p, x: eqx.filter_vmap(lambda net, x: jax.vmap(net)(x))(eqx.combine(p, static), x)  # noqa: E731
+    for found in (rx.roles(params), rx.roles(params, apply, (jnp.zeros((5, 2, 1, 9, 9)),))):
+        first, second = found["layers/0/weight"], found["layers/1/weight"]
+        assert letters(first.axes, (5, 6, 1, 3, 3)) == letters(second.axes, (5, 6, 1, 3, 3)) == "soiww"
+        assert (first.dense, second.dense) == (None, "depthwise")
+
+
+def test_members_that_share_their_input_are_told_by_their_modules():
+    make = lambda key: eqx.nn.MLP(4, 3, 8, 1, key=key)  # noqa: E731
+    params, static = eqx.partition(eqx.filter_vmap(make)(jax.random.split(KEY, 5)), eqx.is_inexact_array)
+    apply = lambda p, x: eqx.filter_vmap(lambda net: jax.vmap(net)(x))(eqx.combine(p, static))  # noqa: E731
+    found = rx.roles(params, apply, (jnp.zeros((7, 4)),))
+    assert (
+        letters(found["layers/0/weight"].axes, (5, 8, 4)) == letters(found["layers/1/weight"].axes, (5, 3, 8)) == "soi"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"axes": {"w": rx.Axes((0,), (0,))}}, r"make_plan: axes\['w'\].* name every axis of shape \(4, 6\) once"),
+        ({"axes": {"w": rx.Axes((0, 1), ())}}, r"make_plan: axes\['w'\].*input and output axes"),
+        ({"axes": {"w": (0, 1)}}, r"make_plan: axes\['w'\].*rx.Axes"),
+        ({"axes": {"v": rx.Axes((0,), (1,))}}, r"make_plan: axes: the rule 'v' applies to nothing"),
+        ({"axes": [("w", rx.Axes((0,), (1,)))]}, "make_plan: axes must be"),
+        ({"apply": "model"}, "make_plan: apply must be a function"),
+        (
+            {"apply": lambda p, x: x @ p["w"], "inputs": (jnp.ones((2, 5)),)},
+            r"apply\(params, \*inputs\) could not be traced",
+        ),
+        ({"apply": lambda p, x: x @ p["w"], "inputs": jnp.ones((2, 4))}, "make_plan: inputs must be a tuple"),
+    ],
+)
+def test_what_cannot_be_is_told(given, message):
+    with pytest.raises(ValueError, match=message):
+        rx.make_plan({"w": jnp.zeros((4, 6))}, 0.5, **given)
+
+
+# --- structures along these axes -------------------------------------------------------------------------------------
+
+STRUCTURES = [rx.unstructured, lambda axes=None: rx.block(2, 3, axes), lambda axes=None: rx.n_of_m(2, 4, axes=axes)]
+STRUCTURES += [rx.fan_in, lambda axes=None: rx.channel(axes=axes)]
+
+
+@pytest.mark.parametrize("make", STRUCTURES, ids=lambda make: make().name)
+def test_a_structure_along_other_axes_is_that_of_the_transposed_weight(make):
+    drop, grow = jax.random.uniform(KEY, (2, 3, 8, 6))
+    there = make().bind(rx.Axes((-1,), (0,), window=(1,)))  # (out, window, in)
+    plain = make()
+    turned = lambda x: jnp.transpose(x, (2, 0, 1))  # noqa: E731
+    kept = topology.prune(plain, drop, 2)
+    np.testing.assert_array_equal(topology.prune(there, turned(drop), 2), turned(kept))
+    expected = topology.rewire(plain, kept, drop, grow, 2)
+    found = topology.rewire(there, turned(kept), turned(drop), turned(grow), 2)
+    np.testing.assert_array_equal(found.mask, turned(expected.mask))
+    assert pickle.loads(pickle.dumps(there)).units((6, 3, 8)) == there.units((6, 3, 8))
+
+
+@pytest.mark.parametrize("make", STRUCTURES, ids=lambda make: make().name)
+def test_each_layer_of_a_stack_is_on_its_own(make):
+    scale = jnp.array([1e-3, 1.0, 1e3]).reshape(1, 3, 1, 1)  # by the leaf, the first layer would lose all
+    drop, grow = jax.random.uniform(KEY, (2, 3, 8, 6)) * scale
+    stacked = make().bind(rx.Axes((1,), (2,), stack=(0,)))
+    kept = topology.prune(stacked, drop, 2)
+    found = topology.rewire(stacked, kept, drop, grow, 2)
+    for i in range(3):
+        one = topology.prune(make(), drop[i], 2)
+        np.testing.assert_array_equal(kept[i], one)
+        alone = topology.rewire(make(), one, drop[i], grow[i], 2)
+        np.testing.assert_array_equal(found.mask[i], alone.mask)
+        np.testing.assert_array_equal(found.kept[i], alone.kept)
+
+
+ONE_WAY = [
+    # structure, shape, axes; sums of the mask over what are equal
+    (rx.fan_in(), (12, 8), rx.Axes((1,), (0,)), (1,)),
+    (rx.fan_in(), (8, 4, 4), rx.Axes((0,), (1, 2)), (0,)),
+    (rx.fan_in(), (4, 4, 8), rx.Axes((0, 1), (2,)), (0, 1)),
+    (rx.fan_in(), (6, 4, 3, 3), rx.Axes((1,), (0,), (2, 3)), (1, 2, 3)),
+    (rx.fan_in(), (3, 12, 8), rx.Axes((2,), (1,), stack=(0,)), (2,)),
+]
+
+
+@pytest.mark.parametrize(("structure", "shape", "axes", "summed"), ONE_WAY)
+def test_constant_fan_in_is_constant_under_srigl_and_rigl(structure, shape, axes, summed):
+    params = {"w": jax.random.normal(KEY, shape)}
+    plan = rx.make_plan(params, 0.5, rx.uniform, rules=[("w", structure)], axes={"w": axes})
+    signals = rx.Signals(params, {"w": jax.random.normal(jax.random.key(1), shape)}, jnp.int32(0), KEY)
+    for algorithm in (rx.rigl(plan), rx.srigl(plan, min_salient=0.0)):
+        masks = jax.jit(lambda a=algorithm: a.update(a.init(KEY, params), signals).state.masks)()
+        counts = np.asarray(masks["w"].sum(summed))
+        assert set(counts.ravel().tolist()) == {plan["w"].n_active}
