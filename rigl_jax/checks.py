@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import trees
-from rigl_jax.base import Algorithm, Array, Leaf, Structure
+from rigl_jax.base import Algorithm, Array, Leaf, Masks, Structure
 
 LARGEST = 2**31  # steps and counts are int32 on the devices
 
@@ -128,25 +128,24 @@ def key(who: str, key: Any) -> Array:
     return typed
 
 
-def masks(who: str, masks: Any, params: Any) -> None:
-    """Refuses masks that are not parallel to params: bool[*shape], or None where a leaf is dense.
+def masks(who: str, masks: Any, params: Any) -> Masks:
+    """The masks as a tree parallel to params: bool[*shape], or None where a leaf is dense. They are found by name.
 
     Raises:
-      ValueError: names the leaf.
+      ValueError: names the leaf that has no place in params, or no mask and no None.
     """
     leaves, given = trees.named_leaves(params), trees.named_leaves(masks)
     for name in given:
         if name not in leaves:
             raise ValueError(f"{who}: masks hold a leaf {name!r} that params do not have{trees.hint(name, leaves)}")
-    try:
-        jax.tree.structure(params).flatten_up_to(masks)
-    except (ValueError, TypeError) as error:
+    if missing := trees.uncovered(masks, params):
         raise ValueError(
-            f"{who}: masks must be a tree parallel to params, with None for a dense leaf, got {_kind(masks)}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+            f"{who}: masks must be a tree parallel to params, with None for a dense leaf, got {_kind(masks)} "
+            f"without leaf {missing[0]!r}"
+        )
     for name, one in given.items():
         mask(who, name, one, leaves[name])
+    return trees.aligned(masks, params)
 
 
 def mask(who: str, name: str, mask: Any, leaf: Any) -> None:

@@ -222,7 +222,7 @@ class _Context(NamedTuple):
 
 def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[str, float]:
     """Measured density of every masked leaf."""
-    checks.masks("flops", masks, params)
+    masks = checks.masks("flops", masks, params)
     parallel = zip(leaves, jax.tree.structure(params).flatten_up_to(masks), strict=True)
     return {name: np.count_nonzero(mask) / max(1, np.size(mask)) for name, mask in parallel if mask is not None}
 

@@ -29,7 +29,7 @@ def rescale_init(params: PyTree, masks: Masks, axis: int = -1) -> PyTree:
     >>> rescale_init(params, masks)["w"][0].tolist()
     [2.0, 1.0]
     """
-    checks.masks("rescale_init", masks, params)
+    masks = checks.masks("rescale_init", masks, params)
     for name, mask in trees.named_leaves(masks).items():
         if not isinstance(axis, int) or not -mask.ndim <= axis < mask.ndim:
             raise ValueError(f"rescale_init: axis must be one of leaf {name!r} of shape {mask.shape}, got {axis!r}")

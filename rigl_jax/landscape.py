@@ -127,7 +127,7 @@ def bezier_path(
     _check_parallel("bezier_path", a, b)
     key = checks.key("bezier_path", key)
     if masks is not None:
-        checks.masks("bezier_path", masks, a)
+        masks = checks.masks("bezier_path", masks, a)
     for name, value, least in (("steps", steps, 1), ("degree", degree, 2)):
         if not checks.is_whole(value, least):
             raise ValueError(f"bezier_path: {name} must be a whole number, at least {least}, got {value!r}")

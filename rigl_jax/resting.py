@@ -1,4 +1,4 @@
-"""Does an optimizer leave a weight alone that is 0 and gets no gradient? Read off its jaxpr, without running it.
+"""Does an optimizer leave a weight alone, because it is 0 and gets no gradient, or whatever comes? Read off its jaxpr.
 
 Most do: their moments of such a weight stay exactly 0, and nothing needs to be done to keep them there. Some do not:
 Adabelief and Adafactor add an epsilon, `add_noise` adds noise. `sparsify` puts those back on every step, which costs a
@@ -8,15 +8,18 @@ pass over the state (and, with a donated state, a copy of it on CPU), so it asks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rigl_jax import trees
 from rigl_jax.base import PyTree
 from rigl_jax.jaxprs import branches, called
+
+T = TypeVar("T")
 
 # Zero in, zero out: where all the operands are 0 at a position, so is the result.
 _ALL = {"add", "sub", "add_any", "max", "min", "select_n", "concatenate"}
@@ -36,20 +39,20 @@ _ONE = {
 _ANY = {"mul", "and"}
 
 
-def resting(inner: optax.GradientTransformationExtraArgs) -> Callable[..., bool]:
-    """`rests` of one optimizer, `(params, **extra) -> bool`, that remembers its answers: each takes two traces."""
-    known: dict[Any, bool] = {}
+def remembered(ask: Callable[..., T]) -> Callable[..., T]:
+    """`ask(params, **extra)`, which traces, asked once for params of a kind."""
+    known: dict[Any, T] = {}
 
-    def rest(params: PyTree, **extra: Any) -> bool:
+    def answer(params: PyTree, **extra: Any) -> T:
         if extra:  # whose values may be read
-            return rests(inner, params, **extra)
+            return ask(params, **extra)
         leaves, treedef = jax.tree.flatten(params)
         kind = treedef, tuple(map(jax.typeof, leaves))
         if kind not in known:
-            known[kind] = rests(inner, params)
+            known[kind] = ask(params)
         return known[kind]
 
-    return rest
+    return answer
 
 
 def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> bool:
@@ -82,6 +85,35 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
     except Exception:  # an optimizer that cannot be traced like this is simply not shown to rest
         return False
     return all(a and b for a, b, mark in zip(starts, stays, per_weight, strict=True) if mark)
+
+
+def frozen(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> frozenset[str]:
+    """The names of the leaves whose update is 0 whatever comes in, as that of `optax.set_to_zero`.
+
+    A learning rate of 0 freezes nothing: there the update is a product with the gradient.
+    """
+    state = jax.eval_shape(inner.init, params)
+    closed = jax.make_jaxpr(lambda g, s, p: inner.update(g, s, p, **extra)[0])(params, state, params)
+    arguments = [False] * len(closed.jaxpr.invars)
+    consts = [_is_zero(c) for c in closed.consts]
+    zero, fixed = _walk(closed.jaxpr, consts, arguments), _fixed(closed.jaxpr, arguments)
+    found = zip(trees.named_leaves(params), zero, fixed, strict=True)
+    return frozenset(name for name, is_zero, is_fixed in found if is_zero and is_fixed)
+
+
+def _fixed(jaxpr: Any, arguments: list[bool]) -> list[bool]:
+    """For each output: does it depend on nothing but constants and the flagged arguments?"""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*[True] * len(jaxpr.constvars), *arguments], strict=True))
+
+    def read(atom: Any) -> bool:
+        return hasattr(atom, "val") or known[atom]
+
+    for eqn in jaxpr.eqns:
+        flags = [read(atom) for atom in eqn.invars]
+        inner = called(eqn)
+        after = [all(flags)] * len(eqn.outvars) if inner is None else _fixed(inner.jaxpr, flags)
+        known.update(zip(eqn.outvars, after, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _zeros_out(f: Callable[..., Any], arguments: Sequence[PyTree], zero: list[bool]) -> list[bool]:

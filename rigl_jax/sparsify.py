@@ -12,8 +12,8 @@ import optax
 from jax import lax
 
 from rigl_jax import checks, trees
-from rigl_jax.base import Algorithm, Array, Masks, PyTree, Signals
-from rigl_jax.resting import resting
+from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
+from rigl_jax.resting import frozen, remembered, rests
 
 
 class SparseState(NamedTuple):
@@ -50,11 +50,16 @@ def sparsify(
     * everything that the optimizer keeps for a pruned weight (moments, accumulated gradients) is what `inner.init`
       gives a weight of 0, which for all but a few optimizers is 0. It starts from there when it is grown again.
 
+    * a leaf that the inner optimizer never changes (`optax.set_to_zero`, `optax.freeze`) keeps its mask and its weights
+      bit by bit; a method that would have to move its weights elsewhere is refused.
+
     Pass *dense* gradients, taken at masked weights: `jax.grad(loss)(params, batch)` as it is. They are masked here, and
     growth needs them whole. Under `jax.pmap` or `shard_map` average them over the devices first, or masks drift apart.
 
     `sparsify` is the outermost transformation. Weight decay, clipping, accumulation and averaging go inside `inner`;
     a transformation around it would scale the updates that set weights to 0. `check_masked` finds such a mistake.
+    Around it only `optax.partition` and `optax.masked` are in place: it then sees its part of the params (which the
+    plan must be of), and its masks, found in its state, serve for all of them.
 
     Under `jax.vmap(tx.init)` all members of an ensemble draw the same masks, for there is one key. Give each member its
     own: `jax.vmap(lambda key, params: sparsify(inner, algorithm, key=key).init(params))(keys, params)`; `update` takes
@@ -93,7 +98,7 @@ def sparsify(
     checks.optimizer("sparsify", inner)
     checks.algorithm("sparsify", algorithm)
     inner = optax.with_extra_args_support(inner)
-    rest = resting(inner)
+    rest, still = remembered(functools.partial(rests, inner)), remembered(functools.partial(frozen, inner))
     key = checks.key("sparsify", key)
 
     def init(params: PyTree) -> SparseState:
@@ -144,7 +149,8 @@ def sparsify(
 
         def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
             signals = Signals(optax.apply_updates(params, updates), grads, state.step, now)
-            return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer)
+            held = frozenset() if algorithm.latent else still(params, **extra)
+            return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer, held)
 
         def rewired() -> tuple[Any, PyTree, PyTree]:
             return change(*(hold if algorithm.skip_step else train)(grads, seen, state.inner, params, **extra))
@@ -169,9 +175,15 @@ def _change_masks(
     params: PyTree,
     updates: PyTree,
     optimizer: PyTree,
+    held: frozenset[str],
 ) -> tuple[Any, PyTree, PyTree]:
-    """Applies what the algorithm decides: masks, the values of fresh weights, and their place in the optimizer."""
+    """Applies what the algorithm decides: masks, the values of fresh weights, and their place in the optimizer.
+
+    Leaves that are `held`, because the optimizer never changes them, keep masks and weights.
+    """
     result = algorithm.update(state, signals)
+    if held := held & trees.named_leaves(state.masks).keys():
+        result = _hold(algorithm, result, state, held)
     trained, stored = algorithm.trained(result.state), algorithm.stored(result.state)
     fresh = result.fresh
     if fresh is None:
@@ -191,6 +203,34 @@ def _change_masks(
     placed = jax.tree.map(place, updates, params, stored, fresh, values)
     settled = trees.map_masked(lambda new, keep: keep & ~new, fresh, trained)
     return result.state, placed, _restart(inner, optimizer, settled, optax.apply_updates(params, placed))
+
+
+def _hold(algorithm: Algorithm, result: Rewired, before: Any, held: frozenset[str]) -> Rewired:
+    """The rewiring without what it did to the leaves that are held."""
+    if not algorithm.keeps_counts:
+        raise ValueError(
+            f"sparsify: leaf {min(held)!r} is in the plan, but the inner optimizer never changes it, and this method "
+            f"would prune it or move its weights to other leaves; make it dense by the rule ({min(held)!r}, None)"
+        )
+
+    def keep(new: PyTree, old: PyTree) -> PyTree:
+        pick = lambda name, n, o: o if name in held else n  # noqa: E731
+        return jax.tree.map(pick, trees.names(new), new, old)
+
+    def state(new: Any, old: Any) -> Any:
+        parallel = trees.named_leaves(new.masks).keys()
+        fields = {}
+        for name, value in new._asdict().items():
+            if hasattr(value, "masks"):  # the state of an algorithm within another
+                fields[name] = state(value, getattr(old, name))
+            elif trees.named_leaves(value).keys() == parallel:
+                fields[name] = keep(value, getattr(old, name))
+        return new._replace(**fields)
+
+    fresh = result.fresh
+    if fresh is not None:
+        fresh = keep(fresh, jax.tree.map(jnp.zeros_like, fresh))
+    return result._replace(state=state(result.state, before), fresh=fresh)
 
 
 def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None) -> Array:
@@ -236,7 +276,7 @@ def apply_masks(params: PyTree, masks: Masks) -> PyTree:
     >>> apply_masks({"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"w": jnp.array([True, False]), "b": None})
     {'b': Array([3.], dtype=float32), 'w': Array([1., 0.], dtype=float32)}
     """
-    checks.masks("apply_masks", masks, params)
+    masks = checks.masks("apply_masks", masks, params)
     return trees.map_masked(lambda mask, p: jnp.where(mask, p, jnp.zeros((), p.dtype)), masks, params)
 
 
@@ -247,7 +287,7 @@ def straight_through(params: PyTree, masks: Masks) -> PyTree:
     >>> grad(jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
-    checks.masks("straight_through", masks, params)
+    masks = checks.masks("straight_through", masks, params)
     return trees.map_masked(lambda mask, p: _straight(p, mask), masks, params)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rigl_jax.base import Array, Plan, PyTree
 
@@ -35,8 +36,43 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """`{"a/b/kernel": leaf}` in pytree order."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """`{"a/b/kernel": leaf}` in pytree order.
+
+    Raises:
+      ValueError: two leaves of one name, such as a key "a/b" beside a dict "a" with a key "b"; names both.
+    """
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    found = {_name(path): leaf for path, leaf in pairs}
+    if len(found) < len(pairs):
+        _refuse_twins([path for path, _ in pairs])
+    return found
+
+
+def _refuse_twins(paths: Iterable[Sequence[Any]]) -> None:
+    seen: dict[str, Sequence[Any]] = {}
+    for path in paths:
+        if (name := _name(path)) in seen:
+            both = " and ".join(jax.tree_util.keystr(tuple(twin)) for twin in (seen[name], path))
+            raise ValueError(f"params: each leaf must have a name of its own, got {name!r} for both {both}; rename one")
+        seen[name] = path
+
+
+def aligned(masks: PyTree, tree: PyTree) -> PyTree:
+    """Masks found by name as a tree parallel to `tree`, None where there is none.
+
+    So masks serve the same weights in another container, and those of a `sparsify` within `optax.partition`, which
+    hold an `optax.MaskedNode` where it sees no weight.
+    """
+    found = named_leaves(masks)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found.get(_name(path)), tree)
+
+
+def uncovered(masks: PyTree, tree: PyTree) -> list[str]:
+    """Names of the leaves for which masks hold neither a mask nor, there or above, a None or `optax.MaskedNode`."""
+    is_dense = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
+    known = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_dense) if path}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [_name(p) for p in paths if p and not any(_name(p[:i]) in known for i in range(len(p), 0, -1))]
 
 
 def map_sparse(f: Callable[..., Any], plan: Plan, tree: PyTree, *trees: PyTree) -> PyTree:

@@ -81,7 +81,7 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     {'a': ((2, 3), (2, 2)), 'b': ((3, 1), (2, 1))}
     """
     leaves = trees.named_leaves(params)
-    checks.masks("compact", masks, params)
+    masks = checks.masks("compact", masks, params)
     parallel = jax.tree.structure(params).flatten_up_to(masks)
     weights = [_masked(leaf, mask) for leaf, mask in zip(leaves.values(), parallel, strict=True)]
     program = trace(apply, params, *inputs)

@@ -92,7 +92,7 @@ def _check_choice(masks: Masks, got: Masks) -> None:
 
 def make_patterns(params: PyTree, masks: Masks, choose: Choose) -> PyTree:
     """The patterns of a tree of masks, on the host; of the params only shapes are read."""
-    checks.masks("pack", masks, params)
+    masks = checks.masks("pack", masks, params)
 
     def one(name: str, mask: Array | None) -> Any:
         return None if mask is None else _checked_pattern(choose, name, mask)
