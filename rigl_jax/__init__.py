@@ -1,5 +1,7 @@
 """Sparse training for JAX: RigL and its family as pure functions and an optax transformation."""
 
+from importlib import metadata
+
 from rigl_jax import (
     algorithms,
     base,
@@ -39,7 +41,7 @@ from rigl_jax.algorithms import (
     synflow,
     top_kast,
 )
-from rigl_jax.base import Algorithm, Axes, Leaf, Rewired, Signals, Structure
+from rigl_jax.base import Algorithm, Axes, Leaf, Masks, Plan, Rewired, Score, Signals, Structure
 from rigl_jax.description import describe
 from rigl_jax.distributions import erdos_renyi, erk, uniform
 from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
@@ -59,18 +61,27 @@ from rigl_jax.sparsify import (
 )
 from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
 
+try:
+    __version__ = metadata.version("rigl_jax")
+except metadata.PackageNotFoundError:  # run from its sources, not installed
+    __version__ = "0+unknown"
+
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "Axes",
     "Flops",
     "Leaf",
+    "Masks",
     "Packed",
+    "Plan",
     "Product",
     "Rewired",
+    "Score",
     "Signals",
     "SparseState",
     "Structure",
+    "__version__",
     "ac_dc",
     "accumulate_growth",
     "algorithms",

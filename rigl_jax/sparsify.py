@@ -325,7 +325,8 @@ def check_masked(params: PyTree, masks: Masks) -> None:
 
     Raises:
       ValueError: names the first leaf that has a weight off its mask, and how many. Usual causes: params were never
-        masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside.
+        masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside. Weights
+        that are infinite or NaN are told apart: they stay so when they are pruned.
     """
     arrays, found = trees.named_leaves(params), trees.named_leaves(masks)
     if not found:
@@ -336,8 +337,13 @@ def check_masked(params: PyTree, masks: Masks) -> None:
         checks.mask("check_masked", name, mask, arrays[name])
         if isinstance(arrays[name], jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
             raise ValueError(f"check_masked: leaf {name!r} is traced; call it outside of jit")
-        stray = int(jnp.sum((arrays[name] != 0) & ~mask))
-        if stray:
+        stray = (arrays[name] != 0) & ~mask
+        if lost := int(jnp.sum(stray & ~jnp.isfinite(arrays[name]))):
+            raise ValueError(
+                f"check_masked: leaf {name!r} must be 0 off its mask, got {lost} infinite or NaN weights there, "
+                "which no update can set to 0; training diverged before they were pruned"
+            )
+        if stray := int(jnp.sum(stray)):
             raise ValueError(
                 f"check_masked: leaf {name!r} must be 0 off its mask, got {stray} other weights; "
                 "is something wrapped around sparsify, or apply_masks missing?"

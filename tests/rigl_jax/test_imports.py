@@ -2,6 +2,10 @@
 
 import ast
 import pathlib
+import tomllib
+
+import rigl_jax as rx
+from rigl_jax import base
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIBRARY_MAY_IMPORT = {"jax", "numpy", "optax", "rigl_jax"}
@@ -46,3 +50,14 @@ def test_imports_point_one_way():
             for name in free:
                 del graph[name]
         assert len(order) == len(known)
+
+
+def test_the_version_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert rx.__version__ in (project["version"], "0+unknown")
+
+
+def test_the_types_of_signatures_are_exported():
+    for name in ("Algorithm", "Leaf", "Masks", "Plan", "Rewired", "Score", "Signals", "Structure"):
+        assert getattr(rx, name) is getattr(base, name)
+        assert name in rx.__all__

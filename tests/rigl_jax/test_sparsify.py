@@ -318,3 +318,11 @@ def test_straight_through():
 def test_sparsity_measures():
     assert float(rx.sparsity({"w": jnp.array([True, False, False, False]), "b": None})) == 0.75
     assert float(rx.sparsity({"w": jnp.zeros((3, 3)), "v": jnp.ones(9)})) == 0.5
+
+
+@pytest.mark.parametrize("value", [jnp.inf, -jnp.inf, jnp.nan])
+def test_infinite_and_nan_weights_off_the_mask_are_told_from_others(value):
+    masks = {"w": jnp.array([True, False, False])}
+    with pytest.raises(ValueError, match=r"'w'.* 1 infinite or NaN"):
+        rx.check_masked({"w": jnp.array([1.0, value, 2.0])}, masks)
+    rx.check_masked({"w": jnp.array([value, 0.0, 0.0])}, masks)
