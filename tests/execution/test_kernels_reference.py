@@ -117,13 +117,22 @@ def test_plain_products(no_library, height, csr):
 
 
 @pytest.mark.parametrize("height", [1, 4])
-def test_gradient_without_a_dense_matrix(monkeypatch, height):
-    mask, _, x = problem(height=height)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_without_a_dense_matrix(monkeypatch, height, dtype):
+    mask, dense, x = problem(height=height)
     pattern, dy = kernels.make_pattern(mask, height=height), jnp.sin(jnp.arange(144.0)).reshape(6, 24)
+    operands = {"forward": x, "input_gradient": dy}
+    values = kernels.gather(jnp.asarray(dense, dtype), pattern)
+    want = {"forward": x @ dense, "input_gradient": dy @ dense.T}
     monkeypatch.setattr(reference, "DENSE_LIMIT", 0)
     monkeypatch.setattr(reference, "SLAB", 60)
-    dvalues = reference.run("values_gradient", x, dy, pattern, None)
-    np.testing.assert_allclose(kernels.scatter(dvalues, pattern), (x.T @ dy) * mask, atol=1e-5)
+    for kind, operand in operands.items():
+        got = reference.run(kind, jnp.asarray(operand, dtype), values, pattern, None)
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got.astype(jnp.float32), want[kind], atol=1e-5 if dtype == jnp.float32 else 0.1)
+    dvalues = reference.run("values_gradient", jnp.asarray(x, dtype), jnp.asarray(dy, dtype), pattern, None)
+    got = kernels.scatter(dvalues, pattern).astype(jnp.float32)
+    np.testing.assert_allclose(got, (x.T @ dy) * mask, atol=1e-5 if dtype == jnp.float32 else 0.1)
 
 
 def test_plain_convolution(no_library):

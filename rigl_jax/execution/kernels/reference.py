@@ -3,8 +3,8 @@
 On CPU, f32 and a pattern of one block, the products with W and with its transpose are jaxlib's own CSR kernel
 (its automatic derivative is ten times slower than dense; here it never gets one). Elsewhere W is laid out dense for the
 call: no accelerator gains from unstructured sparsity below 99 %, and a dense product is the fastest that is right.
-The gradient of the values is a dense product read at the entries while that fits memory, else dot products of gathered
-columns, a slab of entries at a time.
+The gradient of the values is a dense product read at the entries. Weights too large to be dense are never formed: their
+products gather columns and sum them, a slab of entries at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rigl_jax.execution.kernels.bilinear import Kind, varying_alike
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, gather, scatter
 
 Array = jax.Array
-DENSE_LIMIT = 1 << 26  # weights of a dense gradient that is formed and read at the entries: 256 MiB in f32
+DENSE_LIMIT = 1 << 26  # weights that are laid out dense for a call, or their gradient: 256 MiB in f32
 SLAB = 1 << 24  # products of gathered columns held at a time: 64 MiB in f32
 
 
@@ -28,6 +28,8 @@ def run(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array
     del options
     if kind == "values_gradient":
         return _values_gradient(a, b, pattern)
+    if pattern.rows * pattern.shape[-1] > DENSE_LIMIT:
+        return _by_entries(kind, a, b, pattern)
     dense = scatter(b, pattern).reshape(pattern.rows, -1)
     return _dot(a, dense if kind == "forward" else dense.T)
 
@@ -80,5 +82,33 @@ def _values_gradient(x: Array, dy: Array, pattern: Pattern) -> Array:
     def dots(entry: tuple[Array, Array]) -> Array:
         return runs[entry[1]] @ columns[entry[0]]
 
-    slab = max(1, SLAB // max(1, x.shape[0] * pattern.height))
-    return jax.lax.map(dots, (rows, units), batch_size=slab).reshape(-1)
+    return jax.lax.map(dots, (rows, units), batch_size=_slab(x, pattern)).reshape(-1)
+
+
+def _by_entries(kind: Kind, a: Array, values: Array, pattern: Pattern) -> Array:
+    """The product with W, or with its transpose, where W is too large to be dense."""
+    total = jnp.promote_types(a.dtype, jnp.float32)
+    rows, units = coordinates(pattern)
+    runs = values.reshape(-1, pattern.height)
+    n, size = len(runs), min(_slab(a, pattern), max(1, len(runs)))
+    # Entries beyond the end have the value 0 and add nothing.
+    slabs = [jnp.pad(x, [(0, -n % size)] + [(0, 0)] * (x.ndim - 1)) for x in (rows, units, runs)]
+    slabs = [x.reshape(-1, size, *x.shape[1:]) for x in slabs]
+    if kind == "forward":
+        columns, shape = a.T.astype(total), (pattern.units, pattern.height, a.shape[0])
+    else:
+        columns, shape = a.T.astype(total).reshape(pattern.units, pattern.height, -1), (pattern.rows, a.shape[0])
+
+    def add(sums: Array, slab: list[Array]) -> tuple[Array, None]:
+        row, unit, run = slab
+        if kind == "forward":
+            return sums.at[unit].add(run[:, :, None] * columns[row][:, None, :]), None
+        return sums.at[row].add(jnp.sum(run[:, :, None] * columns[unit], axis=1)), None
+
+    start, *_ = varying_alike(jnp.zeros(shape, total), columns, *slabs)
+    sums, _ = jax.lax.scan(add, start, slabs)
+    return sums.reshape(-1, a.shape[0]).T.astype(a.dtype)
+
+
+def _slab(x: Array, pattern: Pattern) -> int:
+    return max(1, SLAB // max(1, x.shape[0] * pattern.height))
