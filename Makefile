@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plain test-newest test-library fashion_mnist soak lint format clean
+.PHONY: help demo sanitize test test-plain test-newest test-library fashion_mnist soak lint format clean
 # The tests of the library itself, without those that train through configs.
 LIBRARY_TESTS := tests/rigl_jax tests/execution tests/test_docstrings.py tests/test_readme.py
 # The newest Python on this machine, on the path or from pyenv, that the newest JAX runs on; empty if there is none.
@@ -19,15 +19,29 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 $(VENV)/installed-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]' --config-settings editable_mode=compat
-	-@$(BIN)/python -m rigl_jax.native.build  # optional: without a C++ compiler plain JAX serves
+	$(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]'
 	@touch $@
 comma := ,
 
+# The kernels are compiled when the package is installed, and by this where their sources have changed since. Optional:
+# without a C++ compiler plain JAX serves.
+NATIVE = -@$(BIN)/python rigl_jax/native/build.py
+
+# Native tests on a build that stops at the first read or write out of bounds and the first undefined operation. XLA and
+# Python leak on purpose. Tests of the fallback, and of loading, have nothing to find.
+sanitize: $(VENV)/installed-experiments-notebooks-tests  ## Run the native tests with the address and undefined-behaviour sanitizers
+	$(BIN)/python rigl_jax/native/build.py --sanitize build/sanitize/_native.so
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 RIGL_JAX_NATIVE_LIBRARY=$(CURDIR)/build/sanitize/_native.so \
+	  $(BIN)/python -m pytest -n 0 tests/execution/test_native_linear.py tests/execution/test_native_conv.py \
+	  tests/rigl_jax/test_native_select.py tests/execution/test_damaged.py
+
 demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL beside its dense, static and SET twins
+	$(NATIVE)
 	$(BIN)/python -m experiments.demo
 
 test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
+	$(NATIVE)
 	$(BIN)/python -m pytest
 
 test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the library without its native kernels, in plain JAX
@@ -37,15 +51,18 @@ test-newest:  ## Test the library in .venv-newest, on the newest Python of this 
 	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested")
 
 test-library: $(VENV)/installed-experiments-notebooks-tests
+	$(NATIVE)
 	$(BIN)/python -c "import sys, jax; print('Python', sys.version.split()[0], 'jax', jax.__version__)"
 	$(BIN)/python -m pytest $(LIBRARY_TESTS)
 
 fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw IDX files (IDX=folder) and train on it
+	$(NATIVE)
 	$(BIN)/python -m experiments.import_idx --name fashion_mnist $(if $(IDX),--source $(IDX))
 	$(BIN)/python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mnist_mlp/rigl
 	$(BIN)/python -m experiments.report runs/fashion_mnist_mlp --out runs/fashion_mnist_mlp
 
 soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, train 20,000 steps (an hour); writes experiments/records/soak.json
+	$(NATIVE)
 	SOAK=1 $(BIN)/python -m pytest tests/experiments/test_multihost.py
 	$(BIN)/python -m experiments.soak
 

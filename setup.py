@@ -1,13 +1,16 @@
-"""The optional native kernels. Everything else about the package is in pyproject.toml.
+"""The native kernels. Everything else about the package is in pyproject.toml.
 
-A failed or impossible build (no C++ compiler, no jaxlib headers, an odd platform) is a warning, never a failed install:
-the library then runs its kernels in plain JAX, and `python -m rigl_jax.native.build` builds them later.
+A failed or impossible build (no C++ compiler, no jaxlib headers, an odd platform) never fails the install: the library
+then runs its kernels in plain JAX, says so when it first would have used them, and `python -m rigl_jax.native.build`
+builds them later.
 """
 
 import importlib.util
 import pathlib
+import shutil
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = pathlib.Path(__file__).parent / "rigl_jax" / "native"
@@ -21,6 +24,9 @@ def load_build():
     return module
 
 
+build = load_build()
+
+
 class BuildKernels(build_ext):
     """Compiles with native/build.py instead of setuptools' own compiler logic, which has no flags a source."""
 
@@ -29,14 +35,50 @@ class BuildKernels(build_ext):
         return str(pathlib.Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext):
-        """Build, or say why not and go on."""
+        """Build, or say why not and go on. A build that is up to date is taken from the sources' own folder."""
+        target = pathlib.Path(self.get_ext_fullpath(ext.name))
         try:
-            load_build().build(pathlib.Path(self.get_ext_fullpath(ext.name)))
+            if build.fault():
+                build.build(target)
+            else:
+                self._copy(build.LIBRARY, target)
         except Exception as error:  # whatever it is, the install goes on without native kernels
             self.warn(f"rigl_jax: native kernels not built, plain JAX will serve: {error}")
+            for left in (target, build.note_of(target)):  # of an older build
+                left.unlink(missing_ok=True)
+
+    def copy_extensions_to_source(self):
+        """For an editable install: the library with its note."""
+        for ext in self.extensions:
+            made = pathlib.Path(self.build_lib, self.get_ext_filename(ext.name))
+            if made.exists():
+                self._copy(made, build.LIBRARY)
+
+    def get_outputs(self):
+        """The note belongs to the library."""
+        return [
+            name for library in super().get_outputs() for name in (library, str(build.note_of(pathlib.Path(library))))
+        ]
+
+    @staticmethod
+    def _copy(library, target):
+        if library.resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for source, copy in ((library, target), (build.note_of(library), build.note_of(target))):
+                shutil.copyfile(source, copy.with_suffix(".new"))
+                copy.with_suffix(".new").replace(copy)
+
+
+class Wheel(bdist_wheel):
+    """One wheel serves all Pythons of a platform: its library is no extension module."""
+
+    def get_tag(self):
+        """py3-none and the platform, or any platform where the library was not built."""
+        built = pathlib.Path(self.bdist_dir, "rigl_jax", "native", "_native.so").exists()
+        return ("py3", "none", super().get_tag()[2] if built else "any")
 
 
 setup(
     ext_modules=[Extension("rigl_jax.native._native", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

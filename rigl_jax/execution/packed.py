@@ -25,7 +25,12 @@ from rigl_jax.execution import kernels
 
 
 class Packed(NamedTuple):
-    """Weights in packed form. A pytree to jit, donate and save; differentiate and optimise `values` only.
+    """Weights in packed form. A pytree to jit, donate and save; differentiate, optimise and average `values` only.
+
+    The arrays of patterns are indices, and arithmetic on them makes no pattern: `jax.tree.map(jnp.add, a, b)` over two
+    Packed gives one that `unpack`, `rewire` and the like refuse by a ValueError, and native products by an error of
+    XLA; plain JAX inside of jit, where nothing can be raised, computes NaN. Map over values instead:
+    `a._replace(values=jax.tree.map(jnp.add, a.values, b.values))`, where both have the same masks.
 
     Attributes:
       values: parallel to params. float[nnz] for a packed leaf, the dense array for any other.
@@ -136,11 +141,29 @@ def masks_of(packed: Packed) -> Masks:
     return jax.tree.map(one, *checked("masks_of", packed))
 
 
-def checked(who: str, packed: Any) -> Packed:
-    """What was given, if `pack` made it; a ValueError otherwise."""
+def checked(who: str, packed: Any, *, content: bool = True) -> Packed:
+    """What was given, if `pack` made it; a ValueError otherwise. Patterns are looked into unless they are traced."""
     if not isinstance(packed, Packed):
         raise ValueError(f"{who}: expected packed weights, from rx.pack, got {type(packed).__name__}")
+    if content:
+        leaves = trees.named_leaves(packed.values)
+        for (name, values), pattern in zip(leaves.items(), leaf_patterns(packed), strict=True):
+            _check_leaf(f"{who}: leaf {name!r}", values, pattern)
     return packed
+
+
+def _check_leaf(who: str, values: Array, pattern: Any) -> None:
+    if pattern is None:
+        return
+    if isinstance(pattern, Whole):
+        if jnp.result_type(pattern.mask) != jnp.bool_:
+            raise ValueError(f"{who}: the mask must be bool, got {jnp.result_type(pattern.mask)}")
+        wanted = np.shape(pattern.mask)
+    else:
+        kernels.check(who, pattern, content=True)
+        wanted = (pattern.nnz,)
+    if np.shape(values) != wanted:
+        raise ValueError(f"{who}: values must have shape {wanted}, got {np.shape(values)}")
 
 
 def nbytes(tree: PyTree) -> int:

@@ -1,14 +1,15 @@
 """The native library: found, loaded and registered with XLA once, or the reason why not.
 
-`library()` returns it or None; `reason()` says why there is none. A level is the instruction set that a product runs
-on: "auto" takes the best that this processor has (selection always does). Set RIGL_JAX_NATIVE=0 to do without the
-library.
+`library()` returns it or None; `reason()` says why there is none, and the logger "rigl_jax" warns of it once. A level
+is the instruction set that a product runs on: "auto" takes the best that this processor has (selection always does).
+Set RIGL_JAX_NATIVE=0 to do without the library, or RIGL_JAX_NATIVE_LIBRARY to the path of another build of it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import pathlib
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-LIBRARY = pathlib.Path(__file__).parent / "_native.so"
+LIBRARY = pathlib.Path(os.environ.get("RIGL_JAX_NATIVE_LIBRARY", pathlib.Path(__file__).parent / "_native.so"))
 TARGETS = (
     "rigl_tile",
     "rigl_gather",
@@ -36,14 +37,24 @@ REBUILD = "python -m rigl_jax.native.build"
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("RIGL_JAX_NATIVE") == "0":
         return None, "switched off by RIGL_JAX_NATIVE=0"
-    if not LIBRARY.exists():
-        return None, f"not built; `{REBUILD}` builds it where there is a C++ compiler"
+    loaded, why = _opened()
+    if loaded is None:
+        why = f"{why}; `{REBUILD}` builds it where there is a C++ compiler"
+        logging.getLogger("rigl_jax").warning("native CPU kernels: %s. Until then plain JAX serves, slower.", why)
+    return loaded, why
+
+
+def _opened() -> tuple[ctypes.CDLL | None, str]:
+    from rigl_jax.native import build  # here, because `python -m` warns of a module that its package has imported
+
+    if why := build.fault(LIBRARY):
+        return None, why
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
         for target in TARGETS:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, target)), platform="cpu")
     except (OSError, AttributeError, RuntimeError) as error:
-        return None, f"built, but it does not load ({error}); `{REBUILD}` builds it anew"
+        return None, f"built, but it does not load ({error})"
     loaded.rigl_level.restype = ctypes.c_char_p
     return loaded, ""
 

@@ -1,17 +1,25 @@
-"""Compile the native kernels: `python -m rigl_jax.native.build`.
+"""Compile the native kernels: `python -m rigl_jax.native.build`, which does nothing where they are up to date.
 
 The source of products is compiled once for each instruction-set level, with that level's flags and no other, and that
 of selection holds clones of its loops: a wheel built on one machine runs on all, the level is chosen when it is loaded.
-Imports nothing outside the standard library and nothing of rigl_jax, so that setup.py can run this file by its path
-before anything is installed.
+Beside the library lies a note of what it was built from. `fault` compares the two with the sources and the jaxlib of
+now, so that an old or damaged library is never loaded.
+
+Imports nothing outside the standard library and nothing of rigl_jax, so that setup.py and make can run this file by its
+path before anything is installed.
 """
 
 from __future__ import annotations
 
+import argparse
+import concurrent.futures
+import hashlib
 import importlib.util
+import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +31,7 @@ HERE = pathlib.Path(__file__).parent
 SOURCES = HERE / "src"
 LIBRARY = HERE / "_native.so"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-DNDEBUG")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1")
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
 
@@ -66,24 +75,76 @@ def headers() -> pathlib.Path:
     return folder
 
 
+def ffi_version(include: pathlib.Path) -> list[int]:
+    """[major, minor] of XLA's FFI. A library serves any jaxlib of the same major and no smaller minor version."""
+    text = (include / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    found = [re.search(rf"define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
+    return [int(number[1]) for number in found if number]
+
+
+def stamp() -> str:
+    """Digest of the sources, and of how they are compiled on this kind of processor."""
+    digest = hashlib.sha256(repr((FLAGS, units(platform.machine()))).encode())
+    for source in sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h")):
+        digest.update(f"{source.name}\n".encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+def note_of(library: pathlib.Path) -> pathlib.Path:
+    """The note beside a library: JSON with its `stamp`, the `ffi` version, and its own `sha256`."""
+    return library.with_suffix(".json")
+
+
+def fault(library: pathlib.Path = LIBRARY) -> str:
+    """Why a library is not to be loaded: it is not there, old, damaged, or for another jaxlib. Empty if it may be."""
+    if not library.exists():
+        return "not built"
+    try:
+        note = json.loads(note_of(library).read_text())
+        built, digest, ffi = note["stamp"], note["sha256"], list(note["ffi"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "built by another version, for it has no readable note beside it"
+    if built != stamp():
+        return "built from other sources"
+    if hashlib.sha256(library.read_bytes()).hexdigest() != digest:
+        return "damaged"
+    try:
+        here = ffi_version(headers())
+    except (OSError, RuntimeError):
+        return ""  # XLA itself checks the version, when a kernel is registered
+    if ffi[:1] != here[:1] or ffi > here:
+        return f"built for another jaxlib (FFI {'.'.join(map(str, ffi))}, this one has {'.'.join(map(str, here))})"
+    return ""
+
+
 def build(target: pathlib.Path = LIBRARY, extra: Sequence[str] = ()) -> pathlib.Path:
     """Compile and link the library to `target` and return it. RuntimeError says what is missing or what failed."""
     if sys.platform == "win32":
         raise RuntimeError("the native kernels are not built on Windows")
     command, include = compiler(), headers()
-    with tempfile.TemporaryDirectory() as folder:
-        objects = []
-        for unit in units(platform.machine()):
-            objects.append(os.path.join(folder, unit.name + ".o"))
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def compiled(unit: Unit) -> str:
+            made = os.path.join(folder, unit.name + ".o")
             flags = (*FLAGS, *unit.flags, *extra, "-isystem", str(include))
-            _run([command, *flags, "-c", str(SOURCES / unit.source), "-o", objects[-1]])
+            _run([command, *flags, "-c", str(SOURCES / unit.source), "-o", made])
+            return made
+
+        note = {"stamp": stamp(), "ffi": ffi_version(include)}
+        objects = list(pool.map(compiled, units(platform.machine())))
         linked = os.path.join(folder, "linked.so")
-        _run([command, "-shared", *objects, "-o", linked, "-pthread"])
+        _run([command, "-shared", *extra, *objects, "-o", linked, "-pthread"])
+        note["sha256"] = hashlib.sha256(pathlib.Path(linked).read_bytes()).hexdigest()
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_suffix(".so.new")
-        shutil.copyfile(linked, fresh)
-        os.replace(fresh, target)  # a process that has the old library mapped keeps it
+        _replace(target, pathlib.Path(linked).read_bytes())  # a process that has the old library mapped keeps it
+        _replace(note_of(target), json.dumps(note).encode())
     return target
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    os.replace(fresh, path)
 
 
 def _run(command: list[str]) -> None:
@@ -94,9 +155,18 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
-    """Build in place, beside this file; 0 if it worked."""
+    """Build in place, beside this file, unless that library is up to date; 0 if it worked."""
+    parser = argparse.ArgumentParser(prog="python -m rigl_jax.native.build", description="Compile the native kernels.")
+    parser.add_argument("--force", action="store_true", help="build anew what is up to date")
+    parser.add_argument("--sanitize", type=pathlib.Path, metavar="LIBRARY", help="build for `make sanitize`, to there")
+    arguments = parser.parse_args()
     try:
-        print(f"built {build()}")
+        if arguments.sanitize:
+            print(f"built {build(arguments.sanitize, SANITIZE)}")
+        elif arguments.force or fault():
+            print(f"built {build()}")
+        else:
+            print(f"up to date: {LIBRARY}")
     except RuntimeError as error:
         print(f"rigl_jax: native kernels not built: {error}", file=sys.stderr)
         return 1

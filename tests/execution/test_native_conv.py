@@ -19,6 +19,8 @@ CASES = {
     "explicit, uneven": ((2, 11, 7, 3), (5, 3), 4, (3, 2), ((2, 1), (0, 3))),
     "padding beyond the window": ((2, 4, 4, 2), (1, 1), 3, (2, 2), ((2, 2), (3, 1))),
     "stride beyond the window": ((2, 5, 5, 2), (2, 2), 3, (3, 3), "SAME"),
+    "margin beyond what is read": ((2, 1, 1, 2), (1, 1), 3, (5, 5), ((3, 0), (3, 0))),
+    "stride beyond every buffer": ((1, 1, 1100, 2), (1, 2), 3, (1, 1500), "SAME"),
     "wide rows": ((1, 3, 150, 2), (3, 3), 3, (1, 1), "SAME"),
     "window larger than image": ((4, 2, 2, 3), (7, 7), 3, (2, 2), ((3, 3), (3, 3))),
 }

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from rigl_jax import native
-from rigl_jax.execution.kernels import block, linear, n_of_m, pattern
+from rigl_jax.execution.kernels import block, folded, linear, n_of_m, pattern
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split
@@ -36,6 +36,7 @@ __all__ = [
     "Pattern",
     "as_matrix",
     "backends",
+    "check",
     "conv",
     "coordinates",
     "gather",
@@ -77,6 +78,21 @@ MatrixPattern = Pattern | BlockPattern | NMPattern
 AnyPattern = MatrixPattern | Folded
 
 
+def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
+    """ValueError if a pattern's arrays have not the sizes that its static fields imply.
+
+    Args:
+      who: for the message.
+      at: the pattern.
+      content: also check what the arrays hold, on the host; arrays that are traced pass.
+    """
+    if isinstance(at, Folded):
+        folded.check_sizes(who, at)
+        at = at.matrix
+    family = block if isinstance(at, BlockPattern) else n_of_m if isinstance(at, NMPattern) else pattern
+    (family.check_content if content else family.check_sizes)(who, at)
+
+
 def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]; see `matmul` of linear, block and n_of_m.
 
@@ -111,6 +127,7 @@ def gather(dense: Array, at: AnyPattern) -> Array:
     if not isinstance(at, AnyPattern) or jax.numpy.shape(dense) != tuple(at.shape):
         wanted = tuple(at.shape) if isinstance(at, AnyPattern) else "a pattern"
         raise ValueError(f"gather: dense must have the pattern's shape {wanted}, got {jax.numpy.shape(dense)}")
+    check("gather", at)
     if isinstance(at, Folded):
         return gather(dense.reshape(as_matrix(at.shape, at.split)), at.matrix)
     if isinstance(at, BlockPattern):
@@ -123,6 +140,7 @@ def scatter(values: Array, at: AnyPattern) -> Array:
     if not isinstance(at, AnyPattern) or jax.numpy.shape(values) != (at.nnz,):
         wanted = (at.nnz,) if isinstance(at, AnyPattern) else "a pattern"
         raise ValueError(f"scatter: values must have shape {wanted}, got {jax.numpy.shape(values)}")
+    check("scatter", at)
     if isinstance(at, Folded):
         return scatter(values, at.matrix).reshape(at.shape)
     if isinstance(at, BlockPattern):

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_jax.execution.kernels import arrays
+
 Array = jax.Array
 
 
@@ -67,6 +69,35 @@ def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> Bl
     return BlockPattern(jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32), shape, (tile[0], tile[1]))
 
 
+def check_sizes(who: str, pattern: BlockPattern) -> None:
+    """ValueError if the arrays of a pattern are not of the sizes that its static fields imply. Works under jit."""
+    shape, tile = pattern.shape, pattern.tile
+    if len(shape) != 2 or len(tile) != 2 or min(tile) < 1 or shape[0] % tile[0] or shape[1] % tile[1]:
+        raise ValueError(f"{who}: shape of the BlockPattern must be whole tiles {tile}, got {shape}")
+    tiles = np.shape(pattern.rows)[:1]
+    arrays.expect(who, pattern, rows=(np.int32, tiles), columns=(np.int32, tiles))
+
+
+def check_content(who: str, pattern: BlockPattern) -> None:
+    """ValueError if tiles lie outside of the weight, are there twice, or out of order. Passes what is traced."""
+    check_sizes(who, pattern)
+    given = arrays.host(pattern.rows, pattern.columns)
+    if given is None or not given[0].size:
+        return
+    (rows, columns), (down, across) = given, pattern.grid
+    place = columns * np.int64(down) + rows
+    inside = rows.min() >= 0 and rows.max() < down and columns.min() >= 0 and columns.max() < across
+    if not (inside and (place[1:] > place[:-1]).all()):
+        raise ValueError(f"{who}: the pattern must hold what make_block_pattern made, got other tiles ({arrays.HINT})")
+
+
+def _intact(values: Array, pattern: BlockPattern) -> Array:
+    (down, across), count = pattern.grid, pattern.rows.shape[0]
+    if count == 0:
+        return values
+    return arrays.intact(values, (pattern.rows.max() < down) & (pattern.columns[-1] < across) & (pattern.rows[0] >= 0))
+
+
 @jax.jit
 def gather(dense: Array, pattern: BlockPattern) -> Array:
     """The values of a dense weight [in, out], [nnz]: tile by tile, row-major within it."""
@@ -79,7 +110,7 @@ def scatter(values: Array, pattern: BlockPattern) -> Array:
     """The dense weight [in, out] of values [nnz]; zeros elsewhere."""
     (down, across), (height, width) = pattern.grid, pattern.tile
     dense = jnp.zeros((down, height, across, width), values.dtype)
-    tiles = values.reshape(-1, height, width)
+    tiles = _intact(values, pattern).reshape(-1, height, width)
     return dense.at[pattern.rows, :, pattern.columns].set(tiles, unique_indices=True).reshape(pattern.shape)
 
 
@@ -94,12 +125,13 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = 
       y = matmul(x, gather(kernel, pattern), pattern)
     """
     inputs, outputs = pattern.shape[::-1] if transpose else pattern.shape
+    check_sizes("block matmul", pattern)
     if x.ndim < 1 or x.shape[-1] != inputs:
         raise ValueError(f"block matmul: x must have shape (..., {inputs}), got {x.shape}")
     if values.shape != (pattern.nnz,):
         raise ValueError(f"block matmul: values must have shape ({pattern.nnz},), got {values.shape}")
     (down, across), (height, width) = pattern.grid, pattern.tile
-    tiles = values.reshape(-1, height, width)
+    tiles = _intact(values, pattern).reshape(-1, height, width)
     source, target = pattern.rows, pattern.columns
     if transpose:
         tiles, source, target, down, across, height = tiles.swapaxes(1, 2), target, source, across, down, width

@@ -22,11 +22,12 @@ from rigl_jax import native
 from rigl_jax.execution.kernels import reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.linear import matmul
-from rigl_jax.execution.kernels.pattern import Pattern
+from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
 
 Array = jax.Array
 Pair = tuple[int, int]
 GROUP = 16  # images to a group at the widest level
+LONGEST_STRIDE = 1024  # ROW_BUFFER / GROUP in native/kernels.h
 
 
 class Options(NamedTuple):
@@ -67,6 +68,7 @@ def conv(
       pattern = make_pattern(mask)
       y = conv(x, gather(kernel, pattern), pattern, strides=(2, 2))
     """
+    check_sizes("conv", pattern)
     if len(pattern.shape) != 4:
         raise ValueError(f"conv: pattern must be of a kernel (kh, kw, in, out), got one of shape {pattern.shape}")
     if x.ndim != 4 or x.shape[3] != pattern.shape[2]:
@@ -118,10 +120,19 @@ def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern,
 
 def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Options) -> Array:
     served = native.library() is not None and options.level != "jax" and a.dtype.itemsize <= 4
-    if not served or 0 in (pattern.nnz, *a.shape, *out_size(options, pattern)):
+    empty = 0 in (pattern.nnz, *a.shape, *out_size(options, pattern))
+    if not served or empty or not _fits(pattern, options):
         return reference.run_conv(kind, a, b, pattern, options)
     native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
     return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, options).astype(a.dtype)
+
+
+def _fits(pattern: Pattern, options: Options) -> bool:
+    """Whether the native kernels serve: they hold a stride in a buffer, and places in one group of images in int32."""
+    rows, columns = _axes(pattern, options)
+    x = rows.padded * columns.padded * pattern.shape[2]
+    dy = rows.padded_t * columns.padded_t * pattern.shape[3]
+    return max(options.strides) <= LONGEST_STRIDE and max(x, dy) * GROUP < 1 << 31
 
 
 _product = bilinear("rigl_sparse_conv", _shape, reference.run_conv, _run_cpu)

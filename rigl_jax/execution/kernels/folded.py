@@ -35,6 +35,15 @@ class Folded:
         return self.matrix.nnz
 
 
+def check_sizes(who: str, pattern: Folded) -> None:
+    """ValueError if a matrix is not that of its weight's shape. Works under jit."""
+    if not 0 < pattern.split < len(pattern.shape) or as_matrix(pattern.shape, pattern.split) != pattern.matrix.shape:
+        raise ValueError(
+            f"{who}: a Folded of shape {pattern.shape} split at {pattern.split} needs a pattern of that matrix, "
+            f"got one of shape {pattern.matrix.shape}"
+        )
+
+
 def as_matrix(shape: tuple[int, ...], split: int) -> tuple[int, int]:
     """(in, out) of a weight whose first `split` axes are inputs.
 

@@ -16,7 +16,7 @@ import numpy as np
 from rigl_jax import native
 from rigl_jax.execution.kernels import reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
-from rigl_jax.execution.kernels.pattern import Pattern
+from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
 
 Array = jax.Array
 TILE = 64  # TILE in native/kernels.h
@@ -48,6 +48,7 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False
       pattern = make_pattern(mask)
       y = matmul(x, gather(kernel, pattern), pattern)
     """
+    check_sizes("matmul", pattern)
     inputs, outputs = (pattern.shape[-1], pattern.rows) if transpose else (pattern.rows, pattern.shape[-1])
     if x.ndim < 1 or x.shape[-1] != inputs:
         raise ValueError(f"matmul: x must have shape (..., {inputs}), got {x.shape}")
@@ -102,12 +103,13 @@ def _forward(x: Array, values: Array, p: Pattern, level: np.int64) -> Array:
 def _input_gradient(dy: Array, values: Array, p: Pattern, level: np.int64) -> Array:
     shape, tiles = (dy.shape[0], p.rows), _tiled(dy, level)
     if p.height > 1:
-        attributes = {"height": p.height, "block": p.block, "level": level}
+        attributes = {"outputs": p.shape[-1], "height": p.height, "block": p.block, "level": level}
         return native.call("rigl_scatter", shape, tiles, values, p.indices, p.starts, **attributes)
     attributes = {"rows": p.shape[-1], "block": p.block_t, "level": level}
     return native.call("rigl_gather_ordered", shape, tiles, values, p.order_t, p.indices_t, p.starts_t, **attributes)
 
 
 def _values_gradient(x: Array, dy: Array, p: Pattern, level: np.int64) -> Array:
-    attributes = {"batch": x.shape[0], "rows": p.rows, "height": p.height, "block": p.block, "level": level}
+    sizes = {"batch": x.shape[0], "rows": p.rows, "outputs": p.shape[-1]}
+    attributes = {**sizes, "height": p.height, "block": p.block, "level": level}
     return native.call("rigl_dots", (p.nnz,), _tiled(x, level), _tiled(dy, level), p.indices, p.starts, **attributes)

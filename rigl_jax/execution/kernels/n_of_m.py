@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_jax.execution.kernels import arrays
+
 Array = jax.Array
 
 
@@ -69,6 +71,29 @@ def make_nm_pattern(mask: np.ndarray, n: int, m: int, *, width: int = 1) -> NMPa
     return NMPattern(jnp.asarray(places), (mask.shape[0], mask.shape[1]), n, m, width)
 
 
+def check_sizes(who: str, pattern: NMPattern) -> None:
+    """ValueError if the array of a pattern is not of the size that its static fields imply. Works under jit."""
+    (inputs, outputs), n, m, width = pattern.shape, pattern.n, pattern.m, pattern.width
+    if not 0 < n <= m <= 256 or inputs % m or width < 1 or outputs % width:
+        raise ValueError(f"{who}: shape of the NMPattern must divide into {n}:{m} and {width}, got {pattern.shape}")
+    arrays.expect(who, pattern, places=(np.uint8, (inputs // m, n, outputs // width)))
+
+
+def check_content(who: str, pattern: NMPattern) -> None:
+    """ValueError if places lie outside of their groups, are there twice, or out of order. Passes what is traced."""
+    check_sizes(who, pattern)
+    given = arrays.host(pattern.places)
+    if given is None or not given[0].size:
+        return
+    places = given[0]
+    if not (places.max() < pattern.m and (places[:, 1:] > places[:, :-1]).all()):
+        raise ValueError(f"{who}: the pattern must hold what make_nm_pattern made, got other places ({arrays.HINT})")
+
+
+def _intact(values: Array, pattern: NMPattern) -> Array:
+    return arrays.intact(values, pattern.places.max() < pattern.m) if pattern.places.size else values
+
+
 @jax.jit
 def gather(dense: Array, pattern: NMPattern) -> Array:
     """The values of a dense weight [in, out], [nnz]: row-major in (entry, output)."""
@@ -80,7 +105,7 @@ def gather(dense: Array, pattern: NMPattern) -> Array:
 def scatter(values: Array, pattern: NMPattern) -> Array:
     """The dense weight [in, out] of values [nnz]; zeros elsewhere."""
     inputs, outputs = pattern.shape
-    stored = values.reshape(inputs // pattern.m, pattern.n, 1, outputs)
+    stored = _intact(values, pattern).reshape(inputs // pattern.m, pattern.n, 1, outputs)
     places = jnp.repeat(pattern.places, pattern.width, axis=2)[:, :, None, :]
     here = places == jnp.arange(pattern.m, dtype=jnp.uint8)[None, None, :, None]
     return jnp.where(here, stored, 0).sum(axis=1, dtype=values.dtype).reshape(pattern.shape)
@@ -93,6 +118,7 @@ def matmul(x: Array, values: Array, pattern: NMPattern, *, transpose: bool = Fal
       ValueError: sizes that do not fit the pattern.
     """
     inputs, outputs = pattern.shape[::-1] if transpose else pattern.shape
+    check_sizes("n:m matmul", pattern)
     if x.ndim < 1 or x.shape[-1] != inputs:
         raise ValueError(f"n:m matmul: x must have shape (..., {inputs}), got {x.shape}")
     if values.shape != (pattern.nnz,):
@@ -105,6 +131,6 @@ def matmul(x: Array, values: Array, pattern: NMPattern, *, transpose: bool = Fal
         y = jnp.matmul(flat, dense.T if transpose else dense, preferred_element_type=total)
     else:
         runs = pattern.shape[1] // pattern.width
-        stored = values.reshape(-1, runs, pattern.width).astype(dtype)
+        stored = _intact(values, pattern).reshape(-1, runs, pattern.width).astype(dtype)
         y = jnp.einsum("ber,erw->brw", flat[:, pattern.rows], stored, preferred_element_type=total)
     return y.reshape(*x.shape[:-1], outputs).astype(dtype)

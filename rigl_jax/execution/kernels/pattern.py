@@ -19,17 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import native
+from rigl_jax import checks, native
+from rigl_jax.execution.kernels import arrays
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)
 RUN_BLOCK = 1024  # RUN_BLOCK in native/kernels.h
 LARGEST_BLOCK = 1 << 16  # an index within a block has 16 bits
+MOST = (1 << 31) - 2  # rows, entries, segments: they are counted in int32
+FIELDS = ("indices", "starts", "indices_t", "starts_t", "order_t")
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["indices", "starts", "indices_t", "starts_t", "order_t"],
+    data_fields=list(FIELDS),
     meta_fields=["shape", "height", "block", "block_t"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +104,7 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
     mask = np.asarray(mask, dtype=bool)
     if mask.ndim not in (2, 4):
         raise ValueError(f"make_pattern: mask must have shape (in, out) or (kh, kw, in, out), got shape {mask.shape}")
-    if height not in (HEIGHTS if mask.ndim == 2 else (1,)):
-        raise ValueError(f"make_pattern: height must be one of {HEIGHTS}, and 1 for a convolution, got {height}")
-    if mask.shape[-1] % height:
-        raise ValueError(f"make_pattern: out must be a multiple of height {height}, got shape {mask.shape}")
+    _check_shape("make_pattern", mask.shape, height)
     matrix = mask.reshape(-1, *mask.shape[-2:]).swapaxes(0, 1).reshape(-1, mask.shape[-1] // height, height)
     runs = matrix[..., 0]
     if height > 1 and not (matrix == runs[..., None]).all():
@@ -118,31 +118,117 @@ def make_pattern_at(
     """The pattern of ascending positions row * units + unit: for weights whose dense mask would not fit memory.
 
     Args:
-      entries: int[n], ascending.
+      entries: int[n], each in [0, rows * units), ascending, none twice.
       shape: (in, out) or (kh, kw, in, out) of the dense weight.
       height: as in `make_pattern`.
       block: as in `make_pattern`.
+
+    Raises:
+      ValueError: positions that are no such integers; a shape, height or block as in `make_pattern`; more than 2^31
+        rows, outputs, positions, or segments (blocks * units).
+
+    >>> make_pattern_at(np.array([0, 5]), (2, 3)).nnz
+    2
     """
+    _check_shape("make_pattern_at", shape, height)
     taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
+    entries = _positions(entries, channels * taps * units)
     density = len(entries) / max(1, channels * taps * units)
-    block = block or best_block(channels, taps, density, height)
+    block = best_block(channels, taps, density, height) if block is None else block
     block_t = best_block(units, taps, density, 1)
-    limit = RUN_BLOCK if height > 1 else LARGEST_BLOCK
-    if not 0 < block <= limit or block % taps:
-        raise ValueError(f"make_pattern: block must be 1 to {limit} and a multiple of {taps} here, got {block}")
+    _check_blocks("make_pattern_at", shape, height, block, block_t)
+    parts = map(jnp.asarray, _index(entries, shape, height, block, block_t))
+    return Pattern(*parts, shape=tuple(shape), height=height, block=block, block_t=block_t)
+
+
+def _index(
+    entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int
+) -> tuple[np.ndarray, ...]:
+    """The five arrays of a `Pattern`."""
+    taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
     rows = (entries // max(1, units)).astype(np.int32)
     outs = (entries - rows.astype(entries.dtype) * units).astype(np.int32)
     indices, starts, position = _sort(rows, outs, block, -(-channels * taps // block), units)
     if height > 1:
-        indices_t, starts_t, order_t = np.empty(0, np.uint16), np.zeros(1, np.int32), np.empty(0, np.int32)
-    else:
-        channel = rows // np.int32(taps)
-        rows_t = outs if taps == 1 else outs * np.int32(taps) + (rows - channel * np.int32(taps))
-        indices_t, starts_t, position_t = _sort(rows_t, channel, block_t, -(-units * taps // block_t), channels)
-        order_t = np.empty(len(rows), np.int32)
-        order_t[position_t] = position
-    arrays = map(jnp.asarray, (indices, starts, indices_t, starts_t, order_t))
-    return Pattern(*arrays, shape=tuple(shape), height=height, block=block, block_t=block_t)
+        return indices, starts, np.empty(0, np.uint16), np.zeros(1, np.int32), np.empty(0, np.int32)
+    channel = rows // np.int32(taps)
+    rows_t = outs if taps == 1 else outs * np.int32(taps) + (rows - channel * np.int32(taps))
+    indices_t, starts_t, position_t = _sort(rows_t, channel, block_t, -(-units * taps // block_t), channels)
+    order_t = np.empty(len(rows), np.int32)
+    order_t[position_t] = position
+    return indices, starts, indices_t, starts_t, order_t
+
+
+def _positions(entries: np.ndarray, size: int) -> np.ndarray:
+    """Entries as int64, if they are ascending positions in [0, size)."""
+    given = np.asarray(entries)
+    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        raise ValueError(f"make_pattern_at: entries must be int[n], got {given.dtype} of shape {given.shape}")
+    if given.size > MOST:
+        raise ValueError(f"make_pattern_at: entries must be at most {MOST}, got {given.size}")
+    if given.size and not (given[0] >= 0 and int(given[-1]) < size and bool((given[1:] > given[:-1]).all())):
+        span = f"from {given.min()} to {given.max()}"
+        raise ValueError(f"make_pattern_at: entries must ascend, each once, within [0, {size}), got {span}")
+    return given.astype(np.int64)
+
+
+def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
+    if len(shape) not in (2, 4) or not all(checks.is_whole(size, 0) and size <= MOST for size in shape):
+        raise ValueError(f"{who}: shape must be (in, out) or (kh, kw, in, out), got {shape!r}")
+    if height not in (HEIGHTS if len(shape) == 2 else (1,)):
+        raise ValueError(f"{who}: height must be one of {HEIGHTS}, and 1 for a convolution, got {height!r}")
+    if shape[-1] % height:
+        raise ValueError(f"{who}: out must be a multiple of height {height}, got shape {tuple(shape)}")
+
+
+def _check_blocks(who: str, shape: tuple[int, ...], height: int, block: int, block_t: int) -> None:
+    """Refuses blocks whose indices would not fit 16 bits, or whose segments would not fit 31."""
+    taps, channels, out = math.prod(shape[:-2]), shape[-2], shape[-1]
+    limit = RUN_BLOCK if height > 1 else LARGEST_BLOCK
+    for name, size, most in (("block", block, limit), ("block_t", block_t, LARGEST_BLOCK)):
+        if not checks.is_whole(size, 1) or size > most or size % max(1, taps):
+            raise ValueError(f"{who}: {name} must be 1 to {most} and a multiple of {taps} here, got {size!r}")
+    segments = max(-(-channels * taps // block) * (out // height), -(-out * taps // block_t) * channels)
+    if max(channels * taps, out * taps, segments) > MOST:
+        raise ValueError(f"{who}: rows and segments must number at most {MOST}, got {shape} in blocks of {block}")
+
+
+def check_sizes(who: str, pattern: Pattern) -> None:
+    """ValueError if the arrays of a pattern are not of the sizes that its static fields imply. Works under jit."""
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"{who}: pattern must be a Pattern, got {type(pattern).__name__}")
+    _check_shape(who, pattern.shape, pattern.height)
+    _check_blocks(who, pattern.shape, pattern.height, pattern.block, pattern.block_t)
+    entries = np.shape(pattern.indices)[:1]
+    segments = -(-pattern.rows // pattern.block) * pattern.units
+    entries_t, segments_t = entries, -(-pattern.shape[-1] * pattern.taps // pattern.block_t) * pattern.shape[-2]
+    if pattern.height > 1:
+        entries_t, segments_t = (0,), 0
+    arrays.expect(who, pattern, indices=(np.uint16, entries), starts=(np.int32, (segments + 1,)))
+    arrays.expect(who, pattern, indices_t=(np.uint16, entries_t), starts_t=(np.int32, (segments_t + 1,)))
+    arrays.expect(who, pattern, order_t=(np.int32, entries_t))
+
+
+def check_content(who: str, pattern: Pattern) -> None:
+    """ValueError if a pattern is not the one that its own entries make. Passes what is traced."""
+    check_sizes(who, pattern)
+    given = arrays.host(*(getattr(pattern, name) for name in FIELDS))
+    if given is None:
+        return
+    indices, starts = given[:2]
+    good = int(starts[0]) == 0 and int(starts[-1]) == len(indices) and bool((starts[1:] >= starts[:-1]).all())
+    if good:
+        segment = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        block, unit = np.divmod(segment, max(1, pattern.units))
+        good = bool((indices < np.minimum(pattern.block, pattern.rows - block * pattern.block)).all())
+    if good:
+        entries = np.sort((block * pattern.block + indices) * pattern.units + unit)
+        good = bool((entries[1:] > entries[:-1]).all())
+    if good:
+        made = _index(entries, pattern.shape, pattern.height, pattern.block, pattern.block_t)
+        good = all(map(np.array_equal, given, made))
+    if not good:
+        raise ValueError(f"{who}: the pattern must hold what make_pattern made, got other indices ({arrays.HINT})")
 
 
 def best_block(channels: int, taps: int, density: float, height: int) -> int:
@@ -185,6 +271,7 @@ def gather(dense: Array, pattern: Pattern) -> Array:
 def scatter(values: Array, pattern: Pattern) -> Array:
     """The dense weight of values [nnz] in storage order; zeros elsewhere."""
     rows, units = coordinates(pattern)
+    values = arrays.intact(values, (pattern.starts[0] == 0) & (pattern.starts[-1] == pattern.indices.shape[0]))
     matrix = jnp.zeros((pattern.rows, pattern.units, pattern.height), values.dtype)
     matrix = matrix.at[rows, units].set(values.reshape(-1, pattern.height), unique_indices=True)
     return matrix.reshape(pattern.shape[-2], pattern.taps, pattern.shape[-1]).swapaxes(0, 1).reshape(pattern.shape)
@@ -198,7 +285,8 @@ def _sort(rows: np.ndarray, units: np.ndarray, block: int, blocks: int, unit_cou
         starts = np.empty(blocks * unit_count + 1, np.int32)
         sizes = [ctypes.c_int64(size) for size in (block, blocks, unit_count)]
         pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (rows, units, position, indices, starts)]
-        library.rigl_sort(ctypes.c_int64(len(rows)), *pointers[:2], *sizes, *pointers[2:])
+        if library.rigl_sort(ctypes.c_int64(len(rows)), *pointers[:2], *sizes, *pointers[2:]):
+            raise ValueError(f"make_pattern: rows and units must lie within {blocks} x {block} and {unit_count}")
         return indices, starts, position
     segment = rows // block * np.int64(unit_count) + units
     order = np.argsort(segment, kind="stable")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import sparse
 
+from rigl_jax.execution.kernels import arrays
 from rigl_jax.execution.kernels.bilinear import Kind, varying_alike
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, gather, scatter
 
@@ -65,7 +66,11 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
 
 
 def _csr(values: Array, indices: Array, starts: Array, shape: tuple[int, int], x: Array) -> Array:
-    matrix = sparse.BCSR((values, indices.astype(jnp.int32), starts), shape=shape)
+    # jaxlib's kernel believes what it is given: whatever the arrays hold, it must stay within them.
+    n = indices.shape[0]
+    values = arrays.intact(values, (starts[0] == 0) & (starts[-1] == n))
+    indices, starts = jnp.minimum(indices.astype(jnp.int32), shape[1] - 1), jnp.clip(starts, 0, n)
+    matrix = sparse.BCSR((values, indices, starts), shape=shape)
     return (matrix @ x.T).T
 
 

@@ -1,4 +1,4 @@
-// XLA FFI handlers of convolutions. Shapes are checked, and the geometry worked out, by the Python side.
+// XLA FFI handlers of convolutions. The Python side, conv.py, works the geometry out; here it is checked.
 #include "handlers.h"
 
 namespace {
@@ -22,6 +22,12 @@ const int32_t* offset_table(const Taps& taps, const Reader& r, int64_t lanes) {
   return offsets;
 }
 
+// Whether all of them lie in [low, high].
+bool all_in(const Sizes& sizes, int64_t low, int64_t high) {
+  return std::all_of(sizes.begin(), sizes.end(), [=](int64_t n) { return low <= n && n <= high; });
+}
+
+
 // Sizes in the order of the fields of Reader from `batch` on.
 Reader reader(const U16& indices, const S32& starts, const float* values, const Sizes& n) {
   return {indices.typed_data(), starts.typed_data(), values, nullptr, n[0], n[1], n[2],  n[3],
@@ -32,10 +38,59 @@ Planes planes_of(const Sizes& n) { return {n[0], n[1], n[2], n[3], n[4], n[5], n
 
 int64_t groups_of(int64_t batch, int64_t lanes) { return (batch + lanes - 1) / lanes; }
 
+int64_t blocks_of(const Reader& r) { return (r.channels + r.block - 1) / r.block; }
+
+// Whether every tap, from the first to the last of `outputs` pixels, stays within `size` rows (or columns) of a plane.
+bool within(const Sizes& taps, int64_t outputs, int64_t phase, int64_t step, int64_t size) {
+  const int64_t last = outputs > 0 ? times({(outputs - 1) / phase, step}) : 0;
+  return taps.size() > 0 && last < size && all_in(taps, 0, size - last - 1);
+}
+
+// `count` phases, one for each tap; where a product has no phases, they are one.
+bool phases_sound(const Sizes& phases, const Sizes& taps, int64_t count) {
+  return phases.size() == 0 ? count == 1 : phases.size() == taps.size() && all_in(phases, 0, count - 1);
+}
+
+// Floats of all planes of images.
+int64_t room_of(const Kernels& k, int64_t batch, int64_t height, int64_t channels, int64_t width) {
+  return times({groups_of(batch, k.lanes), height, channels, width, k.lanes});
+}
+
+// Every size and index that a convolution relies on. `values` is how many its kernel has, `images` how many floats the
+// images have beside those that the planes are of: those that it writes, or with which it multiplies.
+ffi::Error check(const Kernels& k, const F32& planes, const U16& indices, const S32& starts, const Sizes& sizes,
+                 const Taps& taps, int64_t values, int64_t images) {
+  if (sizes.size() != 12 || !all_in(sizes, 0, kMost)) return invalid("sizes of the convolution");
+  const Reader r = reader(indices, starts, nullptr, sizes);
+  if (std::min({r.channels, r.block, r.step_y, r.step_x, r.phase_y, r.phase_x}) < 1)
+    return invalid("sizes of the convolution");
+  if ((int64_t)planes.element_count() < room_of(k, r.batch, r.plane_height, r.channels, r.plane_width))
+    return invalid("size of the planes");
+  if (images != times({r.batch, r.height, r.width, r.units})) return invalid("size of the images");
+  if (!within(taps.rows, r.height, r.phase_y, r.step_y, r.plane_height)) return invalid("rows of the taps");
+  if (!within(taps.columns, r.width, r.phase_x, r.step_x, r.plane_width)) return invalid("columns of the taps");
+  if (!phases_sound(taps.row_phases, taps.rows, r.phase_y) || !phases_sound(taps.column_phases, taps.columns, r.phase_x))
+    return invalid("phases of the taps");
+  if (times({r.plane_height, r.channels, r.plane_width, k.lanes}) > kMost) return invalid("images of over 2^31 floats");
+  if (std::min(span_of(r.phase_x), r.width) * k.lanes > ROW_BUFFER) return invalid("stride");
+  if (times({r.block, taps.count()}) > 1 << 16) return invalid("block");
+  if (auto e = check_arrays(indices, starts, values, blocks_of(r), r.units, 1); e.failure()) return e;
+  for (int64_t block = 0; block < blocks_of(r); block++) {
+    const int64_t bound = std::min(r.block, r.channels - block * r.block) * taps.count();
+    if (!k.sound(r.indices, r.starts + block * r.units, r.units, indices.element_count(), bound))
+      return indices_invalid();
+  }
+  return ffi::Error::Success();
+}
+
 ffi::Error MakePlanes(ffi::ThreadPool pool, F32 x, F32Result out, Sizes sizes, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
+  if (sizes.size() != 8 || !all_in(sizes, 0, kMost)) return invalid("sizes of the planes");
   const Planes p = planes_of(sizes);
+  if ((int64_t)x.element_count() != times({p.batch, p.height, p.width, p.channels}) ||
+      (int64_t)out->element_count() < room_of(*k, p.batch, p.padded_height, p.channels, p.padded_width))
+    return invalid("sizes of the planes");
   const int64_t tasks = groups_of(p.batch, k->lanes) * p.padded_height;
   parallel(pool, tasks, x.element_count(), [&](int64_t task) {
     k->planes(p, x.typed_data(), out->typed_data(), task / p.padded_height, task % p.padded_height);
@@ -45,7 +100,7 @@ ffi::Error MakePlanes(ffi::ThreadPool pool, F32 x, F32Result out, Sizes sizes, i
 
 void read(ffi::ThreadPool& pool, const Kernels& k, const Reader& r, const float* planes, float* out, int64_t entries) {
   const int64_t span = span_of(r.phase_x), spans = (r.width + span - 1) / span, groups = groups_of(r.batch, k.lanes);
-  const int64_t most = std::max<int64_t>(1, ROW_BUFFER / (std::min(span, r.width) * k.lanes));
+  const int64_t most = std::max<int64_t>(1, ROW_BUFFER / std::max<int64_t>(1, std::min(span, r.width) * k.lanes));
   const int64_t chunk = std::min(most, r.units), chunks = (r.units + chunk - 1) / chunk;
   const int64_t rows = chunks * spans, work = r.batch * r.height * r.width * entries / (r.phase_y * r.phase_x);
   parallel(pool, groups * r.height * rows, work, [&](int64_t task) {
@@ -58,15 +113,18 @@ ffi::Error Forward(ffi::ThreadPool pool, F32 planes, F32 values, U16 indices, S3
                    Sizes rows, Sizes columns, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
+  const Taps taps{rows, columns, {}, {}};
+  const int64_t given = values.element_count(), images = y->element_count();
+  if (auto e = check(*k, planes, indices, starts, sizes, taps, given, images); e.failure()) return e;
   Reader r = reader(indices, starts, values.typed_data(), sizes);
-  r.offsets = offset_table({rows, columns, {}, {}}, r, k->lanes);
+  r.offsets = offset_table(taps, r, k->lanes);
   read(pool, *k, r, planes.typed_data(), y->typed_data(), indices.element_count());
   return ffi::Error::Success();
 }
 
 // The entries of each block sorted by (phase of their tap, unit) instead of by unit. Rewrites the pattern of r.
 void split_phases(ffi::ThreadPool& pool, Reader& r, const Taps& taps, int64_t entries) {
-  const int64_t phases = r.phase_y * r.phase_x, blocks = (r.channels + r.block - 1) / r.block;
+  const int64_t phases = r.phase_y * r.phase_x, blocks = blocks_of(r);
   uint16_t* indices = scratch<uint16_t, 2>(entries);
   int32_t* starts = scratch<int32_t, 3>(blocks * phases * r.units + 1);
   float* values = scratch<float, 4>(entries);
@@ -96,9 +154,14 @@ ffi::Error InputGradient(ffi::ThreadPool pool, F32 planes, F32 values, S32 order
                          int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  Reader r = reader(indices, starts, ordered(pool, values.typed_data(), order), sizes);
   const Taps taps{rows, columns, row_phases, column_phases};
-  const int64_t entries = order.element_count();
+  const int64_t entries = order.element_count(), images = dx->element_count();
+  if (auto e = check(*k, planes, indices, starts, sizes, taps, entries, images); e.failure()) return e;
+  if (values.element_count() > kMost) return invalid("number of values");
+  const float* v = ordered(pool, *k, values, order);
+  if (!v) return indices_invalid();
+  Reader r = reader(indices, starts, v, sizes);
+  if (times({blocks_of(r), r.phase_y, r.phase_x, r.units}) > kMost) return invalid("stride");
   if (r.phase_y * r.phase_x > 1) split_phases(pool, r, taps, entries);
   r.offsets = offset_table(taps, r, k->lanes);
   read(pool, *k, r, planes.typed_data(), dx->typed_data(), entries);
@@ -109,10 +172,19 @@ ffi::Error ValuesGradient(ffi::ThreadPool pool, F32 planes, F32 dy_planes, U16 i
                           Sizes sizes, Sizes dy_sizes, Sizes rows, Sizes columns, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  Reader r = reader(indices, starts, nullptr, sizes);
-  r.offsets = offset_table({rows, columns, {}, {}}, r, k->lanes);
+  const Taps taps{rows, columns, {}, {}};
+  const int64_t entries = indices.element_count(), given = dvalues->element_count();
+  if (dy_sizes.size() != 8 || !all_in(dy_sizes, 0, kMost)) return invalid("sizes of the planes");
   const Planes g = planes_of(dy_sizes);
-  const int64_t blocks = (r.channels + r.block - 1) / r.block, entries = indices.element_count();
+  const int64_t images = times({g.batch, g.height, g.width, g.channels});
+  if (auto e = check(*k, planes, indices, starts, sizes, taps, given, images); e.failure()) return e;
+  Reader r = reader(indices, starts, nullptr, sizes);
+  if (g.batch != r.batch || g.height != r.height || g.width != r.width || g.channels != r.units ||
+      g.top + g.height > g.padded_height || g.left + g.width > g.padded_width ||
+      (int64_t)dy_planes.element_count() < room_of(*k, g.batch, g.padded_height, g.channels, g.padded_width))
+    return invalid("sizes of the planes");
+  r.offsets = offset_table(taps, r, k->lanes);
+  const int64_t blocks = blocks_of(r);
   // Sums of about 1024 entries stay in a cache near by; and there is work for every thread.
   const int64_t parts = std::max<int64_t>(entries / blocks / 1024 + 1, (4 * pool.num_threads() + blocks - 1) / blocks);
   const int64_t chunk = std::max<int64_t>(1, r.units / parts), chunks = (r.units + chunk - 1) / chunk;

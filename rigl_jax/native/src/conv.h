@@ -18,7 +18,7 @@ void planes(const Planes& p, const float* x, float* out, int64_t group, int64_t 
   const int64_t line = p.padded_width * LANES;
   out += (group * p.padded_height + row) * p.channels * line;
   const bool margin = y < 0 || y >= p.height;
-  const int64_t first = p.left, last = least(p.padded_width, p.left + p.width);
+  const int64_t first = least(p.left, p.padded_width), last = least(p.padded_width, p.left + p.width);
   // Margins, and the images that the last group lacks, are zero.
   if (margin || count < LANES)
     for (int64_t i = 0; i < p.channels * line; i++) out[i] = 0;

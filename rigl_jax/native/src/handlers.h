@@ -1,6 +1,9 @@
 // What the XLA FFI handlers of products and convolutions share.
 #pragma once
 #include <algorithm>
+#include <atomic>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "levels.h"
@@ -23,13 +26,44 @@ T* scratch(int64_t size) {
   return kept.data();
 }
 
-// values[order[i]] for every i, in scratch of this thread.
-inline const float* ordered(ffi::ThreadPool& pool, const float* values, const S32& order) {
+// Nothing that arrives here is believed: sizes and attributes are checked before a kernel runs, and by the kernels what
+// the index arrays hold. So a damaged pattern is an error, never a read or a write outside of its arrays.
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of any one size, and of entries
+
+inline ffi::Error invalid(const char* what) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument,
+                    std::string("rigl_jax: damaged pattern, or one of another weight: ") + what);
+}
+
+inline ffi::Error indices_invalid() { return invalid("an index, or where a segment starts, is out of range"); }
+
+// A product of sizes that are not negative, or the largest number where it is larger still.
+inline int64_t times(std::initializer_list<int64_t> sizes) {
+  int64_t product = 1;
+  for (int64_t size : sizes)
+    if (__builtin_mul_overflow(product, size, &product)) return std::numeric_limits<int64_t>::max();
+  return product;
+}
+
+// The arrays of a pattern of `blocks` * `units` segments, with values for `entries` runs of `height`.
+inline ffi::Error check_arrays(const U16& indices, const S32& starts, int64_t values, int64_t blocks, int64_t units,
+                               int64_t height) {
+  const int64_t entries = indices.element_count(), segments = times({blocks, units});
+  if (entries > kMost || (int64_t)starts.element_count() - 1 != segments) return invalid("length of starts");
+  if (values != times({entries, height})) return invalid("number of values");
+  if (starts.typed_data()[0] != 0 || starts.typed_data()[segments] != entries) return invalid("ends of starts");
+  return ffi::Error::Success();
+}
+
+// values[order[i]] for every i, in scratch of this thread; null where an order is out of range.
+inline const float* ordered(ffi::ThreadPool& pool, const Kernels& k, const F32& values, const S32& order) {
   const int64_t n = order.element_count(), part = 16384;
   float* out = scratch<float, 0>(n);
-  const int32_t* from = order.typed_data();
+  std::atomic<bool> sound{true};
   parallel(pool, (n + part - 1) / part, n * 4, [&](int64_t task) {
-    for (int64_t i = task * part, end = std::min(n, i + part); i < end; i++) out[i] = values[from[i]];
+    const int64_t first = task * part, count = std::min(part, n - first);
+    if (!k.reorder(values.typed_data(), values.element_count(), order.typed_data() + first, count, out + first))
+      sound = false;
   });
-  return out;
+  return sound ? out : nullptr;
 }

@@ -22,10 +22,16 @@ int64_t rigl_spin(int64_t rounds) {
 }
 
 // Sorts n entries (row, unit) by (row / block, unit), stable: the order in which the kernels stream values. Writes
-// position[entry], indices[position] = row % block, and starts[blocks * unit_count + 1].
-void rigl_sort(int64_t n, const int32_t* rows, const int32_t* units, int64_t block, int64_t blocks, int64_t unit_count,
-               int32_t* position, uint16_t* indices, int32_t* starts) {
-  const int64_t segments = blocks * unit_count;
+// position[entry], indices[position] = row % block, and starts[blocks * unit_count + 1]. Returns 0; or 1, with nothing
+// written, where an entry lies outside of the blocks and units or a number does not fit its type.
+int32_t rigl_sort(int64_t n, const int32_t* rows, const int32_t* units, int64_t block, int64_t blocks,
+                  int64_t unit_count, int32_t* position, uint16_t* indices, int32_t* starts) {
+  int64_t segments;
+  if (n < 0 || n > INT32_MAX || block < 1 || block > 1 << 16 || blocks < 0 || unit_count < 0 ||
+      __builtin_mul_overflow(blocks, unit_count, &segments) || segments >= INT32_MAX)
+    return 1;
+  for (int64_t i = 0; i < n; i++)
+    if (rows[i] < 0 || rows[i] / block >= blocks || units[i] < 0 || units[i] >= unit_count) return 1;
   std::memset(starts, 0, (segments + 1) * sizeof(int32_t));
   std::vector<int32_t> segment(n);
   for (int64_t i = 0; i < n; i++) {
@@ -38,6 +44,7 @@ void rigl_sort(int64_t n, const int32_t* rows, const int32_t* units, int64_t blo
     position[i] = next[segment[i]]++;
     indices[position[i]] = (uint16_t)(rows[i] % block);
   }
+  return 0;
 }
 }
 #pragma GCC visibility pop

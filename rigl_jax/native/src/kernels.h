@@ -1,5 +1,8 @@
 // What one instruction-set level offers: plain functions over plain arrays, each the work of one task on one thread.
 //
+// Index arrays come from outside and may hold anything. Handlers check sizes; `sound` checks what the arrays hold before
+// it is used. Matrix products call it for the segments of their own task, which then lie in the nearest cache.
+//
 // Activations are handled in tiles of TILE batch rows, feature-major: tile t of x[batch, rows] starts at
 // t * TILE * rows and holds, for every feature, the batch rows of the tile side by side (`width` floats: TILE, or for
 // the last tile what is left, rounded up to the vector length; the surplus is zero). So one weight meets a contiguous
@@ -11,10 +14,18 @@ enum {
   TILE = 64,         // batch rows in a tile
   CHUNK = 128,       // outputs that a task holds in its cache before it writes them out
   RUN_BLOCK = 1024,  // largest block of rows for patterns with height > 1
+  ROW_ROOM = 1 << 16,  // an index has 16 bits
   PIXELS = 8,        // pixels of a row in one pass
   SPAN = 64,         // pixels of a row in one task
   ROW_BUFFER = 16384,  // floats of output that a task of a convolution holds
 };
+
+// Off only in the build against which experiments/benchmarks/checks.py measures what checking costs.
+#ifdef RIGL_UNCHECKED
+constexpr bool CHECKED = false;
+#else
+constexpr bool CHECKED = true;
+#endif
 
 // Nonzeros of a matrix [rows, units * height], cut along `rows` into blocks of `block`: block by block, within it unit
 // by unit, within it by row. Entry i of segment s = block * units + unit, starts[s] <= i < starts[s + 1], is the run of
@@ -22,7 +33,7 @@ enum {
 struct Pattern {
   const uint16_t* indices;
   const int32_t* starts;
-  int64_t rows, units, height, block;
+  int64_t entries, rows, units, height, block;
 };
 
 // NHWC images [batch, height, width, channels] with margins, as [group][padded_height][channels][padded_width][lanes]:
@@ -50,17 +61,24 @@ struct Kernels {
   const char* name;
   int64_t lanes;
 
+  // Whether segments starts[0] ... starts[count] lie in order within `entries`, and their indices are below `bound`.
+  bool (*sound)(const uint16_t* indices, const int32_t* starts, int64_t count, int64_t entries, int64_t bound);
+  // out[i] = values[order[i]] for i < count. False, with nothing read there, where an order is not in [0, n).
+  bool (*reorder)(const float* values, int64_t n, const int32_t* order, int64_t count, float* out);
+
   // x[batch, rows], features [k0, k1) -> tile t.
   void (*tile)(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
-  // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit.
-  void (*gather)(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
+  // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit. This and the next two return false
+  // where the pattern points out of its arrays; what they have written then means nothing. For a batch of one, ROW_ROOM
+  // floats past the tile are readable, so that indices can be checked while they are used.
+  bool (*gather)(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
   // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: wins for height >= 4,
   // where one load and one store of the row carry `height` products.
-  void (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
+  bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
                   int64_t block);
   // dvalues of the segments of units u0..u1 in one block, summed over all tiles.
-  void (*dots)(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,
+  bool (*dots)(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,
                int64_t block, int64_t u0, int64_t u1);
 
   // One row of planes, of one group of `lanes` images.
@@ -88,3 +106,7 @@ extern const Kernels rigl_avx512;
 // Pixels to a task: whole phases of at most SPAN.
 static inline int64_t span_of(int64_t phase) { return phase > SPAN ? phase : SPAN / phase * phase; }
 static inline int64_t tile_count(int64_t batch) { return (batch + TILE - 1) / TILE; }
+// Floats of one feature in all tiles.
+static inline int64_t tiled_batch(int64_t batch, int64_t lanes) {
+  return batch == 1 ? 1 : batch / TILE * TILE + (batch % TILE + lanes - 1) / lanes * lanes;
+}

@@ -5,4 +5,5 @@
 #define NAME_OF(level) #level
 #define NAME(level) NAME_OF(level)
 
-extern "C" const Kernels LEVEL = {NAME(LEVEL), LANES, tile, gather, scatter, dots, planes, read, dots_planes, spin};
+extern "C" const Kernels LEVEL = {NAME(LEVEL), LANES, sound, reorder, tile,
+                                  gather, scatter, dots, planes, read, dots_planes, spin};

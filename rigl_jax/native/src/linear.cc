@@ -1,14 +1,36 @@
-// XLA FFI handlers of the sparse matrix products. Shapes are checked by the Python side, which alone calls them.
+// XLA FFI handlers of the sparse matrix products. Sizes come from linear.py and are checked here.
 #include "handlers.h"
 
 namespace {
 
-Pattern pattern(const U16& indices, const S32& starts, int64_t rows, int64_t height, int64_t block) {
-  const int64_t blocks = std::max<int64_t>(1, (rows + block - 1) / block);
-  return {indices.typed_data(), starts.typed_data(), rows, ((int64_t)starts.element_count() - 1) / blocks, height, block};
+int64_t block_count(const Pattern& p) { return (p.rows + p.block - 1) / p.block; }
+
+// A matrix [rows, outputs], once its sizes are known to fit its arrays.
+ffi::Error make_pattern(const U16& indices, const S32& starts, int64_t values, int64_t rows, int64_t outputs,
+                        int64_t height, int64_t block, Pattern& p) {
+  if (height != 1 && height != 4 && height != 8 && height != 16) return invalid("height");
+  if (block < 1 || block > (height > 1 ? (int64_t)RUN_BLOCK : 1 << 16)) return invalid("block");
+  if (rows < 0 || rows > kMost || outputs < 0 || outputs > kMost || outputs % height) return invalid("size of the weight");
+  const int64_t entries = indices.element_count();
+  p = {indices.typed_data(), starts.typed_data(), entries, rows, outputs / height, height, block};
+  return check_arrays(indices, starts, values, block_count(p), p.units, height);
 }
 
-int64_t block_count(const Pattern& p) { return (p.rows + p.block - 1) / p.block; }
+bool holds_tiles(const F32& tiles, int64_t batch, int64_t features, const Kernels& k) {
+  return (int64_t)tiles.element_count() >= times({tiled_batch(batch, k.lanes), features});
+}
+
+ffi::Error tiles_invalid() { return invalid("size of the activations"); }
+
+// Runs f(0) ... f(count - 1), each of which says whether it found its part of the pattern sound.
+template <typename F>
+ffi::Error checked(ffi::ThreadPool& pool, int64_t count, int64_t operations, const F& f) {
+  std::atomic<bool> sound{true};
+  parallel(pool, count, operations, [&](int64_t task) {
+    if (!f(task)) sound = false;
+  });
+  return sound ? ffi::Error::Success() : indices_invalid();
+}
 
 // Units to a task: as many as the task's buffer holds, fewer where that would leave threads idle.
 int64_t chunk_of(const Pattern& p, int64_t others, int64_t threads) {
@@ -21,7 +43,9 @@ int64_t chunk_of(const Pattern& p, int64_t others, int64_t threads) {
 ffi::Error Tile(ffi::ThreadPool pool, F32 x, F32Result tiles, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
+  if (x.dimensions().size() != 2) return invalid("rank of the activations");
   const int64_t batch = x.dimensions()[0], rows = x.dimensions()[1], parts = (rows + 255) / 256;
+  if ((int64_t)tiles->element_count() < times({tiled_batch(batch, k->lanes), rows})) return tiles_invalid();
   parallel(pool, tile_count(batch) * parts, batch * rows, [&](int64_t task) {
     const int64_t t = task / parts, k0 = task % parts * 256;
     k->tile(x.typed_data(), tiles->typed_data(), batch, rows, t, k0, std::min(rows, k0 + 256));
@@ -29,15 +53,26 @@ ffi::Error Tile(ffi::ThreadPool pool, F32 x, F32Result tiles, int64_t asked) {
   return ffi::Error::Success();
 }
 
-void gather(ffi::ThreadPool& pool, const Kernels& k, const Pattern& p, const float* tiles, const float* values,
-            int64_t entries, F32Result& y) {
+ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, const float* values, int64_t value_count,
+                  const U16& indices, const S32& starts, F32Result& y, int64_t rows, int64_t height, int64_t block) {
+  if (y->dimensions().size() != 2) return invalid("rank of the result");
   const int64_t batch = y->dimensions()[0], tiled = tile_count(batch);
+  const int64_t outputs = y->dimensions()[1];
+  Pattern p;
+  if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
+  if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
   const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
+  const float* x = tiles.typed_data();
+  if (CHECKED && batch == 1) {
+    float* row = scratch<float, 7>(rows + ROW_ROOM);
+    std::copy(x, x + rows, row);
+    x = row;
+  }
   // A single row is bound by loads, not by arithmetic: an entry costs as much as eight multiply-adds elsewhere.
-  const int64_t work = batch == 1 && p.height == 1 ? entries * 8 : batch * entries * p.height;
-  parallel(pool, tiled * chunks, work, [&](int64_t task) {
-    const int64_t u0 = task % chunks * chunk;
-    k.gather(p, tiles, values, y->typed_data(), batch, task / chunks, u0, std::min(p.units, u0 + chunk));
+  const int64_t work = batch == 1 && p.height == 1 ? p.entries * 8 : batch * p.entries * p.height;
+  return checked(pool, tiled * chunks, work, [&](int64_t task) {
+    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
+    return k.gather(p, x, values, y->typed_data(), batch, task / chunks, u0, u1);
   });
 }
 
@@ -45,9 +80,7 @@ ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 
                   int64_t height, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  gather(pool, *k, pattern(indices, starts, rows, height, block), tiles.typed_data(), values.typed_data(),
-         indices.element_count(), y);
-  return ffi::Error::Success();
+  return gather(pool, *k, tiles, values.typed_data(), values.element_count(), indices, starts, y, rows, height, block);
 }
 
 // The values arrive in the order of another pattern: value i of this one is values[order[i]].
@@ -55,38 +88,42 @@ ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order,
                          int64_t rows, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  const float* v = ordered(pool, values.typed_data(), order);
-  gather(pool, *k, pattern(indices, starts, rows, 1, block), tiles.typed_data(), v,
-         order.element_count(), y);
-  return ffi::Error::Success();
+  if (values.element_count() > kMost) return invalid("number of values");
+  const float* v = ordered(pool, *k, values, order);
+  if (!v) return indices_invalid();
+  return gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, 1, block);
 }
 
-ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, F32Result dx, int64_t height,
-                   int64_t block, int64_t asked) {
+ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, F32Result dx, int64_t outputs,
+                   int64_t height, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  const int64_t batch = dx->dimensions()[0], rows = dx->dimensions()[1];
-  const Pattern p = pattern(indices, starts, rows, height, block);
+  if (dx->dimensions().size() != 2) return invalid("rank of the result");
+  const int64_t batch = dx->dimensions()[0], rows = dx->dimensions()[1], entries = values.element_count();
+  Pattern p;
+  if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
+  if (!holds_tiles(tiles, batch, outputs, *k)) return tiles_invalid();
   const int64_t blocks = block_count(p);
-  parallel(pool, tile_count(batch) * blocks, batch * (int64_t)values.element_count(), [&](int64_t task) {
-    k->scatter(p, tiles.typed_data(), values.typed_data(), dx->typed_data(), batch, task / blocks, task % blocks);
+  return checked(pool, tile_count(batch) * blocks, batch * entries, [&](int64_t task) {
+    return k->scatter(p, tiles.typed_data(), values.typed_data(), dx->typed_data(), batch, task / blocks, task % blocks);
   });
-  return ffi::Error::Success();
 }
 
 ffi::Error Dots(ffi::ThreadPool pool, F32 x, F32 dy, U16 indices, S32 starts, F32Result dvalues, int64_t batch,
-                int64_t rows, int64_t height, int64_t block, int64_t asked) {
+                int64_t rows, int64_t outputs, int64_t height, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  const Pattern p = pattern(indices, starts, rows, height, block);
+  const int64_t entries = dvalues->element_count();
+  Pattern p;
+  if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
+  if (batch < 1 || batch > kMost || !holds_tiles(x, batch, rows, *k) || !holds_tiles(dy, batch, outputs, *k))
+    return tiles_invalid();
   const int64_t blocks = block_count(p), chunk = chunk_of(p, blocks, pool.num_threads());
   const int64_t chunks = (p.units + chunk - 1) / chunk;
-  parallel(pool, blocks * chunks, batch * (int64_t)dvalues->element_count(), [&](int64_t task) {
-    const int64_t u0 = task % chunks * chunk;
-    k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, task / chunks, u0,
-            std::min(p.units, u0 + chunk));
+  return checked(pool, blocks * chunks, batch * entries, [&](int64_t task) {
+    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
+    return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, task / chunks, u0, u1);
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace
@@ -104,8 +141,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_gather_ordered, GatherOrdered, ffi::Ffi::Bind
     .Attr<int64_t>("rows").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_scatter, Scatter, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
-    .Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
+    .Attr<int64_t>("outputs").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_dots, Dots, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
-    .Attr<int64_t>("batch").Attr<int64_t>("rows").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
+    .Attr<int64_t>("batch").Attr<int64_t>("rows").Attr<int64_t>("outputs")
+    .Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 #pragma GCC visibility pop

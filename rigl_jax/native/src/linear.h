@@ -28,6 +28,18 @@ void untile(const float* buffer, int64_t width, int64_t columns, float* y, int64
 
 // ---- y = x W: every entry adds its row to its unit ----------------------------------------------------------------
 
+// Whether the segments of units u0..u1 in one block may be used; see kernels.h.
+RIGL_INLINE bool sound_block(const Pattern& p, int64_t block, int64_t u0, int64_t u1) {
+  const int64_t rows = least(p.block, p.rows - block * p.block);
+  return sound(p.indices, p.starts + block * p.units + u0, u1 - u0, p.entries, rows);
+}
+
+RIGL_INLINE bool sound_units(const Pattern& p, int64_t u0, int64_t u1) {
+  for (int64_t block = 0; block * p.block < p.rows; block++)
+    if (!sound_block(p, block, u0, u1)) return false;
+  return true;
+}
+
 // Four outputs of a run times U vectors: each vector of x serves four products.
 template <int U>
 RIGL_INLINE void gather_run(const float* x, int64_t stride, const float* values, int64_t height,
@@ -110,26 +122,35 @@ void gather_block(const Pattern& p, const float* x, int64_t width, int64_t block
 
 // ---- one batch row: no tile, a scalar stream ----------------------------------------------------------------------
 
+// Segments that lie in order are all that is asked of a pattern here: any 16 bits are an index within `x`, see ROW_ROOM.
+// The loops are bound by the latency of their additions and look at every index on the way, for nothing.
+
 // Runs of N vectors V: four chains of additions side by side.
 template <class V, int N>
-__attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x, const float* values, float* y,
+__attribute__((noinline)) bool gather_row_runs(const Pattern& p, const float* x, const float* values, float* y,
                                                int64_t u0, int64_t u1) {
   typedef V Loose __attribute__((aligned(4), may_alias));
   constexpr int CHAINS = N == 1 ? 4 : 2, RUN = N * (int)(sizeof(V) / 4);
+  int64_t left = 0;  // negative after an index past the end of its block
   for (int64_t u = u0; u < u1; u++) {
     V a[CHAINS][N] = {};
     for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
-      const Loose* v = (const Loose*)(values + p.starts[s] * RUN);
+      const int64_t last = least(p.block, p.rows - first) - 1;
+      const Loose* v = (const Loose*)(values + (int64_t)p.starts[s] * RUN);
       const uint16_t* k = p.indices + p.starts[s];
       const uint16_t* const end = p.indices + p.starts[s + 1];
       for (; k + CHAINS <= end; k += CHAINS, v += CHAINS * N)
 #pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++)
+        for (int c = 0; c < CHAINS; c++) {
+          if (CHECKED) left |= last - k[c];
 #pragma GCC unroll 4
           for (int i = 0; i < N; i++) a[c][i] += v[c * N + i] * x[first + k[c]];
-      for (; k < end; k++, v += N)
+        }
+      for (; k < end; k++, v += N) {
+        if (CHECKED) left |= last - *k;
 #pragma GCC unroll 4
         for (int i = 0; i < N; i++) a[0][i] += v[i] * x[first + *k];
+      }
     }
 #pragma GCC unroll 4
     for (int c = 1; c < CHAINS; c++)
@@ -138,13 +159,16 @@ __attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x,
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) *((Loose*)(y + u * RUN) + i) = a[0][i];
   }
+  return left >= 0;
 }
 
 // Four scalar chains beat the hardware's gather instruction, which loads lane by lane as well. Indices come four to a
 // load, for loads are what limits this loop.
-__attribute__((noinline)) void gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
+__attribute__((noinline)) bool gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
                                           int64_t u1) {
   typedef uint64_t Four __attribute__((aligned(2), may_alias));
+  constexpr uint64_t EACH = 0x0001000100010001, TOP = 0x8000 * EACH;
+  uint64_t over = 0;  // the highest bit of four indices: whether any was past the end of its block
   for (int64_t u = u0; u < u1; u++) {
     float a = 0, b = 0, c = 0, d = 0;
     for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
@@ -152,29 +176,41 @@ __attribute__((noinline)) void gather_row(const Pattern& p, const float* x, cons
       const uint16_t* k = p.indices + p.starts[s];
       const float* xb = x + first;
       int64_t n = p.starts[s + 1] - p.starts[s];
+      const uint64_t room = (uint64_t)(0x8000 - least(p.block, p.rows - first)) * EACH;
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
       for (; n >= 4; n -= 4, v += 4, k += 4) {
         const uint64_t four = *(const Four*)k;
+        if (CHECKED) over |= four | (four + room);
         a += v[0] * xb[four & 0xffff];
         b += v[1] * xb[four >> 16 & 0xffff];
         c += v[2] * xb[four >> 32 & 0xffff];
         d += v[3] * xb[four >> 48];
       }
 #endif
-      for (; n > 0; n--, v++, k++) a += v[0] * xb[k[0]];
+      for (; n > 0; n--, v++, k++) {
+        a += v[0] * xb[k[0]];
+        if (CHECKED) over |= k[0] | (k[0] + room);
+      }
     }
     y[u] = (a + b) + (c + d);
   }
+  return p.block > 0x8000 || !(over & TOP);
 }
 
-void gather(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
+bool gather_one(const Pattern& p, const float* x, const float* values, float* y, int64_t u0, int64_t u1) {
+  for (int64_t block = 0; block * p.block < p.rows; block++)
+    if (!rising(p.starts + block * p.units + u0, u1 - u0, p.entries)) return false;
+  if (p.block > 0x8000 && !sound_units(p, u0, u1)) return false;  // gather_row can tell of smaller blocks only
+  if (p.height == 4) return gather_row_runs<quad, 1>(p, x, values, y, u0, u1);
+  if (p.height == 8) return gather_row_runs<square_vec, 8 / SQUARE>(p, x, values, y, u0, u1);
+  if (p.height == 16) return gather_row_runs<vec, 16 / LANES>(p, x, values, y, u0, u1);
+  return gather_row(p, x, values, y, u0, u1);
+}
+
+bool gather(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
                    int64_t u0, int64_t u1) {
-  if (batch == 1) {
-    if (p.height == 4) return gather_row_runs<quad, 1>(p, tiles, values, y, u0, u1);
-    if (p.height == 8) return gather_row_runs<square_vec, 8 / SQUARE>(p, tiles, values, y, u0, u1);
-    if (p.height == 16) return gather_row_runs<vec, 16 / LANES>(p, tiles, values, y, u0, u1);
-    return gather_row(p, tiles, values, y, u0, u1);
-  }
+  if (batch == 1) return gather_one(p, tiles, values, y, u0, u1);
+  if (!sound_units(p, u0, u1)) return false;
   alignas(64) float buffer[CHUNK * TILE];
   const int64_t width = tile_width(batch, t), columns = p.units * p.height;
   const float* x = tiles + t * TILE * p.rows;
@@ -182,6 +218,7 @@ void gather(const Pattern& p, const float* tiles, const float* values, float* y,
     gather_block(p, x + first * width, width, block, u0, u1, values, buffer);
   untile(buffer, width, (u1 - u0) * p.height, y + t * TILE * columns + u0 * p.height, columns,
          least(batch - t * TILE, width));
+  return true;
 }
 
 // ---- dx = dy W^T for runs: every entry adds its unit to its row ---------------------------------------------------
@@ -210,8 +247,9 @@ RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values
   }
 }
 
-void scatter(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
+bool scatter(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
                     int64_t block) {
+  if (!sound_block(p, block, 0, p.units)) return false;
   const int64_t first = block * p.block, rows = least(p.block, p.rows - first), columns = p.units * p.height;
   const int32_t* starts = p.starts + block * p.units;
   if (batch == 1) {
@@ -222,7 +260,7 @@ void scatter(const Pattern& p, const float* dy_tiles, const float* values, float
         for (int64_t r = 0; r < p.height; r++) a += values[i * p.height + r] * dy_tiles[u * p.height + r];
         dx[first + p.indices[i]] += a;
       }
-    return;
+    return true;
   }
   constexpr int U = 2;  // a narrow slice of the batch, so that a whole block of dx stays in the nearest cache
   alignas(64) float buffer[RUN_BLOCK * U * LANES];
@@ -245,6 +283,7 @@ void scatter(const Pattern& p, const float* dy_tiles, const float* values, float
     }
     untile(buffer, slice, rows, dx + (t * TILE + b) * p.rows + first, p.rows, least(count - b, slice));
   }
+  return true;
 }
 
 // ---- dW: for every entry the products of its row and its unit, summed over the batch ------------------------------
@@ -340,9 +379,11 @@ void dots_row(const Pattern& p, const float* x, const float* dy, float* dvalues,
         dvalues[i * p.height + r] = x[block * p.block + p.indices[i]] * dy[u * p.height + r];
 }
 
-void dots(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,
+bool dots(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,
                  int64_t block, int64_t u0, int64_t u1) {
-  if (batch == 1) return dots_row(p, x_tiles, dy_tiles, dvalues, block, u0, u1);
+  if (!sound_block(p, block, u0, u1)) return false;
+  if (batch == 1) dots_row(p, x_tiles, dy_tiles, dvalues, block, u0, u1);
+  if (batch == 1) return true;
   for (int64_t t = 0; t < tile_count(batch); t++) {
     const int64_t width = tile_width(batch, t);
     const float* x = x_tiles + t * TILE * p.rows + block * p.block * width;
@@ -361,6 +402,7 @@ void dots(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* 
     for (; b < width; b += LANES, add = true)
       dots_pass<1, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
   }
+  return true;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The inner loops that matrix products and convolutions share.
 #pragma once
+#include "kernels.h"
 #include "vector.h"
 
 namespace {
@@ -10,6 +11,36 @@ enum { WIDE = 4, NARROW = 4, DOTS = 4 };
 #else
 enum { WIDE = 8, NARROW = 2, DOTS = 2 };
 #endif
+
+// Whether starts[0] ... starts[count] never fall and lie within [0, entries].
+bool rising(const int32_t* starts, int64_t count, int64_t entries) {
+  if (!CHECKED) return true;
+  int32_t falls = 0;
+  for (int64_t i = 0; i < count; i++) falls |= starts[i + 1] < starts[i];
+  return !falls && starts[0] >= 0 && starts[count] <= entries;
+}
+
+// See kernels.h. Plain reductions, which the compiler turns into vectors.
+bool sound(const uint16_t* indices, const int32_t* starts, int64_t count, int64_t entries, int64_t bound) {
+  if (!CHECKED) return true;
+  if (!rising(starts, count, entries)) return false;
+  uint16_t highest = 0;
+  const int64_t end = starts[count];
+  for (int64_t i = starts[0]; i < end; i++) highest = indices[i] > highest ? indices[i] : highest;
+  return highest < bound || starts[0] == starts[count];
+}
+
+bool reorder(const float* values, int64_t n, const int32_t* order, int64_t count, float* out) {
+  enum { PART = 2048 };  // what is checked is still in the nearest cache when it is used
+  for (int64_t i = 0; i < count; i += PART) {
+    const int64_t end = least(count, i + PART);
+    int32_t sign = 0;
+    for (int64_t k = i; CHECKED && k < end; k++) sign |= order[k] | (int32_t)((uint32_t)(n - 1) - (uint32_t)order[k]);
+    if (sign < 0) return false;
+    for (int64_t k = i; k < end; k++) out[k] = values[order[k]];
+  }
+  return true;
+}
 
 // y[u * y_step ...] (+)= sum over i < n of values[i] * (vector u at row(i) + u * x_step), for u < U vectors. SETS chains
 // of additions run side by side where U alone is too short to hide their latency.

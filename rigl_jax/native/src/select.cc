@@ -184,8 +184,11 @@ void select(ffi::ThreadPool& pool, const Group& g, int64_t k) {
 // scores[..., n], among[..., n] or [0] for all, k[...] -> taken[..., n].
 ffi::Error Select(ffi::ThreadPool pool, F32 scores, ffi::Buffer<ffi::PRED> among, S32 k,
                   ffi::ResultBuffer<ffi::PRED> taken) {
-  const int64_t n = scores.dimensions().back(), groups = k.element_count();
-  const bool all = among.element_count() == 0;
+  const bool all = among.element_count() == 0, scalar = scores.dimensions().size() == 0;
+  const int64_t groups = k.element_count(), n = scalar ? 1 : scores.dimensions().back(), size = scores.element_count();
+  if (times({n, groups}) != size || (int64_t)taken->element_count() != size ||
+      (!all && (int64_t)among.element_count() != size))
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rigl_jax: sizes of scores, candidates and counts differ");
   for (int64_t i = 0; i < groups; i++)
     select(pool, {scores.typed_data() + i * n, all ? nullptr : (const uint8_t*)among.typed_data() + i * n,
                   taken->typed_data() + i * n, n}, k.typed_data()[i]);

@@ -1,0 +1,194 @@
+"""Damages every field of every kind of pattern and says what each call did; run by test_damaged.py: it may crash."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import native
+from rigl_jax.execution import kernels
+
+
+def far(array):
+    return np.full_like(array, np.iinfo(array.dtype).max)
+
+
+def low(array):
+    return np.full_like(array, np.iinfo(array.dtype).min)
+
+
+def one_far(array):
+    return np.where(np.arange(len(array)) == len(array) // 2, np.iinfo(array.dtype).max, array).astype(array.dtype)
+
+
+def one_past(array):
+    """The smallest damage: the largest index, one further."""
+    return np.where(array == array.max(), array + 1, array).astype(array.dtype)
+
+
+def longer(array):
+    return np.concatenate([array, array[-1:]])
+
+
+UNSIGNED = {"far": far, "one far": one_far, "one past": one_past}
+SIGNED = {**UNSIGNED, "doubled": lambda a: a + a, "low": low, "falling": lambda a: np.r_[a[:1], a[1:-1][::-1], a[-1:]]}
+LENGTH = {"shorter": lambda a: a[:-1], "longer": longer, "empty": lambda a: a[:0]}
+
+
+def cases(level):
+    """(name, pattern, x, dy, product)."""
+    rng = np.random.default_rng(0)
+    for name, height, batch in (("one row", 1, 1), ("matrix", 1, 40), ("one row of runs", 16, 1), ("runs", 8, 40)):
+        mask = np.repeat(rng.random((60, 96 // height)) < 0.3, height, axis=1)
+        mask[[19, 39, 59]] = True  # the last row of each block
+        pattern = kernels.make_pattern(mask, height=height, block=20)
+        x, dy = jnp.ones((batch, 60)), jnp.ones((batch, 96))
+        yield name, pattern, x, dy, lambda x, v, p: kernels.matmul(x, v, p, level=level)
+    for name, strides in (("conv", (1, 1)), ("strided conv", (2, 2))):
+        mask = rng.random((3, 3, 6, 8)) < 0.4
+        mask[-1, -1], mask[:, :, -1] = True, True
+        pattern = kernels.make_pattern(mask, block=27)
+        x, dy = jnp.ones((2, 6, 6, 6)), jnp.ones((2, 6 // strides[0], 6 // strides[1], 8))
+        yield name, pattern, x, dy, lambda x, v, p, s=strides: kernels.conv(x, v, p, strides=s, level=level)
+
+
+def outcome(call):
+    try:
+        result = jax.block_until_ready(call())
+    except Exception as error:
+        return type(error).__name__
+    return "NaN" if jnp.isnan(result).any() else "no error"
+
+
+def products(product, x, dy):
+    """Each of the three alone, so that no other one's error hides what it does."""
+
+    def given(x, v, p):
+        return jnp.vdot(product(x, v, p), dy)
+
+    return {
+        "forward": jax.jit(lambda v, p: product(x, v, p)),
+        "input gradient": jax.jit(lambda v, p: jax.grad(given)(x, v, p)),
+        "values gradient": jax.jit(lambda v, p: jax.grad(given, 1)(x, v, p)),
+    }
+
+
+def static(pattern):
+    """Other numbers in the static fields, all of them wrong."""
+    for block in {0, 1, 9, 18, 30, 54, 1 << 20} - {pattern.block}:
+        yield {"block": block}
+    for block_t in {1, 18, 1 << 20} - {pattern.block_t} if pattern.height == 1 else ():
+        yield {"block_t": block_t}
+    for height in {0, 1, 3, 4, 16} - {pattern.height}:
+        yield {"height": height}
+    yield {"shape": (*pattern.shape[:-2], pattern.shape[-2] + 7, pattern.shape[-1])}
+
+
+def contents(pattern):
+    """(field, products that use it, what was done to it, the array then)."""
+    straight, transposed = ["forward", "values gradient"], ["input gradient"]
+    if pattern.height > 1:
+        uses = dict.fromkeys(("indices", "starts"), straight + transposed)
+    else:
+        uses = {"indices": straight, "starts": straight} | dict.fromkeys(
+            ("indices_t", "starts_t", "order_t"), transposed
+        )
+    for field, kinds in uses.items():
+        array = np.asarray(getattr(pattern, field))
+        for label, harm in (SIGNED if array.dtype == np.int32 else UNSIGNED).items():
+            if (field, label) != ("order_t", "falling"):  # another order: wrong, and within the arrays
+                yield field, kinds, label, harm(array)
+
+
+def check_pattern(name, pattern, run):
+    values, found = jnp.ones(pattern.nnz), {}
+    doubled = jax.tree.map(jnp.add, pattern, pattern)
+    for kind, call in run.items():
+        found[f"{name}, {kind}, sound"] = outcome(lambda call=call: call(values, pattern))
+        found[f"{name}, {kind}, tree.map"] = outcome(lambda call=call: call(values, doubled))
+    for field, kinds, label, array in contents(pattern):
+        damaged = dataclasses.replace(pattern, **{field: jnp.asarray(array)})
+        for kind in kinds:
+            found[f"{name}, {kind}, {field} {label}"] = outcome(lambda k=kind, p=damaged: run[k](values, p))
+        for other, harm in LENGTH.items():
+            damaged = dataclasses.replace(pattern, **{field: jnp.asarray(harm(np.asarray(getattr(pattern, field))))})
+            found[f"{name}, {field} {other}"] = outcome(lambda p=damaged: run["forward"](values, p))
+    for change in static(pattern):
+        damaged = dataclasses.replace(pattern, **change)
+        found[f"{name}, {change}"] = outcome(lambda p=damaged: run["forward"](values, p))
+    return found
+
+
+def handlers():
+    """(target, shape of its result, operands, attributes, changes to these that the Python side would not send)."""
+    indices, starts = jnp.array([0, 0, 0, 7], jnp.uint16), jnp.array([0, 2, 4], jnp.int32)
+    order, huge = jnp.arange(4, dtype=jnp.int32), 1 << 62
+    matrix, tiles, dy_tiles = {"block": 8, "level": -1}, jnp.ones(64 * 8), jnp.ones(64 * 2)
+    runs = {"height": 1, **matrix}
+    yield "tile", (16 * 8,), [jnp.ones((9, 8))], {"level": -1}, []
+    changes = [{"rows": n} for n in (1000, huge, -1)] + [{"block": 0}, {"block": 3}, {"height": 2}, {"height": 1 << 40}]
+    yield "gather", (4, 2), [tiles, jnp.ones(4), indices, starts], {"rows": 8, **runs}, changes
+    changes = [{"rows": 1000}, {"block": 1}]
+    yield "gather_ordered", (4, 2), [tiles, jnp.ones(4), order, indices, starts], {"rows": 8, **matrix}, changes
+    changes = [{"height": 8}, {"block": 1 << 12}, {"outputs": 4000}]
+    yield "scatter", (4, 8), [tiles, jnp.ones(16), indices, starts], {"outputs": 8, "height": 4, **matrix}, changes
+    changes = [{"batch": 1000}, {"batch": huge}, {"batch": 0}, {"outputs": 200}]
+    attributes = {"batch": 4, "rows": 8, "outputs": 2, **runs}
+    yield "dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes
+    image = (2, 4, 4, 3, 1, 1, 6, 6)
+    changes = [
+        {"sizes": (*image[:k], n, *image[k + 1 :])} for k in range(8) for n in (-1, 70, huge) if (k, n) not in FITS
+    ]
+    yield "planes", (16 * 6 * 6 * 3,), [jnp.ones((2, 4, 4, 3))], {"sizes": image, "level": -1}, changes
+    yield from convolutions(indices, starts, order, huge)
+
+
+FITS = {(4, 70), (5, 70)}  # margins may be as wide as they like
+
+
+def convolutions(indices, starts, order, huge):
+    sizes = (1, 3, 3, 2, 2, 1, 1, 2, 1, 1, 1, 1)
+    changes = [{"sizes": (*sizes[:k], n, *sizes[k + 1 :])} for k in range(12) for n in (0, 7, -1, huge)]
+    fit = [{"sizes": (*sizes[:k], 7, *sizes[k + 1 :])} for k in (4, 8, 9)]  # one block, and no second pixel to step to
+    changes = [change for change in changes if change not in fit]
+    changes += [{"rows": (0, 3)}, {"rows": (-1, 0)}, {"columns": (0, huge)}, {"rows": ()}, {"sizes": sizes[:-1]}]
+    attributes = {"sizes": sizes, "rows": (0, 1), "columns": (0, 2), "level": -1}
+    planes = jnp.ones(3 * 3 * 2 * 16)
+    yield "conv_forward", (1, 1, 1, 2), [planes, jnp.ones(4), indices, starts], attributes, changes
+    changes = [{"row_phases": (0, 1)}, {"column_phases": (0,)}, {"row_phases": (-1, 0)}]
+    phased = {**attributes, "row_phases": (0, 0), "column_phases": (0, 0)}
+    yield "conv_input_gradient", (1, 1, 1, 2), [planes, jnp.ones(4), order, indices, starts], phased, changes
+    dy = (1, 1, 1, 2, 0, 0, 1, 1)
+    changes = [{"dy_sizes": (*dy[:k], 40, *dy[k + 1 :])} for k in range(8)]
+    attributes["dy_sizes"] = dy
+    yield "conv_values_gradient", (4,), [planes, jnp.ones(32), indices, starts], attributes, changes
+
+
+def check_handler(target, shape, operands, attributes, changes):
+    def call(operands=operands, shape=shape, **own):
+        return outcome(lambda: native.call(f"rigl_{target}", shape, *operands, **{**attributes, **own}))
+
+    found = {f"{target}, sound": call()}
+    found |= {f"{target}, {change}": call(**change) for change in changes}
+    for k, operand in enumerate(operands):
+        if operand.ndim == 1:
+            found[f"{target}, operand {k} short"] = call([*operands[:k], operand[:1], *operands[k + 1 :]])
+    found[f"{target}, result short"] = call(shape=(*shape[:-1], shape[-1] // 2))
+    return found
+
+
+def main(level):
+    """Prints {case: what came of it} as JSON."""
+    found = {}
+    for name, pattern, x, dy, product in cases(level):
+        found |= check_pattern(name, pattern, products(product, x, dy))
+    for arguments in handlers() if level == "auto" else ():
+        found |= check_handler(*arguments)
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,155 @@
+"""Damaged patterns are errors, never reads or writes outside of their arrays; arithmetic on patterns is refused."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_jax as rx
+from rigl_jax import native
+from rigl_jax.execution import Packed, kernels, masks_of, packed_training
+
+SCRIPT = pathlib.Path(__file__).with_name("damage.py")
+
+
+def outcomes(level):
+    """{case: what came of it}, from a process of its own, which a crash would end."""
+    command = [sys.executable, "-X", "faulthandler", str(SCRIPT), level]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.reason())
+def test_native_kernels_refuse_every_damage():
+    found = outcomes("auto")
+    wrong = {case: what for case, what in found.items() if (what == "no error") != case.endswith("sound")}
+    assert len(found) > 400
+    assert not wrong
+
+
+def test_plain_kernels_survive_every_damage_and_give_no_number_for_sums():
+    found = outcomes("jax")
+    sound = {what for case, what in found.items() if case.endswith("sound")}
+    summed = {what for case, what in found.items() if case.endswith("tree.map") and "values gradient" not in case}
+    assert sound == {"no error"}
+    assert summed == {"NaN"}
+
+
+def chosen(name, mask):
+    return {
+        "matrix": lambda: kernels.make_pattern(mask),
+        "runs": lambda: kernels.make_pattern(mask, height=4),
+        "tiles": lambda: kernels.make_block_pattern(mask, (4, 4)),
+        "n of m": lambda: kernels.make_nm_pattern(mask, 2, 4),
+        "conv": lambda: kernels.make_pattern(mask),
+        "folded": lambda: kernels.Folded(kernels.make_pattern(mask.reshape(8, 16)), mask.shape, 1),
+    }[name]()
+
+
+def packed_of(name):
+    tiles = np.kron(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], bool), np.ones((4, 4), bool))
+    mask = {
+        "tiles": tiles,
+        "runs": tiles,
+        "n of m": np.tile(np.array([[1], [0], [0], [1]], bool), (2, 16)),
+        "conv": np.random.default_rng(0).random((3, 3, 2, 4)) < 0.5,
+        "folded": np.random.default_rng(0).random((8, 4, 4)) < 0.5,
+    }.get(name, np.random.default_rng(0).random((8, 16)) < 0.5)
+    return rx.pack({name: jnp.ones(mask.shape)}, {name: jnp.asarray(mask)}, choose=chosen)
+
+
+KINDS = ["matrix", "runs", "tiles", "n of m", "conv", "folded"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arithmetic_on_packed_is_refused_and_on_values_is_not(kind):
+    packed = packed_of(kind)
+    for changed in (
+        jax.tree.map(jnp.add, packed, packed),
+        jax.tree.map(lambda a: a / 2, packed),
+        jax.tree.map(lambda a: a[:-1], packed),
+        packed._replace(values=jax.tree.map(lambda v: v[:-1], packed.values)),
+    ):
+        for function in (rx.unpack, masks_of):
+            with pytest.raises(ValueError, match=f"leaf '{kind}'"):
+                function(changed)
+    doubled = packed._replace(values=jax.tree.map(jnp.add, packed.values, packed.values))
+    np.testing.assert_array_equal(rx.unpack(doubled)[kind], 2 * masks_of(packed)[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sum_of_patterns_gives_no_number_under_jit(kind):
+    packed = packed_of(kind)
+    summed = jax.tree.map(jnp.add, packed, packed)
+    assert jnp.isnan(jax.jit(rx.unpack)(summed)[kind]).any()
+    assert not jnp.isnan(jax.jit(rx.unpack)(packed)[kind]).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_array_of_a_pattern_is_looked_at(kind):
+    packed = packed_of(kind)
+    leaves, structure = jax.tree.flatten(packed.patterns)
+    for k, leaf in enumerate(leaves):
+        if leaf.size < 2:
+            continue
+        swapped = np.array(leaf)
+        swapped.flat[[0, -1]] = swapped.flat[[-1, 0]]
+        if (swapped == leaf).all():
+            swapped.flat[0] += 1
+        changed = Packed(packed.values, jax.tree.unflatten(structure, [*leaves[:k], swapped, *leaves[k + 1 :]]))
+        with pytest.raises(ValueError, match=f"leaf '{kind}'"):
+            rx.unpack(changed)
+
+
+def test_training_refuses_a_sum_of_packed_weights():
+    params = {"w": jnp.ones((16, 16))}
+    training = packed_training(optax.sgd(0.1), rx.rigl(rx.make_plan(params, 0.8)), key=jax.random.key(0))
+    packed, state = training.init(params)
+    with pytest.raises(ValueError, match="leaf 'w'"):
+        training.rewire(params, state, jax.tree.map(jnp.add, packed, packed))
+
+
+@pytest.mark.parametrize(
+    ("entries", "shape", "options", "named"),
+    [
+        ([0, 12], (3, 4), {}, "entries"),
+        ([-1, 3], (3, 4), {}, "entries"),
+        ([3, 1], (3, 4), {}, "entries"),
+        ([1, 1], (3, 4), {}, "entries"),
+        ([0.5, 1.0], (3, 4), {}, "entries"),
+        ([[0, 1]], (3, 4), {}, "entries"),
+        ([0, 3], (3, 4), {"height": 4}, "entries"),
+        ([0], (3, 4), {"height": 3}, "height"),
+        ([0], (3, 3, 2, 4), {"height": 4}, "height"),
+        ([0], (3, 6), {"height": 4}, "out"),
+        ([0], (3,), {}, "shape"),
+        ([0], (3, -4), {}, "shape"),
+        ([0], (3, 1 << 32), {}, "shape"),
+        ([0], (3, 4), {"block": 0}, "block"),
+        ([0], (3, 4), {"block": -1}, "block"),
+        ([0], (3, 4), {"block": 1 << 17}, "block"),
+        ([0], (3, 3, 2, 4), {"block": 10}, "block"),
+        ([0], (1 << 20, 1 << 20), {"block": 1}, "segments"),
+    ],
+)
+def test_positions_are_checked(entries, shape, options, named):
+    with pytest.raises(ValueError, match=f"make_pattern_at: .*{named}"):
+        kernels.make_pattern_at(np.array(entries), shape, **options)
+
+
+def test_no_positions_make_an_empty_pattern():
+    assert kernels.make_pattern_at([], (3, 4)).nnz == 0
+
+
+def test_a_folded_pattern_of_another_matrix_is_refused():
+    pattern = packed_of("folded").patterns["folded"]
+    with pytest.raises(ValueError, match="Folded"):
+        kernels.scatter(jnp.ones(pattern.nnz), dataclasses.replace(pattern, split=2))

@@ -1,0 +1,85 @@
+"""The native library is loaded only if it was built from these sources, for this jaxlib, and is whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rigl_jax import native
+from rigl_jax.native import build
+
+built = pytest.mark.skipif(native.library() is None, reason=native.reason())
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A copy of the library and of its note."""
+    copy = tmp_path / "_native.so"
+    shutil.copyfile(native.LIBRARY, copy)
+    shutil.copyfile(build.note_of(native.LIBRARY), build.note_of(copy))
+    return copy
+
+
+def noted(library, **changes):
+    note = build.note_of(library)
+    note.write_text(json.dumps(json.loads(note.read_text()) | changes))
+
+
+DAMAGE = {
+    "not built": lambda library: library.unlink(),
+    "no readable note": lambda library: build.note_of(library).unlink(),
+    "other sources": lambda library: noted(library, stamp="0" * 64),
+    "damaged": lambda library: os.truncate(library, library.stat().st_size // 2),
+    "another jaxlib": lambda library: noted(library, ffi=[build.ffi_version(build.headers())[0], 10**6]),
+}
+
+
+@built
+@pytest.mark.parametrize("named", DAMAGE)
+def test_what_is_not_loaded(library, named):
+    assert build.fault(library) == ""
+    DAMAGE[named](library)
+    assert named in build.fault(library)
+
+
+@built
+@pytest.mark.parametrize("note", ["", "{}", "[]", '{"stamp": 1, "sha256": 2, "ffi": 3}'])
+def test_a_note_that_says_nothing(library, note):
+    build.note_of(library).write_text(note)
+    assert "no readable note" in build.fault(library)
+
+
+@built
+def test_a_library_for_an_older_ffi_serves(library):
+    major, minor = build.ffi_version(build.headers())
+    noted(library, ffi=[major, minor - 1])
+    assert build.fault(library) == ""
+
+
+@built
+def test_a_truncated_library_is_one_line_and_plain_jax(library):
+    DAMAGE["damaged"](library)
+    script = (
+        "import numpy as np, rigl_jax.execution as e; print(e.kernels.make_pattern(np.eye(3) > 0).nnz, e.backends())"
+    )
+    environment = {**os.environ, "RIGL_JAX_NATIVE_LIBRARY": str(library)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 ")
+    assert "available=False, detail='damaged" in done.stdout
+    lines = [line for line in done.stderr.splitlines() if "native CPU kernels" in line]
+    assert len(lines) == 1
+    assert native.REBUILD in lines[0]
+
+
+def test_the_stamp_follows_the_sources(tmp_path, monkeypatch):
+    before = build.stamp()
+    sources = tmp_path / "src"
+    shutil.copytree(build.SOURCES, sources)
+    monkeypatch.setattr(build, "SOURCES", sources)
+    assert build.stamp() == before
+    (sources / "conv.cc").write_text("// other\n")
+    assert build.stamp() != before
