@@ -120,10 +120,17 @@ def sparsify(
 
     def hold(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
         # `train` itself where it can be, so that JAX remembers the shapes.
-        shapes, _ = jax.eval_shape(
+        shapes, after = jax.eval_shape(
             functools.partial(train, **extra) if extra else train, grads, state, optimizer, params
         )
-        return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), optimizer
+        # In the types that training gives: with gradients wider than the weights, moments become as wide on the first
+        # step, and the branches of a conditional must agree.
+        still = jax.tree.map(
+            lambda now, then: now if jnp.result_type(now) == then.dtype else jnp.asarray(now, then.dtype),
+            optimizer,
+            after,
+        )
+        return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), still
 
     def update(
         updates: PyTree,

@@ -191,7 +191,7 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
 
     Args:
       plan: from `make_plan`. Only its leaves and its total count matter; each leaf must be one group of single weights.
-      scores: tree parallel to params, comparable between leaves.
+      scores: tree parallel to params, comparable between leaves; of several types, in one that holds them all.
       n_active: how many weights stay in all; may be traced. Default: the plan's total.
       min_active: so many of each leaf (of a stack, of each layer) stay whatever their score, so that no layer is cut
         off.
@@ -206,6 +206,8 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
                 f"got structure {leaf.structure.name!r}"
             )
     given = {name: s for name, s in trees.named_leaves(scores).items() if name in plan}
+    wide = jnp.result_type(*given.values()) if given else jnp.float32
+    given = {name: s.astype(wide) for name, s in given.items()}
     layers = {name: n_layers(leaf) for name, leaf in plan.items()}
     total = sum(leaf.n_active * layers[name] for name, leaf in plan.items()) if n_active is None else n_active
     safe = {name: select(s, min_active, axes=layer_axes(plan[name].structure, s.shape)) for name, s in given.items()}

@@ -126,7 +126,8 @@ def _prune(plan: Plan, initial: Plan, masks: Masks, worth: PyTree, remaining: Ar
             (leaf,) = pool
             pruned[leaf.name] = topology.prune(leaf.structure, scored[leaf.name], n, among=active[leaf.name])
             continue
-        pooled = [leaf.structure.pool(scored[leaf.name].astype(jnp.float32)) for leaf in pool]
+        wide = jnp.result_type(jnp.float32, *(scored[leaf.name] for leaf in pool))
+        pooled = [leaf.structure.pool(scored[leaf.name].astype(wide)) for leaf in pool]
         among = [leaf.structure.pool(active[leaf.name].astype(jnp.float32)) > 0 for leaf in pool]
         best = [topology.select(p, 1, among=a) for p, a in zip(pooled, among, strict=True)]
         rest = [a & ~b for a, b in zip(among, best, strict=True)]

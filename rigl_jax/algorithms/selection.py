@@ -87,7 +87,7 @@ def best(
 
     Args:
       plan: from `make_plan`.
-      ranked: tree of scores parallel to params, of one dtype if `jointly`.
+      ranked: tree of scores parallel to params.
       n_active: how many units stay in each group of a leaf; may be traced. Default: the plan's count.
       among: masks of those that may stay. Default: all.
       jointly: one ranking over all leaves, which must be unstructured; only the sum of the counts holds then.
@@ -95,7 +95,7 @@ def best(
     """
     if jointly:
         if among is not None:
-            ranked = trees.map_masked(lambda mask, s: jnp.where(mask, s, -jnp.inf), among, ranked)
+            ranked = trees.map_masked(lambda mask, s: jnp.where(mask, s, jnp.asarray(-jnp.inf, s.dtype)), among, ranked)
         total = sum(n_active(leaf) * topology.n_layers(leaf) for leaf in plan.values())
         return topology.prune_jointly(plan, ranked, total, min_active=min_active)
     if among is None:

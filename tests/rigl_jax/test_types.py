@@ -1,0 +1,100 @@
+"""Types that plain optax takes: any float for weights and another for gradients, and leaves that are no floats."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_jax as rx
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+OPTIMIZERS = {
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.1),
+    "adam, short mu": optax.adam(0.1, mu_dtype=jnp.bfloat16),
+    "masters": rx.with_masters(optax.adam(0.1)),
+    "per weight": rx.per_weight_adam(0.1),
+}
+OTHERS = {
+    "floats": {},
+    "integers": {"n": jnp.arange(3)},
+    "flags": {"n": jnp.array([True, False])},
+    "a counter": {"n": jnp.zeros((), jnp.int32)},
+}
+
+
+def weights(dtype, others=None):
+    return {
+        "w": jnp.arange(1, 17, dtype=jnp.float32).reshape(4, 4).astype(dtype),
+        "b": jnp.ones(3, dtype),
+        **(others or {}),
+    }
+
+
+def gradients(params, dtype):
+    floating = lambda p: jnp.issubdtype(p.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda p: jnp.cos(p).astype(dtype) if floating(p) else jnp.zeros_like(p), params)
+
+
+def train(tx, params, dtype, rewire=(None, None, None)):
+    """Three steps; the second rewires."""
+    state, sparse = tx.init(params), len(rewire) > 0
+    params = rx.apply_masks(params, state.masks) if sparse else params
+    for i in range(3 if sparse else 2):
+        extra = {"rewire": rewire[i]} if sparse else {}
+        updates, state = tx.update(gradients(params, dtype), state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def sparse(optimizer, sparsity=0.5):
+    plan = rx.make_plan({"w": weights("float32")["w"]}, sparsity)
+    return rx.sparsify(optimizer, rx.rigl(plan, period=2, start=1), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("others", OTHERS)
+def test_both_ways_to_rewire_take_what_plain_optax_takes(others, optimizer):
+    inner, pairs = OPTIMIZERS[optimizer], itertools.product(FLOATS, FLOATS) if others == "floats" else [FLOATS[:2]]
+    for of_weights, of_gradients in pairs:
+        with jax.enable_x64("float64" in (of_weights, of_gradients)):
+            params = weights(of_weights, OTHERS[others])
+            jax.eval_shape(lambda p: train(inner, p, of_gradients, ()), params)
+            outside, inside = (
+                jax.eval_shape(lambda p: train(sparse(inner), p, of_gradients, rewire), params)
+                for rewire in ((False, True, False), (None, None, None))
+            )
+            chex.assert_trees_all_equal_shapes_and_dtypes(outside, inside)
+            chex.assert_trees_all_equal_shapes_and_dtypes(inside[0], params)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_mixed_types_train_as_in_plain_optax(optimizer):
+    """At sparsity 0 the three steps, of which the second moves nothing, are two of the inner optimizer."""
+    params = weights("bfloat16", {"n": jnp.arange(3)})
+    found, expected = (
+        jax.jit(lambda p, tx=tx, rewire=rewire: train(tx, p, "float32", rewire)[0])(params)
+        for tx, rewire in ((sparse(OPTIMIZERS[optimizer], 0.0), (None,) * 3), (OPTIMIZERS[optimizer], ()))
+    )
+    chex.assert_trees_all_equal(found, expected)
+    assert not np.array_equal(np.asarray(found["w"], np.float32), np.asarray(params["w"], np.float32))
+
+
+def test_one_ranking_over_leaves_of_several_types():
+    """Scores are compared in a type that holds all of them."""
+    params = {
+        "a": jnp.array([[1.0, 3.0]], jnp.bfloat16),
+        "b": jnp.array([[2.0, 2.5]]),
+        "c": jnp.ones((1, 2), jnp.float16),
+    }
+    plan = rx.make_plan(params, 0.5, rx.uniform)
+    masks = rx.topology.prune_jointly(plan, params, 3, min_active=0)
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "a": [[False, True]],
+        "b": [[True, True]],
+        "c": [[False, False]],
+    }
