@@ -6,6 +6,7 @@ by axis, to the products it is an operand of. What meets data any other way is n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,14 +15,22 @@ import jax.extend.core as jex
 
 from rigl_jax import jaxprs, trees
 from rigl_jax.base import Axes, PyTree, Role
+from rigl_jax.traced_axes import Part, broadcast, only, reshape, without
 
 INPUT, OUTPUT, WINDOW, STACK = "inputs", "outputs", "window", "stack"
 
-Part = tuple[int, ...]
-"""The axes of a leaf that an axis of a value runs over, major ones first; empty for an axis that is not the leaf's."""
+Parts = dict[str, tuple[Part, ...]]
+"""`{leaf: a Part for each axis}`."""
 
-Owned = dict[str, tuple[Part, ...]] | None
-"""`{leaf: a Part for each axis}` for what is made of weights; {} for a constant, None for what holds data."""
+
+class Data(NamedTuple):
+    """A value that holds data: of the axes that products with weights have written, which of whose outputs they are."""
+
+    trails: Parts
+
+
+Owned = Parts | Data
+"""A value that is made of weights alone, of none if it is constant; or data."""
 
 
 class Use(NamedTuple):
@@ -40,6 +49,7 @@ class _Seen(NamedTuple):
     uses: dict[str, list[Use]]
     shapes: dict[str, tuple[int, ...]]
     paired: set[str]  # leaves that were multiplied by another leaf
+    apart: dict[str, set[int]]  # outputs that a later weight does not sum over but keeps apart: layers
 
 
 def traced_roles(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, Role]:
@@ -54,12 +64,15 @@ def traced_roles(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any
             filled[i] = array
         return apply(jax.tree.unflatten(tree, filled), *inputs)
 
-    seen = _Seen({name: [] for name in arrays}, {name: tuple(p.shape) for name, p in arrays.items()}, set())
+    shapes = {name: tuple(p.shape) for name, p in arrays.items()}
+    seen = _Seen({name: [] for name in arrays}, shapes, set(), {name: set() for name in arrays})
     closed = jax.make_jaxpr(called)(list(arrays.values()), *inputs)
     owned: list[Owned] = [{name: tuple((axis,) for axis in range(len(shape)))} for name, shape in seen.shapes.items()]
-    data: list[Owned] = [None] * (len(closed.jaxpr.invars) - len(owned))
+    data: list[Owned] = [Data({})] * (len(closed.jaxpr.invars) - len(owned))
     _walk(closed.jaxpr, [*owned, *data], seen)
-    found = {name: _role(uses, seen.shapes[name]) for name, uses in seen.uses.items()}
+    found = {
+        name: _role([_layered(use, seen.apart[name]) for use in uses], shapes[name]) for name, uses in seen.uses.items()
+    }
     return {name: role for name, role in found.items() if role is not None}
 
 
@@ -73,6 +86,14 @@ def _role(uses: list[Use], shape: Sequence[int]) -> Role | None:
         kind, axes = next((found for found in products if found[1] and found[1].stack), products[0])
         return None if axes is None else Role(axes, None if kind == "product" else kind)
     return Role(None, "bias or scale") if uses and "unknown" not in by_kind else None
+
+
+def _layered(use: Use, apart: set[int]) -> Use:
+    """Outputs that are kept apart from then on are layers, if there are other outputs."""
+    outputs = {axis for axis, kind in use.parts.items() if kind == OUTPUT}
+    if use.kind != "product" or not outputs - apart:
+        return use
+    return use._replace(parts={**use.parts, **dict.fromkeys(outputs & apart, STACK)})
 
 
 def _axes(parts: Mapping[int, str], shape: Sequence[int]) -> Axes | None:
@@ -124,11 +145,11 @@ def _equation(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
         return _walk(loop.body.jaxpr, ins[loop.condition_consts :], seen)
     if name == "cond":
         outs = [_walk(branch.jaxpr, ins[1:], seen) for branch in jaxprs.branches(eqn)]
-        return [owned[0] if all(other == owned[0] for other in owned) else None for owned in zip(*outs, strict=True)]
+        return [own[0] if all(other == own[0] for other in own) else Data({}) for own in zip(*outs, strict=True)]
     inner_programs = jaxprs.held(eqn)
     if len(inner_programs) == 1 and len(inner_programs[0].jaxpr.invars) == len(ins):  # shard_map and its like
         outs = _walk(inner_programs[0].jaxpr, ins, seen)
-        return outs if len(outs) == len(eqn.outvars) else [None] * len(eqn.outvars)
+        return outs if len(outs) == len(eqn.outvars) else [Data({})] * len(eqn.outvars)
     if inner_programs or len(eqn.outvars) != 1 or name in _OPAQUE:
         return _unknown(ins, seen, len(eqn.outvars))
     return [_elementwise(eqn, ins, seen)]
@@ -136,12 +157,12 @@ def _equation(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
 
 def _unknown(ins: Sequence[Owned], seen: _Seen, n: int) -> list[Owned]:
     _note(ins, seen, "unknown")
-    return [None] * n
+    return [Data({})] * n
 
 
 def _note(ins: Sequence[Owned], seen: _Seen, kind: str) -> None:
     for owned in ins:
-        for name in owned or ():
+        for name in owned if isinstance(owned, dict) else ():
             seen.uses[name].append(Use(kind, {}))
 
 
@@ -155,31 +176,37 @@ def _elementwise(eqn: Any, ins: list[Owned], seen: _Seen) -> Owned:
         if owned and given and not fits:
             return _unknown(ins, seen, 1)[0]
         own = [k for k, n in enumerate(given) if fits and n == shape[k]]
-        aligned.append(owned and {name: _only(own, parts) for name, parts in owned.items()})
+        aligned.append(_mapped(owned, functools.partial(only, own)))
     return _together(aligned, seen)
 
 
-def _only(axes: Sequence[int], parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return tuple(part if axis in axes else () for axis, part in enumerate(parts))
+def _mapped(owned: Owned, move: Callable[[tuple[Part, ...]], Sequence[Part]]) -> Owned:
+    parts = {name: tuple(move(parts)) for name, parts in _parts(owned).items()}
+    return Data(parts) if isinstance(owned, Data) else parts
+
+
+def _parts(owned: Owned) -> Parts:
+    return owned.trails if isinstance(owned, Data) else owned
 
 
 def _together(ins: Sequence[Owned], seen: _Seen) -> Owned:
-    if any(owned is None for owned in ins):
+    data = [owned for owned in ins if isinstance(owned, Data)]
+    if data:
         _note(ins, seen, "added")
-        return None
-    found: dict[str, tuple[Part, ...]] = {}
-    for name, parts in (item for owned in ins for item in (owned or {}).items()):
+    found: Parts = {}
+    for name, parts in (item for owned in data or ins for item in _parts(owned).items()):
         found[name] = max(found.get(name, parts), parts, key=lambda parts: sum(map(bool, parts)))
     rank = max((len(parts) for parts in found.values()), default=0)
-    return {name: parts for name, parts in found.items() if len(parts) == rank}
+    found = {name: parts for name, parts in found.items() if len(parts) == rank}
+    return Data(found) if data else found
 
 
 def _scan(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     scan = jaxprs.scan(eqn)
     first = scan.consts + scan.carry
-    inside = [*ins[:first], *(owned and {n: parts[1:] for n, parts in owned.items()} for owned in ins[first:])]
+    inside = [*ins[:first], *(_mapped(owned, lambda parts: parts[1:]) for owned in ins[first:])]
     outs = _walk(scan.body.jaxpr, inside, seen)
-    return [*outs[: scan.carry], *[None] * (len(outs) - scan.carry)]
+    return [*outs[: scan.carry], *[Data({})] * (len(outs) - scan.carry)]
 
 
 # --- axes that move --------------------------------------------------------------------------------------------------
@@ -190,66 +217,26 @@ def _moved(move: Callable[[Any, tuple[Part, ...]], Sequence[Part]]) -> Callable[
 
     def rule(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
         del seen
-        if ins[0] is None:
-            return [None] * len(eqn.outvars)
-        return [{name: tuple(move(eqn, parts)) for name, parts in ins[0].items()}] * len(eqn.outvars)
+        return [_mapped(ins[0], functools.partial(move, eqn))] * len(eqn.outvars)
 
     return rule
-
-
-def _reshape(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
-    """Axes are kept, or merge and split in runs of equal size; ones come and go."""
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    out: list[Part] = [()] * len(after)
-    i = j = 0
-    while 0 not in before and (i < len(before) or j < len(after)):
-        if i < len(before) and j < len(after) and before[i] == after[j]:
-            out[j] = parts[i]
-            i, j = i + 1, j + 1
-        elif i < len(before) and before[i] == 1:
-            i += 1
-        elif j < len(after) and after[j] == 1:
-            j += 1
-        else:
-            end, stop, have, want = i + 1, j + 1, before[i], after[j]
-            while have != want:
-                if have < want:
-                    have, end = have * before[end], end + 1
-                else:
-                    want, stop = want * after[stop], stop + 1
-            run = tuple(axis for k in range(i, end) if before[k] > 1 for axis in parts[k])
-            out[j:stop] = [run if after[k] > 1 else () for k in range(j, stop)]
-            i, j = end, stop
-    return out
-
-
-def _broadcast(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    out: list[Part] = [()] * len(after)
-    for axis, into in enumerate(eqn.params["broadcast_dimensions"]):
-        out[into] = parts[axis] if before[axis] == after[into] else ()
-    return out
-
-
-def _without(axes: Sequence[int], parts: tuple[Part, ...]) -> list[Part]:
-    return [part for axis, part in enumerate(parts) if axis not in axes]
 
 
 def _gather(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     """Rows that data choose are looked up; where whole matrices are chosen, as those of experts, each is a layer."""
     given, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-    if not ins[0]:
-        return [None if ins[0] is None or ins[1] is None else {}]
+    if isinstance(ins[0], Data) or not ins[0]:
+        return [Data({}) if any(isinstance(owned, Data) for owned in ins) else {}]
     sizes = eqn.params["slice_sizes"]
     chosen = [axis for axis in range(len(shape)) if sizes[axis] < shape[axis]]
     kept = [axis for axis in range(len(shape)) if axis not in given.collapsed_slice_dims]
     matrices = sum(sizes[axis] > 1 for axis in kept) > 1
-    if ins[1] is None and not matrices:
+    if isinstance(ins[1], Data) and not matrices:
         for name, parts in ins[0].items():
             looked = {axis: INPUT for k in chosen for axis in parts[k]}
             looked |= {axis: OUTPUT for k in kept if k not in chosen for axis in parts[k]}
             seen.uses[name].append(Use("lookup", looked))
-        return [None]
+        return [Data({})]
     out: dict[str, tuple[Part, ...]] = {}
     for name, parts in ins[0].items():
         places = dict(zip(given.offset_dims, kept, strict=False))
@@ -262,10 +249,8 @@ def _sliced(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     """A slice of a stack is one of its layers: the axis from which one index is taken is no longer the leaf's."""
     del seen
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if ins[0] is None:
-        return [None]
     own = [axis for axis in range(len(before)) if not after[axis] == 1 < before[axis]]
-    return [{name: _only(own, parts) for name, parts in ins[0].items()}]
+    return [_mapped(ins[0], functools.partial(only, own))]
 
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -273,26 +258,25 @@ def _sliced(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
 
 def _dot(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     contract, batch = eqn.params["dimension_numbers"]
-    out: dict[str, tuple[Part, ...]] = {}
-    width = len(eqn.outvars[0].aval.shape)
-    both = bool(ins[0]) and bool(ins[1])
+    weights = [isinstance(owned, dict) and bool(owned) for owned in ins]
+    written: Parts = {}
     for side in (0, 1):
-        n = len(eqn.invars[side].aval.shape)
-        free = [axis for axis in range(n) if axis not in (*contract[side], *batch[side])]
-        for name, parts in (ins[side] or {}).items():
-            if both:  # two weights: what meets data is their product
+        rest = [axis for axis in range(len(eqn.invars[side].aval.shape)) if axis not in (*contract[side], *batch[side])]
+        first = len(batch[0]) if side == 0 else len(eqn.outvars[0].aval.shape) - len(rest)
+        places = {**dict(enumerate(batch[side])), **{first + k: axis for k, axis in enumerate(rest)}}
+        for name, parts in _parts(ins[side]).items():
+            row = tuple(parts[places[k]] if k in places else () for k in range(len(eqn.outvars[0].aval.shape)))
+            written[name] = row if weights[side] or name not in written else written[name]
+            if all(weights):  # what meets data is their product
                 seen.paired.add(name)
-                first = len(batch[0]) if side == 0 else width - len(free)
-                row: list[Part] = [()] * width
-                for k, axis in enumerate(batch[side]):
-                    row[k] = parts[axis]
-                for k, axis in enumerate(free):
-                    row[first + k] = parts[axis]
-                out.setdefault(name, tuple(row))
-                continue
-            use = _product(parts, {INPUT: contract[side], OUTPUT: free, STACK: batch[side]}, name in seen.paired)
-            seen.uses[name].append(use)
-    return [out if both else None if None in ins else {} if ins[0] == ins[1] == {} else None]
+            elif weights[side]:
+                kinds = {INPUT: contract[side], OUTPUT: rest, STACK: batch[side]}
+                seen.uses[name].append(_product(parts, kinds, name in seen.paired))
+            elif weights[1 - side]:  # a layer for each index of what earlier layers wrote: these are stacked as well
+                alone = [parts[axis] for axis in batch[side] if sum(parts[axis] == part for part in parts) == 1]
+                seen.apart[name].update(part[0] for part in alone if len(part) == 1)
+    constant = all(isinstance(owned, dict) for owned in ins) and sum(weights) != 1
+    return [written if constant else Data(written)]
 
 
 def _product(parts: tuple[Part, ...], kinds: Mapping[str, Sequence[int]], paired: bool = False) -> Use:
@@ -311,16 +295,15 @@ def _ragged(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     given = eqn.params["ragged_dot_dimension_numbers"]
     contract, batch = given.dot_dimension_numbers
     own, stack = contract[1], (*batch[1], *given.rhs_group_dimensions)
-    for name, parts in (ins[1] or {}).items():
+    for name, parts in ins[1].items() if isinstance(ins[1], dict) else ():
         free = [axis for axis in range(len(parts)) if axis not in (*own, *stack)]
         seen.uses[name].append(_product(parts, {INPUT: own, OUTPUT: free, STACK: stack}))
-    _note(ins[:1], seen, "unknown")
-    return [None]
+    return _unknown(ins[:1], seen, 1)
 
 
 def _conv(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     out, channels, *window = eqn.params["dimension_numbers"].rhs_spec
-    for name, parts in (ins[1] or {}).items():
+    for name, parts in ins[1].items() if isinstance(ins[1], dict) else ():
         groups, stack, mine = eqn.params["feature_group_count"], [], list(parts[out])
         # Under vmap over kernels each of them is a group, and their axis comes before the outputs.
         while len(mine) > 1 and groups > 1 and groups % seen.shapes[name][mine[0]] == 0:
@@ -330,20 +313,19 @@ def _conv(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
         depthwise = groups > 1 and eqn.invars[1].aval.shape[channels] == 1
         kinds = {**use.parts, **dict.fromkeys(stack, STACK)}
         seen.uses[name].append(Use("depthwise" if depthwise else use.kind, kinds))
-    _note(ins[:1], seen, "unknown")
-    return [None]
+    return _unknown(ins[:1], seen, 1)
 
 
 _OPAQUE = frozenset(("ffi_call", "pallas_call", "pure_callback", "io_callback", "custom_call", "fft", "sort"))
 
 _RULES: dict[str, Callable[[Any, list[Owned], _Seen], list[Owned]]] = {
-    "reshape": _moved(_reshape),
+    "reshape": _moved(reshape),
     "transpose": _moved(lambda eqn, parts: [parts[axis] for axis in eqn.params["permutation"]]),
-    "broadcast_in_dim": _moved(_broadcast),
-    "squeeze": _moved(lambda eqn, parts: _without(eqn.params["dimensions"], parts)),
+    "broadcast_in_dim": _moved(broadcast),
+    "squeeze": _moved(lambda eqn, parts: without(eqn.params["dimensions"], parts)),
     **dict.fromkeys(
         ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"),
-        _moved(lambda eqn, parts: _without(eqn.params["axes"], parts)),
+        _moved(lambda eqn, parts: without(eqn.params["axes"], parts)),
     ),
     **dict.fromkeys(("pad", "rev", "split"), _moved(lambda eqn, parts: parts)),
     "concatenate": lambda eqn, ins, seen: [_together(ins, seen)],

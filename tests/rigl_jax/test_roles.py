@@ -312,6 +312,22 @@ def looped(p, x):
     return jax.lax.fori_loop(0, 3, lambda i, x: x @ p["w"][i], x)
 
 
+def experts(p, x):
+    hidden = jax.nn.relu(jnp.einsum("bi,eio->ebo", x, p["w"]))
+    return jnp.einsum("ebo,eoi->ebi", hidden, p["out"])
+
+
+def members(p, x):
+    def member(one, x):
+        return jnp.tanh(x @ one["w"] + one["bias"][None]) @ one["out"]
+
+    return jax.vmap(member, (0, None))(p, x)
+
+
+def blocks(p, x):
+    return jnp.einsum("bgd,gdf->bgf", (x @ p["w"]).reshape(2, 2, 4), p["out"])
+
+
 BY_TRACE = [
     # leaf, shapes, apply, axes, dense
     ("w", {"w": (8, 4)}, lambda p, x: x @ p["w"], "io", None),
@@ -330,6 +346,11 @@ BY_TRACE = [
     ("w", {"w": (3, 8, 8)}, lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0], "sio", None),
     ("w", {"w": (8, 8)}, lambda p, x: jax.checkpoint(lambda w, x: jax.jit(jnp.matmul)(x, w))(p["w"], x), "io", None),
     ("w", {"w": (8, 8)}, lambda p, x: jax.lax.cond(x.sum() > 0, lambda: x @ p["w"], lambda: x), "io", None),
+    ("w", {"w": (3, 8, 4), "out": (3, 4, 8)}, experts, "sio", None),
+    ("out", {"w": (3, 8, 4), "out": (3, 4, 8)}, experts, "sio", None),
+    ("w", {"w": (3, 8, 4), "bias": (3, 4), "out": (3, 4, 8)}, members, "sio", None),
+    ("w", {"w": (8, 8), "out": (2, 4, 4)}, blocks, "io", None),
+    ("out", {"w": (8, 8), "out": (2, 4, 4)}, blocks, "sio", None),
     ("kernel", {"kernel": (8, 8)}, lambda p, x: x * p["kernel"][:1], "?", "bias or scale"),
     ("w", {"w": (8, 4)}, lambda p, x: p["w"][jnp.argmax(x, -1)], "io", "embedding"),
     ("w", {"w": (8, 8)}, lambda p, x: p["w"][jnp.argmax(x, -1)] @ p["w"].T, "io", "embedding"),
@@ -441,3 +462,24 @@ def test_constant_fan_in_is_constant_under_srigl_and_rigl(structure, shape, axes
         masks = jax.jit(lambda a=algorithm: a.update(a.init(KEY, params), signals).state.masks)()
         counts = np.asarray(masks["w"].sum(summed))
         assert set(counts.ravel().tolist()) == {plan["w"].n_active}
+
+
+def test_the_scale_of_first_weights_follows_the_axes_of_the_plan():
+    params = {"w": jnp.ones((2, 6, 8))}
+    plan = rx.make_plan(params, 0.5, rx.uniform, axes={"w": rx.Axes((2,), (1,), stack=(0,))})
+    masks = topology.random_masks(plan, KEY, params)
+    found = rx.rescale_init(params, masks, plan=plan)["w"]
+    active = np.maximum(np.asarray(masks["w"]).sum(2, keepdims=True), 1)
+    np.testing.assert_allclose(found, np.asarray(masks["w"]) * np.sqrt(8 / active), rtol=1e-6)
+
+
+@pytest.mark.parametrize("structure", [rx.fan_in(), rx.block(4, 2), rx.n_of_m(1, 4)], ids=lambda s: s.name)
+def test_weights_with_outputs_first_run_packed(structure):
+    layer = eqx.nn.Linear(16, 12, key=KEY)
+    plan = rx.make_plan(layer, 0.75, rx.uniform, rules=[("weight", structure), (".*", None)])
+    masked = rx.apply_masks(layer, topology.random_masks(plan, KEY, layer))
+    x = jax.random.normal(KEY, (5, 16))
+    packed = rx.pack(masked, topology.random_masks(plan, KEY, layer))
+    assert packed.values.weight.shape == (48,)
+    found = jax.jit(rx.run_packed(lambda layer, x: jax.vmap(layer)(x)))(packed, x)  # a dense product would warn
+    np.testing.assert_allclose(found, jax.vmap(masked)(x), rtol=1e-5, atol=1e-6)
