@@ -12,6 +12,7 @@ import numpy as np
 
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Structure
+from rigl_jax.messages import shown
 
 LARGEST = 2**31  # steps and counts are int32 on the devices
 
@@ -38,7 +39,7 @@ def number(who: str, name: str, value: Any, expected: str, fits: Callable[[float
     """
     found = real(value)
     if math.isnan(found) or not fits(found):
-        raise ValueError(f"{who}: {name} {expected}, got {value!r}")
+        raise ValueError(f"{who}: {name} {expected}, got {shown(value)}")
     return found
 
 
@@ -49,9 +50,9 @@ def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> Non
       ValueError: names the one that is wrong.
     """
     if not is_whole(period, 1):
-        raise ValueError(f"{who}: period must be a whole number of steps, at least 1, got {period!r}")
+        raise ValueError(f"{who}: period must be a whole number of steps, at least 1, got {shown(period)}")
     if not is_whole(start):
-        raise ValueError(f"{who}: start must be a step, 0 or later, got {start!r}")
+        raise ValueError(f"{who}: start must be a step, 0 or later, got {shown(start)}")
     if stop is not None:
         number(who, "stop", stop, "must be a step below 2**31, or None", lambda found: found < LARGEST)
         number(who, "stop", stop, f"must not be before start={start}", lambda found: start <= found)
@@ -65,7 +66,7 @@ def functions(who: str, **given: Any) -> None:
     """
     for name, value in given.items():
         if not callable(value):
-            raise ValueError(f"{who}: {name} must be a function, got {value!r}")
+            raise ValueError(f"{who}: {name} must be a function, got {shown(value)}")
 
 
 def plan(who: str, plan: Any) -> None:
@@ -85,7 +86,7 @@ def structure(who: str, structure: Any) -> None:
       ValueError: says what was given.
     """
     if not isinstance(structure, Structure):
-        raise ValueError(f"{who}: structure must be one such as rx.unstructured(), got {structure!r}")
+        raise ValueError(f"{who}: structure must be one such as rx.unstructured(), got {shown(structure)}")
 
 
 def algorithm(who: str, algorithm: Any) -> None:
@@ -201,4 +202,4 @@ def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
 
 def _kind(value: Any) -> str:
     """What a value is, shortly."""
-    return repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    return shown(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__

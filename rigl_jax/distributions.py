@@ -13,6 +13,7 @@ import numpy as np
 
 from rigl_jax import checks
 from rigl_jax.base import Axes, Distribution, Shape
+from rigl_jax.messages import listed, shown
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
@@ -105,7 +106,7 @@ def check_sparsity(who: str, sparsity: float) -> None:
       ValueError: says what was given.
     """
     if not isinstance(sparsity, (int, float, np.floating)) or not 0 <= sparsity < 1:
-        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {sparsity}")
+        raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {shown(sparsity)}")
 
 
 def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> None:
@@ -113,7 +114,7 @@ def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> None:
         raise ValueError(f"{who}: shapes must be {{name: shape}}, got {type(shapes).__name__}")
     for name, shape in shapes.items():
         if not isinstance(shape, (tuple, list)) or not shape or not all(checks.is_whole(size, 1) for size in shape):
-            raise ValueError(f"{who}: leaf {name!r} must have a shape of whole numbers, at least 1 each, got {shape!r}")
+            raise ValueError(f"{who}: leaf {name!r} must have a shape of whole numbers from 1 on, got {shown(shape)}")
 
 
 def share(
@@ -131,9 +132,9 @@ def share(
     asked = {layer: _oriented(shapes[name], axes[name]) for name, own in layers.items() for layer in own}
     shared = distribution(asked, sparsity)
     if not isinstance(shared, Mapping):
-        raise ValueError(f"make_plan: the distribution must give {{name: sparsity}}, got {shared!r}")
+        raise ValueError(f"make_plan: the distribution must give {{name: sparsity}}, got {shown(shared)}")
     if missing := [layer for layer in asked if layer not in shared]:
-        raise ValueError(f"make_plan: the distribution gave no sparsity for {', '.join(missing)}")
+        raise ValueError(f"make_plan: the distribution gave no sparsity for {listed(missing)}")
     for layer in asked:
         check_sparsity(f"make_plan: the distribution, at leaf {layer!r}", shared[layer])
     for name, own in layers.items():

@@ -25,6 +25,7 @@ import numpy as np
 
 from rigl_jax import checks, jaxprs, trees
 from rigl_jax.base import Algorithm, Masks, PyTree, Shape
+from rigl_jax.messages import shown
 from rigl_jax.tables import table
 
 Origin = dict[str, float] | None
@@ -133,7 +134,7 @@ def flops(
     """
     checks.functions("flops", apply=apply)
     if while_trips is not None and not checks.is_whole(while_trips):
-        raise ValueError(f"flops: while_trips must be a whole number, 0 or more, got {while_trips!r}")
+        raise ValueError(f"flops: while_trips must be a whole number, 0 or more, got {shown(while_trips)}")
     leaves = trees.named_leaves(params)
     density = dict.fromkeys(leaves, 1.0) | ({} if masks is None else _densities(params, leaves, masks))
     jaxpr = jax.make_jaxpr(apply)(params, *inputs).jaxpr
@@ -171,12 +172,12 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
     """
     checks.algorithm("training_cost", algorithm)
     if not checks.is_whole(steps, 1):
-        raise ValueError(f"training_cost: steps must be at least 1, got {steps!r}")
+        raise ValueError(f"training_cost: steps must be at least 1, got {shown(steps)}")
     dense = checks.number("training_cost", "dense", dense, "must be a number, at least 0", lambda found: found >= 0)
     try:
         forward = np.asarray(sparse, np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"training_cost: sparse must be one number or [{steps}], got {sparse!r}") from None
+        raise ValueError(f"training_cost: sparse must be one number or [{steps}], got {shown(sparse)}") from None
     if forward.shape not in ((), (steps,)):
         raise ValueError(f"training_cost: sparse must be one number or [{steps}], got shape {forward.shape}")
     reads_dense = np.broadcast_to(np.asarray(algorithm.dense_grads(np.arange(steps))), (steps,))

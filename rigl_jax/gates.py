@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks
 from rigl_jax.base import Array, PyTree
+from rigl_jax.messages import shown
 
 # The hard concrete distribution as in Louizos et al.: temperature, and the interval it is stretched to.
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -36,7 +37,7 @@ def hard_concrete(key: Array, log_alpha: Array) -> Array:
     """
     key = checks.key("hard_concrete", key)
     if not jnp.issubdtype(getattr(log_alpha, "dtype", object), jnp.floating):
-        raise ValueError(f"hard_concrete: log_alpha must be an array of floats, got {log_alpha!r}")
+        raise ValueError(f"hard_concrete: log_alpha must be an array of floats, got {shown(log_alpha)}")
     # Away from 0 and 1, where the logit is infinite. In float32 at least: 1 - 1e-6 is 1 in bfloat16.
     u = jax.random.uniform(key, log_alpha.shape, jnp.float32, 1e-6, 1 - 1e-6)
     open_ = jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + log_alpha) / BETA)

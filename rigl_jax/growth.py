@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
+from rigl_jax.messages import shown
 
 
 class AccumulatedState(NamedTuple):
@@ -64,7 +65,7 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
     """
     checks.algorithm("accumulate_growth", algorithm)
     if not checks.is_whole(n, 1):
-        raise ValueError(f"accumulate_growth: n must be a whole number of steps, at least 1, got {n!r}")
+        raise ValueError(f"accumulate_growth: n must be a whole number of steps, at least 1, got {shown(n)}")
 
     def window(step: Any) -> Any:
         return functools.reduce(operator.or_, [algorithm.due(step + i) for i in range(n)])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, Plan, PyTree
+from rigl_jax.messages import shown
 
 
 def rescale_init(params: PyTree, masks: Masks, axis: int = -1, *, plan: Plan | None = None) -> PyTree:
@@ -38,7 +39,7 @@ def rescale_init(params: PyTree, masks: Masks, axis: int = -1, *, plan: Plan | N
     for name, mask in trees.named_leaves(masks).items():
         known = plan[name].axes if plan is not None and name in plan else None
         if known is None and (not isinstance(axis, int) or not -mask.ndim <= axis < mask.ndim):
-            raise ValueError(f"rescale_init: axis must be one of leaf {name!r} of shape {mask.shape}, got {axis!r}")
+            raise ValueError(f"rescale_init: axis must be one of leaf {name!r}, {mask.shape}, got {shown(axis)}")
         units[name] = (axis % mask.ndim,) if known is None else (*known.stack, *known.outputs)
 
     def one(mask: Array, p: Array, name: str) -> Array:

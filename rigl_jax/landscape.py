@@ -17,6 +17,7 @@ import optax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
+from rigl_jax.messages import shown
 
 Loss = Callable[[PyTree], Array]
 
@@ -130,7 +131,7 @@ def bezier_path(
         masks = checks.masks("bezier_path", masks, a)
     for name, value, least in (("steps", steps, 1), ("degree", degree, 2)):
         if not checks.is_whole(value, least):
-            raise ValueError(f"bezier_path: {name} must be a whole number, at least {least}, got {value!r}")
+            raise ValueError(f"bezier_path: {name} must be a whole number, at least {least}, got {shown(value)}")
     inner = optax.adam(1e-2) if optimizer is None else optimizer
     checks.optimizer("bezier_path", inner)
     start = [bezier((a, b), i / degree) for i in range(1, degree)]

@@ -6,14 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Axes, Distribution, Leaf, Plan, PyTree, Role, Shape, Structure
 from rigl_jax.distributions import check_sparsity, erk, share, whole
+from rigl_jax.messages import listed, shown
 from rigl_jax.roles import roles
 from rigl_jax.structures import resolve, unstructured
+
+TRAINABLE = ("bfloat16", "float16", "float32", "float64")
+"""The types of weights that can be ranked and set to 0 by an update; 8 bits and fewer can be held by masters only."""
 
 Rules = Sequence[tuple[str, Structure | None]]
 
@@ -38,7 +41,9 @@ def make_plan(
       sparsity: fraction of zeros over all sparse leaves together, in [0, 1).
       distribution: how it is shared: `erk`, `erdos_renyi`, `uniform`, or a function of your own.
       rules: `((regex, structure or None), ...)`, matched against whole names such as "Dense_0/kernel"; the first match
-        wins and None means dense. Every leaf must match. Default: kernels unstructured, the rest dense. A kernel is
+        wins and None means dense. Every leaf must match. They are
+        Python's, which has no time limit: nested repetitions such as `(a+)+b` take time exponential in a name's length.
+        Default: kernels unstructured, the rest dense. A kernel is
         what the model multiplies its inputs with, except depthwise convolutions, which have few weights and lose most
         by pruning; the authors leave them dense.
       sparsities: `{regex: sparsity}` fixes single layers. They count in the total, and the others make up for them.
@@ -69,10 +74,10 @@ def make_plan(
     """
     check_sparsity("make_plan", sparsity)
     if not callable(distribution):
-        raise ValueError(f"make_plan: distribution must be a function such as rx.erk, got {distribution!r}")
+        raise ValueError(f"make_plan: distribution must be a function such as rx.erk, got {shown(distribution)}")
     checks.functions("make_plan", rounding=rounding)
     if not isinstance(sparsities, (Mapping, type(None))):
-        raise ValueError(f"make_plan: sparsities must be {{regex: sparsity}}, got {sparsities!r}")
+        raise ValueError(f"make_plan: sparsities must be {{regex: sparsity}}, got {shown(sparsities)}")
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     known = _known_roles(params, shapes, axes, apply, inputs)
     structures = _structures(shapes, rules, known)
@@ -83,8 +88,10 @@ def make_plan(
             raise ValueError(
                 f"make_plan: leaf {name!r} must have at least 1 and fewer than 2**31 weights, got {math.prod(shape)}"
             )
-        if not jnp.issubdtype(dtypes[name], np.floating):
-            raise ValueError(f"make_plan: leaf {name!r} must hold real floating-point weights, got {dtypes[name]}")
+        if str(dtypes[name]) not in TRAINABLE:
+            raise ValueError(
+                f"make_plan: leaf {name!r} must hold weights of {', '.join(TRAINABLE)} to be sparse, got {dtypes[name]}"
+            )
     for name, shape in sparse.items():
         _units(name, structures[name], shape)  # what does not divide is told before a total that could not be
     imposed = {name: s.sparsity for name, s in structures.items() if s.sparsity is not None}
@@ -141,7 +148,7 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None, known: Mapping
             if not pair or not isinstance(rule[1], (Structure, type(None))):
                 raise ValueError(
                     "make_plan: each rule must be a pair (regular expression, structure or None), such as "
-                    f'(".*kernel", rx.unstructured()), got {rule!r}'
+                    f'(".*kernel", rx.unstructured()), got {shown(rule)}'
                 )
         found = trees.first_match("make_plan: rules", tuple(rules), list(shapes))
         for name in shapes:
@@ -152,7 +159,7 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None, known: Mapping
                 )
     sparse = {name: structure for name, structure in found.items() if structure is not None}
     if not sparse:
-        raise ValueError(f"make_plan: no leaf is sparse; leaves are {', '.join(shapes) or 'none'}")
+        raise ValueError(f"make_plan: no leaf is sparse; leaves are {listed(shapes)}")
     return {name: _bound(name, structure, shapes[name], known[name].axes) for name, structure in sparse.items()}
 
 
@@ -184,7 +191,7 @@ def _left(
     if sparsity * total < zeros - 1e-6 or whole(sparsity * total - zeros, rounding) > most:
         raise ValueError(
             f"make_plan: with {len(fixed)} layers fixed by `sparsities` or by their structure, the total sparsity "
-            f"can be {zeros / total:.6g} to {(zeros + most) / total:.6g}, the largest reachable; got {sparsity}"
+            f"can be {zeros / total:.6g} to {(zeros + most) / total:.6g}, the largest reachable; got {shown(sparsity)}"
         )
     return max(0.0, (sparsity * total - zeros) / size)
 
@@ -196,7 +203,7 @@ def _check_imposed(shapes: Mapping[str, Shape], fixed: Mapping[str, float], spar
     if abs(sparsity - total) > 1e-6:
         raise ValueError(
             "make_plan: every sparse layer is fixed by its structure or by `sparsities`, and the total comes out as "
-            f"{total:.6g}; pass that, got {sparsity}"
+            f"{total:.6g}; pass that, got {shown(sparsity)}"
         )
 
 
@@ -214,7 +221,7 @@ def _check_reachable(
     if whole(sparsity * total, rounding) > total - least:
         raise ValueError(
             f"make_plan: at least one connection of each of {len(shapes)} leaves stays, so the largest reachable "
-            f"sparsity is {1 - least / total:.6g}, got {sparsity}"
+            f"sparsity is {1 - least / total:.6g}, got {shown(sparsity)}"
         )
 
 

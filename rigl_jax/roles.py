@@ -121,13 +121,14 @@ def _leaves(params: PyTree) -> dict[str, _Leaf]:
         beside.setdefault(tuple(rest), {})[own] = tuple(x.shape)
         if rest:
             modules.setdefault(tuple(rest[:-1]), set()).add(rest[-1])
+    frozen = {at: frozenset(found) for at, found in modules.items()}  # one for all leaves beside each other
     return {
         name: _Leaf(
             parts[name],
             tuple(x.shape),
             _holder(params, path),
             beside[parts[name][:-1]],
-            frozenset(modules.get(parts[name][:-2], ())),
+            frozen.get(parts[name][:-2], frozenset()),
         )
         for name, path, x in given
     }

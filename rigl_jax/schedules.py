@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from rigl_jax import checks
+from rigl_jax.messages import shown
 
 
 def every(period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True) -> Callable[[Any], Any]:
@@ -72,7 +73,7 @@ def uncounted(
     """
     checks.steps("uncounted", period=period, start=start, stop=stop)
     if stop is not None and not checks.is_whole(stop):
-        raise ValueError(f"uncounted: stop must be a whole step, got {stop!r}")
+        raise ValueError(f"uncounted: stop must be a whole step, got {shown(stop)}")
     rewirings = None if stop is None else max(0, (stop - (not include_stop) - start) // period + 1)
     last = None if rewirings is None else start + (rewirings - 1) * (period + 1)
     if rewirings == 0:
@@ -116,7 +117,7 @@ def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Sched
     fraction = checks.number("inverse_power", "fraction", fraction, "must be in [0, 1]", lambda f: 0 <= f <= 1)
     power = checks.number("inverse_power", "power", power, "must be above 0", lambda found: found > 0)
     if not checks.is_whole(stop, 1):
-        raise ValueError(f"inverse_power: stop must be a step, 1 or later, got {stop!r}")
+        raise ValueError(f"inverse_power: stop must be a step, 1 or later, got {shown(stop)}")
     return optax.polynomial_schedule(fraction, 0.0, power, stop)
 
 

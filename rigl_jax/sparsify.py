@@ -13,6 +13,7 @@ from jax import lax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
+from rigl_jax.messages import shown
 from rigl_jax.resting import frozen, remembered, rests
 
 
@@ -145,7 +146,7 @@ def sparsify(
         if not isinstance(state, SparseState):
             raise ValueError(f"sparsify: the state must be what tx.init gives, got {type(state).__name__}")
         if not isinstance(rewire, (bool, np.bool_, type(None))):
-            raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {rewire!r}")
+            raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {shown(rewire)}")
         grads = updates  # optax's name for what comes in
         checks.gradients("sparsify", grads, params)
 
@@ -318,7 +319,7 @@ def sparsity(tree: PyTree) -> Array:
     """
     leaves = jax.tree.leaves(tree)
     if strange := [leaf for leaf in leaves if not hasattr(leaf, "dtype")]:
-        raise ValueError(f"sparsity: expected a tree of arrays, got a leaf {strange[0]!r}")
+        raise ValueError(f"sparsity: expected a tree of arrays, got a leaf {shown(strange[0])}")
     if hasattr(tree, "patterns"):  # packed weights, whose indices are no weights
         raise ValueError(
             "sparsity: expected weights or masks, got packed weights; ask rx.sparsity(rx.execution.masks_of(packed))"

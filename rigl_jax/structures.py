@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks
 from rigl_jax.base import Array, Axes, Shape, Structure
+from rigl_jax.messages import shown
 
 
 def unstructured(axes: Axes | None = None) -> Structure:
@@ -54,7 +55,7 @@ def block(height: int, width: int, axes: Axes | None = None) -> Structure:
     >>> block(4, 2, Axes((1,), (0,))).units((6, 8))
     (3, 2)
     """
-    name = f"block({height}, {width})"
+    name = f"block({shown(height)}, {shown(width)})"
     _check_sizes(name, height, width)
     stack = partial(_stack, axes)
     return Structure(
@@ -71,7 +72,7 @@ def block(height: int, width: int, axes: Axes | None = None) -> Structure:
 
 def _tiled(height: int, width: int, axes: Axes | None, shape: Shape) -> dict[int, int]:
     """Sizes of the tiles, `{axis: size}`."""
-    name = f"block({height}, {width})"
+    name = f"block({shown(height)}, {shown(width)})"
     _check_rank(name, shape, 2)
     known = resolve(name, axes, shape)
     tiles = {known.inputs[-1]: height, known.outputs[-1]: width}
@@ -125,7 +126,7 @@ def n_of_m(n: int, m: int, axis: int | None = None, axes: Axes | None = None) ->
     >>> n_of_m(2, 4).units((3, 3, 8, 6))
     (3, 3, 2, 4, 6)
     """
-    name = f"n_of_m({n}, {m})" if axis is None else f"n_of_m({n}, {m}, axis={axis})"
+    name = f"n_of_m({shown(n)}, {shown(m)})" if axis is None else f"n_of_m({shown(n)}, {shown(m)}, axis={shown(axis)})"
     _check_sizes(name, n, m)
     _check_whole(name, axis)
     if n > m:
@@ -222,7 +223,7 @@ def channel(axis: int | None = None, axes: Axes | None = None) -> Structure:
     >>> channel().units((3, 3, 8, 6))
     (1, 1, 1, 6)
     """
-    name = "channel" if axis is None else f"channel(axis={axis})"
+    name = "channel" if axis is None else f"channel(axis={shown(axis)})"
     _check_whole(name, axis)
     stack = partial(_stack, axes)
     return Structure(
@@ -268,7 +269,7 @@ def resolve(who: str, axes: Axes | None, shape: Shape) -> Axes:
             if axes.inputs and axes.outputs:
                 return Axes(*(tuple(axis % n for axis in part) for part in axes))
             raise ValueError(f"{who} needs a weight with input and output axes, got {axes} for shape {shape}")
-    raise ValueError(f"{who}: axes must be rx.Axes that name every axis of shape {shape} once, got {axes!r}")
+    raise ValueError(f"{who}: axes must be rx.Axes that name every axis of shape {shape} once, got {shown(axes)}")
 
 
 def _stack(axes: Axes | None, units: Shape) -> tuple[int, ...]:
@@ -292,12 +293,12 @@ def _reshape(chosen: Array, shape: Shape) -> Array:
 
 def _check_sizes(name: str, *sizes: int) -> None:
     if not all(checks.is_whole(size, 1) for size in sizes):
-        raise ValueError(f"{name}: sizes must be integers of at least 1, got {', '.join(map(repr, sizes))}")
+        raise ValueError(f"{name}: sizes must be integers of at least 1, got {', '.join(map(shown, sizes))}")
 
 
 def _check_whole(name: str, axis: int | None) -> None:
     if axis is not None and not checks.is_whole(axis, -checks.LARGEST):
-        raise ValueError(f"{name}: axis must be an integer such as -2, got {axis!r}")
+        raise ValueError(f"{name}: axis must be an integer such as -2, got {shown(axis)}")
 
 
 def _check_rank(name: str, shape: Shape, least: int) -> None:

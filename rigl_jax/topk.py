@@ -19,6 +19,7 @@ from jax import lax
 
 from rigl_jax import checks, native, trees
 from rigl_jax.base import Array
+from rigl_jax.messages import shown
 
 SMALL_GROUP = 16
 """Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
@@ -53,7 +54,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     _check_scores("select", scores, among)
     axes = tuple(range(scores.ndim)) if axes is None else axes
     if not isinstance(axes, tuple) or not all(axis in range(scores.ndim) for axis in axes):
-        raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {axes!r}")
+        raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {shown(axes)}")
     check_count("select", k)
     counts = tuple(1 if axis in axes else size for axis, size in enumerate(scores.shape))
     if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
@@ -190,7 +191,7 @@ def check_count(who: str, k: Any) -> None:
       ValueError: says what was given.
     """
     if not isinstance(k, int) and not jnp.issubdtype(getattr(k, "dtype", object), jnp.integer):
-        raise ValueError(f"{who}: k must be an integer, or an array of integers, got {k!r}")
+        raise ValueError(f"{who}: k must be an integer, or an array of integers, got {shown(k)}")
 
 
 def count_true(which: Array, axes: tuple[int, ...]) -> Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
+from rigl_jax.messages import listed
 from rigl_jax.quotas import redistribute as redistribute
 from rigl_jax.topk import check_count, count_true, select
 from rigl_jax.topk import select_jointly as select_jointly
@@ -278,6 +279,6 @@ def check_fit(plan: Plan, params: PyTree) -> None:
     shapes = {name: tuple(jnp.shape(p)) for name, p in trees.named_leaves(params).items()}
     for name, leaf in plan.items():
         if name not in shapes:
-            raise ValueError(f"plan: params have no leaf {name!r}; they have {', '.join(shapes)}")
+            raise ValueError(f"plan: params have no leaf {name!r}; they have {listed(shapes)}")
         if shapes[name] != leaf.shape:
             raise ValueError(f"plan: leaf {name!r} was planned with shape {leaf.shape}, got {shapes[name]}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rigl_jax.base import Array, Plan, PyTree
+from rigl_jax.messages import listed, shown
 
 T = TypeVar("T")
 
@@ -125,9 +126,9 @@ def explicit_sharding(x: Any) -> Any:
     return sharding if explicit else None
 
 
-def match(patterns: Iterable[str], name: str) -> int | None:
+def match(patterns: Iterable[re.Pattern[str]], name: str) -> int | None:
     """Index of the first pattern that matches the whole name, or None."""
-    return next((i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, name)), None)
+    return next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(name)), None)
 
 
 def first_match(who: str, rules: Sequence[tuple[str, T]], found: Sequence[str]) -> dict[str, T]:
@@ -138,22 +139,23 @@ def first_match(who: str, rules: Sequence[tuple[str, T]], found: Sequence[str]) 
     Raises:
       ValueError: a rule that is the first match of no name (a typo, or shadowed by an earlier rule).
     """
-    patterns = [pattern for pattern, _ in rules]
-    for pattern in patterns:
+    patterns = []  # compiled here: Python's own cache holds 512
+    for pattern, _ in rules:
         if not isinstance(pattern, str):
-            raise ValueError(f"{who}: {pattern!r} is not a regular expression but {type(pattern).__name__}")
+            raise ValueError(f"{who}: {shown(pattern)} is not a regular expression but {type(pattern).__name__}")
         try:
-            re.compile(pattern)
+            patterns.append(re.compile(pattern))
         except re.error as error:
-            raise ValueError(f"{who}: {pattern!r} is not a regular expression: {error}") from None
+            raise ValueError(f"{who}: {shown(pattern)} is not a regular expression: {error}") from None
     index = {name: match(patterns, name) for name in found}
-    for i, pattern in enumerate(patterns):
-        if i not in index.values():
-            shadow = [name for name in found if re.fullmatch(pattern, name)]
-            why = f"earlier rules take all it matches ({', '.join(shadow)})" if shadow else "it matches no leaf"
+    used = set(index.values())
+    for i, (pattern, _) in enumerate(rules):
+        if i not in used:
+            shadow = [name for name in found if patterns[i].fullmatch(name)]
+            why = f"earlier rules take all it matches ({listed(shadow)})" if shadow else "it matches no leaf"
             raise ValueError(
-                f"{who}: the rule {pattern!r} applies to nothing: {why}; "
-                f"leaves are {', '.join(found)}{hint(pattern, found)}"
+                f"{who}: the rule {shown(pattern)} applies to nothing: {why}; "
+                f"leaves are {listed(found)}{hint(pattern, found)}"
             )
     return {name: rules[i][1] for name, i in index.items() if i is not None}
 

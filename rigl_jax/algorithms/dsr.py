@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
+from rigl_jax.messages import shown
 
 
 class DsrState(NamedTuple):
@@ -65,7 +66,7 @@ def dsr(
     if not (checks.real(threshold) > 0 and 0 < checks.real(target) < 1 and 0 <= checks.real(tolerance) < 1):
         raise ValueError(
             "dsr: threshold must be above 0 and finite, target in (0, 1) and tolerance in [0, 1), "
-            f"got {threshold!r}, {target!r} and {tolerance!r}"
+            f"got {shown(threshold)}, {shown(target)} and {shown(tolerance)}"
         )
     sizes = {name: topology.unit_size(leaf) for name, leaf in plan.items()}
     wanted = target * sum(sizes[name] * _all_units(leaf) for name, leaf in plan.items())

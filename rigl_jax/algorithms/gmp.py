@@ -12,6 +12,7 @@ from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.messages import shown
 
 MOST_PRUNINGS = 10**6  # their counts are a table
 
@@ -66,7 +67,7 @@ def gmp(
     checks.steps("gmp", period=period, start=start)
     checks.functions("gmp", score=score)
     if not checks.is_whole(stop, start + 1):
-        raise ValueError(f"gmp: stop must be after start={start}, got {stop!r}")
+        raise ValueError(f"gmp: stop must be after start={start}, got {shown(stop)}")
     selection.check_jointly("gmp", plan, jointly, min_active)
     due = schedules.every_and_last(period, start=start, stop=stop)
     if (stop - start) / period > MOST_PRUNINGS:

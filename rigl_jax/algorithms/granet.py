@@ -13,6 +13,7 @@ from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Distribution, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.distributions import erk, share
+from rigl_jax.messages import shown
 
 
 def granet(
@@ -71,7 +72,7 @@ def granet(
         or (stop is not None and prune_stop > stop)
     ):
         raise ValueError(
-            f"granet: prune_stop must be a step from start={start} to stop={stop}, got {prune_stop!r}; "
+            f"granet: prune_stop must be a step from start={start} to stop={stop}, got {shown(prune_stop)}; "
             "it may be left out only with a stop"
         )
     fraction_at = fraction_schedule("granet", fraction, start, stop)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
+from rigl_jax.messages import shown
 
 
 def full(plan: Plan, params: PyTree) -> Masks:
@@ -47,7 +48,7 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
     if not checks.is_whole(min_active) or sum(_least(leaf, min_active) for leaf in plan.values()) > total:
         raise ValueError(
             f"{who}: min_active is a number of weights of each leaf, 0 or more, for which the plan's total of {total} "
-            f"over {len(plan)} leaves has room, got {min_active!r}"
+            f"over {len(plan)} leaves has room, got {shown(min_active)}"
         )
 
 
@@ -65,13 +66,13 @@ def check_loss(who: str, loss: Callable[[PyTree], Array], params: PyTree) -> Non
     check_callable(who, loss)
     out = jax.eval_shape(loss, params)
     if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
-        raise ValueError(f"{who}: loss must return one real number, got {out}")
+        raise ValueError(f"{who}: loss must return one real number, got {shown(out)}")
 
 
 def check_callable(who: str, loss: Any) -> None:
     """Refuses what is no function; see `check_loss`, which can only be asked where there are params."""
     if not callable(loss):
-        raise ValueError(f"{who}: loss must be a function of the params, got {loss!r}")
+        raise ValueError(f"{who}: loss must be a function of the params, got {shown(loss)}")
 
 
 def best(

@@ -11,6 +11,7 @@ from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.messages import shown
 
 
 def snip(
@@ -53,7 +54,9 @@ def snip(
     [[True, True], [False, False]]
     """
     if not checks.is_whole(start) or (start and loss is not None):
-        raise ValueError(f"snip: start must be a step, 0 or later, and 0 with a loss (init prunes then), got {start!r}")
+        raise ValueError(
+            f"snip: start must be a step from 0 on, and 0 with a loss (init prunes then), got {shown(start)}"
+        )
     selection.check_jointly("snip", plan, jointly, min_active)
     checks.functions("snip", score=score)
     selection.check_callable("snip", score if loss is None else loss)

@@ -12,6 +12,7 @@ from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.messages import shown
 
 
 def srigl(
@@ -70,7 +71,7 @@ def srigl(
     if isinstance(never_ablate, str):
         never_ablate = [never_ablate]
     if not isinstance(never_ablate, Sequence) or not all(isinstance(pattern, str) for pattern in never_ablate):
-        raise ValueError(f"srigl: never_ablate must be regular expressions, got {never_ablate!r}")
+        raise ValueError(f"srigl: never_ablate must be regular expressions, got {shown(never_ablate)}")
     whole = trees.first_match("srigl: never_ablate", [(pattern, True) for pattern in never_ablate], list(plan))
 
     def init(key: Array, params: PyTree) -> MaskState:

@@ -14,6 +14,7 @@ from rigl_jax import checks, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Signals
+from rigl_jax.messages import shown
 from rigl_jax.sparsify import apply_masks
 
 MOST_ROUNDS = 10**6  # their counts are a table
@@ -57,7 +58,7 @@ def synflow(
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
     if not checks.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
-        raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {rounds!r}")
+        raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {shown(rounds)}")
     selection.check_jointly("synflow", plan, jointly, min_active)
     selection.check_callable("synflow", loss)
     counts = {name: jnp.asarray(_counts(leaf, rounds)) for name, leaf in plan.items()}

@@ -268,14 +268,24 @@ def test_silly_arguments_are_told():
         rx.make_plan(params, 0.5, rules=[("w", "unstructured")])
     with pytest.raises(ValueError, match=r"largest reachable sparsity is 0\.9375, got 0\.99"):
         rx.make_plan(struct({"v": (4, 4), "w": (4, 4)}), 0.99)
-    with pytest.raises(ValueError, match="'w' must hold real floating-point weights, got int32"):
+    with pytest.raises(ValueError, match=r"leaf 'w' must hold weights of bfloat16, .*, got int32"):
         rx.make_plan({"w": jax.ShapeDtypeStruct((4, 4), jnp.int32)}, 0.5)
     with pytest.raises(ValueError, match="'w' must have at least 1 and fewer"):
         rx.make_plan(struct({"w": (4, 0)}), 0.5, rules=[("w", rx.unstructured())])
-    with pytest.raises(ValueError, match=r"in \[0, 1\), got 0.9"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got '0.9'"):
         rx.make_plan(params, "0.9")
 
 
 def test_a_leaf_too_large_to_count_is_refused():
     with pytest.raises(ValueError, match=r"'w' must have at least 1 and fewer than 2\*\*31 weights"):
         rx.make_plan({"w": jax.ShapeDtypeStruct((2**16, 2**15), "float32")}, 0.9)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "int8", "complex64", "bool"]
+)
+def test_weights_of_a_type_that_cannot_be_trained_sparse_are_refused_by_name(dtype):
+    params = {"a": jnp.ones((4, 4)), "b": jax.ShapeDtypeStruct((4, 4), jnp.dtype(dtype))}
+    with pytest.raises(ValueError, match=f"leaf 'b'.* got {dtype}"):
+        rx.make_plan(params, 0.5)
+    assert list(rx.make_plan(params, 0.5, rules=[("a", rx.unstructured()), ("b", None)])) == ["a"]

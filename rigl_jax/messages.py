@@ -1,0 +1,38 @@
+"""Values and names in error messages, which stay one line of bounded length whatever was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 160
+MOST = 12
+
+
+def shown(value: Any) -> str:
+    """The value's repr on one line, its middle left out where it is long.
+
+    >>> shown(2.5), len(shown([0] * 100_000))
+    ('2.5', 160)
+    """
+    try:
+        # Slices first: only what may be shown of a long one is made into text.
+        text = repr(value[: 10 * LONGEST] if isinstance(value, (str, bytes, list, tuple)) else value)
+    except Exception:  # of whatever kind a stranger's repr raises
+        text = f"<{type(value).__name__}>"
+    text = " ".join(text.split())
+    half = (LONGEST - 5) // 2
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 5 - half]} ... {text[-half:]}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas, the first few where there are many; "none" where there is none.
+
+    >>> listed("abc")
+    'a, b, c'
+    >>> listed(map(str, range(1000)))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 988 more'
+    """
+    names = list(names)
+    first = ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:MOST])
+    return (first if len(names) <= MOST else f"{first} and {len(names) - MOST} more") or "none"
