@@ -34,7 +34,9 @@ class Signals(NamedTuple):
 
 
 Score = Callable[[Signals], PyTree]
-"""`Signals -> tree of arrays parallel to params`; higher means more worth keeping (or growing)."""
+"""`Signals -> tree of arrays parallel to params`; higher means more worth keeping (or growing).
+
+-inf is the lowest rank. A NaN or +inf, where a rewiring reads it, leaves the masks of the leaf as they are."""
 
 
 class Axes(NamedTuple):
@@ -137,7 +139,8 @@ class Rewired(NamedTuple):
       state: the algorithm's new state, with the new `masks`.
       fresh: bool tree of the weights born now, whose value and optimizer moments start anew. None means those that
         the new masks hold and the old ones did not.
-      values: tree of the fresh weights' values, read at fresh positions only. None means zeros.
+      values: tree of the fresh weights' values, read at fresh positions only; infinite and NaN ones count as 0. None
+        means zeros.
     """
 
     state: Any

@@ -1,7 +1,7 @@
 """Scores: how much each weight is worth. `Signals -> tree`, higher is more worth keeping or growing.
 
 A score sees weights one by one; the structure pools it over units. A NaN score ranks below every number (see
-`topology.select`).
+`topology.select`), but a training step does not act on it: the leaf keeps its mask (`topology.sound`).
 """
 
 from __future__ import annotations

@@ -203,7 +203,8 @@ def _change_masks(
         dtype = jnp.promote_types(u.dtype, p.dtype)
         u, p = u.astype(dtype), p.astype(dtype)
         if new is not None:
-            u = jnp.where(new, -p if value is None else value.astype(dtype) - p, u)
+            start = 0 if value is None else jnp.where(jnp.isfinite(value), value.astype(dtype), 0)
+            u = jnp.where(new, start - p, u)
         return jnp.where(keep, u, -p)
 
     nothing = jax.tree.map(lambda _: None, params)

@@ -3,10 +3,14 @@
 Everything is exact and in integers. The masks are the same for every number and shape of devices. For that each device
 should hold whole units, and for N:M whole groups: otherwise XLA exchanges tiles that straddle two devices, or gathers
 them. `select`, `select_jointly` and `redistribute` are part of this module's face; they live in `topk` and `quotas`.
+
+Where a score is NaN or +inf, `select`, `prune` and `rewire` rank it. A training step does not act on it: the functions
+over trees that rewire leave the masks of such a leaf as they are (`sound`, `hold`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -244,7 +248,7 @@ def drop_and_grow(
         n_drop = count(fraction, groups // n_layers(leaf) * leaf.n_active)
         return rewire(leaf.structure, mask, drop, grow, n_drop, regrow_dropped=regrow_dropped)
 
-    return _masks_and_kept(trees.map_sparse(one, plan, masks, drop, grow))
+    return settle(plan, masks, trees.map_sparse(one, plan, masks, drop, grow), drop, grow)
 
 
 def rewire_tree(
@@ -256,21 +260,65 @@ def rewire_tree(
     n_active: Mapping[str, Any] | None = None,
     *,
     regrow_dropped: bool = True,
+    before: Masks | None = None,
+    together: bool = False,
 ) -> tuple[Masks, Masks]:
-    """`rewire` for each sparse leaf, with counts by name; a name that `n_active` lacks keeps its count."""
+    """`rewire` for each sparse leaf, with counts by name; a name that `n_active` lacks keeps its count.
+
+    A leaf in which a score that is read is NaN or +inf keeps its mask (or goes back to that of `before`, where `masks`
+    were pruned from it); with `together` all leaves do.
+    """
     n_active = n_active or {}
 
     def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
         n, after = n_drop[leaf.name], n_active.get(leaf.name)
         return rewire(leaf.structure, mask, drop, grow, n, after, regrow_dropped=regrow_dropped)
 
-    return _masks_and_kept(trees.map_sparse(one, plan, masks, drop, grow))
+    rewirings = trees.map_sparse(one, plan, masks, drop, grow)
+    return settle(plan, masks if before is None else before, rewirings, drop, grow, together=together)
 
 
-def _masks_and_kept(rewirings: PyTree) -> tuple[Masks, Masks]:
+def settle(
+    plan: Plan, before: Masks, rewirings: PyTree, drop: PyTree, grow: PyTree, *, together: bool = False
+) -> tuple[Masks, Masks]:
+    """The masks of a tree of `Rewiring`, and the parts that were not dropped; as before where a score is not sound.
+
+    Read are the drop scores of what was active before, and the grow scores of what was not kept.
+    """
     is_one = lambda x: isinstance(x, Rewiring)  # noqa: E731
-    masks = jax.tree.map(lambda r: r.mask, rewirings, is_leaf=is_one)
-    return masks, jax.tree.map(lambda r: r.kept, rewirings, is_leaf=is_one)
+    masks, kept, rest = (
+        jax.tree.map(part, rewirings, is_leaf=is_one)
+        for part in (lambda r: r.mask, lambda r: r.kept, lambda r: ~r.kept)
+    )
+    drops, grows = sound(plan, drop, before), sound(plan, grow, rest)
+    both = {name: drops[name] & grows[name] for name in plan}
+    return hold(plan, both, masks, before, together=together), hold(plan, both, kept, before, together=together)
+
+
+def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Array]:
+    """Whether the scores of a leaf are numbers to act on, by name: bool scalars, False where one is NaN or +inf.
+
+    -inf is sound: it ranks lowest, and says that a weight is to be dropped first or grown last.
+
+    Args:
+      plan: from `make_plan`.
+      scores: tree parallel to params.
+      read: masks of the entries that count. Default: all.
+    """
+    scored, read = trees.named_leaves(scores), trees.named_leaves(read)
+    fine = {name: scored[name] < jnp.inf for name in plan}
+    return {name: jnp.all(fine[name] | ~read[name] if name in read else fine[name]) for name in plan}
+
+
+def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *, together: bool = False) -> Masks:
+    """The new masks of leaves that are sound, the masks before of the others; with `together` it takes all leaves.
+
+    `together` is for methods that move counts between leaves, whose total would not be exact without one of them.
+    """
+    whole = functools.reduce(jnp.logical_and, sound.values())
+    return trees.map_sparse(
+        lambda leaf, new, old: jnp.where(whole if together else sound[leaf.name], new, old), plan, masks, before
+    )
 
 
 def check_fit(plan: Plan, params: PyTree) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from rigl_jax import checks, schedules, scores
+from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
@@ -60,8 +60,10 @@ def ac_dc(
 
     def update(state: MaskState, signals: Signals) -> Rewired:
         # Among the active, so that a weight that has come to 0 does not lose its place to one that is not there.
-        best = selection.best(plan, score(signals), among=state.masks, jointly=jointly, min_active=min_active)
+        ranked = score(signals)
+        best = selection.best(plan, ranked, among=state.masks, jointly=jointly, min_active=min_active)
         dense = (signals.step < stop) & ((signals.step - start) // period % 2 == 1)
-        return Rewired(MaskState(jax.tree.map(lambda mask: dense | mask, best)))
+        masks, sound = jax.tree.map(lambda mask: dense | mask, best), topology.sound(plan, ranked, state.masks)
+        return Rewired(MaskState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
     return Algorithm(init, update, due, dense_grads=schedules.never)

@@ -62,7 +62,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         return DeepRState(masks, trees.map_sparse(sign, plan, params))
 
     def update(state: DeepRState, signals: Signals) -> Rewired:
-        theta = trees.map_masked(lambda positive, p: jnp.where(positive, p, -p), state.positive, signals.params)
+        theta = trees.map_masked(_theta, state.positive, signals.params)
         active, signed = trees.named_leaves(state.masks), trees.named_leaves(theta)
         n_drop = {name: _crossed(leaf, active[name], signed[name]) for name, leaf in plan.items()}
         masks, kept = topology.rewire_tree(
@@ -73,6 +73,10 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
 
     due = schedules.every(1, start=start, stop=stop)
     return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True)
+
+
+def _theta(positive: Array, p: Array) -> Array:
+    return jnp.where(jnp.isinf(p), jnp.nan, jnp.where(positive, p, -p))  # minus infinity would be dropped first
 
 
 def _crossed(leaf: Leaf, mask: Array, theta: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -90,6 +91,8 @@ def dsr(
         )
         n = sum(jnp.sum(dropped[name]) * float(sizes[name]) for name in plan)
         factor = jnp.where(n > (1 + tolerance) * wanted, 0.5, jnp.where(n < (1 - tolerance) * wanted, 2.0, 1.0))
+        moved = functools.reduce(jnp.logical_and, topology.sound(plan, magnitude, state.masks).values())
+        factor = jnp.where(moved, factor, 1.0)  # a rewiring that was skipped says nothing about the threshold
         # What had to be grown where it was dropped starts anew too.
         fresh = jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
         return Rewired(DsrState(masks, state.threshold * factor), fresh)

@@ -86,15 +86,17 @@ def gmp(
         return MaskState(selection.full(plan, params))
 
     def update(state: MaskState, signals: Signals) -> Rewired:
+        among, ranked = None if recover else state.masks, score(signals)
         masks = selection.best(
             plan,
-            score(signals),
+            ranked,
             lambda leaf: _active(leaf, initial, share(signals.step)),
-            among=None if recover else state.masks,
+            among=among,
             jointly=jointly,
             min_active=min_active,
         )
-        return Rewired(MaskState(masks))
+        sound = topology.sound(plan, ranked, among)
+        return Rewired(MaskState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
     if not recover:
         return Algorithm(init, update, due, dense_grads=schedules.never)

@@ -92,7 +92,7 @@ def granet(
         pruned = _prune(plan, initial, state.masks, worth, remaining(signals.step))
         share = fraction_at(signals.step)
         n_drop = {name: topology.count(share, n) for name, n in reallocation.n_active(plan, pruned).items()}
-        masks, _ = topology.rewire_tree(plan, pruned, worth, grow(signals), n_drop)
+        masks, _ = topology.rewire_tree(plan, pruned, worth, grow(signals), n_drop, before=state.masks, together=True)
         return Rewired(MaskState(masks))
 
     due = schedules.every(period, start=start, stop=stop)

@@ -61,7 +61,8 @@ def drop_and_reallocate(
       regrow_dropped: see `topology.rewire`.
 
     Returns:
-      The new masks, and of these the parts that were not dropped. Each pool has as many active weights as before.
+      The new masks, and of these the parts that were not dropped. Each pool has as many active weights as before. Where
+      a score that is read is NaN or +inf in any leaf, all masks are as before.
     """
     before = n_active(plan, masks)
     n_drop = {name: jnp.clip(n, 0, jnp.maximum(before[name] - 1, 0)) for name, n in n_drop.items()}
@@ -80,4 +81,4 @@ def drop_and_reallocate(
             grown = grown + topology.redistribute(total - jnp.sum(grown), weights, dropped)
         counts = active - dropped + grown
         after |= {leaf.name: counts[i] for i, leaf in enumerate(pool)}
-    return topology.rewire_tree(plan, masks, drop, grow, n_drop, after, regrow_dropped=regrow_dropped)
+    return topology.rewire_tree(plan, masks, drop, grow, n_drop, after, regrow_dropped=regrow_dropped, together=True)

@@ -156,7 +156,7 @@ def rigl_inverted(
 
 
 def _least_gradient(signals: Signals) -> PyTree:
-    return jax.tree.map(lambda g: -jnp.abs(g), signals.grads)
+    return jax.tree.map(lambda g: jnp.where(jnp.isinf(g), jnp.nan, -jnp.abs(g)), signals.grads)  # -inf would be sound
 
 
 def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[PyTree, dict[str, Array]]:
@@ -171,7 +171,10 @@ def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[P
         return leaf.structure.expand(dropped, leaf.shape)
 
     dropped = trees.map_sparse(one, plan, masks, params)
-    scored = jax.tree.map(lambda gone: -gone.astype(jnp.float32), dropped)
+    # Of other weights there is no side: they make the leaf unsound.
+    scored = trees.map_sparse(
+        lambda _, gone, p: jnp.where(jnp.isfinite(p), -gone.astype(jnp.float32), jnp.nan), plan, dropped, params
+    )
     return scored, reallocation.n_active(plan, dropped)
 
 

@@ -11,7 +11,7 @@ import optax
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
-from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
 
 
 class SnfsState(NamedTuple):
@@ -76,10 +76,11 @@ def snfs(
         return SnfsState(masks, jax.tree.map(lambda mask: jnp.zeros(mask.shape, jnp.float32), masks))
 
     def observe(state: SnfsState, signals: Signals) -> SnfsState:
-        mean = trees.map_sparse(
-            lambda _, m, g: momentum * m + (1 - momentum) * g.astype(jnp.float32), plan, state.momentum, signals.grads
-        )
-        return state._replace(momentum=mean)
+        def mean(_: Leaf, m: Array, g: Array) -> Array:
+            new = momentum * m + (1 - momentum) * g.astype(jnp.float32)
+            return jnp.where(jnp.isfinite(new), new, m)  # one NaN would stay for good
+
+        return state._replace(momentum=trees.map_sparse(mean, plan, state.momentum, signals.grads))
 
     def update(state: SnfsState, signals: Signals) -> Rewired:
         grow, share = jax.tree.map(jnp.abs, state.momentum), fraction_at(signals.step)

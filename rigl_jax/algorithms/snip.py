@@ -29,7 +29,8 @@ def snip(
 
     * `loss=None`, as in the RigL authors' code: the network is dense until step `start`, whose gradient decides; that
       step trains nothing (`skip_step`). Average over several batches with `accumulate_growth(snip(plan, start=n - 1),
-      n)`, but note that a later start trains the dense network until then.
+      n)`, but note that a later start trains the dense network until then. A leaf with a NaN or infinite score on that
+      step stays dense (with `jointly` all leaves).
     * `loss`: the masks are made in `init`, before any step, from the gradient of a loss that the caller closes over
       the data of (one batch in the paper; a mean over several works as well).
 
@@ -61,18 +62,22 @@ def snip(
     checks.functions("snip", score=score)
     selection.check_callable("snip", score if loss is None else loss)
 
-    def decide(signals: Signals) -> Masks:
-        return selection.best(plan, score(signals), jointly=jointly, min_active=min_active)
+    def decide(ranked: PyTree) -> Masks:
+        return selection.best(plan, ranked, jointly=jointly, min_active=min_active)
 
     def init(key: Array, params: PyTree) -> MaskState:
         topology.check_fit(plan, params)
         if loss is None:
             return MaskState(selection.full(plan, params))
         selection.check_loss("snip", loss, params)
-        return MaskState(decide(Signals(params, jax.grad(loss)(params), jnp.int32(0), key)))
+        return MaskState(decide(score(Signals(params, jax.grad(loss)(params), jnp.int32(0), key))))
 
     def update(state: MaskState, signals: Signals) -> Rewired:
-        return Rewired(MaskState(decide(signals)) if loss is None else state)
+        if loss is not None:
+            return Rewired(state)
+        ranked = score(signals)
+        sound = topology.sound(plan, ranked)
+        return Rewired(MaskState(topology.hold(plan, sound, decide(ranked), state.masks, together=jointly)))
 
     due = schedules.never if loss is not None else lambda step: step == start
     return Algorithm(init, update, due, dense_grads=due, skip_step=loss is None)

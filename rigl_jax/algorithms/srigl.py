@@ -80,17 +80,23 @@ def srigl(
     def update(state: MaskState, signals: Signals) -> Rewired:
         share = fraction_at(signals.step)
 
-        def one(leaf: Leaf, mask: Array, weights: Array, gradients: Array) -> Array:
+        weights, gradients = drop(signals), grow(signals)
+
+        def one(leaf: Leaf, mask: Array, weights: Array, gradients: Array) -> topology.Rewiring:
             may_ablate = leaf.structure.sparsity is None and leaf.name not in whole
             return _rewire(leaf, mask, weights, gradients, share, min_salient if may_ablate else None)
 
-        return Rewired(MaskState(trees.map_sparse(one, plan, state.masks, drop(signals), grow(signals))))
+        rewirings = trees.map_sparse(one, plan, state.masks, weights, gradients)
+        masks, _ = topology.settle(plan, state.masks, rewirings, weights, gradients)
+        return Rewired(MaskState(masks))
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step)
 
 
-def _rewire(leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None) -> Array:
+def _rewire(
+    leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None
+) -> topology.Rewiring:
     structure, (groups, units) = leaf.structure, topology.n_units(leaf)
     weights, gradients = structure.pool(weights), structure.pool(gradients)
     active = structure.pool(mask.astype(jnp.float32)) > 0
@@ -111,4 +117,4 @@ def _rewire(leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: An
     kept = topology.select(weights, each, axes=axes, among=kept)
     missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
     grown = topology.select(gradients, missing, axes=axes, among=~kept)
-    return structure.expand(kept | grown, leaf.shape)
+    return topology.Rewiring(structure.expand(kept | grown, leaf.shape), structure.expand(kept, leaf.shape))

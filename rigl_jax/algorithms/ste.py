@@ -43,9 +43,14 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
     def choose(signals: Signals) -> MaskState:
         return MaskState(topology.prune_tree(plan, score(signals)))
 
+    def update(state: MaskState, signals: Signals) -> Rewired:
+        ranked = score(signals)
+        masks = topology.prune_tree(plan, ranked)
+        return Rewired(MaskState(topology.hold(plan, topology.sound(plan, ranked), masks, state.masks)))
+
     return Algorithm(
         init,
-        lambda state, signals: Rewired(choose(signals)),
+        update,
         due=schedules.every(period),
         dense_grads=schedules.always,
         stored=lambda state: selection.everything(state.masks),

@@ -64,8 +64,9 @@ def top_kast(
         return choose(params)
 
     def update(state: TopKastState, signals: Signals) -> Rewired:
-        del state
-        return Rewired(choose(signals.params))
+        sound = topology.sound(plan, jax.tree.map(jnp.abs, signals.params))
+        after = zip(choose(signals.params), state, strict=True)
+        return Rewired(TopKastState(*(topology.hold(plan, sound, new, old) for new, old in after)))
 
     return Algorithm(
         init,

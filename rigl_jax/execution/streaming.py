@@ -118,7 +118,8 @@ def rewire_streamed(
 
     Of every packed leaf the `share` of smallest |w| is dropped, by floor, and as many are grown where |gradient| is
     largest, at zero; weights and optimizer hold still. Ties go to the lower index of the dense weight. The same masks
-    as the masked path, up to the rounding of the gradient itself.
+    as the masked path, up to the rounding of the gradient itself. A leaf in which a weight, or the gradient of a weight
+    that is not kept, is infinite or NaN stays as it is.
 
     Args:
       inner: the inner optimizer.
@@ -184,7 +185,9 @@ def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: flo
     order = np.argsort(_dense_index(pattern, place))
     kept = np.asarray(topology.select(jnp.abs(values)[order], pattern.nnz - n_drop))
     stay = np.sort(place[order[kept]])
-    grown = top_products(gradient, n_drop, exclude=stay, pattern=pattern, block=block)
+    grown, sound = _top(gradient, n_drop, exclude=stay, pattern=pattern, block=block)
+    if not (sound and bool(jnp.all(jnp.isfinite(values)))):
+        return _Move(pattern, jnp.arange(pattern.nnz, dtype=jnp.int32))
     after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, block=pattern.block)
     ascending = np.argsort(place)
     new = _places(after)
@@ -230,8 +233,15 @@ def top_products(
     Returns:
       int64[k]. Ties go to the lower index of the dense weight, NaN comes last.
     """
+    return _top(gradient, k, exclude=exclude, pattern=pattern, block=block)[0]
+
+
+def _top(
+    gradient: Factors, k: int, *, exclude: np.ndarray, pattern: kernels.Pattern, block: int
+) -> tuple[np.ndarray, bool]:
+    """`top_products`, and whether all products are numbers."""
     if k == 0:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), True
     rows, out = pattern.rows, pattern.units
     step = max(1, min(rows, block // max(1, out)))
     wanted = MARGIN * (k + len(exclude))
@@ -240,7 +250,7 @@ def top_products(
         places, scores = _above(gradient, threshold, exclude, rows, out, step)
         if len(places) >= k:
             best = np.lexsort((_dense_index(pattern, places), -scores))[:k]
-            return np.sort(places[best])
+            return np.sort(places[best]), bool(np.isfinite(scores).all())
         wanted *= 4
 
 

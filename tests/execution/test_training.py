@@ -221,6 +221,23 @@ def test_streamed_rewiring_is_the_masked_one(block):
     assert int(got_state.step) == int(expected_state.step)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_streamed_rewiring_leaves_a_leaf_alone_whose_gradient_is_no_number(bad):
+    params = {"w": jax.random.normal(jax.random.key(0), (6, 8)), "v": jax.random.normal(jax.random.key(1), (8, 4))}
+    x = jax.random.normal(jax.random.key(2), (5, 6))
+    loss = lambda params, x: jnp.sum(jnp.sin(x @ params["w"] @ params["v"]))  # noqa: E731
+    inner = optax.adam(0.1)
+    algorithm = rx.rigl(rx.make_plan(params, 0.5, rx.uniform), period=1)
+    single = lambda name, mask: kernels.make_pattern(mask)  # noqa: E731
+    packed, state = packed_training(inner, algorithm, key=jax.random.key(0), choose=single).init(params)
+    factors = gradient_factors(loss)(packed, x)
+    factors["w"] = factors["w"]._replace(left=factors["w"].left.at[0, 0].set(bad))
+    got, got_state = rewire_streamed(inner, factors, state, packed, 0.3)
+    chex.assert_trees_all_equal(rx.unpack(got)["w"], rx.unpack(packed)["w"])
+    chex.assert_trees_all_equal(got_state.inner[0].mu["w"], state.inner[0].mu["w"])
+    assert not np.array_equal(masks_of(got)["v"], masks_of(packed)["v"])
+
+
 def test_a_kernel_of_three_axes_is_rewired_and_streamed_too():
     params = {"w": jax.random.normal(jax.random.key(0), (12, 3, 4))}
     x = jax.random.normal(jax.random.key(1), (5, 12))

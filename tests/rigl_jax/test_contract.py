@@ -72,11 +72,11 @@ def construct(algorithm, plan, **others):
     return constructor(plan, **options)
 
 
-def build(algorithm):
+def build(algorithm, key=jax.random.key(0)):  # noqa: B008
     rules = [*((f"{name}/kernel", structure) for name, structure in STRUCTURES.items()), ("bias", None)]
     plan = rx.make_plan(PARAMS, 0.6, rx.uniform, rules=rules)
     method = construct(algorithm, plan)
-    return plan, method, rx.sparsify(optax.adamw(0.05), method, key=jax.random.key(0))
+    return plan, method, rx.sparsify(optax.adamw(0.05), method, key=key)
 
 
 class Snapshot(NamedTuple):
@@ -281,6 +281,16 @@ def test_double_precision_changes_no_mask_and_no_type(algorithm):
             key = jax.random.split(jax.random.key(0))[0]
             masks = jax.device_get(build(algorithm)[1].init(key, params).masks)
             chex.assert_trees_all_equal(rx.trees.named_leaves(masks), first)
+
+
+@each_algorithm
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_other_generators_of_random_numbers(algorithm, impl):
+    """Every use of the key takes it, in `init` and on a step that rewires."""
+    _, _, tx = build(algorithm, jax.random.key(0, impl=impl))
+    state = jax.eval_shape(tx.init, PARAMS)
+    after = jax.eval_shape(lambda p, s: tx.update(p, s, p, rewire=True), PARAMS, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, (PARAMS, state))
 
 
 @each_algorithm

@@ -98,3 +98,21 @@ def test_one_ranking_over_leaves_of_several_types():
         "b": [[True, True]],
         "c": [[False, False]],
     }
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_generators_keep_their_kind(impl):
+    """In states too, which hold the data of a key: draws are those of the key itself."""
+    key = jax.random.key(0, impl=impl)
+    params = {"w": jnp.ones((4, 4))}
+    noise = rx.algorithms.langevin(1.0, l1=0.0, temperature=0.5, key=key)
+    updates, _ = noise.update({"w": jnp.zeros((4, 4))}, noise.init(params), params)
+    expected = jax.random.normal(rx.trees.leaf_key(jax.random.fold_in(key, 0), "w"), (4, 4))
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
+    tx = rx.sparsify(noise, rx.set_(rx.make_plan(params, 0.5), period=1), key=key)
+    state = tx.init(params)
+    updates, _ = tx.update(params, state, rx.apply_masks(params, state.masks), rewire=True)
+    drawn = jax.random.uniform(rx.trees.leaf_key(jax.random.split(key)[0], "w"), (4, 4))
+    np.testing.assert_array_equal(state.masks["w"], rx.topology.select(drawn, 8))
+    gate = rx.gates.hard_concrete(key, jnp.zeros(5))
+    assert len({*gate.tolist()}) > 1
