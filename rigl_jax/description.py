@@ -8,7 +8,7 @@ from typing import Any
 
 from rigl_jax import checks, topology, trees
 from rigl_jax.base import Axes, Leaf, Plan, PyTree, Shape
-from rigl_jax.roles import roles
+from rigl_jax.roles import check_model, roles
 from rigl_jax.tables import table
 
 _Row = tuple[str, str, str, str, str, str]
@@ -55,7 +55,8 @@ def describe(
         return table([*rows, *(_sparse(leaf, kept[name]) for name, leaf in plan.items()), total], words=4)
     topology.check_fit(plan, params)
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
-    found = roles(params, apply, tuple(inputs))
+    check_model("describe", apply, inputs)
+    found = roles(params, apply, inputs)
     for name, shape in shapes.items():
         if name in plan:
             rows.append(_sparse(plan[name], kept[name]))

@@ -12,7 +12,7 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Axes, Distribution, Leaf, Plan, PyTree, Role, Shape, Structure
 from rigl_jax.distributions import check_sparsity, erk, share, whole
 from rigl_jax.messages import listed, shown
-from rigl_jax.roles import roles
+from rigl_jax.roles import check_model, roles
 from rigl_jax.structures import resolve, unstructured
 
 TRAINABLE = ("bfloat16", "float16", "float32", "float64")
@@ -53,7 +53,7 @@ def make_plan(
       rounding: makes the number of zeros of a layer an integer: `math.floor` (the authors'), `math.ceil` (the authors'
         first release), `round`. A product within 1e-6 of an integer is that integer.
       axes: `{regex: rx.Axes}`: which axes of a leaf are inputs, outputs and layers of a stack, for leaves of which
-        neither a trace nor names tell it right.
+        neither a trace nor names tell it right. Whether a leaf is sparse is not theirs to say, but that of `rules`.
       apply: the model, `apply(params, *inputs)`. It is traced once, and the products it makes tell which leaves are
         kernels and which axes are what. Without it names, modules and biases tell (`rigl_jax.roles` says how).
       inputs: of `apply`, arrays or `jax.ShapeDtypeStruct`.
@@ -124,15 +124,12 @@ def _known_roles(
     inputs: Sequence[Any],
 ) -> dict[str, Role]:
     """What is known of every leaf; what is given goes first."""
-    if apply is not None:
-        checks.functions("make_plan", apply=apply)
-    if not isinstance(inputs, (tuple, list)):
-        raise ValueError(f"make_plan: inputs must be a tuple of apply's inputs, got {type(inputs).__name__}")
+    check_model("make_plan", apply, inputs)
     if not isinstance(axes, (Mapping, type(None))):
         raise ValueError(f"make_plan: axes must be {{regex: rx.Axes}}, got {type(axes).__name__}")
-    found = roles(params, apply, tuple(inputs))
+    found = roles(params, apply, inputs)
     for name, given in trees.first_match("make_plan: axes", tuple((axes or {}).items()), list(shapes)).items():
-        found[name] = Role(resolve(f"make_plan: axes[{name!r}]", given, shapes[name]))
+        found[name] = found[name]._replace(axes=resolve(f"make_plan: axes[{name!r}]", given, shapes[name]))
     return found
 
 

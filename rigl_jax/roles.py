@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Axes, PyTree, Role, Shape
 from rigl_jax.traced_roles import traced_roles
 
-ADDED = re.compile(r"bias(es)?|bias_.*|.*_bias|scales?|offset|gamma|beta")
+ADDED = re.compile(r"bias(es)?|bias_.*|.*_bias|scales?|offset|gamma|beta|mean|var")
 TABLE = re.compile(r"(.*_)?(embed|embeds|embedding|embeddings|emb|pos|position|positions|wte|wpe|token|tokens)")
 NORM = re.compile(r".*norm\w*|(bn|ln)(_.*|\d*)")
 DEPTHWISE = re.compile(r".*depth_?wise.*|(.*_)?dw(_?conv)?_?\d*")
@@ -39,7 +39,7 @@ NOT_MULTIPLIED, LOOKED_UP, DEPTHWISE_REASON = "bias or scale", "embedding", "dep
 ONE_AXIS = "one axis"
 
 
-def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: tuple[Any, ...] = ()) -> dict[str, Role]:
+def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Sequence[Any] = ()) -> dict[str, Role]:
     """The role of every leaf: what `make_plan` goes by where no rule or `axes` say otherwise.
 
     Args:
@@ -56,10 +56,11 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: tuple
     >>> roles(params, lambda p, x: x @ p["w"].T, (jnp.ones((2, 8)),))["w"].axes
     Axes(inputs=(1,), outputs=(0,), window=(), stack=())
     """
+    check_model("roles", apply, inputs)
     found = _named(params)
     if apply is not None:
         try:
-            traced = traced_roles(params, apply, inputs)
+            traced = traced_roles(params, apply, tuple(inputs))
         except Exception as error:  # whatever the model does with such params and inputs
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"roles: apply(params, *inputs) could not be traced: {why}") from error
@@ -67,6 +68,18 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: tuple
             found[name] = _with_stack(role, found[name])
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     return {name: _settled(role, shapes[name]) for name, role in found.items()}
+
+
+def check_model(who: str, apply: Any, inputs: Any) -> None:
+    """Refuses what cannot be traced as a model.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    if apply is not None:
+        checks.functions(who, apply=apply)
+    if not isinstance(inputs, (tuple, list)):
+        raise ValueError(f"{who}: inputs must be a tuple of apply's inputs, got {type(inputs).__name__}")
 
 
 def _with_stack(traced: Role, named: Role) -> Role:
@@ -94,7 +107,7 @@ class _Leaf(NamedTuple):
     shape: Shape
     module: Any  # that holds it, or None
     siblings: Mapping[str, Shape]  # leaves beside it, by their last name
-    modules: frozenset[str]  # beside its own
+    attention: bool  # whether its module is beside a query, a key and a value
 
 
 def _named(params: PyTree) -> dict[str, Role]:
@@ -121,14 +134,13 @@ def _leaves(params: PyTree) -> dict[str, _Leaf]:
         beside.setdefault(tuple(rest), {})[own] = tuple(x.shape)
         if rest:
             modules.setdefault(tuple(rest[:-1]), set()).add(rest[-1])
-    frozen = {at: frozenset(found) for at, found in modules.items()}  # one for all leaves beside each other
     return {
         name: _Leaf(
             parts[name],
             tuple(x.shape),
             _holder(params, path),
             beside[parts[name][:-1]],
-            frozen.get(parts[name][:-2], frozenset()),
+            {"query", "key", "value"} <= modules.get(parts[name][:-2], set()),
         )
         for name, path, x in given
     }
@@ -206,7 +218,7 @@ def _layout(leaf: _Leaf, own: str, parent: str, bias: Shape | None) -> Axes | No
 
 def _attention(leaf: _Leaf, parent: str) -> Axes | None:
     n = len(leaf.shape)
-    if n < 3 or not {"query", "key", "value"} <= leaf.modules:
+    if n < 3 or not leaf.attention:
         return None
     stack = tuple(range(n - 3))
     if parent in ("query", "key", "value"):
@@ -241,8 +253,11 @@ def _trailing(n: int, order: str, window: int) -> Axes | None:
 
 
 def _one_channel(leaf: _Leaf, role: Role) -> bool:
-    axes = role.axes if role.dense is None else None
-    return axes is not None and bool(axes.window) and all(leaf.shape[i] == 1 for i in axes.inputs)
+    if role.dense is not None:
+        return False
+    if role.axes is None:  # (window, in, out) or (out, in, window), or a stack of columns
+        return len(leaf.shape) == 3 and leaf.shape[1] == 1 and leaf.module is None
+    return bool(role.axes.window) and all(leaf.shape[i] == 1 for i in role.axes.inputs)
 
 
 def _layers(shape: Shape, axes: Axes | None) -> int:

@@ -182,7 +182,11 @@ def _elementwise(eqn: Any, ins: list[Owned], seen: _Seen) -> Owned:
 
 def _mapped(owned: Owned, move: Callable[[tuple[Part, ...]], Sequence[Part]]) -> Owned:
     parts = {name: tuple(move(parts)) for name, parts in _parts(owned).items()}
-    return Data(parts) if isinstance(owned, Data) else parts
+    return _data(parts) if isinstance(owned, Data) else parts
+
+
+def _data(parts: Parts) -> Data:
+    return Data({name: of_axes for name, of_axes in parts.items() if any(of_axes)})
 
 
 def _parts(owned: Owned) -> Parts:
@@ -198,7 +202,7 @@ def _together(ins: Sequence[Owned], seen: _Seen) -> Owned:
         found[name] = max(found.get(name, parts), parts, key=lambda parts: sum(map(bool, parts)))
     rank = max((len(parts) for parts in found.values()), default=0)
     found = {name: parts for name, parts in found.items() if len(parts) == rank}
-    return Data(found) if data else found
+    return _data(found) if data else found
 
 
 def _scan(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
@@ -276,7 +280,7 @@ def _dot(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
                 alone = [parts[axis] for axis in batch[side] if sum(parts[axis] == part for part in parts) == 1]
                 seen.apart[name].update(part[0] for part in alone if len(part) == 1)
     constant = all(isinstance(owned, dict) for owned in ins) and sum(weights) != 1
-    return [written if constant else Data(written)]
+    return [written if constant else _data(written)]
 
 
 def _product(parts: tuple[Part, ...], kinds: Mapping[str, Sequence[int]], paired: bool = False) -> Use:

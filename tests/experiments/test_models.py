@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import fashion_mnist_lenet5
+from experiments import build
 from experiments.models import MODELS
 from rigl_jax.flops import Product, flops, micronet_bits, micronet_flops
 
@@ -90,6 +92,11 @@ def test_lenet5():
         "logits/kernel": (84, 10),
     }
     assert weights(params) == 44_190
+    for sparsity, kept in ((0.9, 4792), (0.98, 1269)):  # weights in use, in the README's table
+        config = {**fashion_mnist_lenet5.get_config().to_dict(), "sparsity": sparsity}
+        active = {name: leaf.n_active for name, leaf in build.plan(config, params).items()}
+        assert "conv1/kernel" not in active
+        assert sum(active.values()) + 150 + 236 == kept  # and the first convolution and biases
     assert kernels(shapes("lenet5", image=(16, 16, 1))["params"])["dense1/kernel"] == (16, 120)
     with pytest.raises(ValueError, match=r"LeNet5: expected images of at least 16x16, got \(8, 8\)"):
         shapes("lenet5", image=(8, 8, 1))

@@ -241,6 +241,9 @@ BY_NAME = [
     ("heads/kernel", (8, 4, 2), {"heads/bias": (4, 2)}, "ioo", None),
     ("either/kernel", (4, 4, 2), {"either/bias": (4, 2)}, "?", None),  # 4 layers of 4 x 2, or 4 heads of 2
     ("either/kernel", (3, 8, 16), {}, "?", None),
+    ("a/kernel", (3, 1, 16), {"b/kernel": (3, 1, 16)}, "?", "depthwise"),
+    ("a/kernel", (3, 1, 16), {"b/kernel": (3, 8, 16)}, "?", None),
+    ("batch_stats/mean", (3, 16), {}, "?", "bias or scale"),
     ("conv1.weight", (8, 4, 3, 3), {"conv1.bias": (8,)}, "oiww", None),
     ("conv1d.weight", (8, 4, 3), {"conv1d.bias": (8,)}, "oiw", None),
     ("fc.weight", (10, 8), {"fc.bias": (10,)}, "oi", None),
@@ -462,6 +465,14 @@ def test_constant_fan_in_is_constant_under_srigl_and_rigl(structure, shape, axes
         masks = jax.jit(lambda a=algorithm: a.update(a.init(KEY, params), signals).state.masks)()
         counts = np.asarray(masks["w"].sum(summed))
         assert set(counts.ravel().tolist()) == {plan["w"].n_active}
+
+
+def test_axes_that_are_given_make_no_kernel():
+    params = {"embed": {"weight": jnp.zeros((11, 8))}, "w": jnp.zeros((8, 8))}
+    plan = rx.make_plan(params, 0.5, axes={".*": rx.Axes((1,), (0,))})
+    assert list(plan) == ["w"]
+    assert plan["w"].axes == rx.Axes((1,), (0,))
+    assert list(rx.make_plan(params, 0.5, rules=[(".*", rx.unstructured())])) == ["embed/weight", "w"]
 
 
 def test_the_scale_of_first_weights_follows_the_axes_of_the_plan():
