@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, records, studies
+from experiments import build, files, studies
 from experiments.main import guarded, parse, preemption
 from rigl_jax import trees
 
@@ -114,7 +114,7 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
 def outcome(job: Job, code: int) -> str:
     """One line about a job that ended."""
     if code == 0 and job.finished:
-        summary = records.read_json(job.workdir / "summary.json")
+        summary = files.read_json(job.workdir / "summary.json")
         return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
     if code == 0:
         return "stopped before its end, for a signal or stop_at; the same command goes on"

@@ -1,15 +1,14 @@
 """The run directory: what a run writes, and what of it is worth keeping.
 
-    config.json  env.json  metrics.jsonl  summary.json  checkpoints/  tensorboard/
+    config.json  env.json  metrics.jsonl  summary.json  checkpoints/  tensorboard/  lock
 
 `metrics.jsonl` holds one JSON object a line with a `kind` and a `step`, the number of training steps done when it was
-made. A run without `summary.json` is not finished.
+made. A run without `summary.json` is not finished. `lock` is held by the process that trains.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import errno
 import importlib.metadata
@@ -27,7 +26,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Line = dict[str, Any]
+from experiments import files
 
 
 class Writer(NamedTuple):
@@ -37,11 +36,13 @@ class Writer(NamedTuple):
       write: `(kind, step, values)`: one line, in one piece; its numbers also go to TensorBoard. OSError where the disk
         does not take it.
       sync: waits until the lines so far would survive a power cut. Before a checkpoint, which vouches for them.
+      lines: how many there are by now, with those from before.
       close: writes out what is buffered.
     """
 
     write: Callable[[str, int, Mapping[str, Any]], None]
     sync: Callable[[], None]
+    lines: Callable[[], int]
     close: Callable[[], None]
 
 
@@ -55,17 +56,19 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
       active: False (every process but the first) writes nothing at all.
     """
     if not active:
-        return Writer(lambda kind, step, values: None, lambda: None, lambda: None)
+        return Writer(lambda kind, step, values: None, lambda: None, lambda: 0, lambda: None)
     path = workdir / "metrics.jsonl"
-    truncate(path, step)
-    file = path.open("ab", buffering=0)  # nothing is left behind in a buffer when a write fails
+    count = truncate(path, step)
+    file = files.open_to_append(path)
     events = _events(workdir / "tensorboard", step) if tensorboard else None
 
     def write(kind: str, step: int, values: Mapping[str, Any]) -> None:
+        nonlocal count
         line = (json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n").encode()
-        with told(path):
+        with files.told(path):
             if (written := file.write(line)) != len(line):
                 raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written")
+        count += 1
         if events is not None:
             for name, value in _scalars(values):
                 events.add_scalar(f"{kind}/{name}", value, step)
@@ -75,7 +78,7 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
         if events is not None:
             events.close()
 
-    return Writer(write, lambda: os.fsync(file.fileno()), close)
+    return Writer(write, lambda: os.fsync(file.fileno()), lambda: count, close)
 
 
 class Bar(NamedTuple):
@@ -102,31 +105,23 @@ def open_bar(steps: int, done: int, *, active: bool) -> Bar:
     )
 
 
-def begin(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the run directory and writes config and environment, where an earlier start has not."""
-    with told(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "env.json").exists():
-        write_json(workdir / "env.json", environment())
-    if not (workdir / "config.json").exists():
-        write_json(workdir / "config.json", dict(config))
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's value, None where there is no file.
+def make(workdir: Path) -> None:
+    """Makes the run directory, if it is missing.
 
     Raises:
-      ValueError: the file is not JSON, or no object.
+      OSError: one line that names it.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    with files.told(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+
+
+def begin(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes the run directory and writes config and environment, where an earlier start has not."""
+    make(workdir)
+    if not (workdir / "env.json").exists():
+        files.write_json(workdir / "env.json", environment())
+    if not (workdir / "config.json").exists():
+        files.write_json(workdir / "config.json", dict(config))
 
 
 SUMMARY = ("test_accuracy", "steps", "seed", "method", "final_sparsity", "flops_inference_x_dense", "seconds")
@@ -139,10 +134,24 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
     Raises:
       ValueError: the file is damaged; it names the fields that are missing.
     """
-    summary = read_json(workdir / "summary.json")
-    if summary is not None and (missing := [name for name in SUMMARY if name not in summary]):
+    summary = files.read_json(workdir / "summary.json")
+    if summary is None:
+        return None
+    if missing := [name for name in SUMMARY if name not in summary]:
         raise ValueError(f"{workdir / 'summary.json'}: expected the summary of a run, it lacks {', '.join(missing)}")
+    for name in SUMMARY:
+        number = isinstance(summary[name], (int, float)) or (name == "test_accuracy" and summary[name] is None)
+        if name != "method" and not number:
+            raise ValueError(f"{workdir / 'summary.json'}: {name} must be a number, got {summary[name]!r:.50}")
     return summary
+
+
+def finished(workdir: Path) -> bool:
+    """Whether a run has its summary; one that is damaged is made again from the last checkpoint."""
+    try:
+        return read_summary(workdir) is not None
+    except ValueError:
+        return False
 
 
 def _events(directory: Path, step: int) -> Any:
@@ -159,64 +168,13 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value
 
 
-def truncate(path: Path, step: int) -> None:
-    """Keeps the lines of steps up to `step`; drops later ones and a last line that was cut short."""
+def truncate(path: Path, step: int) -> int:
+    """Keeps the lines of steps up to `step`; drops later ones and a last line that was cut short. How many are kept."""
     if not path.exists():
-        return
-    kept = [line for line in read_lines(path) if line["step"] <= step]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The lines of a metrics file. A last line that is cut short is left out.
-
-    Raises:
-      ValueError: a line that is not JSON, or no object with a "step" and a "kind", other than the last.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
-    for i, line in enumerate(lines):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            if i + 1 < len(lines):
-                raise ValueError(f"{path.name}: line {i + 1} is not JSON: {error}") from None
-            continue
-        if not isinstance(value, dict) or not isinstance(value.get("step"), int) or "kind" not in value:
-            raise ValueError(f'{path.name}: line {i + 1}: expected an object with "step" (int) and "kind"')
-        found.append(value)
-    return found
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes the whole file or none of it."""
-    part = path.with_name(path.name + ".part")
-    with told(path):
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
-        part.replace(path)
-
-
-@contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while writing into one line that names the file and what is left.
-
-    Raises:
-      OSError: in place of the one that came.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"records: cannot write {path}: {error.strerror or error}; checkpoints written before are intact"
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a small JSON file, indented, whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        return 0
+    kept = [line for line in files.read_lines(path) if line["step"] <= step]
+    files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return len(kept)
 
 
 def environment() -> dict[str, Any]:
@@ -267,25 +225,25 @@ def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False
     Raises:
       ValueError: the run is not finished.
     """
-    if read_json(run / "summary.json") is None:
+    if files.read_json(run / "summary.json") is None:
         raise ValueError(f"export: {run.name} is not finished, it has no summary.json")
     if absent := [name for name in ("config.json", "env.json", "metrics.jsonl") if not (run / name).exists()]:
         raise ValueError(f"export: {run.name} has no {absent[0]}")
     target = records / run.name
     target.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "env.json", "summary.json"):
-        value = read_json(run / name)
+        value = files.read_json(run / name)
         if name == "config.json" and isinstance(value.get("dataset"), dict):
             value["dataset"].pop("data_dir", None)  # a path of the machine the run was made on
-        write_json(target / name, value)
-    lines = read_lines(run / "metrics.jsonl")
+        files.write_json(target / name, value)
+    lines = files.read_lines(run / "metrics.jsonl")
     masks = [line for line in lines if line["kind"] == "masks"]
     spaced = {round(i * (len(masks) - 1) / max(points - 1, 1)) for i in range(min(points, len(masks)))}
     dropped = {id(line) for i, line in enumerate(masks) if len(masks) > points and i not in spaced}
     kinds = {"eval", "masks"} | ({"first_layer"} if pictures else set())
     kept = [line for line in lines if line["kind"] in kinds and id(line) not in dropped]
     text = "".join(json.dumps(_rounded(line), separators=(",", ":")) + "\n" for line in kept)
-    write_atomically(target / "metrics.jsonl", text)
+    files.write_atomically(target / "metrics.jsonl", text)
     return target
 
 

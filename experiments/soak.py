@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from configs import digits_mlp
-from experiments import checkpoint, digests, guard, records
+from experiments import checkpoint, digests, files, guard, records
 from experiments.steps import compile_task, prepare
 from experiments.train import train
 
@@ -180,11 +180,11 @@ def differences(left: Path, right: Path) -> list[str]:
     found = []
     states = [_arrays(run) for run in (left, right)]
     found += [name for name in states[0] if not np.array_equal(states[0][name], states[1][name], equal_nan=False)]
-    lines = [[_untimed(line) for line in records.read_lines(run / "metrics.jsonl")] for run in (left, right)]
+    lines = [[_untimed(line) for line in files.read_lines(run / "metrics.jsonl")] for run in (left, right)]
     if len(lines[0]) != len(lines[1]):
         found.append(f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines")
     found += [f"metrics.jsonl: step {a['step']} {a['kind']}" for a, b in zip(*lines, strict=False) if a != b]
-    summaries = [_untimed(records.read_json(run / "summary.json")) for run in (left, right)]
+    summaries = [_untimed(files.read_json(run / "summary.json")) for run in (left, right)]
     found += [f"summary.json: {key}" for key in summaries[0] if summaries[0][key] != summaries[1].get(key)]
     return found
 
@@ -194,7 +194,7 @@ def _untimed(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arrays(run: Path) -> dict[str, np.ndarray]:
-    config = records.read_json(run / "config.json")
+    config = files.read_json(run / "config.json")
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
     found = store.restore(compile_task(prepare(config, jax.devices()[:1])).abstract())
     store.close()
@@ -264,7 +264,7 @@ def endure(execution: str, steps: int, folder: Path) -> dict[str, Any]:
     train(values, workdir, devices=jax.devices()[:1], interrupted=note)
     plan = prepare(values, jax.devices()[:1]).plan or {}
     density = {name: guard.active_weights(leaf) / int(np.prod(leaf.shape)) for name, leaf in plan.items()}
-    lines = [line for line in records.read_lines(workdir / "metrics.jsonl") if line["kind"] == "masks"]
+    lines = [line for line in files.read_lines(workdir / "metrics.jsonl") if line["kind"] == "masks"]
     return {
         "execution": execution,
         "steps": steps,
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "records", help="folder of the record")
     options = parser.parse_args(arguments)
     path, long = options.out / "soak.json", ["masked", "packed"] if options.steps else []
-    before = records.read_json(path) or {}
+    before = files.read_json(path) or {}
     rows = {row["case"]: row for row in before.get("killed", [])}  # the cases that are not run now keep their row
     longs = {row["execution"]: row for row in before.get("long", [])}
     with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +321,7 @@ def _when() -> dict[str, Any]:
 def _write(path: Path, rows: dict[str, Any], longs: dict[str, Any]) -> None:
     machine = {key: value for key, value in records.environment().items() if key not in _WHEN}
     value = {"environment": machine, "killed": [*rows.values()], "long": [*longs.values()]}
-    records.write_json(path, value)
+    files.write_json(path, value)
 
 
 if __name__ == "__main__":

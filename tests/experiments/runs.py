@@ -5,7 +5,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import digits_mlp
-from experiments import records
+from experiments import files
 
 ONE = jax.devices()[:1]
 UNTIMED = ("examples_per_s", "seconds")
@@ -18,7 +18,7 @@ def configured(**values):
 
 
 def lines(run):
-    found = records.read_lines(run / "metrics.jsonl")
+    found = files.read_lines(run / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k not in UNTIMED} for line in found]
 
 

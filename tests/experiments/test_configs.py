@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits_mlp
-from experiments import build, data, records
+from experiments import build, data, files
 from experiments.train import train
 
 SHAPES = {
@@ -55,7 +55,7 @@ def test_every_config_trains_in_its_smoke_form(name, tmp_path, monkeypatch):
     assert 0 < summary["flops_inference_x_dense"] < summary["flops_training_x_dense"] < 1
     assert summary["explored"] > 1 - summary["final_sparsity"]  # it rewired
     assert 0 <= summary["test_accuracy"] <= summary["best_accuracy"] <= 1
-    kinds = [line["kind"] for line in records.read_lines(tmp_path / "run" / "metrics.jsonl")]
+    kinds = [line["kind"] for line in files.read_lines(tmp_path / "run" / "metrics.jsonl")]
     assert {"train", "eval", "masks", "first_layer"} == set(kinds)
 
 

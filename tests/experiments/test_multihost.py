@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import digits_mlp
-from experiments import checkpoint, main, records, sharding
+from experiments import checkpoint, files, main, sharding
 from experiments.steps import compile_task, prepare
 from experiments.train import train
 from tests import xla
@@ -42,7 +42,7 @@ import os, pathlib, sys
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from experiments import checkpoint, main
+from experiments import checkpoint, main, sums
 jax.distributed.initialize(**main.place(os.environ))
 placed = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
 folder = pathlib.Path(sys.argv[1])
@@ -57,8 +57,8 @@ if jax.process_index() == 0:
     file.write_bytes(content)
 multihost_utils.sync_global_devices("damaged")
 if jax.process_index() == 1:
-    read = checkpoint._crc
-    checkpoint._crc = lambda file: read(file) ^ (1 if "2" in file.parts else 0)
+    read = sums._crc
+    sums._crc = lambda file: read(file) ^ (1 if "2" in file.parts else 0)
 store = checkpoint.open_checkpoints(folder, keep=3, say=lambda line: print("said:", line))
 state, facts = store.restore({"w": jax.ShapeDtypeStruct((512,), "float32", sharding=placed)})
 store.close()
@@ -114,7 +114,7 @@ def final_state(run, config):
 
 
 def check_equal(run, config, alone):
-    mine, other = (records.read_lines(where / "metrics.jsonl") for where in (run, alone))
+    mine, other = (files.read_lines(where / "metrics.jsonl") for where in (run, alone))
     assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in other]
     for left, right in zip(mine, other, strict=True):
         if left["kind"] in ("masks", "first_layer"):
@@ -167,14 +167,15 @@ def test_four_processes_go_on_where_two_stopped(alone, tmp_path):
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(tmp_path):
-    both = all_end(2, 1, [str(tmp_path / "checkpoints")], DAMAGED)
+    folder = tmp_path / "lr[0.1]"  # a name that orbax would take for a pattern
+    both = all_end(2, 1, [str(folder)], DAMAGED)
     assert "has another content" in "".join(both)
     for printed in both:
         assert printed.count("said: checkpoint 3 is damaged and set aside") == 1
         assert printed.count("said: checkpoint 2 is damaged and set aside") == 1
         assert f"found: 1 {float(sum(range(512)) + 512)}" in printed
         assert "Traceback" not in printed
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "damaged-2", "damaged-3"}
+    assert {p.name for p in folder.iterdir()} == {"1", "damaged-2", "damaged-3"}
 
 
 def test_the_environment_says_where_a_process_is():

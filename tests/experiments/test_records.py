@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import measure, records
+from experiments import files, measure, records
 
 
 def test_lines_are_there_as_soon_as_written_and_continue(tmp_path):
@@ -20,7 +20,7 @@ def test_lines_are_there_as_soon_as_written_and_continue(tmp_path):
     writer = records.open_writer(tmp_path, 1, tensorboard=False)
     writer.write("train", 2, {"loss": 0.3})
     writer.close()
-    assert [line["loss"] for line in records.read_lines(tmp_path / "metrics.jsonl")] == [0.5, 0.3]
+    assert [line["loss"] for line in files.read_lines(tmp_path / "metrics.jsonl")] == [0.5, 0.3]
 
 
 def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path):
@@ -36,7 +36,7 @@ def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.close()
     records.open_writer(tmp_path, 2, tensorboard=False).close()
-    assert [line["step"] for line in records.read_lines(tmp_path / "metrics.jsonl")] == [1]
+    assert [line["step"] for line in files.read_lines(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_a_run_directory_that_cannot_be_made(tmp_path):
@@ -64,10 +64,10 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 def test_only_a_last_line_may_be_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "kind": "eval"}\n{"step"')
-    assert len(records.read_lines(path)) == 1
+    assert len(files.read_lines(path)) == 1
     path.write_text('{"step"\n{"step": 1, "kind": "eval"}\n')
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
-        records.read_lines(path)
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        files.read_lines(path)
 
 
 def test_the_environment_names_no_machine(tmp_path):
@@ -91,15 +91,15 @@ def test_export_keeps_what_is_worth_committing(tmp_path):
     writer.write("first_layer", 99, {"leaf": "a"})
     writer.write("eval", 99, {"accuracy": 0.5})
     writer.close()
-    records.write_json(run / "summary.json", {"seed": 0})
+    files.write_json(run / "summary.json", {"seed": 0})
     target = records.export(run, tmp_path / "records", points=10)
     assert {p.name for p in target.iterdir()} == {"config.json", "env.json", "summary.json", "metrics.jsonl"}
     assert "data_dir" not in (target / "config.json").read_text()
-    lines = records.read_lines(target / "metrics.jsonl")
+    lines = files.read_lines(target / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "masks"] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     assert lines[0]["sparsity"] == 0.333333
     assert lines[-1] == {"step": 99, "kind": "eval", "accuracy": 0.5}
-    lines = records.read_lines(records.export(run, tmp_path / "records", pictures=True) / "metrics.jsonl")
+    lines = files.read_lines(records.export(run, tmp_path / "records", pictures=True) / "metrics.jsonl")
     assert [line["kind"] for line in lines].count("first_layer") == 1
 
 

@@ -1,0 +1,52 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: as on a file system without locks
+    fcntl = None
+
+NAME = "lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process, however that ends. The file `lock` stays.
+
+    Where the system or the file system has no locks (some network ones), nothing is held.
+
+    Raises:
+      BlockingIOError: another process holds it, or another part of this one; says its number.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> with locked(folder), locked(folder):  # doctest: +ELLIPSIS
+      ...     pass
+      Traceback (most recent call last):
+      BlockingIOError: ...
+    """
+    if fcntl is None:
+        yield
+        return
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(folder / NAME, flags, 0o666), "r+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = file.read(20).decode(errors="replace").strip() or "unknown"
+                raise BlockingIOError(
+                    f"{folder} is in use by another run (process {holder}); wait until it ends, or give another workdir"
+                ) from None
+        else:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+        yield

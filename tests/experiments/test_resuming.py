@@ -1,0 +1,176 @@
+"""What lies in a workdir is believed only if it is this run's; two processes do not train in one."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments import checkpoint, files, records, sums
+from experiments.lock import locked
+from experiments.train import train
+from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run, the same stopped in its middle, and the latter with another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(configured(), folder / "whole", devices=ONE)
+    train(configured(stop_at=3), folder / "half", devices=ONE)
+    train(configured(stop_at=3, seed=1), folder / "other", devices=ONE)
+    return folder
+
+
+@pytest.fixture
+def half(runs, tmp_path):
+    return shutil.copytree(runs / "half", tmp_path / "run")
+
+
+def content(run):
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("number", ["6", "999"])
+def test_a_renamed_checkpoint_neither_ends_a_run_nor_is_kept_for_ever(number, runs, half):
+    (half / "checkpoints" / "3").rename(half / "checkpoints" / number)
+    assert train(configured(), half, devices=ONE)["steps"] == 6
+    assert lines(half) == lines(runs / "whole")
+    assert {path.name for path in (half / "checkpoints").iterdir()} >= {"6"}
+    assert not (half / "checkpoints" / "999").exists()
+
+
+def lost_config(runs, run):
+    (run / "config.json").unlink()
+    return {"seed": 1}, r"checkpoint 3 is of another run \(seed: 0 -> 1\)"
+
+
+def lost_config_and_method(runs, run):
+    (run / "config.json").unlink()
+    return {"sparsity": 0.8}, r"checkpoint 3 is of another run \(sparsity: 0.9 -> 0.8\)"
+
+
+def checkpoint_of_another_run(runs, run):
+    shutil.copytree(runs / "other" / "checkpoints" / "3", run / "checkpoints" / "4")
+    return {}, r"checkpoint 4 is of another run \(seed: 1 -> 0\)"
+
+
+def half_a_summary_and_no_checkpoint(runs, run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (run / "summary.json").write_text('{"steps": 6,')
+    return {}, r"summary.json: not JSON"
+
+
+@pytest.mark.parametrize(
+    "change", [lost_config, lost_config_and_method, checkpoint_of_another_run, half_a_summary_and_no_checkpoint]
+)
+def test_what_is_not_this_run_is_refused_and_stays_as_it_was(change, runs, half):
+    values, message = change(runs, half)
+    before = content(half)
+    with pytest.raises(ValueError, match=message) as caught:
+        train(configured(**values), half, devices=ONE)
+    assert "\n" not in str(caught.value)
+    assert content(half) == before
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_the_run_before_it_starts_anew(half, monkeypatch):
+    def refuse(file):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    before = content(half)
+    with monkeypatch.context() as patched:
+        patched.setattr(sums, "_crc", refuse)
+        with pytest.raises(OSError, match=r"checkpoint: cannot read .*/checkpoints/3/.*: Permission denied"):
+            train(configured(), half, devices=ONE)
+    assert content(half) == before
+
+
+def test_a_run_from_before_goes_on_and_lost_lines_are_told(runs, half, monkeypatch, caplog):
+    """Earlier versions kept neither the config nor the number of lines in a checkpoint."""
+    real = checkpoint.open_checkpoints
+    kept = real(half / "checkpoints", keep=1)
+    abstract = _abstract()
+    state, facts = kept.restore(abstract)
+    kept.close()
+    assert facts.pop("lines") == len(lines(half))
+    shutil.rmtree(half / "checkpoints")
+    kept = real(half / "checkpoints", keep=1)
+    kept.save(3, state, facts, 0.5)
+    kept.close()
+    old = shutil.copytree(half, half.with_name("old"))
+    train(configured(), old, devices=ONE)
+    assert lines(old) == lines(runs / "whole")
+    assert caplog.text.count("does not say of which run it is") == 1
+    assert "lost" not in caplog.text
+
+
+def _abstract():
+    from experiments.steps import compile_task, prepare
+
+    return compile_task(prepare(configured(), ONE)).abstract()
+
+
+def test_lines_lost_before_the_checkpoint_are_told(runs, half, caplog):
+    path = half / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
+    train(configured(stop_at=4), half, devices=ONE)
+    assert f"{path} lost 2 lines from before step 3" in caplog.text
+
+
+def test_half_a_summary_is_made_again_from_the_last_checkpoint(runs, tmp_path, caplog):
+    run = shutil.copytree(runs / "whole", tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    for damage in ('{"test_accuracy": 0.', "{}", '{"steps": "x"}', ""):
+        (run / "summary.json").write_text(damage)
+        assert not records.finished(run)
+        found = train(configured(), run, devices=ONE)
+        assert {**found, "seconds": 0} == {**summary, "seconds": 0}
+        assert files.read_json(run / "summary.json") == found
+    assert caplog.text.count("it is made again from the last checkpoint") == 4
+    assert lines(run) == lines(runs / "whole")
+
+
+# --- one process at a time ---------------------------------------------------------------------------------------
+
+
+def test_a_second_training_is_told_and_changes_nothing(half):
+    before = content(half)
+    with locked(half), pytest.raises(OSError, match=rf"{half} is in use by another run \(process {os.getpid()}\)"):
+        train(configured(), half, devices=ONE)
+    assert {k: v for k, v in content(half).items() if k.name != "lock"} == {
+        k: v for k, v in before.items() if k.name != "lock"
+    }
+
+
+def test_the_lock_dies_with_its_process(tmp_path):
+    program = (
+        "import sys, time, pathlib\nfrom experiments.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(BlockingIOError, match=rf"is in use by another run \(process {other.pid}\)"),
+            locked(tmp_path),
+        ):
+            pass
+        other.kill()
+        other.wait()
+        with locked(tmp_path):
+            assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_holds_nothing(number, tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path), locked(tmp_path):
+        pass
