@@ -202,7 +202,7 @@ def test_a_whole_checkpoint_that_does_not_fit_stays(tmp_path):
 def test_nothing_that_is_read_can_hold_code():
     for package in ("rigl_jax", "experiments"):
         for path in (ROOT / package).rglob("*.py"):
-            calls = re.findall(r"\b(pickle|marshal|shelve|dill|joblib|allow_pickle|eval\(|exec\()", path.read_text())
+            calls = re.findall(r"\b(?:(?:pickle|marshal|shelve|dill|joblib|allow_pickle)\b|(?:eval|exec)\()", path.read_text())
             assert not calls, path
 
 
