@@ -8,6 +8,7 @@ alone (`--config.method.name=static`); an option that no entry takes is an error
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -155,6 +156,15 @@ STRUCTURES: dict[str, Callable[..., Any]] = {
     "channel": structures.channel,
 }
 
+SECTIONS: dict[str, tuple[Mapping[str, Callable[..., Any]], int]] = {
+    "model": (MODELS, 1),
+    "optimizer": (OPTIMIZERS, 2),
+    "schedule": (SCHEDULES, 0),
+    "distribution": (DISTRIBUTIONS, 2),
+    "method": ({DENSE: lambda plan: plan, **ALGORITHMS}, 1),
+}
+"""What the name of a section chooses from, and how many leading arguments are no options."""
+
 
 # --- keys ------------------------------------------------------------------------------------------------------------
 
@@ -212,13 +222,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{config['eval_every']} (checkpoints are ranked by test accuracy), got {config['checkpoint_every']}"
         )
     _check_dataset(config["dataset"])
-    for where, table, fixed in (
-        ("model", MODELS, 1),
-        ("optimizer", OPTIMIZERS, 2),
-        ("schedule", SCHEDULES, 0),
-        ("distribution", DISTRIBUTIONS, 2),
-        ("method", {DENSE: lambda plan: plan, **ALGORITHMS}, 1),
-    ):
+    for where, (table, fixed) in SECTIONS.items():
         choose(where, table, config[where], fixed)
     if config["execution"] not in EXECUTIONS:
         raise unknown("config.execution", "execution", config["execution"], list(EXECUTIONS))
@@ -246,10 +250,27 @@ def _check_constructed(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.method: {str(error).removeprefix('config.method: ')}") from None
 
 
+def section_options(section: str) -> dict[str, list[inspect.Parameter]]:
+    """The options that a section may hold, with the parameters of that name of all that its name can choose.
+
+    {} for what is no section with options. The data set's name is the loader's to judge.
+    """
+    found: dict[str, list[inspect.Parameter]] = {}
+    for entry, fixed in [(data_module.load, 1)] if section == "dataset" else _entries(section):
+        for option, parameter in options(entry, fixed).named.items():
+            if section != "dataset" or option not in ("seed", "process_index", "process_count"):
+                found.setdefault(option, []).append(parameter)
+    return dict(sorted(found.items()))
+
+
+def _entries(section: str) -> list[tuple[Callable[..., Any], int]]:
+    table, fixed = SECTIONS.get(section, ({}, 0))
+    return [(entry, fixed) for entry in table.values()]
+
+
 def _check_dataset(section: Mapping[str, Any]) -> None:
-    """The data set's name is the loader's to judge; its options are keywords of `experiments.data.load`."""
-    known = options(data_module.load, 1).named
-    known = {name: known[name] for name in sorted(known.keys() - {"seed", "process_index", "process_count"})}
+    """The options of a data set are keywords of `experiments.data.load`."""
+    known = {name: parameter for name, (parameter,) in section_options("dataset").items()}
     for option in section:
         if option != "name" and option not in known:
             raise unknown("config.dataset", "option", option, known)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from configs import digits_mlp
-from experiments import report
+from experiments import records, report, texts
+from experiments.lock import locked
 from experiments.train import train
 
 METHODS: dict[str, str] = {
@@ -42,7 +43,7 @@ class Trial(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return (self.workdir / "summary.json").exists()
+        return records.finished(self.workdir)
 
 
 def trials(workdir: str | Path, seeds: int, methods: Sequence[str] = tuple(METHODS)) -> list[Trial]:
@@ -62,10 +63,15 @@ def configure(trial: Trial, variant: str = "") -> Any:
 
 
 def clear(todo: Sequence[Trial]) -> None:
-    """Deletes the run directories of the trials, and only folders that are run directories."""
+    """Deletes the run directories of the trials, and only folders that are run directories.
+
+    Raises:
+      OSError: one of them is in use.
+    """
     for trial in todo:
         if (trial.workdir / "config.json").exists():
-            shutil.rmtree(trial.workdir)
+            with locked(trial.workdir):
+                shutil.rmtree(trial.workdir)
 
 
 def run_all(todo: Sequence[Trial], console: Console, variant: str = "") -> None:
@@ -91,7 +97,8 @@ def conclude(todo: Sequence[Trial], workdir: Path, console: Console) -> dict[str
     paths = report.write(runs, workdir, title)
     for what in ("accuracy", "first_layer", "page"):
         if what in paths:
-            console.print(f"{what.replace('_', ' ').capitalize():12} {paths[what]}", highlight=False, soft_wrap=True)
+            line = texts.terminal(f"{what.replace('_', ' ').capitalize():12} {paths[what]}")
+            console.print(line, highlight=False, soft_wrap=True)
     chance = "On this small test set differences below 1 % can be chance"
     chance += "." if len({trial.seed for trial in todo}) > 1 else "; --seeds 3 tells more."
     look = f"Look at: do SET and RigL, which move connections, win back what Static loses to Dense? {chance}"
@@ -140,7 +147,7 @@ def demo(
     if finished:
         names = "all runs are" if len(finished) == len(todo) else f"{len(finished)} of {len(todo)} runs are"
         console.print(
-            f"From earlier: {names} finished in {workdir} and not trained again (--fresh does).",
+            texts.terminal(f"From earlier: {names} finished in {workdir} and not trained again (--fresh does)."),
             highlight=False,
             soft_wrap=True,
         )
@@ -157,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         demo(options.workdir, seeds=options.seeds, fresh=options.fresh)
-    except ValueError as error:
-        print(f"{error}\n(`python -m experiments.demo --fresh` starts again)", file=sys.stderr)
+    except (ValueError, FloatingPointError, OSError) as error:
+        print(f"{texts.plain(error)}\n(`python -m experiments.demo --fresh` starts again)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndemo: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

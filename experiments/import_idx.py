@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from experiments import texts
 from experiments.data import idx, sources
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {texts.plain(error)}", file=sys.stderr)
         return 1
 
 

@@ -8,13 +8,13 @@
 
 The last two print what starts one run on several hosts, or on every worker of a TPU slice, and start nothing.
 Stopped or killed, the same command goes on: finished runs are kept, an unfinished one resumes from its checkpoint.
+Paths are those of the folder in which the command is given; a study's configs are the project's.
 What a run prints goes to `log.txt` in its directory.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import pkgutil
@@ -28,11 +28,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, files, studies
-from experiments.main import guarded, parse, preemption
+from experiments import build, files, records, studies, texts
+from experiments.main import ROOT, guarded, parse, preemption
 from rigl_jax import trees
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("dense", "static", "set", "rigl")
 
 
@@ -46,7 +45,7 @@ class Job(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether the run has its summary."""
-        return (self.workdir / "summary.json").exists()
+        return records.finished(self.workdir)
 
 
 def study(name: str, root: Path) -> list[Job]:
@@ -63,7 +62,7 @@ def study(name: str, root: Path) -> list[Job]:
     def add(run: str, config: str, values: Mapping[str, Any]) -> None:
         if run in jobs:
             raise ValueError(f"launch: study {name!r} has two runs named {run!r}")
-        jobs[run] = job(run, config, values, root / name)
+        jobs[run] = job(run, str(ROOT / config), values, root / name)
 
     importlib.import_module(f"experiments.studies.{name}").sweep(add)
     return list(jobs.values())
@@ -74,6 +73,7 @@ def methods(config: str, chosen: Sequence[str], seeds: int, root: Path) -> list[
     if twice := [method for i, method in enumerate(chosen) if method in chosen[:i]]:
         raise ValueError(f"launch: --methods names {twice[0]!r} twice")
     folder = root / config.removesuffix(".py").replace(".py:", "-").rsplit("/", 1)[-1]
+    config = os.path.abspath(config)
     return [
         job(f"{method}-s{seed}", config, {"method.name": method, "seed": seed}, folder)
         for seed in range(seeds)
@@ -100,12 +100,11 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
     """Starts a job on its share of the cores; XLA takes as many threads as it finds cores."""
     job.workdir.mkdir(parents=True, exist_ok=True)
     share = cores(slot, slots)
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), **os.environ}
-    with (job.workdir / "log.txt").open("ab") as log:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), **os.environ, "PYTHONPATH": path}
+    with files.open_to_append(job.workdir / "log.txt") as log:
         # A session of its own: Ctrl-C reaches the launcher alone, which then asks its jobs to save.
-        process = subprocess.Popen(
-            job.command, cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment, start_new_session=True)
     if share is not None:
         os.sched_setaffinity(process.pid, share)  # before it has begun to make threads
     return process
@@ -113,15 +112,16 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
 
 def outcome(job: Job, code: int) -> str:
     """One line about a job that ended."""
-    if code == 0 and job.finished:
-        summary = files.read_json(job.workdir / "summary.json")
-        return f"test accuracy {100 * summary['test_accuracy']:.2f} %, {summary['seconds']:.0f} s"
+    if code == 0 and job.finished and (summary := records.read_summary(job.workdir)):
+        accuracy = summary["test_accuracy"]
+        tested = "" if accuracy is None else f"test accuracy {100 * accuracy:.2f} %, "
+        return f"{tested}{summary['seconds']:.0f} s"
     if code == 0:
         return "stopped before its end, for a signal or stop_at; the same command goes on"
     if code == -signal.SIGTERM:
         return "stopped before it had begun to train; the same command goes on"
     lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"failed with code {code}: {lines[-1] if lines else 'no output'}"
+    return f"failed with code {code}: {texts.plain(lines[-1]) if lines else 'no output'}"
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -130,13 +130,12 @@ def check(jobs: Sequence[Job]) -> None:
     Raises:
       ValueError: the first that is wrong; names the run.
     """
-    with contextlib.chdir(ROOT):  # as the jobs
-        for job in jobs:
-            if not job.finished:
-                try:
-                    build.check(parse(job.command[2:]).config)
-                except ValueError as error:
-                    raise ValueError(f"launch: run {job.name}: {error}") from None
+    for job in jobs:
+        if not job.finished:
+            try:
+                build.check(parse(job.command[2:]).config)
+            except ValueError as error:
+                raise ValueError(f"launch: run {job.name}: {error}") from None
 
 
 def run(jobs: Sequence[Job], slots: int) -> int:
@@ -152,6 +151,9 @@ def run(jobs: Sequence[Job], slots: int) -> int:
         try:
             while (queue or running) and not interrupted(ended):
                 for slot in range(slots):
+                    while slot not in running and queue and queue[0].finished:  # by another launch meanwhile
+                        ended += 1
+                        print(f"[{ended}/{len(todo)}] {queue.pop(0).name}: finished by another launch", flush=True)
                     if queue and slot not in running:
                         running[slot] = (queue[0], start(queue.pop(0), slot, slots))
                 for slot, (job, process) in list(running.items()):
@@ -191,9 +193,15 @@ def on_hosts(job: Job, hosts: Sequence[str], port: int) -> list[str]:
         raise ValueError(f"launch: --hosts takes two or more different addresses, got {','.join(hosts)!r}")
     if not 0 < port < 1 << 16:
         raise ValueError(f"launch: --port must be from 1 to 65535, got {port}")
-    command = shlex.join(["python", *job.command[1:], "--distributed"])
-    place = f"JAX_COORDINATOR_ADDRESS={hosts[0]}:{port} JAX_NUM_PROCESSES={len(hosts)}"
+    command = shlex.join(["python", *_in_project(job.command[1:]), "--distributed"])
+    place = f"JAX_COORDINATOR_ADDRESS={shlex.quote(f'{hosts[0]}:{port}')} JAX_NUM_PROCESSES={len(hosts)}"
     return [f"# on {host}\n{place} JAX_PROCESS_ID={i} {command}" for i, host in enumerate(hosts)]
+
+
+def _in_project(arguments: Sequence[str]) -> list[str]:
+    """The arguments for another machine, in its copy of the project: there the project's configs lie elsewhere."""
+    configs = f"{ROOT}{os.sep}configs{os.sep}"
+    return [f"configs/{a.removeprefix(configs)}" if a.startswith(configs) else a for a in arguments]
 
 
 def on_tpu(job: Job, slice_: str) -> str:
@@ -203,10 +211,10 @@ def on_tpu(job: Job, slice_: str) -> str:
       ValueError: not a name and a zone.
     """
     name, _, zone = slice_.partition(":")
-    if not name or not zone:
+    if not all(re.fullmatch(r"\w[\w.-]*", part) for part in (name, zone)):
         raise ValueError(f"launch: --tpu takes NAME:ZONE, got {slice_!r}")
-    command = shlex.join([".venv/bin/python", *job.command[1:], "--distributed"])
-    remote = f"cd {ROOT.name} && {command}"
+    command = shlex.join([".venv/bin/python", *_in_project(job.command[1:]), "--distributed"])
+    remote = f"cd {shlex.quote(ROOT.name)} && {command}"
     return shlex.join(
         ["gcloud", "compute", "tpus", "tpu-vm", "ssh", name, "--zone", zone, "--worker=all", f"--command={remote}"]
     )
@@ -236,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nonlocal failed
         if options.jobs < 1 or options.seeds < 1:
             raise ValueError(f"launch: expected 1 or more, got --jobs {options.jobs} --seeds {options.seeds}")
-        root = options.runs.absolute()  # the jobs run in the project's folder
+        root = options.runs.absolute()  # other hosts start elsewhere
         if options.study:
             jobs = study(options.study, root)
         else:

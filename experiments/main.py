@@ -3,7 +3,8 @@
     python -m experiments.main --config configs/digits_mlp.py --workdir runs/digits
     python -m experiments.main --config configs/digits_mlp.py:smoke --workdir runs/try --config.sparsity=0.95
 
-Any value of the config can be set with --config.KEY=VALUE, --config.method.name=static|set|rigl|dense among them.
+Any value of the config can be set with --config.KEY=VALUE, --config.method.name=static|set|rigl|dense among them, and
+so can every option of what a section's name stands for: --config.optimizer.name=adam --config.optimizer.b2=0.99.
 Stopped or killed, a run goes on where its last checkpoint was when the same command is given again. On SIGTERM it saves
 one first and exits with 0.
 
@@ -31,10 +32,13 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from rigl_jax import trees
+from experiments import overrides, texts
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Environment variables that tell a process where the others are, how many there are, and which of them it is."""
+
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Command(NamedTuple):
@@ -73,10 +77,11 @@ def parse(argv: Sequence[str]) -> Command:
       ValueError: one line that says which argument is wrong.
       SystemExit: after the help text, if that was asked for.
     """
-    values = _flags(argv)
     if len(argv) == 1 or {"--help", "-h", "-help"} & set(argv):
-        print(f"{__doc__}\n{values.main_module_help()}")
+        print(f"{__doc__}\n{_flags(argv).main_module_help()}")
         raise SystemExit(0)
+    argv, ours = overrides.split(argv, _file_alone(argv))
+    values = _flags(argv)
     try:
         rest = values([*argv])
     except (Exception, SystemExit) as error:  # a config file is Python, and may raise anything
@@ -92,17 +97,14 @@ def parse(argv: Sequence[str]) -> Command:
     file = flag.config_filename.split(":")[0]
     if not Path(file).exists():
         raise _no_file(file)
+    overrides.apply(flag.value, ours)
     return Command(flag.value, Path(str(values["workdir"].value)), values.distributed, values.debug)
 
 
 def _no_file(file: str) -> ValueError:
-    there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py") if path.stem != "common"))
+    folder = Path("configs") if Path("configs").is_dir() else ROOT / "configs"
+    there = ", ".join(sorted(str(path) for path in folder.glob("*.py") if path.stem != "common"))
     return ValueError(f"main: there is no config file {file}" + (f"; there are {there}" if there else ""))
-
-
-def _unknown(flag: str, known: Sequence[str]) -> ValueError:
-    near = trees.nearest(flag, known)
-    return ValueError(f"main: unknown flag --{flag}" + (f"; did you mean --{near}?" if near else ""))
 
 
 def _refused(error: BaseException, argv: Sequence[str], known: list[str]) -> ValueError:
@@ -110,7 +112,7 @@ def _refused(error: BaseException, argv: Sequence[str], known: list[str]) -> Val
     if (place := _raised_in(error, argv)) is not None:
         return ValueError(f"main: reading the config, {place}: {type(error).__name__}: {_last_line(error)}")
     if isinstance(error, flags.UnrecognizedFlagError):
-        return _unknown(error.flagname, known)
+        return overrides.unknown(error.flagname, known)
     if isinstance(error, (KeyError, AttributeError)):  # what ml_collections says of a key that the config does not have
         return _unknown_key(argv)
     told = _last_line(error)
@@ -122,7 +124,7 @@ def _raised_in(error: BaseException | None, argv: Sequence[str]) -> str | None:
     """File and line of the config at which an error, or what was behind it, was raised; None if it was elsewhere."""
     if error is None:
         return None
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename != "<unknown>":  # that is a key
         return f"{error.filename}, line {error.lineno}" if error.filename else "which is no text"
     named = {os.path.abspath(part.split("=")[-1].split(":")[0]) for part in argv[1:] if ".py" in part}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) in named]
@@ -131,25 +133,30 @@ def _raised_in(error: BaseException | None, argv: Sequence[str]) -> str | None:
     return _raised_in(error.__cause__ or error.__context__, argv)
 
 
+def _plain(argv: Sequence[str]) -> Any:
+    """What the config file gives, without what the command line sets."""
+    plain = [argv[0], *(a for a in argv[1:] if not re.match(r"--?(no)?config\.", a))]
+    values = _flags(plain)
+    values(plain, known_only=True)
+    return values["config"].value
+
+
+def _file_alone(argv: Sequence[str]) -> Any:
+    """The same where something is set, None where nothing is or the file cannot be read, which is told later."""
+    if not any(re.match(r"--?config\.", a) for a in argv[1:]):
+        return None
+    try:
+        return _plain(argv)
+    except (Exception, SystemExit):
+        return None
+
+
 def _unknown_key(argv: Sequence[str]) -> ValueError:
     """The error for the first --config.KEY that the config does not have; the file is read again without them."""
-    plain = [argv[0], *(a for a in argv[1:] if not a.lstrip("-").startswith("config."))]
-    values = _flags(plain)
     try:
-        values(plain, known_only=True)
+        return overrides.refuse_unknown(argv, _plain(argv))
     except (KeyError, AttributeError) as error:
         return ValueError(f"main: the config file must give get_config(variant), it raises {_last_line(error)}")
-    known = [f"config.{key}" for key in _keys(values["config"].value)]
-    given = [a.lstrip("-").split("=")[0] for a in argv[1:] if a.lstrip("-").startswith("config.")]
-    strange = [flag for flag in given if flag not in known]
-    return _unknown(strange[0], known) if strange else ValueError(f"main: cannot set one of {', '.join(given)}")
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    found = []
-    for key, value in config.items():
-        found += _keys(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
-    return found
 
 
 def _last_line(error: BaseException) -> str:
@@ -221,7 +228,7 @@ def guarded(run: Callable[[], Any], *, debug: bool) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {texts.plain(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if debug:
@@ -244,13 +251,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             summary = train(config, workdir, interrupted=interrupted)
         if jax.process_index() > 0:
             return  # the first process speaks for all
-        step = summary["steps"]
+        step, folder = summary["steps"], texts.plain(workdir)
         if step < min(config.stop_at or config.steps, config.steps):
-            print(f"{workdir}: stopped by SIGTERM, saved at step {step}; the same command goes on from there")
+            print(f"{folder}: stopped by SIGTERM, saved at step {step}; the same command goes on from there")
             return
         accuracy = summary["test_accuracy"]
         print(
-            f"{workdir}: {summary['method']} at {100 * summary['final_sparsity']:.1f} % sparsity, "
+            f"{folder}: {summary['method']} at {100 * summary['final_sparsity']:.1f} % sparsity, "
             f"step {summary['steps']}"
             + (f", test accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")
             + f", {summary['flops_inference_x_dense']:.3f}x the FLOPs of dense, {summary['seconds']:.0f} s"

@@ -85,15 +85,22 @@ def check_kind(where: str, parameter: inspect.Parameter, value: Any, *, least: i
     Raises:
       ValueError: says what was expected.
     """
-    annotation = parameter.annotation
-    kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    kind = kind_of(parameter)
     kind = "Sequence[int]" if kind == "Sequence" else kind
     if value is None and (parameter.default is None or "None" in kind):
         return
     kind = "share" if parameter.name in _SHARES else "dtype" if parameter.name == "dtype" else kind.split(" | ")[0]
+    if kind in _FUNCTIONS:
+        raise ValueError(f"{where}: takes a function, which a config cannot name, got {value!r}; leave it out")
     expected, fits = _KINDS.get(kind, ("", lambda value, least: True))
     if not fits(value, least):
         raise ValueError(f"{where}: expected {expected.format(least=least)}, got {value!r}")
+
+
+def kind_of(parameter: inspect.Parameter) -> str:
+    """A parameter's annotation as it is written."""
+    annotation = parameter.annotation
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
 
 
 def _is_number(value: Any) -> bool:
@@ -105,6 +112,7 @@ def _wholes(value: Any, least: int) -> bool:
 
 
 _SHARES = ("dropout", "momentum", "b1", "b2")
+_FUNCTIONS = ("Score", "Signal", "Callable")
 _DTYPES = ("float32", "bfloat16", "float16")
 _KINDS: dict[str, tuple[str, Callable[[Any, int], bool]]] = {
     "bool": ("True or False", lambda value, least: isinstance(value, bool)),

@@ -26,7 +26,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import files
+from experiments import files, texts
 
 
 class Writer(NamedTuple):
@@ -263,9 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sorted(arguments.study.glob("*/summary.json")):
             summary = read_summary(path.parent) or {}
             # One seed's pictures are enough to look at.
-            print(export(path.parent, arguments.records, pictures=summary.get("seed") == 0).name)
+            print(texts.plain(export(path.parent, arguments.records, pictures=summary.get("seed") == 0).name))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {texts.plain(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from experiments import texts
 from experiments.report.methods import Style, distribution_label, style
 from experiments.report.runs import Run
 from experiments.report.tables import Key, sparsity_text
@@ -76,7 +77,7 @@ def panels(groups: Iterable[tuple[Key, str]]) -> list[Panel]:
 
 def title(panel: Panel) -> str:
     """`(0.9, "erk")` -> "90 % sparse, ERK"."""
-    return f"{sparsity_text(panel[0])} sparse, {distribution_label(panel[1])}" if panel[1] else "Dense"
+    return texts.figure(f"{sparsity_text(panel[0])} sparse, {distribution_label(panel[1])}") if panel[1] else "Dense"
 
 
 def lines(groups: Mapping[tuple[Key, str], list[Run]], panel: Panel, *, dense: bool) -> list[Line]:
@@ -86,7 +87,7 @@ def lines(groups: Mapping[tuple[Key, str], list[Run]], panel: Panel, *, dense: b
         here = dense if key.method == "dense" else (key.sparsity, key.distribution) == panel
         if here:
             look = style(key.method)
-            picked.append(Line(f"{look.label}, {settings}" if settings else look.label, look, runs))
+            picked.append(Line(texts.figure(f"{look.label}, {settings}" if settings else look.label), look, runs))
     return picked
 
 

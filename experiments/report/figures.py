@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from experiments import texts
 from experiments.report import drawing
 from experiments.report.drawing import Line, Panel
 from experiments.report.first_layer import first_layer
@@ -39,6 +40,8 @@ def accuracy(runs: Iterable[Run]) -> Figure | None:
             drawing.step_axis(axes)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             # The first evaluations lie far below the rest: uncut, the end, which matters, would be one flat line.
+            if not values:
+                continue
             low, high = float(np.nanquantile(values, 0.15)), float(np.nanmax(values))
             margin = 0.3 * (high - low) + 1e-3
             axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin / 2))
@@ -47,9 +50,12 @@ def accuracy(runs: Iterable[Run]) -> Figure | None:
     return figure
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts `Dense_2` before `Dense_10`."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    # Numbers compare by length and then by digits: a name may hold more of them than int takes.
+    numbers = [part.lstrip("0") if re.fullmatch("[0-9]+", part) else None for part in parts]
+    return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True)]
 
 
 def density(runs: Iterable[Run]) -> Figure | None:
@@ -98,7 +104,7 @@ def _density_panel(axes: Axes, panel: Panel, leaves: Sequence[str], lines: Seque
                 f"{100 * value:.3g} %", (position, value), ha="center", fontsize=9, zorder=4, bbox=_PLATE, **above
             )
     axes.axhline(1 - panel[0], color="#333333", linewidth=1.2, linestyle=":", label="Uniform")
-    short = [leaf.removesuffix("/kernel") for leaf in leaves]
+    short = [texts.figure(leaf.removesuffix("/kernel")) for leaf in leaves]
     crowded = len(leaves) > 4
     axes.set_xticks(x, short, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     axes.grid(axis="x", visible=False)

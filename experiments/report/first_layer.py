@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import measure
+from experiments import measure, texts
 from experiments.report import drawing
 from experiments.report.drawing import Line
 from experiments.report.runs import Run
@@ -99,7 +99,7 @@ def first_layer(runs: Iterable[Run]) -> Figure | None:
                 axes.set_title(text)
         per = "input pixel" if len(record["shape"]) != 4 else "position of the window"
         where = "" if wide else f", {drawing.title(next(iter(found)))}"
-        figure.supxlabel(f"Active connections of each {per}, {record['leaf']}{where}", fontsize=9.5)
+        figure.supxlabel(f"Active connections of each {per}, {texts.figure(record['leaf'])}{where}", fontsize=9.5)
     return figure
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments import files, texts
 from experiments.report.page import draw, page
 from experiments.report.readme import differences, fill
 from experiments.report.runs import Run, read
@@ -32,10 +33,10 @@ def write(runs: Iterable[Run], out: str | Path, title: str) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     figures = draw(runs)
     paths = {"page": out / "index.html", "tables": out / "tables.md"} | {n: out / f"{n}.png" for n in figures}
-    paths["page"].write_text(page(runs, title, figures), encoding="utf-8")
-    paths["tables"].write_text(markdown(runs), encoding="utf-8")
+    files.write_atomically(paths["page"], page(runs, title, figures))
+    files.write_atomically(paths["tables"], markdown(runs))
     for name, (data, _) in figures.items():
-        paths[name].write_bytes(data)
+        files.write_atomically(paths[name], data)
     return paths
 
 
@@ -44,7 +45,7 @@ def show(runs: Sequence[Run], console: Console) -> None:
     for grid in grids(rows(runs)):
         console.print(terminal(grid))
     if names := unfinished_text(runs):
-        console.print(f"Unfinished, not in the table: {names}", markup=False, highlight=False)
+        console.print(texts.terminal(f"Unfinished, not in the table: {names}"))
 
 
 def _readme(path: Path, records: Path, *, check: bool) -> int:
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         title = options.title or f"Runs of {options.runs.resolve().name}"
         paths = write(runs, options.out or options.runs / "report", title)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(texts.plain(error), file=sys.stderr)
         return 2
-    print(f"report: {paths['page']} and {len(paths) - 2} figures beside it")
+    print(f"report: {texts.plain(paths['page'])} and {len(paths) - 2} figures beside it")
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Iterable, Mapping, Sequence
 
+from experiments import texts
 from experiments.report.drawing import png
 from experiments.report.figures import FIGURES
 from experiments.report.runs import Run, flat, split
@@ -44,7 +44,9 @@ def draw(runs: Iterable[Run]) -> dict[str, tuple[bytes, str]]:
         for name, (figure_of, caption) in FIGURES.items():
             if (figure := figure_of(members)) is not None:
                 alone = len(parts) == 1
-                where = name if alone else f"{dataset}-{model}-{name}".replace("/", "_")
+                where = name if alone else texts.file_name(f"{dataset}-{model}-{name}")
+                while where in out:  # names that differ in a sign alone
+                    where += "_"
                 out[where] = (png(figure), caption if alone else f"{dataset}, {model}. {caption}")
     return out
 
@@ -53,11 +55,11 @@ def _table(grid: Grid) -> str:
     kinds = ['class="n"' if grid.right(header) else "" for header in grid.headers]
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "".join(f"<{tag} {kind}>{html.escape(c)}</{tag}>" for c, kind in zip(cells, kinds, strict=True))
+        return "".join(f"<{tag} {kind}>{texts.html(c)}</{tag}>" for c, kind in zip(cells, kinds, strict=True))
 
     body = "\n".join(f"<tr>{line('td', cells)}</tr>" for cells in grid.cells)
     head = f"<thead><tr>{line('th', grid.headers)}</tr></thead>"
-    return f'<h2>{html.escape(grid.title)}</h2>\n<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    return f'<h2>{texts.html(grid.title)}</h2>\n<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _values(records: Mapping[str, Mapping[str, str]]) -> str:
@@ -69,7 +71,7 @@ def _values(records: Mapping[str, Mapping[str, str]]) -> str:
             value = record.get(name, "(absent)")
             counts[value] = counts.get(value, 0) + 1
         text = ", ".join(f"{value} ({n} runs)" if len(counts) > 1 else value for value, n in counts.items())
-        lines.append(f'<tr><td>{html.escape(name)}</td><td class="wrap">{html.escape(text)}</td></tr>')
+        lines.append(f'<tr><td>{texts.html(name)}</td><td class="wrap">{texts.html(text)}</td></tr>')
     return f"<table><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -87,10 +89,10 @@ def page(runs: Iterable[Run], title: str, figures: Mapping[str, tuple[bytes, str
     runs = list(runs)
     finished, unfinished = split(runs)
     figures = draw(runs) if figures is None else figures
-    body = [f"<h1>{html.escape(title)}</h1>"]
+    body = [f"<h1>{texts.html(title)}</h1>"]
     body.append(f'<p class="lead">{len(finished)} finished runs, {len(unfinished)} unfinished.</p>')
     if unfinished:
-        names = html.escape(unfinished_text(runs))
+        names = texts.html(unfinished_text(runs))
         body.append(f'<p class="note"><b>Unfinished, in no table or figure:</b> {names}</p>')
     body += [_table(grid) for grid in grids(rows(runs))]
     body.append(
@@ -99,14 +101,14 @@ def page(runs: Iterable[Run], title: str, figures: Mapping[str, tuple[bytes, str
     )
     for name, (data, caption) in figures.items():
         source = base64.b64encode(data).decode()
-        image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{source}">'
-        body.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        image = f'<img alt="{texts.html(name)}" src="data:image/png;base64,{source}">'
+        body.append(f"<figure>{image}<figcaption>{texts.html(caption)}</figcaption></figure>")
     for heading, records in (
         ("Config", {run.name: flat(run.config) for run in runs}),
         ("Environment", {run.name: flat(run.env) for run in runs}),
     ):
         body.append(f"<details><summary>{heading} of the {len(runs)} runs</summary>{_values(records)}</details>")
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head = f"<head>{meta}<title>{html.escape(title)}</title><style>{_CSS}</style></head>"
+    head = f"<head>{meta}<title>{texts.html(title)}</title><style>{_CSS}</style></head>"
     text = "\n".join(body)
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{text}\n</body></html>\n'

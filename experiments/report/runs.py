@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments import files
+from rigl_jax import checks
 
 
 class Run(NamedTuple):
@@ -38,14 +41,11 @@ class Run(NamedTuple):
         return [line for line in self.metrics if line["kind"] == kind]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"report: expected a JSON object in {path}, could not read it: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"report: expected a JSON object in {path}, got {type(value).__name__}")
-    return value
+        return files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"report: {error}") from None
 
 
 def _lines(path: Path, *, finished: bool) -> list[dict[str, Any]]:
@@ -53,25 +53,40 @@ def _lines(path: Path, *, finished: bool) -> list[dict[str, Any]]:
         if finished:
             raise ValueError(f"report: {path} is missing although the run has a summary.json")
         return []
-    lines = []
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    try:
         # A run that is going on may be caught in the middle of writing its last line; that is no damage.
-        if not finished and not text.endswith(b"\n"):
-            break
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"report: {path} line {number} is not valid JSON: {error}") from None
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "kind" not in line:
-            raise ValueError(f'report: {path} line {number}: expected an object with "step" (int) and "kind"')
-        if lacks := [field for field in _FIELDS.get(line["kind"], ()) if field not in line]:
-            raise ValueError(f"report: {path} line {number}: a line of kind {line['kind']} lacks {', '.join(lacks)}")
-        lines.append(line)
+        lines = files.read_lines(path, growing=not finished)
+    except ValueError as error:
+        raise ValueError(f"report: {error}") from None
+    for number, line in enumerate(lines, 1):
+        for field, (fits, expected) in _FIELDS.get(line["kind"], {}).items():
+            if not fits(line.get(field)):
+                given = f"got {line[field]!r:.60}" if field in line else "which is missing"
+                where = f"{path} line {number}: {field} of a line of kind {line['kind']}"
+                raise ValueError(f"report: {where} must be {expected}, {given}")
     return lines
 
 
-_FIELDS = {"masks": ("density",), "first_layer": ("leaf", "shape", "rows_packed")}
-"""What is read of a line whatever the figure."""
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 8 and all(checks.is_whole(size, 1) for size in value)
+
+
+_NUMBER = (lambda value: value is None or is_number(value), "a number")
+_TEXT = (lambda value: isinstance(value, str), "a word")
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "eval": {"accuracy": _NUMBER},
+    "masks": {
+        "density": (lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "numbers by leaf"),
+        **dict.fromkeys(("dropped_fraction", "grown_fraction", "explored"), _NUMBER),
+    },
+    "first_layer": {"leaf": _TEXT, "shape": (_is_shape, "a list of sizes"), "rows_packed": _TEXT},
+}
+"""What is read of a line, and what it must be."""
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:
@@ -88,14 +103,14 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
       ValueError: a file is missing or damaged; the message names the file and, in `metrics.jsonl`, the line.
     """
     path = Path(path)
-    if not (path / "config.json").exists():
+    if (config := _json(path / "config.json")) is None:
         raise ValueError(f"report: expected a run directory, but {path} has no config.json")
-    summary = _json(path / "summary.json") if (path / "summary.json").exists() else None
+    summary = _json(path / "summary.json")
     return Run(
         name=name or path.name,
         path=path,
-        config=_json(path / "config.json"),
-        env=_json(path / "env.json") if (path / "env.json").exists() else {},
+        config=config,
+        env=_json(path / "env.json") or {},
         metrics=_lines(path / "metrics.jsonl", finished=summary is not None),
         summary=summary,
     )
@@ -128,8 +143,8 @@ def read(root: str | Path) -> list[Run]:
 
 
 def _run_directories(root: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(root):
-        if "config.json" in files:
+    for folder, below, names in os.walk(root):
+        if "config.json" in names:
             yield Path(folder)
             below.clear()  # checkpoints are many files, and no runs
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from rich import box
 from rich.table import Table
 
+from experiments import texts
 from experiments.report.methods import distribution_label, label, rank
-from experiments.report.runs import Run, flat, split
+from experiments.report.runs import Run, flat, is_number, split
 from experiments.resuming import harmless
 
 
@@ -68,9 +69,13 @@ def key(run: Run) -> Key:
         raise ValueError(f"report: run {run.name} has no summary.json, so no row")
     if missing := [name for name in _NEEDED if name not in summary]:
         raise ValueError(f"report: {run.path / 'summary.json'} lacks {', '.join(missing)}")
-    for name in ("sparsity", *_NEEDED[_NEEDED.index("test_accuracy") :]):
-        if not isinstance(summary[name], (int, float)):
-            raise ValueError(f"report: {run.path / 'summary.json'}: {name} must be a number, got {summary[name]!r}")
+    for name in _NEEDED:
+        word = name in ("dataset", "model", "method", "distribution")
+        fits = (isinstance(summary[name], str) or summary[name] is None) if word else is_number(summary[name])
+        if not fits:
+            expected = "a word" if word else "a number"
+            where = run.path / "summary.json"
+            raise ValueError(f"report: {where}: {name} must be {expected}, got {summary[name]!r:.60}")
     dense = summary["method"] == "dense"
     return Key(
         dataset=str(summary["dataset"]),
@@ -196,7 +201,7 @@ _TEXT_COLUMNS = frozenset({"Method", "Sparsity", "Settings"})
 
 
 class Grid(NamedTuple):
-    """A table as text, before it takes a form: one for each dataset and model."""
+    """A table as plain text, before it takes a form and is escaped for it: one for each dataset and model."""
 
     title: str
     headers: list[str]
@@ -215,14 +220,15 @@ def grids(table: Iterable[Row]) -> list[Grid]:
     out = []
     for (dataset, model), part in parts.items():
         width = len(_HEADERS) if any(row.settings for row in part) else len(_HEADERS) - 1
-        out.append(Grid(f"{dataset}, {model}", _HEADERS[:width], [_cells(row)[:width] for row in part]))
+        cells = [[texts.plain(cell) for cell in _cells(row)[:width]] for row in part]
+        out.append(Grid(texts.plain(f"{dataset}, {model}"), _HEADERS[:width], cells))
     return out
 
 
 def unfinished_text(runs: Iterable[Run]) -> str:
     """One line that names the unfinished runs and how far they came, "" if there are none."""
     unfinished = split(runs)[1]
-    return ", ".join(f"{run.name} (step {run.last_step:,})" for run in unfinished)
+    return ", ".join(f"{texts.plain(run.name)} (step {run.last_step:,})" for run in unfinished)
 
 
 def markdown(runs: Iterable[Run]) -> str:
@@ -231,20 +237,20 @@ def markdown(runs: Iterable[Run]) -> str:
     blocks = []
     for grid in grids(rows(runs)):
         lines = [grid.headers, ["---:" if grid.right(header) else "---" for header in grid.headers], *grid.cells]
-        text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        blocks.append(f"**{grid.title}**\n\n{text}\n")
+        text = "\n".join("| " + " | ".join(map(texts.markdown, line)) + " |" for line in lines)
+        blocks.append(f"**{texts.markdown(grid.title)}**\n\n{text}\n")
     if names := unfinished_text(runs):
-        blocks.append(f"Unfinished, not in the table: {names}.\n")
+        blocks.append(f"Unfinished, not in the table: {texts.markdown(names)}.\n")
     return "\n".join(blocks)
 
 
 def terminal(grid: Grid) -> Table:
     """A grid as a rich table."""
-    table = Table(title=grid.title, box=box.SIMPLE_HEAD, title_style="bold", header_style="bold")
+    table = Table(title=texts.terminal(grid.title), box=box.SIMPLE_HEAD, title_style="bold", header_style="bold")
     for header in grid.headers:
         # Two short lines instead of one long: eight columns have to fit a terminal of 80 characters.
         text = header.replace(" ", "\n", 1) if grid.right(header) else header
         table.add_column(text, justify="right" if grid.right(header) else "left", no_wrap=header != "Settings")
     for cells in grid.cells:
-        table.add_row(*cells)
+        table.add_row(*map(texts.terminal, cells))
     return table

@@ -1,16 +1,18 @@
 """The command line says in one line what is wrong; a sweep runs what is missing and nothing else."""
 
 import json
+import shlex
 import sys
 
 import pytest
 
-from experiments import launch, main
+from experiments import launch, main, records
 from experiments.studies import fashion_mnist
 
 # ml_collections reads config files in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SMOKE = "configs/digits_mlp.py:smoke"
+SUMMARY = json.dumps(dict.fromkeys(records.SUMMARY, 1) | {"test_accuracy": 0.5, "method": "rigl"})
 
 
 def call(*arguments):
@@ -64,7 +66,7 @@ def test_the_fashion_mnist_study_has_every_run_once(tmp_path):
     job = next(job for job in jobs if job.name == "lenet5-set-0.98-s2")
     assert job.command[:3] == [sys.executable, "-m", "experiments.main"]
     assert {"--config.method.name=set", "--config.sparsity=0.98", "--config.seed=2"} < set(job.command)
-    assert set(fashion_mnist.MODELS.values()) == {job.command[4] for job in jobs}
+    assert {str(launch.ROOT / config) for config in fashion_mnist.MODELS.values()} == {job.command[4] for job in jobs}
 
 
 def test_an_unknown_study(capsys):
@@ -80,10 +82,8 @@ def scripted(folder, name, code):
 def test_a_sweep_runs_what_is_missing_and_reports_what_failed(tmp_path, capfd):
     done = tmp_path / "done"
     done.mkdir()
-    (done / "summary.json").write_text("{}")
-    finish = (
-        f"""open({str(tmp_path / "good" / "summary.json")!r}, "w").write('{{"test_accuracy": 0.5, "seconds": 1}}')"""
-    )
+    (done / "summary.json").write_text(SUMMARY)
+    finish = f"open({str(tmp_path / 'good' / 'summary.json')!r}, 'w').write({SUMMARY!r})"
     jobs = [
         scripted(tmp_path, "done", "raise SystemExit('must not run')"),
         scripted(tmp_path, "good", finish),
@@ -122,7 +122,7 @@ def test_sigterm_to_the_launcher_lets_its_runs_save(tmp_path, capfd):
 def test_dry_run_prints_the_commands_of_what_is_left(tmp_path, capsys):
     finished = tmp_path / "digits_mlp-smoke" / "dense-s0"
     finished.mkdir(parents=True)
-    (finished / "summary.json").write_text("{}")
+    (finished / "summary.json").write_text(SUMMARY)
     assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), "--methods", "dense,rigl", "--dry_run"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "--config.method.name=rigl" in line
@@ -144,10 +144,71 @@ def test_commands_for_several_hosts(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
+def test_paths_are_those_of_the_callers_folder(tmp_path, monkeypatch, capfd):
+    (tmp_path / "own.py").write_text(
+        "from configs import digits_mlp\n\n\ndef get_config(variant=''):\n    return digits_mlp.get_config('smoke')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main.parse(["main", "--config", "own.py", "--workdir", "run"]).config.steps == 6
+    assert launch.main(["--config", "own.py:x", "--methods", "rigl", "--dry_run"]) == 0
+    command = shlex.split(capfd.readouterr().out)
+    assert command[3:5] == ["--config", f"{tmp_path}/own.py:x"]
+    assert command[-1] == f"{tmp_path}/runs/own-x/rigl-s0"
+    assert launch.main(["--config", "own.py", "--methods", "rigl", "--hosts", "a,b"]) == 0
+    assert f"--config {tmp_path}/own.py" in capfd.readouterr().out
+    assert launch.main(["--config", "configs/digits_mlp.py", "--dry_run"]) == 2  # is not here
+    assert "there is no config file" in capfd.readouterr().err
+    (job,) = [job for job in launch.study("fashion_mnist", tmp_path) if job.name == "mlp-rigl-0.9-s0"]
+    assert main.parse(job.command[2:]).config.method.name == "rigl"
+    # A job starts here too, and finds the project.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    where = scripted(tmp_path, "where", "import os, experiments, configs\nprint(os.getcwd())")
+    assert launch.run([where], 1) == 0
+    assert (tmp_path / "where" / "log.txt").read_text() == f"{tmp_path}\n"
+
+
+@pytest.mark.parametrize("folder", ["a b", "a; rm -rf x", "$(x)", "it's", "rigl-jax"])
+def test_the_project_folder_is_quoted_for_the_shell(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path / folder)
+    job = launch.job("run", str(tmp_path / folder / "configs" / "x.py"), {"rules": "(('a b',),)"}, tmp_path)
+    remote = shlex.split(launch.on_tpu(job, "slice:zone"))[-1].removeprefix("--command=")
+    assert shlex.split(remote) == ["cd", folder, "&&", ".venv/bin/python", "-m", "experiments.main", "--config",
+        "configs/x.py", "--config.rules=(('a b',),)", "--workdir", str(tmp_path / "run"), "--distributed"]  # fmt: skip
+
+
+def test_a_run_that_another_launch_finished_meanwhile_is_no_failure(tmp_path, capfd):
+    finish = f"import os\nos.mkdir({str(tmp_path / 'b')!r})\n"
+    finish += f"open({str(tmp_path / 'b' / 'summary.json')!r}, 'w').write({SUMMARY!r})"
+    assert launch.run([scripted(tmp_path, "a", finish), scripted(tmp_path, "b", "raise SystemExit('never')")], 1) == 0
+    assert "[2/2] b: finished by another launch" in capfd.readouterr().out
+
+
+def test_half_a_summary_is_no_finished_run(tmp_path):
+    job = scripted(tmp_path, "a", "")
+    job.workdir.mkdir()
+    for text, finished in ((SUMMARY, True), (SUMMARY[:-9], False), ("", False), ("{}", False)):
+        (job.workdir / "summary.json").write_text(text)
+        assert job.finished is finished
+
+
+def test_what_a_log_holds_does_not_reach_the_terminal(tmp_path, capfd):
+    assert launch.run([scripted(tmp_path, "a", "import sys\nsys.exit('\\x1b]0;title\\a bad')")], 1) == 1
+    assert "a: failed with code 1: \\x1b]0;title\\x07 bad" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--hosts", "one"), ("--hosts", "a,a"), ("--hosts", "a,b;c"), ("--hosts", ""), ("--tpu", "slice"), ("--tpu", "")],
+    [
+        ("--tpu", "-x:zone"),
+        ("--tpu", "a:b:c"),
+        ("--hosts", "one"),
+        ("--hosts", "a,a"),
+        ("--hosts", "a,b;c"),
+        ("--hosts", ""),
+        ("--tpu", "slice"),
+        ("--tpu", ""),
+    ],
 )
 def test_places_that_are_none(option, value, tmp_path, capsys):
-    assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), option, value]) == 2
+    assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), f"{option}={value}"]) == 2
     assert f"error: launch: {option} takes" in capsys.readouterr().err
