@@ -38,7 +38,7 @@ def style(method: str) -> Style:
     method = method.removesuffix("_")  # rx.set_ bears the underscore for Python's sake only
     if method in STYLES:
         return STYLES[method]
-    number = zlib.crc32(method.encode())
+    number = zlib.crc32(method.encode(errors="surrogatepass"))
     return Style(method, (_GREEN, _PURPLE, _VERMILION)[number % 3], "dph*"[number % 4], ("-.", ":")[number // 4 % 2])
 
 
