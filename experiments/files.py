@@ -105,13 +105,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     part = path.with_name(path.name + ".part")
     with told(path):
-        part.unlink(missing_ok=True)  # of a write that was killed, or a link
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o666)
-        with open(descriptor, "wb") as file:
+        with create(part) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name without the content
         part.replace(path)
+
+
+def create(path: Path) -> BinaryIO:
+    """Opens a new file to write; a file or link of that name, as a write that was killed leaves, is removed."""
+    path.unlink(missing_ok=True)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o666), "wb")
 
 
 def open_to_append(path: Path) -> BinaryIO:

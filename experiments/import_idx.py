@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     if source is None and not Path(DEBIAN).is_dir():
         raise ValueError(f"{DEBIAN} is not there; type: apt-get install dataset-fashion-mnist, or give --source FOLDER")
     data_dir = os.path.expanduser(options.data_dir or os.fspath(tfds.core.constants.DATA_DIR))
-    there = [path.parent for path in Path(data_dir).glob(f"{name}/*/dataset_info.json")]
+    there = [path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json")]
     if there:
         print(f"{there[0]} is there already; remove it to import again")
         return 0

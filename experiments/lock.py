@@ -44,7 +44,8 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 holder = file.read(20).decode(errors="replace").strip() or "unknown"
                 raise BlockingIOError(
-                    f"{folder} is in use by another run (process {holder}); wait until it ends, or give another workdir"
+                    f"{folder} is in use by another run (process {holder}); wait until it ends, or give another "
+                    f"workdir. If its machine is gone, delete {folder / NAME}"  # some file systems do not notice
                 ) from None
         else:
             file.truncate(0)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import jax
@@ -114,6 +115,13 @@ def test_a_data_set_that_cannot_be_opened(arguments, message, tmp_path):
         load(*arguments, seed=0, data_dir=str(tmp_path))
     check(caught.value)
     assert [path.name for path in tmp_path.rglob("*")] == ["half", "1.0.0"]
+
+
+def test_what_to_type_is_quoted_for_the_shell(tmp_path):
+    with pytest.raises(ValueError, match=r"type: ") as caught:
+        load("fashion_mnist", 8, seed=0, data_dir=str(tmp_path / "my data; x"))
+    command = str(caught.value).split("&& ")[1].split("; or: ")[0]
+    assert shlex.split(command)[-1] == str(tmp_path / "my data; x")
 
 
 IMAGES = b"\0\0\x08\x03" + bytes((0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2)) + bytes(8)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import files
 from experiments.data import augment
 from rigl_jax import trees
 
@@ -120,9 +122,9 @@ def _builder(tfds, dataset: str, data_dir: str | None):
 
 def _absent(tfds, dataset: str, data_dir: str | None, root: Path) -> str:
     """The message for a set that is not there: what to type, or which names exist."""
-    base, option = _base(dataset), f" --data_dir {data_dir}" if data_dir else ""
+    base, option = _base(dataset), f" --data_dir {shlex.quote(data_dir)}" if data_dir else ""
     start = f"load: data set {dataset!r} is not prepared in {root}; type: "
-    build = f"tfds build {dataset} --file_format=array_record{option}"
+    build = f"tfds build {shlex.quote(dataset)} --file_format=array_record{option}"
     needs = "needs the network and `pip install tensorflow`"
     if base in IDX_SETS:
         package = IDX_SETS[base]
@@ -170,7 +172,7 @@ def _split(tfds, dataset: str, builder, name: str, shape, in_memory: bool) -> Sp
     except NotImplementedError as error:
         raise ValueError(
             f"load: {dataset!r} in {builder.data_dir} must be in the array_record format, it is in "
-            f"{builder.info.file_format.value}; type: tfds build {dataset} --file_format=array_record"
+            f"{builder.info.file_format.value}; type: tfds build {shlex.quote(dataset)} --file_format=array_record"
         ) from error
     if not in_memory:
         return Split(len(records), records, None)
@@ -207,7 +209,7 @@ def _write_cache(builder, name: str, images: np.ndarray, labels: np.ndarray) -> 
         part = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(exist_ok=True)
-            with part.open("wb") as file:
+            with files.create(part) as file:
                 np.save(file, array)
             part.replace(path)
         except OSError:  # a read-only or full disk costs seconds at the next start, nothing else
