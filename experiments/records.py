@@ -232,7 +232,7 @@ def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False
     target = records / run.name
     target.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "env.json", "summary.json"):
-        value = files.read_json(run / name)
+        value = files.read_json(run / name) or {}
         if name == "config.json" and isinstance(value.get("dataset"), dict):
             value["dataset"].pop("data_dir", None)  # a path of the machine the run was made on
         files.write_json(target / name, value)

@@ -184,7 +184,7 @@ def differences(left: Path, right: Path) -> list[str]:
     if len(lines[0]) != len(lines[1]):
         found.append(f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines")
     found += [f"metrics.jsonl: step {a['step']} {a['kind']}" for a, b in zip(*lines, strict=False) if a != b]
-    summaries = [_untimed(files.read_json(run / "summary.json")) for run in (left, right)]
+    summaries = [_untimed(files.read_json(run / "summary.json") or {}) for run in (left, right)]
     found += [f"summary.json: {key}" for key in summaries[0] if summaries[0][key] != summaries[1].get(key)]
     return found
 
@@ -194,7 +194,7 @@ def _untimed(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arrays(run: Path) -> dict[str, np.ndarray]:
-    config = files.read_json(run / "config.json")
+    config = files.read_json(run / "config.json") or {}
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
     found = store.restore(compile_task(prepare(config, jax.devices()[:1])).abstract())
     store.close()
