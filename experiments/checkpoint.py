@@ -56,6 +56,7 @@ def open_checkpoints(
     *,
     keep: int,
     config: Mapping[str, Any] | None = None,
+    vouched: bool = True,
     step_of: Callable[[PyTree], int] | None = None,
     say: Say = logging.warning,
 ) -> Checkpoints:
@@ -66,6 +67,7 @@ def open_checkpoints(
       keep: how many of the latest are kept; the best by accuracy is kept besides.
       config: of the run, saved with every checkpoint; one of a run that learns something else is refused by `restore`.
         None saves and checks none.
+      vouched: whether something else says that checkpoints of earlier versions, which hold no config, are of this run.
       step_of: the step that a state is of. A checkpoint whose folder was given another number gets its own back.
       say: told when a checkpoint turns out to be damaged, to have another number, or to hold no config.
 
@@ -77,7 +79,7 @@ def open_checkpoints(
     with _told(directory):
         directory.mkdir(parents=True, exist_ok=True)  # orbax does not notice a file of that name
     _check_metrics(directory, say)
-    n_arrays = 0
+    n_arrays, bound = 0, _Bound(config, vouched, say)
     where, leave = _seen_by_orbax(directory)
     try:
         with _told(directory):
@@ -92,8 +94,8 @@ def open_checkpoints(
             return
         whole = {"state": state, "digest": digests.digest(state)}
         n_arrays = len(jax.tree.leaves(whole))
-        bound = {} if config is None else {CONFIG: dict(config)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(whole), facts=ocp.args.JsonSave({**facts, **bound}))
+        known = dict(facts) if config is None else {**facts, CONFIG: dict(config)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(whole), facts=ocp.args.JsonSave(known))
         with _told(directory):  # also what went wrong with the one before, which was still being written
             manager.save(step, args=args, metrics={"accuracy": UNKNOWN if accuracy is None else accuracy})
 
@@ -103,7 +105,7 @@ def open_checkpoints(
             path = directory / str(step := max(steps))
             if flaw := _agreed_flaw(path):
                 _set_aside(path, flaw, say)
-            elif (found := _read(manager, step, abstract, config, say)) is None:
+            elif (found := _read(manager, step, abstract, bound)) is None:
                 _set_aside(path, "its digest does not fit its content", say)
             elif step_of is None or (own := step_of(found[0])) == step:
                 return found
@@ -258,8 +260,34 @@ def _free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+class _Bound(NamedTuple):
+    """To which run checkpoints must belong: see `open_checkpoints`."""
+
+    config: Mapping[str, Any] | None
+    vouched: bool
+    say: Say
+
+    def check(self, step: int, made_with: Mapping[str, Any] | None) -> None:
+        """Refuses a checkpoint of another run.
+
+        Raises:
+          ValueError: says what differs.
+        """
+        if self.config is None:
+            return
+        if made_with is not None:
+            if found := resuming.differences(made_with, self.config):
+                differ = "; ".join(found)
+                raise ValueError(f"checkpoint {step} is of another run ({differ}); move it away to go on without it")
+            return
+        silent = f"checkpoint {step} was written by an earlier version and does not say of which run it is"
+        if not self.vouched:
+            raise ValueError(f"{silent}, nor does a config.json; put that back, or give another workdir")
+        self.say(f"{silent}; it is believed")
+
+
 def _read(
-    manager: ocp.CheckpointManager, step: int, abstract: PyTree, config: Mapping[str, Any] | None, say: Say
+    manager: ocp.CheckpointManager, step: int, abstract: PyTree, bound: _Bound
 ) -> tuple[PyTree, dict[str, Any]] | None:
     """A checkpoint whose files are whole; None where its digest does not fit, on every process alike.
 
@@ -267,11 +295,7 @@ def _read(
       ValueError: it holds something else than what is asked for, or is of another run.
     """
     facts = _restored(manager, step, facts=ocp.args.JsonRestore())["facts"]
-    made_with = facts.pop(CONFIG, None)
-    if config is not None and made_with is None:
-        say(f"checkpoint {step} was written by an earlier version and does not say of which run it is; it is believed")
-    elif config is not None and (found := resuming.differences(made_with, config)):
-        raise ValueError(f"checkpoint {step} is of another run ({'; '.join(found)}); move it away to go on without it")
+    bound.check(step, facts.pop(CONFIG, None))
     placed = jax.tree.leaves(abstract)[0].sharding
     if isinstance(placed, NamedSharding):
         placed = NamedSharding(placed.mesh, PartitionSpec())

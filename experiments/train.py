@@ -71,7 +71,11 @@ def train(
     compiled = compile_task(task) if task.packed is None else compile_packed(task)
     with _held(workdir):
         store = checkpoint.open_checkpoints(
-            workdir / "checkpoints", keep=config["keep"], config=config, step_of=lambda state: int(state.step)
+            workdir / "checkpoints",
+            keep=config["keep"],
+            config=config,
+            vouched=before is not None,
+            step_of=lambda state: int(state.step),
         )
         try:
             found = store.restore(compiled.abstract())

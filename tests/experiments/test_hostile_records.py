@@ -141,6 +141,16 @@ def test_a_last_line_without_its_end_is_left_out_while_a_run_goes_on(rest, tmp_p
         files.read_lines(path, growing=False)
 
 
+def test_a_run_can_be_read_at_any_moment_of_its_writing(tmp_path):
+    run = write_run(tmp_path, "set", 0, 0.5, finished=False)
+    whole = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl.part").write_bytes(b"{")
+    for size in range(0, len(whole), 7):
+        (run / "metrics.jsonl").write_bytes(whole[:size])
+        lines = report.read_run(run).metrics
+        assert len(lines) - whole[:size].count(b"\n") in (0, 1)  # 1: all but the end of the line is there
+
+
 # --- planted links -----------------------------------------------------------------------------------------------
 
 

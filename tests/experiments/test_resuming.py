@@ -8,27 +8,43 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from experiments import checkpoint, files, records, sums
+from experiments import checkpoint, files, records, sharding, sums
+from experiments import train as train_module
 from experiments.lock import locked
+from experiments.steps import compile_task, prepare
 from experiments.train import train
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A finished run, the same stopped in its middle, and the latter with another seed."""
+    """A run stopped in its middle, and the same when finished; tests/experiments/test_train.py resumes bit for bit."""
     folder = tmp_path_factory.mktemp("runs")
-    train(configured(), folder / "whole", devices=ONE)
     train(configured(stop_at=3), folder / "half", devices=ONE)
-    train(configured(stop_at=3, seed=1), folder / "other", devices=ONE)
+    shutil.copytree(folder / "half", folder / "whole")
+    train(configured(), folder / "whole", devices=ONE)
     return folder
 
 
 @pytest.fixture
 def half(runs, tmp_path):
     return shutil.copytree(runs / "half", tmp_path / "run")
+
+
+def restored(run):
+    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
+    found = store.restore(compile_task(prepare(configured(), ONE)).abstract())
+    store.close()
+    return found
+
+
+def saved(run, step, state, facts, config=None):
+    store = checkpoint.open_checkpoints(run / "checkpoints", keep=2, config=config)
+    store.save(step, state, facts, 0.5)
+    store.close()
 
 
 def content(run):
@@ -55,8 +71,17 @@ def lost_config_and_method(runs, run):
 
 
 def checkpoint_of_another_run(runs, run):
-    shutil.copytree(runs / "other" / "checkpoints" / "3", run / "checkpoints" / "4")
+    state, facts = restored(run)
+    saved(run, 4, state, facts, config=files.read_json(run / "config.json") | {"seed": 1})
     return {}, r"checkpoint 4 is of another run \(seed: 1 -> 0\)"
+
+
+def checkpoint_from_before_and_lost_config(runs, run):
+    state, facts = restored(run)
+    shutil.rmtree(run / "checkpoints")
+    saved(run, 3, state, facts)
+    (run / "config.json").unlink()
+    return {"seed": 1}, r"checkpoint 3 .* does not say of which run it is, nor does a config.json"
 
 
 def half_a_summary_and_no_checkpoint(runs, run):
@@ -67,7 +92,14 @@ def half_a_summary_and_no_checkpoint(runs, run):
 
 
 @pytest.mark.parametrize(
-    "change", [lost_config, lost_config_and_method, checkpoint_of_another_run, half_a_summary_and_no_checkpoint]
+    "change",
+    [
+        lost_config,
+        lost_config_and_method,
+        checkpoint_of_another_run,
+        checkpoint_from_before_and_lost_config,
+        half_a_summary_and_no_checkpoint,
+    ],
 )
 def test_what_is_not_this_run_is_refused_and_stays_as_it_was(change, runs, half):
     values, message = change(runs, half)
@@ -90,29 +122,16 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run_before_it_starts_anew(ha
     assert content(half) == before
 
 
-def test_a_run_from_before_goes_on_and_lost_lines_are_told(runs, half, monkeypatch, caplog):
+def test_a_run_from_before_goes_on_and_the_lack_is_told_once(runs, half, caplog):
     """Earlier versions kept neither the config nor the number of lines in a checkpoint."""
-    real = checkpoint.open_checkpoints
-    kept = real(half / "checkpoints", keep=1)
-    abstract = _abstract()
-    state, facts = kept.restore(abstract)
-    kept.close()
+    state, facts = restored(half)
     assert facts.pop("lines") == len(lines(half))
     shutil.rmtree(half / "checkpoints")
-    kept = real(half / "checkpoints", keep=1)
-    kept.save(3, state, facts, 0.5)
-    kept.close()
-    old = shutil.copytree(half, half.with_name("old"))
-    train(configured(), old, devices=ONE)
-    assert lines(old) == lines(runs / "whole")
+    saved(half, 3, state, facts)
+    train(configured(), half, devices=ONE)
+    assert lines(half) == lines(runs / "whole")
     assert caplog.text.count("does not say of which run it is") == 1
     assert "lost" not in caplog.text
-
-
-def _abstract():
-    from experiments.steps import compile_task, prepare
-
-    return compile_task(prepare(configured(), ONE)).abstract()
 
 
 def test_lines_lost_before_the_checkpoint_are_told(runs, half, caplog):
@@ -164,6 +183,14 @@ def test_the_lock_dies_with_its_process(tmp_path):
         other.wait()
         with locked(tmp_path):
             assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_all_processes_are_told_that_the_first_does_not_hold_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(sharding, "all_agree", lambda held: False)  # the first process says no
+    with pytest.raises(OSError, match=r"train: the first process cannot begin a run in "), train_module._held(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
