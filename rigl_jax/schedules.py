@@ -18,8 +18,9 @@ def every(period: int, *, start: int = 0, stop: int | None = None, include_stop:
 
     Args:
       period: steps between two rewirings, at least 1. The paper's delta T.
-      start: the first step that is due. 0, as in the authors' code, rewires before any weight was trained;
-        `start=period`, as in most PyTorch ports, first trains for a period.
+      start: the first step that is due. 0, as in the authors' code, rewires before any weight was trained. Most PyTorch
+        ports count a step before they ask whether it is due, so that `start=period - 1, stop=T_end - 1,
+        include_stop=False` is theirs.
       stop: the last step that may be due (T_end), or None for no end.
       include_stop: whether `stop` itself may be due. The authors' code includes it (with a cosine fraction nothing
         moves then, but the step is skipped); the paper's Algorithm 1 writes t < T_end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -35,7 +36,9 @@ def granet(
     exactly the plan's total at the last rewiring up to `prune_stop` and later. What is too much is pruned by |w| over
     all layers together (at least one weight of each stays); then each layer drops `fraction` of its weights by |w| and
     grows as many by |g|. Leaves compete where their units have one size (`reallocation.pools`); N:M keeps its n, and a
-    constant fan-in follows the schedule by itself. A weight that is pruned and regrown at once keeps its value.
+    constant fan-in follows the schedule by itself. As in the authors' code a weight that is pruned and grown again in
+    one step starts from zero, with fresh moments, and one that is dropped and grown again goes on as it was. They drop
+    ceil(fraction * n) weights of a layer, here it is floor(fraction * n).
 
     The initial masks are random, as in the authors' sparse-to-sparse form; `initial_sparsity=0` is their
     dense-to-sparse form. No leaf starts sparser than it ends. Where they prune by a threshold (ties all go, and a
@@ -92,8 +95,12 @@ def granet(
         pruned = _prune(plan, initial, state.masks, worth, remaining(signals.step))
         share = fraction_at(signals.step)
         n_drop = {name: topology.count(share, n) for name, n in reallocation.n_active(plan, pruned).items()}
-        masks, _ = topology.rewire_tree(plan, pruned, worth, grow(signals), n_drop, before=state.masks, together=True)
-        return Rewired(MaskState(masks))
+        masks, kept = topology.rewire_tree(
+            plan, pruned, worth, grow(signals), n_drop, before=state.masks, together=True
+        )
+        # What was pruned and grown again too; where scores are not sound, all is kept as it was.
+        fresh = jax.tree.map(lambda mask, left, kept: mask & ~left & ~kept, masks, pruned, kept)
+        return Rewired(MaskState(masks), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(init, update, due, dense_grads=due)

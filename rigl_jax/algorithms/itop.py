@@ -35,7 +35,8 @@ def itop(
     a longer `period`, which lets new weights train, does too. This is the authors' `random_unfired` growth: uniformly
     random among positions that no mask has held yet; once these run out, among all inactive ones. Their code drops
     all weights tied at the threshold, and draws so that the count drifts; here counts are exact. A weight that is
-    dropped and grown at once keeps its value, as theirs. For R_s of another method, take
+    dropped and grown at once keeps its value, as theirs. They drop ceil(fraction * n) weights of a layer, here it is
+    floor(fraction * n). For R_s of another method, take
     the union of its masks over training.
 
     Training FLOPs: 3 f_S a step; no dense gradient is ever read.
@@ -46,7 +47,7 @@ def itop(
       stop: last step that may rewire; None: never stops.
       fraction: as in `rigl`. The authors anneal 0.5 by a cosine too, to 0.005 at the last step of training (here to 0
         at `stop`).
-      start: first step that rewires; theirs is `period`.
+      start: first step that rewires; theirs is `period - 1`, for they count a step before they ask whether it is due.
       drop: the score whose lowest active weights are dropped.
 
     >>> import rigl_jax as rx

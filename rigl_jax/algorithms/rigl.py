@@ -49,9 +49,11 @@ def rigl(
       fraction: the share of active weights moved (alpha), in [0, 1], annealed by a cosine from `start` on to 0 at
         `stop` (constant without a stop); or any schedule `step -> fraction`. The authors' code divides by stop -
         start without subtracting start, which is the same for start = 0.
-      start: first step that rewires. 0 as in the authors' code, before any weight has trained; `start=period` as in
-        rigl-torch and SRigL.
-      include_stop: False for "t < T_end", as the paper's Algorithm 1 and rigl-torch have it.
+      start: first step that rewires. 0 as in the authors' code, before any weight has trained. rigl-torch, SRigL and
+        ITOP count a step before they ask whether it is due, and their cosine runs from 0 to T_end, not from `start`:
+        `start=period - 1, stop=T_end - 1, include_stop=False, fraction=lambda step: cosine(step + 1)`, where
+        `cosine = rx.schedules.cosine(0.3, T_end)`. (ITOP has no T_end but the end of training.)
+      include_stop: False for "t < T_end", as the paper's Algorithm 1 has it.
       skip_step: weights and optimizer hold still on a rewiring (paper, TF1, jaxpruner). False trains on that step
         first, as in the authors' TF2 code and ITOP.
       count_skipped: a rewiring counts as a step (paper's Algorithm 1, jaxpruner). False: it does not, as in TF1,
@@ -115,10 +117,10 @@ def set_(
     """SET (Mocanu et al. 2018): drop the smallest |w|, grow uniformly at random among inactive positions, at zero.
 
     As the RigL paper runs it: RigL with random growth, and with the weights trained on rewiring steps too (the authors'
-    code skips the step for RigL only). The original rewires once an epoch with a constant fraction of 0.3, and drops on
-    either side of zero apart: `fraction=optax.constant_schedule(0.3), period=steps_per_epoch, two_sided=True`; there a
-    fresh weight starts from a small random value (`grow_values=rx.values.normal(...)`). Training FLOPs: 3 f_S; no dense
-    gradient is ever read.
+    code skips the step for RigL only). The original rewires at the end of each epoch with a constant fraction of 0.3,
+    and drops on either side of zero apart: `period=steps_per_epoch, start=steps_per_epoch - 1, two_sided=True,
+    fraction=optax.constant_schedule(0.3)`; there a fresh weight starts from a small random value
+    (`grow_values=rx.values.normal(...)`). Training FLOPs: 3 f_S; no dense gradient is ever read.
 
     Args:
       plan: from `make_plan`.

@@ -33,9 +33,9 @@ def srigl(
     Plan leaves with `rx.structures.fan_in()`. Of N weights in a leaf (in a stack, in each layer), at each rewiring:
 
     1. The salient weights are those RigL would have: the N - K largest |w|, and the K largest |g| among the others.
-    2. A neuron with fewer salient weights than `min_salient` times its fan-in is ablated: it loses all its inputs. The
-       others share them: fan-in k = N // (neurons left). As many neurons stay as it takes for k to exist, those with
-       most salient weights. Ablated ones are reconsidered each time.
+    2. A neuron with fewer salient weights than max(1, int(`min_salient` times its fan-in)) is ablated: it loses all its
+       inputs. The others share them: fan-in k = N // (neurons left). As many neurons stay as it takes for k to exist,
+       those with most salient weights. Ablated ones are reconsidered each time.
     3. Each neuron left keeps its largest weights among those N - K, at most k, and grows to k by |g|.
 
     Where the authors' code cuts a neuron to k it sorts a boolean mask, so that arbitrary weights survive; here the
@@ -50,7 +50,7 @@ def srigl(
       period: steps between rewirings.
       stop: last step that may rewire; None: never stops.
       fraction: the share of active weights moved, in [0, 1], annealed by a cosine; or a schedule.
-      start: first step that rewires. The authors' code: `start=period`, and nothing at `stop` itself.
+      start: first step that rewires. The authors' code: `start=period - 1, stop=T_end - 1`, as `rigl` explains.
       min_salient: gamma, the share of the plan's fan-in that must be salient, in [0, 1], and at least 1 weight.
         0.3 in the paper for convolutional networks, 0.95 for vision transformers. 0 ablates only neurons without any.
       skip_step: weights and optimizer hold still on a rewiring, as in `rigl` and in the authors' code.
@@ -110,7 +110,7 @@ def _rewire(
 
     counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
     fewest = -(-total // units)  # neurons that it takes to hold all weights
-    needed = -1.0 if min_salient is None else max(1.0, min_salient * leaf.n_active)
+    needed = -1 if min_salient is None else max(1, int(min_salient * leaf.n_active))
     alive = (counts >= needed) | topology.select(counts.astype(jnp.float32), fewest, axes=layer)
     each = jnp.where(alive, total // topology.count_layers(leaf, alive), 0)
 

@@ -90,3 +90,36 @@ def test_no_layer_starts_sparser_than_it_ends():
 def test_bad_schedules(options):
     with pytest.raises(ValueError, match="granet: prune_stop must be a step from start="):
         granet(PLAN, **options)
+
+
+@pytest.mark.parametrize(("wanted", "value", "moment"), [(4, 0.0, 0.0), (3, 5.0, 19.0)], ids=["pruned", "dropped"])
+def test_a_weight_pruned_and_regrown_starts_anew_and_one_dropped_and_regrown_goes_on(wanted, value, moment):
+    """Of 8 weights 4 are pruned, then the least of the others is dropped and the one of the largest gradient grown."""
+    params = {"w": jnp.array([[8.0, 7.0, 6.0, 5.0], [4.0, 3.0, 2.0, 1.0]])}
+    method = granet(
+        rx.make_plan(params, 0.5), period=1, stop=1, initial_sparsity=0.0, fraction=optax.constant_schedule(0.25)
+    )
+    tx = rx.sparsify(optax.chain(optax.trace(0.9), optax.scale(0.0)), method, key=jax.random.key(0))
+    state = tx.init(params)
+    grads = {"w": jnp.ones(8).at[wanted].set(10.0).reshape(2, 4)}
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    expected = np.array([8.0, 7.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    expected[wanted] = value
+    np.testing.assert_array_equal(np.ravel(params["w"]), expected)
+    assert np.ravel(state.masks["w"])[wanted]
+    assert float(np.ravel(state.inner[0].trace["w"])[wanted]) == moment
+
+
+def test_a_gradient_that_is_not_finite_starts_no_weight_anew():
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    tx = rx.sparsify(
+        optax.chain(optax.apply_if_finite(optax.sgd(0.0), 9)),
+        granet(rx.make_plan(params, 0.5), period=1, stop=2, initial_sparsity=0.0),
+        key=jax.random.key(0),
+    )
+    state = tx.init(params)._replace(step=jnp.int32(1))
+    updates, after = tx.update({"w": jnp.full((2, 4), jnp.nan)}, state, params)
+    np.testing.assert_array_equal(optax.apply_updates(params, updates)["w"], params["w"])
+    np.testing.assert_array_equal(after.masks["w"], state.masks["w"])

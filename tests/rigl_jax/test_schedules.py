@@ -1,9 +1,11 @@
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rigl_jax as rx
 from rigl_jax import schedules
 from tests import oracles
 
@@ -73,3 +75,20 @@ def test_inverse_power():
 def test_bad_schedules(arguments, message):
     with pytest.raises(ValueError, match=message):
         schedules.every(**arguments)
+
+
+def test_the_ports_that_count_before_they_ask_are_told_right():
+    """`step += 1; if step % period == 0 and step < t_end` of rigl-torch and SRigL, and their cosine over (0, t_end)."""
+    period, t_end = 10, 60
+    theirs = [(call, step) for call, step in enumerate(range(1, 100)) if step % period == 0 and step < t_end]
+    due = schedules.every(period, start=period - 1, stop=t_end - 1, include_stop=False)
+    assert [call for call in range(99) if due(call)] == [call for call, _ in theirs]
+    cosine = schedules.cosine(0.3, t_end)
+    for call, step in theirs:
+        assert float(cosine(call + 1)) == pytest.approx(0.15 * (1 + np.cos(np.pi * step / t_end)), abs=1e-6)
+
+
+def test_the_original_set_rewires_at_the_end_of_each_epoch():
+    plan = rx.make_plan({"w": jnp.ones((4, 4))}, 0.5)
+    method = rx.set_(plan, period=5, start=4, fraction=lambda step: 0.3, two_sided=True)
+    assert [step for step in range(16) if method.due(step)] == [4, 9, 14]

@@ -36,7 +36,7 @@ def oracle(mask, w, g, fraction, k, min_salient):
     kept = oracles.top(w, n - n_drop, mask)
     salient = (kept | oracles.top(g, n_drop, ~kept)).sum(0)
     fewest = -(-total // inputs)
-    alive = (salient >= max(1, min_salient * k)) | oracles.top(salient, fewest)
+    alive = (salient >= max(1, int(min_salient * k))) | oracles.top(salient, fewest)
     each = total // int(alive.sum())
     new = np.zeros_like(mask)
     for i in np.flatnonzero(alive):
@@ -148,3 +148,16 @@ def test_a_rewiring_trains_nothing_unless_asked_to():
         tx = rx.sparsify(optax.sgd(0.1), srigl(plan, skip_step=skip_step), key=jax.random.key(0))
         updates, _ = jax.jit(tx.update, static_argnames="rewire")(params, tx.init(params), params, rewire=True)
         assert bool((updates["b"] == 0).all()) == skip_step
+
+
+@pytest.mark.parametrize(
+    ("gamma", "k", "threshold"), [(0.3, 4, 1), (0.3, 10, 3), (0.49, 4, 1), (0.5, 4, 2), (0.95, 20, 19)]
+)
+def test_the_threshold_is_that_of_the_authors(gamma, k, threshold):
+    """max(1, int(gamma k)): of two neurons one has just so many salient weights, another one fewer."""
+    algorithm = srigl(plan_for((3 * k, 3), k), fraction=optax.constant_schedule(0.0), min_salient=gamma)
+    active = np.zeros((3 * k, 3), bool)
+    for neuron, n in enumerate((threshold, threshold - 1, 3 * k - 2 * threshold + 1)):
+        active[:n, neuron] = True
+    new = one_update(algorithm, active, np.where(active, 1.0, 0.0), np.ones_like(active, float))
+    assert np.asarray(new).any(axis=0).tolist() == [True, False, True]
