@@ -58,6 +58,16 @@ def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> Non
         number(who, "stop", stop, f"must not be before start={start}", lambda found: start <= found)
 
 
+def total(who: str, what: str, n: int) -> None:
+    """Refuses a count over many leaves that int32 does not hold.
+
+    Raises:
+      ValueError: `what` says what is counted.
+    """
+    if n >= LARGEST:
+        raise ValueError(f"{who}: {what} must be fewer than 2**31 in all, got {n}")
+
+
 def functions(who: str, **given: Any) -> None:
     """Refuses what cannot be called.
 

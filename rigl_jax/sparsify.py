@@ -325,7 +325,9 @@ def sparsity(tree: PyTree) -> Array:
         raise ValueError(
             "sparsity: expected weights or masks, got packed weights; ask rx.sparsity(rx.execution.masks_of(packed))"
         )
-    total = sum(leaf.size for leaf in leaves)
+    for leaf in leaves:
+        checks.total("sparsity", "weights of one leaf", leaf.size)
+    total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
     return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rigl_jax import checks, native, trees
+from rigl_jax import checks, native, quotas, trees
 from rigl_jax.base import Array
 from rigl_jax.messages import shown
 
@@ -60,7 +60,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
         raise ValueError(f"select: k must be one number for each group, of shape {counts}, got {jnp.shape(k)}")
     alone = len(set(axes)) == scores.ndim and _on_one_cpu(scores)
-    return _selected(scores, jnp.asarray(k, jnp.int32), among, axes=axes, alone=alone)
+    return _selected(scores, quotas.count(k), among, axes=axes, alone=alone)
 
 
 # Jitted, so that outside of jit it is compiled once for each shape; inside it leaves no trace.
@@ -129,7 +129,9 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
     check_count("select_jointly", k)
     for s, a in zip(scores, among, strict=True):
         _check_scores("select_jointly", s, a)
-    return _selected_jointly(list(scores), jnp.asarray(k, jnp.int32), list(among))
+    if not isinstance(k, jax.Array) and sum(s.size for s in scores) >= checks.LARGEST:
+        checks.total("select_jointly", "k", int(k))
+    return _selected_jointly(list(scores), quotas.count(k), list(among))
 
 
 @functools.partial(jax.jit, inline=True)
@@ -138,8 +140,8 @@ def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None]) 
     bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
 
     def total(which: Callable[[Array], Array]) -> Array:
-        counts = (count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys)
-        return sum(counts, start=jnp.zeros((), jnp.int32))
+        # Where there are more than int32 holds, the sum stops there, and k is no larger.
+        return quotas.total(jnp.stack([count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys]))
 
     k = jnp.clip(k, 0, total(lambda key: key > 0))
     threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k, dtype=keys[0].dtype)
@@ -169,6 +171,7 @@ def _check_scores(who: str, scores: Array, among: Array | None) -> None:
         raise ValueError(f"{who}: scores must be an array of floats, got {type(scores).__name__}")
     if scores.dtype not in _types():
         raise ValueError(f"{who}: scores must be {', '.join(_types())}, got {scores.dtype}")
+    checks.total(who, "scores of one array", scores.size)
     checks.same_shape(who, scores.shape, among=among)
     if among is not None and among.dtype != jnp.bool_:
         raise ValueError(f"{who}: among must be bool{list(scores.shape)}, got {among.dtype}{list(among.shape)}")

@@ -217,6 +217,9 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
     total = sum(leaf.n_active * layers[name] for name, leaf in plan.items()) if n_active is None else n_active
     safe = {name: select(s, min_active, axes=layer_axes(plan[name].structure, s.shape)) for name, s in given.items()}
     least = sum(layers[name] * min(min_active, s.size // layers[name]) for name, s in given.items())
+    for what, n in (("n_active", total), ("min_active times the leaves", least)):
+        if not isinstance(n, jax.Array):
+            checks.total("prune_jointly", what, int(n))
     rest = jnp.asarray(total, jnp.int32) - least
     chosen = select_jointly(list(given.values()), rest, among=[~kept for kept in safe.values()])
     masks = {name: safe[name] | new for name, new in zip(given, chosen, strict=True)}

@@ -64,6 +64,7 @@ def dsr(
     [0, 100, 200, 300]
     """
     checks.plan("dsr", plan)
+    reallocation.check_totals("dsr", plan)
     if not (checks.real(threshold) > 0 and 0 < checks.real(target) < 1 and 0 <= checks.real(tolerance) < 1):
         raise ValueError(
             "dsr: threshold must be above 0 and finite, target in (0, 1) and tolerance in [0, 1), "

@@ -69,6 +69,9 @@ def gmp(
     if not checks.is_whole(stop, start + 1):
         raise ValueError(f"gmp: stop must be after start={start}, got {shown(stop)}")
     selection.check_jointly("gmp", plan, jointly, min_active)
+    if jointly:
+        first = (max(leaf.n_active, units - math.floor(initial * units)) * n for leaf, (n, units) in _sizes(plan))
+        checks.total("gmp", "weights that are active at `start`, ranked together,", sum(first))
     due = schedules.every_and_last(period, start=start, stop=stop)
     if (stop - start) / period > MOST_PRUNINGS:
         raise ValueError(
@@ -108,6 +111,10 @@ def gmp(
         stored=lambda state: selection.everything(state.masks),
         trained=lambda state: selection.everything(state.masks),
     )
+
+
+def _sizes(plan: Plan) -> list[tuple[Leaf, tuple[int, int]]]:
+    return [(leaf, topology.n_units(leaf)) for leaf in plan.values()]
 
 
 def _active(leaf: Leaf, initial: float, share: Any) -> Array:

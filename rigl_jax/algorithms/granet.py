@@ -80,6 +80,7 @@ def granet(
         )
     fraction_at = fraction_schedule("granet", fraction, start, stop)
     initial = _initial(plan, initial_sparsity, distribution)
+    reallocation.check_totals("granet", initial)
     last = start + (prune_stop - start) // period * period  # so that a rewiring falls on the end of the cubic
 
     def remaining(step: Any) -> Array:

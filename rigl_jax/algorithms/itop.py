@@ -76,5 +76,5 @@ def itop(
 def explored(state: ItopState) -> Array:
     """R_s: the share of all sparse leaves' weights that have been active at some time, f32 scalar in [0, 1]."""
     leaves = jax.tree.leaves(state.explored)
-    total = sum(leaf.size for leaf in leaves)
+    total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
     return sum((jnp.sum(leaf, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from rigl_jax import topology, trees
+from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
 
 
@@ -29,6 +29,18 @@ def pools(plan: Plan) -> list[list[Leaf]]:
         groups, _ = topology.n_units(leaf)
         found.setdefault(leaf.name if groups > 1 else topology.unit_size(leaf), []).append(leaf)
     return list(found.values())
+
+
+def check_totals(who: str, plan: Plan) -> None:
+    """Refuses a plan in which the active units of a pool are more than int32 holds.
+
+    Raises:
+      ValueError: says how many.
+    """
+    for pool in pools(plan):
+        if len(pool) > 1:
+            active = sum(topology.n_units(leaf)[0] * leaf.n_active for leaf in pool)
+            checks.total(who, "active units among which counts move", active)
 
 
 def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:

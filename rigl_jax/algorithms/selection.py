@@ -33,7 +33,7 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
 
     Raises:
       ValueError: a leaf that is not unstructured, or a `min_active` that is negative or needs more than the plan's
-        total, which would then not be exact. Nothing is asked of either without `jointly`.
+        total, which would then not be exact; a total of 2**31 or more. Nothing is asked of these without `jointly`.
     """
     checks.plan(who, plan)
     if not jointly:
@@ -45,6 +45,7 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
                 f"got structure {leaf.structure.name!r}"
             )
     total = sum(leaf.n_active * topology.n_layers(leaf) for leaf in plan.values())
+    checks.total(who, "weights that stay active, ranked together,", total)
     if not checks.is_whole(min_active) or sum(_least(leaf, min_active) for leaf in plan.values()) > total:
         raise ValueError(
             f"{who}: min_active is a number of weights of each leaf, 0 or more, for which the plan's total of {total} "

@@ -67,6 +67,8 @@ def snfs(
     [0, 100, 200, 300]
     """
     checks.plan("snfs", plan)
+    if redistribute:
+        reallocation.check_totals("snfs", plan)
     checks.functions("snfs", drop=drop)
     momentum = checks.number("snfs", "momentum", momentum, "must be in [0, 1)", lambda found: 0 <= found < 1)
     fraction_at = fraction_schedule("snfs", fraction, start, stop)

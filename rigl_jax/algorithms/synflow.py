@@ -61,6 +61,9 @@ def synflow(
         raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {shown(rounds)}")
     selection.check_jointly("synflow", plan, jointly, min_active)
     selection.check_callable("synflow", loss)
+    if jointly:
+        first = sum(int(_counts(leaf, rounds)[0]) * topology.n_units(leaf)[0] for leaf in plan.values())
+        checks.total("synflow", "weights that stay after the first round, ranked together,", first)
     counts = {name: jnp.asarray(_counts(leaf, rounds)) for name, leaf in plan.items()}
 
     def init(key: Array, params: PyTree) -> MaskState:
