@@ -227,26 +227,31 @@ def _moved(move: Callable[[Any, tuple[Part, ...]], Sequence[Part]]) -> Callable[
 
 
 def _gather(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
-    """Rows that data choose are looked up; where whole matrices are chosen, as those of experts, each is a layer."""
-    given, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+    """Rows that data choose are looked up; where whole matrices are chosen, as those of experts, each is a layer.
+
+    Constant numbers of rows are data that were closed over, unless they are one row (a layer) or all (an order).
+    """
+    given, shape, wide = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if isinstance(ins[0], Data) or not ins[0]:
         return [Data({}) if any(isinstance(owned, Data) for owned in ins) else {}]
     sizes = eqn.params["slice_sizes"]
     chosen = [axis for axis in range(len(shape)) if sizes[axis] < shape[axis]]
     kept = [axis for axis in range(len(shape)) if axis not in given.collapsed_slice_dims]
     matrices = sum(sizes[axis] > 1 for axis in kept) > 1
-    if isinstance(ins[1], Data) and not matrices:
+    rows = [wide[k] for k in range(len(wide)) if k not in given.offset_dims]
+    ordered = [shape[axis] for axis in chosen] == rows
+    if not matrices and (isinstance(ins[1], Data) or (rows and not ordered)):
         for name, parts in ins[0].items():
             looked = {axis: INPUT for k in chosen for axis in parts[k]}
             looked |= {axis: OUTPUT for k in kept if k not in chosen for axis in parts[k]}
             seen.uses[name].append(Use("lookup", looked))
         return [Data({})]
-    out: dict[str, tuple[Part, ...]] = {}
-    for name, parts in ins[0].items():
-        places = dict(zip(given.offset_dims, kept, strict=False))
-        row = [places.get(k) for k in range(len(eqn.outvars[0].aval.shape))]
-        out[name] = tuple(() if axis is None or axis in chosen else parts[axis] for axis in row)
-    return [out]
+    places = dict(zip(given.offset_dims, kept, strict=False))
+    places = {k: axis for k, axis in places.items() if axis not in chosen}
+    if ordered and isinstance(ins[1], dict):
+        places |= dict(zip((k for k in range(len(wide)) if k not in given.offset_dims), chosen, strict=True))
+    moved = {n: tuple(p[places[k]] if k in places else () for k in range(len(wide))) for n, p in ins[0].items()}
+    return [moved]
 
 
 def _sliced(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:

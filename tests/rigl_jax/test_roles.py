@@ -356,6 +356,8 @@ BY_TRACE = [
     ("out", {"w": (8, 8), "out": (2, 4, 4)}, blocks, "sio", None),
     ("kernel", {"kernel": (8, 8)}, lambda p, x: x * p["kernel"][:1], "?", "bias or scale"),
     ("w", {"w": (8, 4)}, lambda p, x: p["w"][jnp.argmax(x, -1)], "io", "embedding"),
+    ("w", {"w": (8, 4)}, lambda p, x: p["w"][jnp.array([0, 3, 1])] @ jnp.ones((4, 2)), "io", "embedding"),
+    ("w", {"w": (8, 4)}, lambda p, x: x @ p["w"][jnp.arange(8)[::-1]], "io", None),
     ("w", {"w": (8, 8)}, lambda p, x: p["w"][jnp.argmax(x, -1)] @ p["w"].T, "io", "embedding"),
 ]
 
