@@ -175,6 +175,8 @@ class Algorithm(NamedTuple):
         weights that are not trained keep their value.
       observe: `(state, signals) -> state`, called on every step, before `update`. Default: nothing.
       keeps_counts: does every leaf keep the plan's number of active weights throughout?
+      plan: the plan that it follows, and
+      state: the NamedTuple that its state is; by these the state of another run is told. None: not checked.
     """
 
     init: Callable[[Array, PyTree], Any]
@@ -186,6 +188,8 @@ class Algorithm(NamedTuple):
     trained: Callable[[Any], Masks] = _masks
     observe: Callable[[Any, Signals], Any] = _ignore
     keeps_counts: bool = False
+    plan: Plan | None = None
+    state: type | None = None
 
     @property
     def latent(self) -> bool:

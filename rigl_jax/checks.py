@@ -109,6 +109,43 @@ def algorithm(who: str, algorithm: Any) -> None:
         raise ValueError(f"{who}: algorithm must be one such as rx.rigl(plan, stop=...), got {_kind(algorithm)}")
 
 
+def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
+    """Refuses the state of another algorithm, or of one whose plan has other leaves. Counts are data: not looked at.
+
+    Raises:
+      ValueError: names the type, or the leaf.
+    """
+    fields = getattr(algorithm.state, "_fields", None)
+    if fields is not None and getattr(state, "_fields", None) != fields:
+        raise ValueError(
+            f"{who}: the state must be that of this algorithm, {algorithm.state.__name__}, got {_kind(state)}; "
+            "begin with that of tx.init"
+        )
+    if algorithm.plan is not None:
+        held = trees.named_leaves(state.masks)
+        for name in [*(n for n in algorithm.plan if n not in held), *(n for n in held if n not in algorithm.plan)]:
+            there = "a mask, which it lacks" if name in algorithm.plan else "no mask, but it has one"
+            raise ValueError(
+                f"{who}: the state must be of a plan with the same leaves; for leaf {name!r} the plan has {there}"
+            )
+
+
+def optimizer_state(who: str, expected: Any, state: Any) -> None:
+    """Refuses the state of another optimizer, or for other params, by names and shapes.
+
+    Raises:
+      ValueError: names the leaf of the state.
+    """
+    shapes, given = trees.named_shapes(expected), trees.named_shapes(state)
+    for name in [*shapes, *given]:
+        if shapes.get(name) != given.get(name):
+            found = [f"shape {tree[name]}" if name in tree else "none" for tree in (shapes, given)]
+            raise ValueError(
+                f"{who}: the state must be of the same inner optimizer and params; its leaf {name!r} must have "
+                f"{found[0]}, got {found[1]}"
+            )
+
+
 def optimizer(who: str, inner: Any) -> None:
     """Refuses what is no optax optimizer.
 

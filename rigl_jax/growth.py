@@ -74,6 +74,7 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
         return _empty(algorithm.init(key, params))
 
     def observe(state: AccumulatedState, signals: Signals) -> AccumulatedState:
+        checks.algorithm_state("accumulate_growth", algorithm, state.algorithm)
         in_window = window(signals.step)
 
         def add(g: Array, total: Array | None) -> Array | None:
@@ -95,6 +96,7 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
         init=init,
         update=update,
         observe=observe,
+        state=AccumulatedState,
         dense_grads=lambda step: algorithm.dense_grads(step) | window(step),
         trained=lambda state: algorithm.trained(state.algorithm),
     )

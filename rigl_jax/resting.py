@@ -88,17 +88,19 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
 
 
 def frozen(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> frozenset[str]:
-    """The names of the leaves whose update is 0 whatever comes in, as that of `optax.set_to_zero`.
+    """The names of the leaves whose update is 0 whatever comes in, as by `optax.set_to_zero`, while others train.
 
-    A learning rate of 0 freezes nothing: there the update is a product with the gradient.
+    A learning rate of 0 freezes nothing: there the update is a product with the gradient. Nor does an optimizer that
+    trains no leaf at all: who runs that wants to see the masks.
     """
     state = jax.eval_shape(inner.init, params)
     closed = jax.make_jaxpr(lambda g, s, p: inner.update(g, s, p, **extra)[0])(params, state, params)
     arguments = [False] * len(closed.jaxpr.invars)
     consts = [_is_zero(c) for c in closed.consts]
     zero, fixed = _walk(closed.jaxpr, consts, arguments), _fixed(closed.jaxpr, arguments)
-    found = zip(trees.named_leaves(params), zero, fixed, strict=True)
-    return frozenset(name for name, is_zero, is_fixed in found if is_zero and is_fixed)
+    names = trees.named_leaves(params)
+    found = frozenset(name for name, *flags in zip(names, zero, fixed, strict=True) if all(flags))
+    return found if len(found) < len(names) else frozenset()
 
 
 def _fixed(jaxpr: Any, arguments: list[bool]) -> list[bool]:

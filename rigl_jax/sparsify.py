@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from rigl_jax import checks, trees
-from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
+from rigl_jax import checks, topology, trees
+from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Signals
 from rigl_jax.messages import shown
 from rigl_jax.resting import frozen, remembered, rests
 
@@ -66,6 +66,9 @@ def sparsify(
     own: `jax.vmap(lambda key, params: sparsify(inner, algorithm, key=key).init(params))(keys, params)`; `update` takes
     the key from the state, so any of these transformations serves them all.
 
+    A state brings its own masks. One from a run with another sparsity goes on at that sparsity, as masks put in by
+    `replace_masks` do; `check_masked(params, state.masks, plan)` tells. For a new sparsity begin with `tx.init`.
+
     Args:
       inner: the optimizer. It sees the gradient and the weights of active positions only.
       algorithm: from `rigl`, `set_`, `static`, ...
@@ -82,8 +85,9 @@ def sparsify(
       that rewires on every step: pass a bool there.
 
     Raises:
-      ValueError: params missing, or not those of the plan; gradients not parallel to params; a `sparsify` inside; an
-        optimizer that keeps state which cannot be reset for single weights (L-BFGS, SM3).
+      ValueError: params missing, or not those of the plan; a state of another algorithm, optimizer or set of leaves;
+        gradients not parallel to params; a `sparsify` inside; an optimizer that keeps state which cannot be reset for
+        single weights (L-BFGS, SM3).
 
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.ones((4, 4))}
@@ -149,6 +153,8 @@ def sparsify(
             raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {shown(rewire)}")
         grads = updates  # optax's name for what comes in
         checks.gradients("sparsify", grads, params)
+        checks.algorithm_state("sparsify", algorithm, state.algorithm)
+        checks.optimizer_state("sparsify", jax.eval_shape(inner.init, params), state.inner)
 
         if rewire is None and not isinstance(state.step, jax.core.Tracer):
             rewire = bool(algorithm.due(int(state.step)))  # outside of jit a conditional would compile at every call
@@ -331,8 +337,14 @@ def sparsity(tree: PyTree) -> Array:
     return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))
 
 
-def check_masked(params: PyTree, masks: Masks) -> None:
+def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None:
     """Checks that every pruned weight is exactly 0; on the host, outside of jit.
+
+    Args:
+      params: the weights.
+      masks: `state.masks`.
+      plan: if given, each leaf must also have as many active weights as it says: for a state that was loaded, and a
+        method that keeps counts.
 
     Raises:
       ValueError: names the first leaf that has a weight off its mask, and how many. Usual causes: params were never
@@ -348,6 +360,10 @@ def check_masked(params: PyTree, masks: Masks) -> None:
         checks.mask("check_masked", name, mask, arrays[name])
         if isinstance(arrays[name], jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
             raise ValueError(f"check_masked: leaf {name!r} is traced; call it outside of jit")
+        if plan is not None and int(jnp.sum(mask)) != (wanted := active_weights(plan, name)):
+            raise ValueError(
+                f"check_masked: leaf {name!r} must have {wanted} active weights by the plan, got {int(jnp.sum(mask))}"
+            )
         stray = (arrays[name] != 0) & ~mask
         if lost := int(jnp.sum(stray & ~jnp.isfinite(arrays[name]))):
             raise ValueError(
@@ -359,6 +375,15 @@ def check_masked(params: PyTree, masks: Masks) -> None:
                 f"check_masked: leaf {name!r} must be 0 off its mask, got {stray} other weights; "
                 "is something wrapped around sparsify, or apply_masks missing?"
             )
+
+
+def active_weights(plan: Plan, name: str) -> int:
+    """How many weights of a leaf are active by the plan; all of a dense one would be, which has no mask: 0."""
+    if name not in plan:
+        return 0
+    leaf = plan[name]
+    groups, _ = topology.n_units(leaf)
+    return groups * leaf.n_active * topology.unit_size(leaf)
 
 
 def _contains_sparse_state(state: PyTree) -> bool:

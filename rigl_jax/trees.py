@@ -58,6 +58,11 @@ def _refuse_twins(paths: Iterable[Sequence[Any]]) -> None:
         seen[name] = path
 
 
+def named_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """`{name: shape}` of any tree, such as an optimizer's state, where twins do no harm."""
+    return {_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def aligned(masks: PyTree, tree: PyTree) -> PyTree:
     """Masks found by name as a tree parallel to `tree`, None where there is none.
 

@@ -72,7 +72,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         return Rewired(state._replace(masks=masks), fresh)
 
     due = schedules.every(1, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True)
+    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=DeepRState)
 
 
 def _theta(positive: Array, p: Array) -> Array:

@@ -99,7 +99,7 @@ def dsr(
         return Rewired(DsrState(masks, state.threshold * factor), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never)
+    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=DsrState)
 
 
 def _all_units(leaf: Leaf) -> int:

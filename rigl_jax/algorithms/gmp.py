@@ -102,7 +102,7 @@ def gmp(
         return Rewired(MaskState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
     if not recover:
-        return Algorithm(init, update, due, dense_grads=schedules.never)
+        return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=MaskState)
     return Algorithm(
         init,
         update,
@@ -110,6 +110,8 @@ def gmp(
         dense_grads=schedules.always,
         stored=lambda state: selection.everything(state.masks),
         trained=lambda state: selection.everything(state.masks),
+        plan=plan,
+        state=MaskState,
     )
 
 

@@ -104,7 +104,7 @@ def granet(
         return Rewired(MaskState(masks), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=due)
+    return Algorithm(init, update, due, dense_grads=due, plan=plan, state=MaskState)
 
 
 def _initial(plan: Plan, sparsity: float, distribution: Distribution) -> Plan:

@@ -70,7 +70,7 @@ def itop(
         return Rewired(ItopState(masks, jax.tree.map(jnp.logical_or, state.explored, masks)))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True)
+    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=ItopState)
 
 
 def explored(state: ItopState) -> Array:

@@ -101,7 +101,9 @@ def rigl(
         fresh = None if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
         return Rewired(MaskState(masks), fresh, None if grow_values is None else grow_values(signals))
 
-    return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step, keeps_counts=True)
+    return Algorithm(
+        init, update, due, dense_grads=due, skip_step=skip_step, keeps_counts=True, plan=plan, state=MaskState
+    )
 
 
 def set_(

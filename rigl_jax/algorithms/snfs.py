@@ -94,7 +94,16 @@ def snfs(
         return Rewired(state._replace(masks=masks))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.always, observe=observe, keeps_counts=not redistribute)
+    return Algorithm(
+        init,
+        update,
+        due,
+        dense_grads=schedules.always,
+        observe=observe,
+        keeps_counts=not redistribute,
+        plan=plan,
+        state=SnfsState,
+    )
 
 
 def _worth_and_drops(plan: Plan, state: SnfsState, share: Any) -> tuple[dict[str, Array], dict[str, Array]]:

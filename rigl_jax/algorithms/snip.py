@@ -80,4 +80,4 @@ def snip(
         return Rewired(MaskState(topology.hold(plan, sound, decide(ranked), state.masks, together=jointly)))
 
     due = schedules.never if loss is not None else lambda step: step == start
-    return Algorithm(init, update, due, dense_grads=due, skip_step=loss is None)
+    return Algorithm(init, update, due, dense_grads=due, skip_step=loss is None, plan=plan, state=MaskState)

@@ -91,7 +91,7 @@ def srigl(
         return Rewired(MaskState(masks))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step)
+    return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step, plan=plan, state=MaskState)
 
 
 def _rewire(

@@ -31,4 +31,6 @@ def static(plan: Plan) -> Algorithm:
         del signals
         return Rewired(state)
 
-    return Algorithm(init, update, due=schedules.never, dense_grads=schedules.never, keeps_counts=True)
+    return Algorithm(
+        init, update, due=schedules.never, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=MaskState
+    )

@@ -55,6 +55,8 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
         dense_grads=schedules.always,
         stored=lambda state: selection.everything(state.masks),
         trained=lambda state: selection.everything(state.masks),
+        plan=plan,
+        state=MaskState,
     )
 
 

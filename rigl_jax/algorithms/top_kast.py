@@ -75,6 +75,8 @@ def top_kast(
         dense_grads=schedules.always,
         stored=lambda state: selection.everything(state.masks),
         trained=lambda state: state.backward,
+        plan=plan,
+        state=TopKastState,
     )
 
 

@@ -210,3 +210,10 @@ def test_a_learning_rate_of_zero_freezes_nothing():
     tx = rx.sparsify(optax.sgd(0.0), METHODS["rigl"](rx.make_plan(params, 0.5)), key=jax.random.key(0))
     _, _, first, masks = train(tx, params)
     assert (np.asarray(first["second"]["kernel"]) != np.asarray(masks["second"]["kernel"])).any()
+
+
+def test_an_optimizer_that_trains_nothing_freezes_nothing():
+    params, _ = as_dict()
+    tx = rx.sparsify(optax.set_to_zero(), METHODS["rigl"](rx.make_plan(params, 0.5)), key=jax.random.key(0))
+    _, _, first, masks = train(tx, params)
+    assert (np.asarray(first["second"]["kernel"]) != np.asarray(masks["second"]["kernel"])).any()
