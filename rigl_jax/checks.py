@@ -22,6 +22,15 @@ def is_whole(value: Any, least: int = 0) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value < LARGEST)
 
 
+def plain(value: Any) -> Any:
+    """A NumPy number as the Python number it is: sums of narrow integers wrap. Anything else as it is.
+
+    >>> plain(np.int8(100)) + 100
+    200
+    """
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def real(value: Any) -> float:
     """The value as a float; NaN for what is no real number, or too large for float32."""
     try:
@@ -43,8 +52,8 @@ def number(who: str, name: str, value: Any, expected: str, fits: Callable[[float
     return found
 
 
-def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> None:
-    """Refuses what is no time to rewire.
+def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> tuple[int, int, Any]:
+    """Refuses what is no time to rewire; returns period, start and stop as Python numbers.
 
     Raises:
       ValueError: names the one that is wrong.
@@ -56,6 +65,7 @@ def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> Non
     if stop is not None:
         number(who, "stop", stop, "must be a step below 2**31, or None", lambda found: found < LARGEST)
         number(who, "stop", stop, f"must not be before start={start}", lambda found: start <= found)
+    return plain(period), plain(start), plain(stop)
 
 
 def total(who: str, what: str, n: int) -> None:

@@ -26,7 +26,7 @@ def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
     {'a': 0.7, 'b': 0.7}
     """
     check_sparsity("uniform", sparsity)
-    _check_shapes("uniform", shapes)
+    shapes = _check_shapes("uniform", shapes)
     return dict.fromkeys(shapes, sparsity)
 
 
@@ -43,7 +43,7 @@ def erdos_renyi(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float
     >>> {k: round(v, 6) for k, v in erdos_renyi({"a": (8, 6), "b": (4, 3)}, 0.7).items()}
     {'a': 0.736111, 'b': 0.472222}
     """
-    _check_shapes("erdos_renyi", shapes)
+    shapes = _check_shapes("erdos_renyi", shapes)
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(f"erdos_renyi: leaf {name!r} must have 2 axes or more, got shape {shape}")
@@ -74,7 +74,7 @@ def erk(shapes: Mapping[str, Shape], sparsity: float, *, power: float = 1.0) -> 
     >>> {k: round(v, 6) for k, v in erk(shapes, 0.9).items()}
     {'1': 0.920432, '2': 0.769811, '3': 0.0}
     """
-    _check_shapes("erk", shapes)
+    shapes = _check_shapes("erk", shapes)
     power = checks.number("erk", "power", power, "must be from -100 to 100", lambda found: abs(found) <= 100)
     return _proportional("erk", shapes, shapes, sparsity, power)
 
@@ -85,18 +85,29 @@ def _proportional(
     """Density `scale * raw` where that stays below 1, with `scale` such that the total fits."""
     check_sparsity(who, sparsity)
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: (sum(shape) / math.prod(shape)) ** power for name, shape in scored.items()}
     dense: set[str] = set()
     while len(dense) < len(shapes):
         free = [name for name in shapes if name not in dense]
+        raw = _raw({name: scored[name] for name in free}, power)
         budget = sum(size[name] - whole(sparsity * size[name], math.floor) for name in free)
         budget -= sum(whole(sparsity * size[name], math.floor) for name in dense)
         scale = budget / sum(raw[name] * size[name] for name in free)
         highest = max(raw[name] for name in free)
         if scale * highest <= 1:
-            return {name: 0.0 if name in dense else 1 - scale * raw[name] for name in shapes}
+            most = math.nextafter(1, 0)  # a density below the rounding of 1
+            return {name: 0.0 if name in dense else min(1 - scale * raw[name], most) for name in shapes}
         dense |= {name for name in free if raw[name] == highest}
     return dict.fromkeys(shapes, 0.0)
+
+
+def _raw(shapes: Mapping[str, Shape], power: float) -> dict[str, float]:
+    """(sum of axes / product of axes) ** power, up to a common factor where such powers leave the range of floats."""
+    ratio = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
+    log = {name: power * math.log(r) for name, r in ratio.items()}
+    if max(map(abs, log.values())) < 500:
+        return {name: r**power for name, r in ratio.items()}
+    highest = max(log.values())
+    return {name: math.exp(x - highest) for name, x in log.items()}
 
 
 def check_sparsity(who: str, sparsity: float) -> None:
@@ -109,12 +120,13 @@ def check_sparsity(who: str, sparsity: float) -> None:
         raise ValueError(f"{who}: sparsity is a fraction of zeros, in [0, 1), got {shown(sparsity)}")
 
 
-def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> None:
+def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     if not isinstance(shapes, Mapping):
         raise ValueError(f"{who}: shapes must be {{name: shape}}, got {type(shapes).__name__}")
     for name, shape in shapes.items():
         if not isinstance(shape, (tuple, list)) or not shape or not all(checks.is_whole(size, 1) for size in shape):
             raise ValueError(f"{who}: leaf {name!r} must have a shape of whole numbers from 1 on, got {shown(shape)}")
+    return {name: tuple(map(int, shape)) for name, shape in shapes.items()}
 
 
 def share(

@@ -173,6 +173,7 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
     checks.algorithm("training_cost", algorithm)
     if not checks.is_whole(steps, 1):
         raise ValueError(f"training_cost: steps must be at least 1, got {shown(steps)}")
+    steps = int(steps)
     dense = checks.number("training_cost", "dense", dense, "must be a number, at least 0", lambda found: found >= 0)
     try:
         forward = np.asarray(sparse, np.float64)

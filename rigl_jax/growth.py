@@ -66,6 +66,7 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
     checks.algorithm("accumulate_growth", algorithm)
     if not checks.is_whole(n, 1):
         raise ValueError(f"accumulate_growth: n must be a whole number of steps, at least 1, got {shown(n)}")
+    n = int(n)
 
     def window(step: Any) -> Any:
         return functools.reduce(operator.or_, [algorithm.due(step + i) for i in range(n)])

@@ -132,6 +132,7 @@ def bezier_path(
     for name, value, least in (("steps", steps, 1), ("degree", degree, 2)):
         if not checks.is_whole(value, least):
             raise ValueError(f"bezier_path: {name} must be a whole number, at least {least}, got {shown(value)}")
+    steps, degree = int(steps), int(degree)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
     checks.optimizer("bezier_path", inner)
     start = [bezier((a, b), i / degree) for i in range(1, degree)]

@@ -35,7 +35,7 @@ def every(period: int, *, start: int = 0, stop: int | None = None, include_stop:
     >>> [step for step in range(400) if due(step)]
     [0, 100, 200]
     """
-    checks.steps("every", period=period, start=start, stop=stop)
+    period, start, stop = checks.steps("every", period=period, start=start, stop=stop)
 
     def due(step: Any) -> Any:
         fires = (step >= start) & ((step - start) % period == 0)
@@ -53,7 +53,7 @@ def every_and_last(period: int, *, start: int = 0, stop: int) -> Callable[[Any],
     >>> [step for step in range(400) if due(step)]
     [0, 100, 200, 250]
     """
-    due = every(period, start=start, stop=stop)
+    due, stop = every(period, start=start, stop=stop), checks.plain(stop)
     return lambda step: due(step) | (step == stop)
 
 
@@ -72,7 +72,7 @@ def uncounted(
     >>> [(call, clock(call)) for call in range(400) if due(call)]
     [(0, 0), (101, 100), (202, 200)]
     """
-    checks.steps("uncounted", period=period, start=start, stop=stop)
+    period, start, stop = checks.steps("uncounted", period=period, start=start, stop=stop)
     if stop is not None and not checks.is_whole(stop):
         raise ValueError(f"uncounted: stop must be a whole step, got {shown(stop)}")
     rewirings = None if stop is None else max(0, (stop - (not include_stop) - start) // period + 1)
@@ -109,6 +109,7 @@ def cosine(fraction: float, stop: int | None) -> optax.Schedule:
     fraction = checks.number("cosine", "fraction", fraction, "must be in [0, 1]", lambda f: 0 <= f <= 1)
     if stop is None or stop == 0:
         return optax.constant_schedule(fraction)
+    stop = checks.plain(stop)
     checks.number("cosine", "stop", stop, "must be a step, 0 or later, or None", lambda found: found > 0)
     return optax.cosine_decay_schedule(fraction, stop)
 
@@ -119,7 +120,7 @@ def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Sched
     power = checks.number("inverse_power", "power", power, "must be above 0", lambda found: found > 0)
     if not checks.is_whole(stop, 1):
         raise ValueError(f"inverse_power: stop must be a step, 1 or later, got {shown(stop)}")
-    return optax.polynomial_schedule(fraction, 0.0, power, stop)
+    return optax.polynomial_schedule(fraction, 0.0, power, int(stop))
 
 
 def cubic(initial: float, final: float, start: int, stop: int) -> optax.Schedule:
@@ -138,6 +139,7 @@ def cubic(initial: float, final: float, start: int, stop: int) -> optax.Schedule
         checks.number("cubic", name, value, "is a sparsity, in [0, 1]", lambda found: 0 <= found <= 1)
     checks.number("cubic", "start", start, "must be a step", lambda found: True)
     checks.number("cubic", "stop", stop, f"must be after start={start}", lambda found: found > start)
+    start, stop = checks.plain(start), checks.plain(stop)
 
     def schedule(step: Any) -> Any:
         share = jnp.clip((stop - step) / (stop - start), 0, 1) ** 3

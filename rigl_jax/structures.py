@@ -55,6 +55,7 @@ def block(height: int, width: int, axes: Axes | None = None) -> Structure:
     >>> block(4, 2, Axes((1,), (0,))).units((6, 8))
     (3, 2)
     """
+    height, width = checks.plain(height), checks.plain(width)
     name = f"block({shown(height)}, {shown(width)})"
     _check_sizes(name, height, width)
     stack = partial(_stack, axes)
@@ -126,6 +127,7 @@ def n_of_m(n: int, m: int, axis: int | None = None, axes: Axes | None = None) ->
     >>> n_of_m(2, 4).units((3, 3, 8, 6))
     (3, 3, 2, 4, 6)
     """
+    n, m, axis = checks.plain(n), checks.plain(m), checks.plain(axis)
     name = f"n_of_m({shown(n)}, {shown(m)})" if axis is None else f"n_of_m({shown(n)}, {shown(m)}, axis={shown(axis)})"
     _check_sizes(name, n, m)
     _check_whole(name, axis)
@@ -223,6 +225,7 @@ def channel(axis: int | None = None, axes: Axes | None = None) -> Structure:
     >>> channel().units((3, 3, 8, 6))
     (1, 1, 1, 6)
     """
+    axis = checks.plain(axis)
     name = "channel" if axis is None else f"channel(axis={shown(axis)})"
     _check_whole(name, axis)
     stack = partial(_stack, axes)

@@ -50,9 +50,10 @@ def ac_dc(
     >>> [step for step in range(100) if algorithm.due(step)]
     [10, 15, 20, 25, 30, 32]
     """
-    selection.check_jointly("ac_dc", plan, jointly, min_active)
+    min_active = selection.check_jointly("ac_dc", plan, jointly, min_active)
     checks.functions("ac_dc", score=score)
     due = schedules.every_and_last(period, start=start, stop=stop)
+    period, start, stop = checks.steps("ac_dc", period=period, start=start, stop=stop)
 
     def init(key: Array, params: PyTree) -> MaskState:
         del key

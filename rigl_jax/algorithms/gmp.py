@@ -64,11 +64,11 @@ def gmp(
     [100, 200, 300, 350]
     """
     initial = checks.number("gmp", "initial", initial, "is a sparsity, in [0, 1)", lambda found: 0 <= found < 1)
-    checks.steps("gmp", period=period, start=start)
+    period, start, _ = checks.steps("gmp", period=period, start=start)
     checks.functions("gmp", score=score)
     if not checks.is_whole(stop, start + 1):
         raise ValueError(f"gmp: stop must be after start={start}, got {shown(stop)}")
-    selection.check_jointly("gmp", plan, jointly, min_active)
+    stop, min_active = int(stop), selection.check_jointly("gmp", plan, jointly, min_active)
     if jointly:
         first = (max(leaf.n_active, units - math.floor(initial * units)) * n for leaf, (n, units) in _sizes(plan))
         checks.total("gmp", "weights that are active at `start`, ranked together,", sum(first))

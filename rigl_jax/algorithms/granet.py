@@ -65,9 +65,9 @@ def granet(
     [0, 100, 200, 300]
     """
     checks.plan("granet", plan)
-    checks.steps("granet", period=period, start=start, stop=stop)
+    period, start, stop = checks.steps("granet", period=period, start=start, stop=stop)
     checks.functions("granet", drop=drop, grow=grow, distribution=distribution)
-    prune_stop = stop if prune_stop is None else prune_stop
+    prune_stop = stop if prune_stop is None else checks.plain(prune_stop)
     if (
         prune_stop is None
         or not checks.is_whole(prune_stop)

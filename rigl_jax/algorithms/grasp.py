@@ -45,7 +45,7 @@ def grasp(
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
     [[False, False], [True, True]]
     """
-    selection.check_jointly("grasp", plan, jointly, min_active)
+    min_active = selection.check_jointly("grasp", plan, jointly, min_active)
     selection.check_callable("grasp", loss)
     score = scores.gradient_flow(loss)
 

@@ -184,7 +184,7 @@ def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[P
 
 def fraction_schedule(who: str, fraction: float | optax.Schedule, start: int, stop: int | None) -> optax.Schedule:
     """A number annealed by a cosine from `start` to `stop`, constant without a stop; a schedule as it is."""
-    checks.steps(who, start=start, stop=stop)
+    _, start, stop = checks.steps(who, start=start, stop=stop)
     if callable(fraction):
         return fraction
     expected = "is the share of active weights moved, in [0, 1], or a schedule of it"

@@ -28,16 +28,20 @@ def everything(masks: Masks) -> Masks:
     return jax.tree.map(lambda _: None, masks)
 
 
-def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
+def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> int:
     """Tells on construction what `best(..., jointly=True)` cannot do, not at the step that first prunes.
+
+    Returns:
+      `min_active`, as a Python number.
 
     Raises:
       ValueError: a leaf that is not unstructured, or a `min_active` that is negative or needs more than the plan's
         total, which would then not be exact; a total of 2**31 or more. Nothing is asked of these without `jointly`.
     """
     checks.plan(who, plan)
+    min_active = checks.plain(min_active)
     if not jointly:
-        return
+        return min_active
     for leaf in plan.values():
         if not topology.is_single(leaf):
             raise ValueError(
@@ -51,6 +55,7 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> None:
             f"{who}: min_active is a number of weights of each leaf, 0 or more, for which the plan's total of {total} "
             f"over {len(plan)} leaves has room, got {shown(min_active)}"
         )
+    return min_active
 
 
 def _least(leaf: Leaf, min_active: int) -> int:

@@ -58,7 +58,8 @@ def snip(
         raise ValueError(
             f"snip: start must be a step from 0 on, and 0 with a loss (init prunes then), got {shown(start)}"
         )
-    selection.check_jointly("snip", plan, jointly, min_active)
+    start = int(start)
+    min_active = selection.check_jointly("snip", plan, jointly, min_active)
     checks.functions("snip", score=score)
     selection.check_callable("snip", score if loss is None else loss)
 

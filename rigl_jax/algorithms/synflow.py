@@ -59,7 +59,8 @@ def synflow(
     """
     if not checks.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
         raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {shown(rounds)}")
-    selection.check_jointly("synflow", plan, jointly, min_active)
+    rounds = int(rounds)
+    min_active = selection.check_jointly("synflow", plan, jointly, min_active)
     selection.check_callable("synflow", loss)
     if jointly:
         first = sum(int(_counts(leaf, rounds)[0]) * topology.n_units(leaf)[0] for leaf in plan.values())
