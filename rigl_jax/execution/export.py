@@ -19,27 +19,26 @@ the dense weight and `crc32`, of each tensor's bytes. Equal weights make equal f
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import os
 import pathlib
 import tempfile
-import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import trees
+from rigl_jax import checks, trees
 from rigl_jax.base import PyTree, Shape
-from rigl_jax.execution import kernels
+from rigl_jax.execution import kernels, stored
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
 from rigl_jax.execution.program import Step, evaluate, trace
 from rigl_jax.execution.units import window_axes
 
-_FORMAT, _VERSION = "rigl_jax.packed", 1
 Path = str | os.PathLike[str]
 
 
@@ -66,9 +65,11 @@ def save_safetensors(path: Path, packed: Packed) -> None:
         tensors |= parts
         leaves[name] = {
             "shape": list(_shape(values, pattern)),
-            "crc32": {key: _crc(part) for key, part in parts.items()},
+            "crc32": {key: stored.crc(part) for key, part in parts.items()},
         }
-    about = {_FORMAT: json.dumps({"version": _VERSION, "leaves": leaves})}  # one entry: the library shuffles several
+    about = {
+        stored.FORMAT: json.dumps({"version": stored.VERSION, "leaves": leaves})
+    }  # one entry: the library shuffles several
     _replace(path, lambda draft: safetensors.save_file(tensors, draft, metadata=about))
 
 
@@ -86,10 +87,19 @@ def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose |
       ValueError: not a safetensors file, or a damaged one, or one that something else wrote; leaves or shapes that are
         not those of `like`.
     """
-    stored = _read(path)
-    kernel_of = {} if like is None else _fitting(path, like, {name: leaf.shape for name, leaf in stored.items()})
+    if choose is not None:
+        checks.functions("load_safetensors", choose=choose)
+    found = stored.read(path, _need("safetensors", "load_safetensors"))
+    kernel_of = {} if like is None else _fitting(path, like, {name: leaf.shape for name, leaf in found.items()})
+    if like is None:
+        _check_nesting(path, found)
     values, patterns = {}, {}
-    for name, leaf in stored.items():
+    for name, leaf in found.items():
+        if like is None and _large(leaf):
+            raise ValueError(
+                f"load_safetensors: leaf {name!r} of {path} has the shape {leaf.shape}, more than is laid out on a "
+                "file's word: expected like=, with this leaf in it"
+            )
         values[name], patterns[name] = _rebuilt(name, leaf, kernel_of.get(name), choose)
     if like is None:
         return Packed(_nested(values), _nested(patterns))
@@ -197,32 +207,24 @@ def _umask() -> int:
     return mask
 
 
-class _Stored(NamedTuple):
-    """A leaf of a file. Values are those at `places`, ascending, or all of them where `places` is None."""
-
-    values: np.ndarray
-    places: np.ndarray | None
-    shape: Shape
-
-
 def _parts(name: str, values: Any, pattern: Any) -> dict[str, np.ndarray]:
     """The tensors of a leaf."""
-    stored = np.asarray(values)
+    kept = np.asarray(values)
     if pattern is None:
-        return {name: stored}
+        return {name: kept}
     if isinstance(pattern, Whole):
-        size, places = stored.size, np.flatnonzero(np.asarray(pattern.mask))
-        stored = stored.ravel()[places]
+        size, places = kept.size, np.flatnonzero(np.asarray(pattern.mask))
+        kept = kept.ravel()[places]
     else:
         size, places = math.prod(pattern.shape), _places(pattern)
         order = np.argsort(places)
-        stored, places = stored[order], places[order]
+        kept, places = kept[order], places[order]
     index = np.int32 if size <= np.iinfo(np.int32).max else np.int64
     if places.size * index().itemsize <= size / 8:
-        return {f"{name}:values": stored, f"{name}:positions": places.astype(index)}
+        return {f"{name}:values": kept, f"{name}:positions": places.astype(index)}
     mask = np.zeros(size, bool)
     mask[places] = True
-    return {f"{name}:values": stored, f"{name}:mask": np.packbits(mask)}
+    return {f"{name}:values": kept, f"{name}:mask": np.packbits(mask)}
 
 
 def _places(pattern: Any) -> np.ndarray:
@@ -237,10 +239,41 @@ def _places(pattern: Any) -> np.ndarray:
     return places[np.argsort(numbers[places])]
 
 
-def _rebuilt(name: str, leaf: _Stored, old: Any, choose: Choose | None) -> tuple[Any, Any]:
+LAID_OUT = 1 << 28
+"""Weights of a leaf that a file alone may ask to be laid out: a few hundred bytes can name any shape."""
+
+
+def _large(leaf: stored.Stored) -> bool:
+    """Whether a leaf takes far more memory than its file."""
+    return leaf.places is not None and math.prod(leaf.shape) > max(LAID_OUT, 8 * leaf.values.size)
+
+
+def _check_nesting(path: Path, names: Iterable[str]) -> None:
+    known = set(names)
+    for name in known:
+        parents = name.split("/")[:-1]
+        for above in itertools.accumulate(parents, "{}/{}".format):
+            if above in known:
+                raise ValueError(
+                    f"load_safetensors: {path} has a leaf {above!r} and a leaf {name!r}, which no nested dicts hold: "
+                    "expected like=, the tree to fill"
+                )
+
+
+def _entries(places: np.ndarray, pattern: kernels.Pattern) -> np.ndarray:
+    """Positions in the raveled weight as `make_pattern_at` counts them: channels before taps."""
+    place, unit = np.divmod(places, pattern.units)
+    tap, channel = np.divmod(place, pattern.shape[-2])
+    return np.sort((channel * pattern.taps + tap) * pattern.units + unit)
+
+
+def _rebuilt(name: str, leaf: stored.Stored, old: Any, choose: Choose | None) -> tuple[Any, Any]:
     """The values and the pattern of a leaf."""
     if leaf.places is None:
         return jnp.asarray(leaf.values), None
+    if choose is None and isinstance(old, kernels.Pattern) and old.height == 1:  # no mask: it might not fit memory
+        pattern = kernels.make_pattern_at(_entries(leaf.places, old), leaf.shape, block=old.block)
+        return jnp.asarray(leaf.values[np.searchsorted(leaf.places, _places(pattern))]), pattern
     mask = np.zeros(leaf.shape, bool)
     mask.reshape(-1)[leaf.places] = True
     if choose is None and old is not None:
@@ -254,46 +287,6 @@ def _rebuilt(name: str, leaf: _Stored, old: Any, choose: Choose | None) -> tuple
     values = np.empty_like(leaf.values)
     values[np.argsort(_places(pattern))] = leaf.values
     return jnp.asarray(values), pattern
-
-
-def _read(path: Path) -> dict[str, _Stored]:
-    """All leaves of a file, checked."""
-    safetensors = _need("safetensors", "load_safetensors")
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"load_safetensors: {path} is damaged, or no safetensors file: {error}") from error
-    if _FORMAT not in about:
-        found = f"metadata {sorted(about)}" if about else "no metadata"
-        raise ValueError(
-            f"load_safetensors: {path} must be written by save_safetensors, with metadata {_FORMAT!r}, got {found}"
-        )
-    try:
-        written = json.loads(about[_FORMAT])
-        if written["version"] != _VERSION:
-            raise ValueError(f"version {_VERSION} can be read, it is of version {written['version']}")
-        return {name: _stored(name, leaf, tensors) for name, leaf in written["leaves"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"load_safetensors: {path} is damaged, or not of this version: {error}") from error
-
-
-def _stored(name: str, leaf: dict[str, Any], tensors: dict[str, np.ndarray]) -> _Stored:
-    for key, expected in leaf["crc32"].items():
-        if _crc(tensors[key]) != expected:
-            raise ValueError(f"the bytes of tensor {key!r} are not those that were written")
-    shape = tuple(leaf["shape"])
-    if name in leaf["crc32"]:
-        return _Stored(tensors[name], None, shape)
-    if f"{name}:mask" in tensors:
-        places = np.flatnonzero(np.unpackbits(tensors[f"{name}:mask"], count=math.prod(shape)))
-    else:
-        places = tensors[f"{name}:positions"]
-    values = tensors[f"{name}:values"]
-    if len(values) != len(places) or (len(places) and not 0 <= places.min() <= places.max() < math.prod(shape)):
-        raise ValueError(f"values and positions of leaf {name!r} do not fit its shape {shape}")
-    return _Stored(values, places, shape)
 
 
 def _fitting(path: Path, like: PyTree, found: dict[str, Shape]) -> dict[str, Any]:
@@ -325,7 +318,3 @@ def _nested(flat: dict[str, Any]) -> PyTree:
             at = at.setdefault(parent, {})
         at[last] = leaf
     return tree
-
-
-def _crc(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

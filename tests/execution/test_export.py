@@ -1,7 +1,9 @@
 """Files for other tools: exact round trips, errors that teach, and ONNX Runtime's outputs beside JAX's."""
 
 import json
+import math
 import sys
+import zlib
 
 import flax.linen as nn
 import jax
@@ -112,7 +114,7 @@ def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
             whole[:-1] + bytes([whole[-1] ^ 1]),
             "f is damaged, .* the bytes of tensor .* are not those that were written",
         ),
-        (whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "), "damaged, .* values and positions of leaf 'net/a'"),
+        (whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "), "damaged, .* tensors of leaf 'net/a'"),
     ]:
         assert content != whole
         path.write_bytes(content)
@@ -127,6 +129,96 @@ def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
             load_safetensors(path)
     with pytest.raises(FileNotFoundError):
         load_safetensors(tmp_path / "absent")
+
+
+def _written(safetensors, path, tensors, shapes, owner=None):
+    """A file of these tensors whose checksums are right; `owner` says whose a tensor is where its name does not."""
+    owner = owner or {}
+    leaves = {name: {"shape": shape, "crc32": {}} for name, shape in shapes.items()}
+    for key, tensor in tensors.items():
+        leaves[owner.get(key, key.split(":")[0])]["crc32"][key] = zlib.crc32(np.ascontiguousarray(tensor).tobytes())
+    about = {"rigl_jax.packed": json.dumps({"version": 1, "leaves": leaves})}
+    safetensors.save_file(tensors, path, about)
+    return path
+
+
+def _sparse(positions, n=None, dtype=np.int32):
+    return {
+        "w:values": np.ones(len(positions) if n is None else n, np.float32),
+        "w:positions": np.array(positions, dtype),
+    }
+
+
+def _masked(bits, n):
+    return {"w:values": np.ones(n, np.float32), "w:mask": np.array(bits, np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "shapes"),
+    [
+        (_sparse([5, 3]), {"w": [4, 4]}),
+        (_sparse([3, 3]), {"w": [4, 4]}),
+        (_sparse([3, 16]), {"w": [4, 4]}),
+        (_sparse([-1, 3]), {"w": [4, 4]}),
+        (_sparse([3, 5], n=1), {"w": [4, 4]}),
+        (_sparse([3.0, 5.0], dtype=np.float32), {"w": [4, 4]}),
+        (_sparse([[3, 5]]), {"w": [4, 4]}),
+        (_sparse([1]), {"w": [-4, -4]}),
+        (_sparse([1]), {"w": [4.0, 4]}),
+        (_sparse([1]), {"w": "44"}),
+        (_masked([0b10100000], 2), {"w": [4, 4]}),
+        (_masked([0b10100000, 0, 0], 2), {"w": [4, 4]}),
+        (_masked([0b10100000, 0], 3), {"w": [4, 4]}),
+        (_masked([0b10100010], 3), {"w": [2, 3]}),
+        ({"w": np.ones((4, 4), np.float32)}, {"w": [2, 8]}),
+        ({"w": np.ones((4, 4), np.float32)} | _sparse([3]), {"w": [4, 4]}),
+        ({"w:values": np.ones(2, np.float32)}, {"w": [4, 4]}),
+        ({}, {"w": [4, 4]}),
+        (_masked([0b10100000], 2), {"w": [100_000, 100_000]}),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(safetensors, tmp_path, tensors, shapes):
+    """Their checksums are right: files that something else wrote, or that were changed on purpose."""
+    path = _written(safetensors, tmp_path / "f", tensors, shapes)
+    for like in (None, {"w": jnp.ones((4, 4))}):
+        with pytest.raises(ValueError, match=r"load_safetensors: .*f is damaged.* leaf 'w'") as caught:
+            load_safetensors(path, like=like)
+        assert "\n" not in str(caught.value)
+
+
+def test_every_tensor_has_a_checksum(safetensors, tmp_path):
+    tensors = {"w": np.ones(3, np.float32), "v": np.ones(3, np.float32)}
+    about = {"version": 1, "leaves": {"w": {"shape": [3], "crc32": {}}}}
+    safetensors.save_file(tensors, tmp_path / "f", {"rigl_jax.packed": json.dumps(about)})
+    with pytest.raises(ValueError, match=r"is damaged.*leaf 'w'"):
+        load_safetensors(tmp_path / "f")
+    about["leaves"]["w"]["crc32"]["w"] = zlib.crc32(tensors["w"].tobytes())
+    safetensors.save_file(tensors, tmp_path / "f", {"rigl_jax.packed": json.dumps(about)})
+    with pytest.raises(ValueError, match=r"is damaged.*every tensor must belong to one leaf"):
+        load_safetensors(tmp_path / "f")
+
+
+def test_leaves_that_no_nested_dicts_hold_need_a_tree(safetensors, tmp_path):
+    tree = {"a": jnp.ones(2), "a/b": jnp.zeros(3)}
+    save_safetensors(tmp_path / "f", Packed(tree, dict.fromkeys(tree)))
+    with pytest.raises(ValueError, match=r"a leaf 'a' and a leaf 'a/b'.*expected like="):
+        load_safetensors(tmp_path / "f")
+    assert equal(load_safetensors(tmp_path / "f", like=tree).values, tree)
+
+
+@pytest.mark.parametrize("shape", [(2**16, 2**16), (5, 5, 2**12, 2**12)])
+def test_a_weight_that_does_not_fit_dense_is_read_beside_its_like(safetensors, tmp_path, shape):
+    """Gigabytes, of which a file of a few hundred bytes may not ask for one."""
+    rng = np.random.default_rng(0)
+    entries = np.sort(rng.choice(math.prod(shape), 9, replace=False))
+    packed = Packed({"w": jnp.arange(1.0, 10)}, {"w": kernels.make_pattern_at(entries, shape)})
+    save_safetensors(tmp_path / "f", packed)
+    assert (tmp_path / "f").stat().st_size < 500
+    with pytest.raises(ValueError, match=r"leaf 'w' of .* has the shape .*expected like="):
+        load_safetensors(tmp_path / "f")
+    again = load_safetensors(tmp_path / "f", like=packed)
+    assert jax.tree.structure(again) == jax.tree.structure(packed)
+    assert equal(again, packed)
 
 
 def test_a_tree_that_is_not_the_files_is_refused(safetensors, tmp_path):

@@ -1,0 +1,115 @@
+"""The leaves of a safetensors file of packed weights, checked before anything is made of them.
+
+`export` says what such a file holds. Whatever is wrong with one, `read` answers with one line, and takes no more memory
+than the file is long.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rigl_jax import checks
+from rigl_jax.base import Shape
+
+FORMAT, VERSION = "rigl_jax.packed", 1
+
+
+class Stored(NamedTuple):
+    """A leaf of a file.
+
+    Attributes:
+      values: those at `places`; the whole array where `places` is None.
+      places: int64[active], ascending, in the raveled dense weight.
+      shape: of the dense weight.
+    """
+
+    values: np.ndarray
+    places: np.ndarray | None
+    shape: Shape
+
+
+def crc(array: np.ndarray) -> int:
+    """CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def read(path: str | os.PathLike[str], safetensors: Any) -> dict[str, Stored]:
+    """All leaves of a file; `safetensors` is the package.
+
+    Raises:
+      ValueError: not a safetensors file, or a damaged one, or one that something else wrote.
+    """
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"load_safetensors: {path} is damaged, or no safetensors file: {_line(error)}") from error
+    if FORMAT not in about:
+        found = f"metadata {sorted(about)}" if about else "no metadata"
+        raise ValueError(
+            f"load_safetensors: {path} must be written by save_safetensors, with metadata {FORMAT!r}, got {found}"
+        )
+    try:
+        return _leaves(json.loads(about[FORMAT]), tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"load_safetensors: {path} is damaged, or not of this version: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _leaves(written: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Stored]:
+    if written["version"] != VERSION:
+        raise ValueError(f"version {VERSION} can be read, it is of version {written['version']}")
+    found = {name: _leaf(name, leaf, tensors) for name, leaf in written["leaves"].items()}
+    owned = [key for leaf in written["leaves"].values() for key in leaf["crc32"]]
+    if len(set(owned)) < len(owned) or set(owned) != set(tensors):
+        raise ValueError("every tensor must belong to one leaf")
+    return found
+
+
+def _leaf(name: str, leaf: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Stored:
+    shape, sums = tuple(leaf["shape"]), leaf["crc32"]
+    if not all(checks.is_whole(n) for n in shape):
+        raise ValueError(f"leaf {name!r} has no shape {leaf['shape']}")
+    for key, expected in sums.items():
+        if key not in tensors:
+            raise ValueError(f"tensor {key!r} is missing")
+        if crc(tensors[key]) != expected:
+            raise ValueError(f"the bytes of tensor {key!r} are not those that were written")
+    values, positions, mask = (f"{name}:{part}" for part in ("values", "positions", "mask"))
+    if set(sums) == {name} and tensors[name].shape == shape:
+        return Stored(tensors[name], None, shape)
+    size, places = math.prod(shape), None
+    if set(sums) == {values, positions}:
+        places = _ascending(tensors[positions], size)
+    elif set(sums) == {values, mask}:
+        places = _of_bits(tensors[mask], size)
+    if places is None or tensors[values].shape != places.shape:
+        raise ValueError(f"the tensors of leaf {name!r} do not fit its shape {shape}")
+    return Stored(tensors[values], places, shape)
+
+
+def _ascending(positions: np.ndarray, size: int) -> np.ndarray | None:
+    """int64[active], None if these are not ascending positions among so many."""
+    if positions.ndim != 1 or positions.dtype not in (np.int32, np.int64):
+        return None
+    places = positions.astype(np.int64)
+    inside = not len(places) or 0 <= places[0] <= places[-1] < size
+    return places if inside and (places[1:] > places[:-1]).all() else None
+
+
+def _of_bits(mask: np.ndarray, size: int) -> np.ndarray | None:
+    if mask.dtype != np.uint8 or mask.shape != (-(-size // 8),):
+        return None
+    bits = np.unpackbits(mask)
+    return None if bits[size:].any() else np.flatnonzero(bits)
