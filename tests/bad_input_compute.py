@@ -11,9 +11,10 @@ from rigl_jax import execution, topology
 from rigl_jax.execution import kernels
 from rigl_jax.execution.compact import compact
 from rigl_jax.execution.export import save_safetensors
-from tests.bad_input import EYE, KEY, ONES, OTHER, PACKED, PARAMS, PLAN, SGD, SMALL, STATE, F, M, U, W, X, planned
+from tests.bad_input import EYE, KEY, ONES, OTHER, PACKED, PARAMS, PLAN, SGD, SMALL, F, M, U, W, X, planned
 
 AT = kernels.make_pattern(EYE)
+TRAINED = rx.packed_training(SGD, rx.static(rx.make_plan(W, 0.5)), key=KEY).init(W)[1]
 TWO = Mesh(np.asarray(jax.devices()[:2]), ("data",))
 KERNEL = kernels.make_pattern(np.ones((2, 2, 2, 1), bool))
 
@@ -128,14 +129,14 @@ COMPUTE = {
     "packed inner": (lambda: rx.packed_training("sgd", rx.rigl(PLAN), key=KEY), r"packed_training: the inner .*'sgd'"),
     "packed key": (lambda: rx.packed_training(SGD, rx.rigl(PLAN), key=3), r"sparsify: key must be .*got 3"),
     "stream share": (
-        lambda: execution.rewire_streamed(SGD, {}, STATE, PACKED, 2.0),
+        lambda: execution.rewire_streamed(SGD, {}, TRAINED, PACKED, 2.0),
         r"rewire_streamed: share must be in \[0, 1\], got 2.0",
     ),
     "stream factors": (
-        lambda: execution.rewire_streamed(SGD, {}, STATE, PACKED, 0.3),
+        lambda: execution.rewire_streamed(SGD, {}, TRAINED, PACKED, 0.3),
         r"rewire_streamed: leaf 'w' has no gradient factors",
     ),
-    "stream dense": (lambda: execution.rewire_streamed(SGD, {}, STATE, W, 0.3), r"rewire_streamed: expected packed"),
+    "stream dense": (lambda: execution.rewire_streamed(SGD, {}, TRAINED, W, 0.3), r"rewire_streamed: expected packed"),
     "pattern of 0": (lambda: execution.random_pattern(KEY, (4, 4), 0), r"random_pattern: n_active .*1 to 16, got 0"),
     "pattern word": (lambda: execution.random_pattern(KEY, (4, 4), "3"), r"random_pattern: n_active .*got '3'"),
     "pattern shape": (lambda: execution.random_pattern(KEY, (4,), 3), r"random_pattern: shape must be .*got \(4,\)"),

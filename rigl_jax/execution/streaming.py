@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
 from rigl_jax.execution.run import How, Weight, run_with
-from rigl_jax.execution.training import Box, map_inner
+from rigl_jax.execution.training import Box, check_state, map_inner
 from rigl_jax.sparsify import SparseState
 
 BLOCK = 1 << 24  # entries of a gradient that are formed at a time: 64 MiB in f32
@@ -130,12 +130,15 @@ def rewire_streamed(
       block: entries of a gradient formed at a time.
 
     Raises:
-      ValueError: a leaf stored dense or in blocks, or without factors.
+      ValueError: a leaf stored dense or in blocks; factors that are missing or do not fit a leaf; a masked run's state.
     """
     checks.optimizer("rewire_streamed", inner)
     share = checks.number("rewire_streamed", "share", share, "must be in [0, 1]", lambda found: 0 <= found <= 1)
     if not checks.is_whole(block, 1):
         raise ValueError(f"rewire_streamed: block must be a whole number, at least 1, got {block!r}")
+    check_state("rewire_streamed", state)
+    if not isinstance(gradients, Mapping):
+        raise ValueError(f"rewire_streamed: gradients must be what gradient_factors gives, got {gradients!r}")
     names = list(trees.named_leaves(checked("rewire_streamed", packed).values))
     moves: list[_Move | None] = []
     for name, values, pattern in zip(names, jax.tree.leaves(packed.values), leaf_patterns(packed), strict=True):
@@ -146,7 +149,8 @@ def rewire_streamed(
         if not isinstance(matrix, kernels.Pattern) or matrix.height != 1:
             raise ValueError(f"rewire_streamed: leaf {name!r} must be packed as single weights; see pack(choose=...)")
         if name not in gradients:
-            raise ValueError(f"rewire_streamed: leaf {name!r} has no gradient factors; got {', '.join(gradients)}")
+            raise ValueError(f"rewire_streamed: leaf {name!r} has no gradient factors; got {list(gradients)}")
+        _check_factors(name, gradients[name], matrix)
         move = _move(values, matrix, gradients[name], share, block)
         if matrix is not pattern:
             move = _Move(dataclasses.replace(pattern, matrix=move.pattern), move.origin)
@@ -160,6 +164,17 @@ def rewire_streamed(
     )
     optimizer = map_inner(inner, lambda part, box: _carried(part, box.content), state.inner, by_leaf)
     return after, state._replace(step=state.step + 1, inner=optimizer)
+
+
+def _check_factors(name: str, factors: Any, matrix: kernels.Pattern) -> None:
+    whole = isinstance(factors, Factors)
+    given = [getattr(part, "shape", None) for part in factors] if whole else type(factors).__name__
+    examples = given[0][:1] if whole and given[0] else ("examples",)
+    expected = [(*examples, matrix.rows), (*examples, matrix.units)]
+    if given != expected:
+        raise ValueError(
+            f"rewire_streamed: gradients of leaf {name!r} must be Factors of shapes {expected}, got {given}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +255,11 @@ def _top(
     gradient: Factors, k: int, *, exclude: np.ndarray, pattern: kernels.Pattern, block: int
 ) -> tuple[np.ndarray, bool]:
     """`top_products`, and whether all products are numbers."""
+    rows, out = pattern.rows, pattern.units
+    if not 0 <= k <= rows * out - len(exclude):
+        raise ValueError(f"top_products: k must be from 0 to {rows * out - len(exclude)}, got {k}")
     if k == 0:
         return np.zeros(0, np.int64), True
-    rows, out = pattern.rows, pattern.units
     step = max(1, min(rows, block // max(1, out)))
     wanted = MARGIN * (k + len(exclude))
     while True:

@@ -120,6 +120,18 @@ def packed_training(
             raise ValueError("packed_training: init takes params, got packed weights; rx.unpack gives the params")
         return enter(params, masked.init(params))
 
+    def pack(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
+        if like is not None:
+            checked("packed_training: pack: like", like)
+        if isinstance(params, Packed):
+            raise ValueError("packed_training: pack takes params, got packed weights; rx.unpack gives the params")
+        if not _is_state(state) or not jax.tree.leaves(state.algorithm.masks):
+            raise ValueError(
+                "packed_training: pack takes the state of a masked run, got "
+                + ("one that is packed already; training.unpack gives both" if _is_state(state) else repr(type(state)))
+            )
+        return enter(params, state, like)
+
     def enter(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
         chosen = choose or best_pattern
         chosen = chosen if like is None else same_kernels(like, chosen)
@@ -143,7 +155,11 @@ def packed_training(
             inner=map_inner(inner, _scatter, state.inner, _boxes(packed)),
         )
 
+    def leave_checked(packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
+        return leave(checked("packed_training: unpack", packed), check_state("packed_training: unpack", state))
+
     def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
+        check_state("packed_training: update", state)
         values: Any = checked("packed_training", packed).values
         checks.gradients("packed_training: update", grads, values, of="packed.values")
         updates, optimizer = inner.update(grads, state.inner, values, **extra)
@@ -151,12 +167,29 @@ def packed_training(
         return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
     def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        params, state = leave(checked("packed_training", packed), state)
+        params, state = leave(checked("packed_training", packed), check_state("packed_training: rewire", state))
         checks.gradients("packed_training: rewire", grads, params)
         updates, state = rewiring_step(grads, state, params, **extra)
         return enter(optax.apply_updates(params, updates), state, packed)
 
-    return PackedTraining(init, update, rewire, enter, leave)
+    return PackedTraining(init, update, rewire, pack, leave_checked)
+
+
+def check_state(who: str, state: Any) -> SparseState:
+    """The state, if it is that of a packed run: its masks are the patterns of the weights, so it holds none.
+
+    Raises:
+      ValueError: a masked run's state, or none at all.
+    """
+    if not _is_state(state):
+        raise ValueError(f"{who}: state must be what packed_training gives, got {type(state).__name__}")
+    if jax.tree.leaves(state.algorithm.masks):
+        raise ValueError(f"{who}: state must be that of a packed run, got a masked run's; training.pack gives both")
+    return state
+
+
+def _is_state(state: Any) -> bool:
+    return isinstance(state, SparseState) and hasattr(state.algorithm, "masks")
 
 
 class Box:

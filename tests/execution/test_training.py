@@ -200,6 +200,35 @@ def test_packed_weights_are_not_packed_again():
         training.init(packed)
 
 
+def test_states_of_masked_and_packed_runs_are_told_apart():
+    """A packed run's masks are its patterns. Its state in a masked run's place, or the other way, would train dense."""
+    params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
+    plan = rx.make_plan(params, 0.5)
+    for inner in (optax.sgd(0.1), optax.adam(0.1)):
+        training = packed_training(inner, rx.static(plan), key=jax.random.key(0))
+        packed, state = training.init(params)
+        dense, masked = training.unpack(packed, state)
+        again, _ = training.pack(dense, masked)
+        chex.assert_trees_all_equal(again, packed)
+        grads = packed.values
+        wrong = [
+            ("pack", lambda t=training, s=state, d=dense: t.pack(d, s), "packed already"),
+            ("pack", lambda t=training, m=masked, p=packed: t.pack(p, m), "takes params"),
+            ("pack", lambda t=training, d=dense: t.pack(d, None), "takes the state of a masked run"),
+            ("pack: like", lambda t=training, m=masked, d=dense: t.pack(d, m, d), "packed weights"),
+            ("unpack", lambda t=training, m=masked, p=packed: t.unpack(p, m), "state"),
+            ("unpack", lambda t=training, s=state, d=dense: t.unpack(d, s), "packed weights"),
+            ("update", lambda t=training, m=masked, p=packed, g=grads: t.update(g, m, p), "state"),
+            ("update", lambda t=training, p=packed, g=grads: t.update(g, g, p), "state"),
+            ("rewire", lambda t=training, m=masked, p=packed, d=dense: t.rewire(d, m, p), "state"),
+        ]
+        for who, call, what in wrong:
+            with pytest.raises(ValueError, match=f"^packed_training: {who}.*{what}"):
+                call()
+        with pytest.raises(ValueError, match=r"^rewire_streamed: state must be that of a packed run"):
+            rewire_streamed(inner, {}, masked, packed, 0.3)
+
+
 # --- growth by streamed gradients ---------------------------------------------------------------------------------
 
 
@@ -295,3 +324,24 @@ def test_streamed_errors_name_the_leaf():
     some = rx.pack({"w": jnp.eye(4)}, {"w": jnp.eye(4, dtype=bool)})
     with pytest.raises(ValueError, match="leaf 'w' has no gradient factors"):
         rewire_streamed(inner, {}, state._replace(inner=inner.init(some.values)), some, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((2, 5), (2, 6)), ((2, 3), (2, 6)), ((2, 4), (2, 7)), ((2, 4), (2, 5)), ((2, 4), (3, 6)), ((4,), (6,)), ((), ())],
+)
+def test_factors_that_do_not_fit_the_weight_are_refused(left, right):
+    rng = np.random.default_rng(0)
+    packed = rx.pack({"w": jnp.ones((4, 6))}, {"w": jnp.asarray(rng.random((4, 6)) < 0.3)})
+    inner = optax.sgd(0.1)
+    training = packed_training(inner, rx.static(rx.make_plan({"w": jnp.ones((4, 6))}, 0.5)), key=jax.random.key(0))
+    state = training.init({"w": jnp.ones((4, 6))})[1]._replace(inner=inner.init(packed.values))
+    for factors in (rx.execution.Factors(jnp.ones(left), jnp.ones(right)), jnp.ones(left), None):
+        with pytest.raises(ValueError, match=r"rewire_streamed: gradients of leaf 'w' must be Factors of shapes"):
+            rewire_streamed(inner, {"w": factors}, state, packed, 0.3)
+
+
+def test_more_than_there_is_cannot_be_grown():
+    factors, pattern = rx.execution.Factors(jnp.ones((1, 3)), jnp.ones((1, 2))), kernels.make_pattern(np.ones((3, 2)))
+    with pytest.raises(ValueError, match="top_products: k must be from 0 to 5, got 6"):
+        rx.execution.streaming.top_products(factors, 6, exclude=np.array([0]), pattern=pattern)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rigl_jax import make_plan, rigl, static
+from rigl_jax import make_plan, rigl, snfs, static
 from rigl_jax.base import Algorithm
 from rigl_jax.flops import Product, flops, micronet_bits, micronet_flops, training_cost
 
@@ -350,3 +350,21 @@ def test_micronet_convention_by_hand():
     assert micronet_flops(half) == (2 * 9 * outputs + outputs) + (2 * 5 * 4 + 4)
     assert micronet_bits(shapes, {}) == 32 * (90 + 5 + 20 + 4)
     assert micronet_bits(shapes, {"k": 0.5}) == 32 * (45 + 5 + 20 + 4) + 90
+
+
+def test_training_cost_of_billions_of_steps_takes_little_memory_and_of_constant_methods_no_time():
+    plan = make_plan({"w": np.ones((8, 8))}, 0.75)
+    asked = []
+
+    def watched(step):
+        asked.append(len(step))
+        return step % 100 == 0
+
+    assert training_cost(static(plan), 0.2, 1.0, 2**31 - 1) == pytest.approx(0.6)
+    assert training_cost(snfs(plan), 0.2, 1.0, 2**31 - 1) == pytest.approx(1.4)
+    n = 5_000_000
+    watching = static(plan)._replace(dense_grads=watched)
+    assert training_cost(watching, 0.2, 1.0, n) == pytest.approx(0.4 + 0.99 * 0.2 + 0.01)
+    assert training_cost(watching, np.linspace(0, 1, n), 1.0, n) == pytest.approx(1 + 0.99 * 0.5 + 0.01)
+    assert max(asked) < n / 2
+    assert sum(asked) == 2 * n
