@@ -257,6 +257,14 @@ def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
             raise ValueError(f"{who}: {name} must be an array of shape {shape}, got {what}")
 
 
+def shown(value: Any) -> str:
+    """A value in a message: on one line, and not long."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _kind(value: Any) -> str:
     """What a value is, shortly."""
     return shown(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__

@@ -23,7 +23,9 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, jaxprs, schedules, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Masks, PyTree, Shape
 from rigl_jax.messages import shown
 from rigl_jax.tables import table
@@ -211,6 +213,7 @@ def micronet_flops(counted: Flops) -> float:
     return math.fsum(2 * p.macs * density[p.name] + p.outputs for p in counted.products)
 
 
+@arguments(shapes=rules.shapes, density=rules.one_of(Mapping, "{name: fraction of active weights}"))
 def micronet_bits(shapes: Mapping[str, Shape], density: Mapping[str, float]) -> float:
     """Bits to store a network by the MicroNet challenge's rules; 8e6 bits are a megabyte.
 

@@ -15,13 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.messages import shown
 
 Loss = Callable[[PyTree], Array]
 
 
+@arguments(points=rules.sequence, t=rules.scalar)
 def bezier(points: Sequence[PyTree], t: Any) -> PyTree:
     """The place on a Bezier curve: `sum_i C(n, i) (1 - t)^(n - i) t^i points[i]`.
 
@@ -38,6 +41,7 @@ def bezier(points: Sequence[PyTree], t: Any) -> PyTree:
     return jax.tree.map(lambda *p: sum(s.astype(x.dtype) * x for s, x in zip(shares, p, strict=True)), *points)
 
 
+@arguments(loss=rules.function, points=rules.sequence, ts=rules.array(1, host=True))
 def path_losses(loss: Loss, points: Sequence[PyTree], ts: Any) -> Array:
     """The loss at places on a Bezier curve, one forward pass each.
 
@@ -53,6 +57,7 @@ def path_losses(loss: Loss, points: Sequence[PyTree], ts: Any) -> Array:
     return jax.lax.map(lambda t: loss(bezier(points, t)), jnp.asarray(ts, jnp.float32))
 
 
+@arguments(loss=rules.function, ts=rules.array(1, host=True))
 def interpolate(loss: Loss, a: PyTree, b: PyTree, ts: Any) -> Array:
     """The loss on the straight line `(1 - t) a + t b`.
 
@@ -77,6 +82,7 @@ def interpolate(loss: Loss, a: PyTree, b: PyTree, ts: Any) -> Array:
     return path_losses(loss, (a, b), ts)
 
 
+@arguments(losses=rules.array(1, host=True))
 def barrier(losses: Array) -> Array:
     """How much higher the loss gets on the way than at the worse of its ends; 0 where it does not.
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 
 MOST = checks.LARGEST - 1
@@ -41,6 +43,7 @@ def _capped(high: Array, low: Array) -> Array:
     return jnp.where(high < 2**15, ((high & 0x7FFF) << 16) | (low & 0xFFFF), MOST)
 
 
+@arguments(amount=rules.count, weights=rules.array(1), room=rules.array(1))
 def redistribute(amount: Any, weights: Array, room: Array) -> Array:
     """Shares out `amount` places in proportion to `weights`, no more to each than it has room for.
 

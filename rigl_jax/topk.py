@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, native, quotas, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import shown
 
@@ -25,6 +27,7 @@ SMALL_GROUP = 16
 """Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
 
 
+@arguments(scores=rules.array(), k=rules.count)
 def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among: Array | None = None) -> Array:
     """The k highest scores of each group.
 
@@ -102,6 +105,7 @@ def _on_one_cpu(scores: Array) -> bool:
     return scores.size > 0 and scores.dtype != jnp.float64 and native.library() is not None
 
 
+@arguments(scores=rules.sequence, k=rules.count, among=rules.optional(rules.sequence))
 def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | None] | None = None) -> list[Array]:
     """The k highest scores of several arrays together, as `select` on their concatenation, which is never made.
 

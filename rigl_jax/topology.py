@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
 from rigl_jax.messages import listed
 from rigl_jax.quotas import redistribute as redistribute
@@ -26,6 +28,7 @@ from rigl_jax.topk import check_count, count_true, select
 from rigl_jax.topk import select_jointly as select_jointly
 
 
+@arguments(n_active=rules.count)
 def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | None = None) -> Array:
     """A mask of the `n_active` best units of each group.
 
@@ -60,6 +63,13 @@ class Rewiring(NamedTuple):
     kept: Array
 
 
+@arguments(
+    drop=rules.array(),
+    grow=rules.array(),
+    n_drop=rules.count,
+    n_active=rules.optional(rules.count),
+    regrow_dropped=rules.flag,
+)
 def rewire(
     structure: Structure,
     mask: Array,
@@ -114,6 +124,7 @@ def _units(structure: Structure, mask: Array) -> Array:
     return structure.pool(mask.astype(jnp.float32)) > 0
 
 
+@arguments(leaf=rules.leaf)
 def n_units(leaf: Leaf) -> tuple[int, int]:
     """`(groups, units in each group)` of a leaf."""
     units = leaf.structure.units(leaf.shape)
@@ -121,18 +132,21 @@ def n_units(leaf: Leaf) -> tuple[int, int]:
     return math.prod(units) // in_group, in_group
 
 
+@arguments(leaf=rules.leaf)
 def n_layers(leaf: Leaf) -> int:
     """How many layers are stacked in a leaf; 1 where it is no stack."""
     units = leaf.structure.units(leaf.shape)
     return math.prod(units[axis] for axis in leaf.structure.stack(units))
 
 
+@arguments(structure=rules.structure, units=rules.shape)
 def layer_axes(structure: Structure, units: Shape) -> tuple[int, ...]:
     """The axes of the pooled array over which a layer extends: all but those of the stack."""
     stack = structure.stack(units)
     return tuple(axis for axis in range(len(units)) if axis not in stack)
 
 
+@arguments(leaf=rules.leaf, which=rules.array())
 def count_layers(leaf: Leaf, which: Array) -> Array:
     """How many units are True: int32 scalar; in a stack for each layer, int32 with the axes of `which` kept."""
     if n_layers(leaf) == 1:
@@ -140,18 +154,21 @@ def count_layers(leaf: Leaf, which: Array) -> Array:
     return jnp.sum(which, axis=layer_axes(leaf.structure, which.shape), keepdims=True, dtype=jnp.int32)
 
 
+@arguments(leaf=rules.leaf)
 def is_single(leaf: Leaf) -> bool:
     """Whether all single weights of a layer compete with each other, so that they may with those of other leaves."""
     layers = n_layers(leaf)
     return n_units(leaf) == (layers, math.prod(leaf.shape) // layers)
 
 
+@arguments(leaf=rules.leaf)
 def unit_size(leaf: Leaf) -> int:
     """Weights in a unit."""
     groups, units = n_units(leaf)
     return math.prod(leaf.shape) // (groups * units)
 
 
+@arguments(fraction=rules.scalar, n=rules.count)
 def count(fraction: Any, n: Any) -> Array:
     """How many of `n` units a fraction moves: floor(fraction * n) in float32, from 0 to n.
 
@@ -161,6 +178,7 @@ def count(fraction: Any, n: Any) -> Array:
     return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * n).astype(jnp.int32), 0, n)
 
 
+@arguments(plan=rules.plan, key=rules.key)
 def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
     """Uniformly random masks with the exact counts of the plan; the same for the same key, in every process.
 
@@ -186,11 +204,13 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
     )
 
 
+@arguments(plan=rules.plan)
 def prune_tree(plan: Plan, scores: PyTree) -> Masks:
     """`prune` for each sparse leaf, to the counts of the plan."""
     return trees.map_sparse(lambda leaf, s: prune(leaf.structure, s, leaf.n_active), plan, scores)
 
 
+@arguments(plan=rules.plan, n_active=rules.optional(rules.count), min_active=rules.count)
 def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_active: int = 1) -> Masks:
     """One ranking over all sparse leaves: the best weights stay, wherever they are, and at least a few in each leaf.
 
@@ -226,6 +246,7 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
     return trees.map_sparse(lambda leaf, _: masks[leaf.name], plan, scores)
 
 
+@arguments(plan=rules.plan, fraction=rules.scalar, regrow_dropped=rules.flag)
 def drop_and_grow(
     plan: Plan, masks: Masks, drop: PyTree, grow: PyTree, fraction: Any, *, regrow_dropped: bool = True
 ) -> tuple[Masks, Masks]:
@@ -254,6 +275,7 @@ def drop_and_grow(
     return settle(plan, masks, trees.map_sparse(one, plan, masks, drop, grow), drop, grow)
 
 
+@arguments(plan=rules.plan, n_drop=rules.counts, n_active=rules.optional(rules.counts), regrow_dropped=rules.flag)
 def rewire_tree(
     plan: Plan,
     masks: Masks,
@@ -324,6 +346,7 @@ def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *,
     )
 
 
+@arguments(plan=rules.plan)
 def check_fit(plan: Plan, params: PyTree) -> None:
     """Raises a ValueError that names the first leaf in which params are not those that the plan was made for."""
     checks.plan("plan", plan)

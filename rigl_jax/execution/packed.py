@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.execution import kernels
 
@@ -171,6 +173,7 @@ def nbytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@arguments(mask=rules.array())
 def best_pattern(name: str, mask: np.ndarray) -> Any:
     """The pattern that serves a mask best here, None where dense storage does.
 

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, topology, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
@@ -63,6 +65,7 @@ def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels
     return kernels.make_pattern_at(np.sort(rng.choice(n, n_active, replace=False, shuffle=False)), shape)
 
 
+@arguments(loss=rules.function)
 def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Factors]]:
     """Like `jax.grad(loss)` in its first argument, for packed weights, with every gradient left as two factors.
 

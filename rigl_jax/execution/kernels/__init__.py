@@ -19,7 +19,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rigl_jax import arguments as rules
 from rigl_jax import native
+from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import block, folded, linear, n_of_m, pattern
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
@@ -76,6 +78,7 @@ def backends() -> dict[str, Backend]:
 
 MatrixPattern = Pattern | BlockPattern | NMPattern
 AnyPattern = MatrixPattern | Folded
+_ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
 
 
 def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
@@ -93,6 +96,7 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
     (family.check_content if content else family.check_sizes)(who, at)
 
 
+@arguments(x=rules.array(), values=rules.array(1), at=_ANY, transpose=rules.flag, level=rules.word)
 def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]; see `matmul` of linear, block and n_of_m.
 
@@ -107,6 +111,7 @@ def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, 
     return linear.matmul(x, values, at, transpose=transpose, level=level)
 
 
+@arguments(at=_ANY, mask=rules.array())
 def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
     """The pattern of another mask, stored as `at` is: with as many active weights, every static size is kept."""
     if isinstance(at, Folded):
@@ -122,6 +127,7 @@ def _rebuild(at: MatrixPattern, mask: np.ndarray) -> MatrixPattern:
     return make_pattern(mask, height=at.height, block=at.block)
 
 
+@arguments(dense=rules.array(), at=_ANY)
 def gather(dense: Array, at: AnyPattern) -> Array:
     """The values [nnz] of a dense weight, in the order in which `at` stores them."""
     if not isinstance(at, AnyPattern) or jax.numpy.shape(dense) != tuple(at.shape):
@@ -135,6 +141,7 @@ def gather(dense: Array, at: AnyPattern) -> Array:
     return n_of_m.gather(dense, at) if isinstance(at, NMPattern) else pattern.gather(dense, at)
 
 
+@arguments(values=rules.array(1), at=_ANY)
 def scatter(values: Array, at: AnyPattern) -> Array:
     """The dense weight of values [nnz]: the inverse of `gather`, zeros elsewhere."""
     if not isinstance(at, AnyPattern) or jax.numpy.shape(values) != (at.nnz,):

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_jax import arguments as rules
+from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays
 
 Array = jax.Array
@@ -48,6 +50,7 @@ class BlockPattern:
         return self.shape[0] // self.tile[0], self.shape[1] // self.tile[1]
 
 
+@arguments(tile=rules.pair)
 def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> BlockPattern:
     """The pattern of a mask bool[in, out] made of whole tiles, on the host.
 

@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rigl_jax import arguments as rules
 from rigl_jax import native
+from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.linear import matmul
@@ -39,6 +41,13 @@ class Options(NamedTuple):
     level: str
 
 
+@arguments(
+    x=rules.array(4),
+    values=rules.array(1),
+    pattern=rules.one_of(Pattern, "a Pattern"),
+    strides=rules.pair,
+    level=rules.word,
+)
 def conv(
     x: Array,
     values: Array,

@@ -9,6 +9,8 @@ import math
 import jax
 import numpy as np
 
+from rigl_jax import arguments as rules
+from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels.block import BlockPattern
 from rigl_jax.execution.kernels.n_of_m import NMPattern
 from rigl_jax.execution.kernels.pattern import Pattern
@@ -44,6 +46,7 @@ def check_sizes(who: str, pattern: Folded) -> None:
         )
 
 
+@arguments(shape=rules.shape, split=rules.whole(0))
 def as_matrix(shape: tuple[int, ...], split: int) -> tuple[int, int]:
     """(in, out) of a weight whose first `split` axes are inputs.
 
@@ -53,6 +56,7 @@ def as_matrix(shape: tuple[int, ...], split: int) -> tuple[int, int]:
     return math.prod(shape[:split]), math.prod(shape[split:])
 
 
+@arguments(shape=rules.shape)
 def squarest_split(shape: tuple[int, ...]) -> int:
     """How many of the first axes are inputs: the split that makes the matrix most nearly square, the first if tied.
 

@@ -1,0 +1,153 @@
+"""Arguments of public functions, checked by kind at the boundary: `@arguments(scores=array, k=count)`.
+
+A rule sees one argument and answers nonsense with one line: who, which argument, what was expected, what was given.
+What depends on several arguments (a mask and its weight) is for the function itself. docs/architecture.md says why this
+is not left to a checker of annotations.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import checks
+from rigl_jax.base import Leaf, Structure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Rule = Callable[[str, str, Any], None]
+"""`(function, argument, value)`: raises a ValueError for a value of another kind."""
+
+
+def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Checks arguments by their rules before a function is called. One left out is not checked.
+
+    >>> @arguments(n=whole(1))
+    ... def half(n): return n // 2
+    >>> half(0)
+    Traceback (most recent call last):
+    ValueError: half: n must be a whole number, at least 1, got 0
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        if unknown := rules.keys() - signature.parameters.keys():
+            raise ValueError(f"arguments: {function.__name__} has no {sorted(unknown)}")
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                return function(*args, **kwargs)  # Python says what is wrong with the call
+            for name, rule in rules.items():
+                if name in given:
+                    rule(function.__name__, name, given[name])
+            return function(*args, **kwargs)
+
+        return checked
+
+    return wrap
+
+
+def _rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
+    def rule(who: str, name: str, value: Any) -> None:
+        if not fits(value):
+            raise ValueError(f"{who}: {name} must be {expected}, got {checks.shown(value)}")
+
+    return rule
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what the rule takes."""
+    return lambda who, name, value: None if value is None else rule(who, name, value)
+
+
+def whole(least: int) -> Rule:
+    """An integer of at least so much."""
+    return _rule(f"a whole number, at least {least}", lambda value: checks.is_whole(value, least))
+
+
+def one_of(kinds: Any, expected: str) -> Rule:
+    """An instance of a type, or of one of several."""
+    return _rule(expected, lambda value: isinstance(value, kinds))
+
+
+def array(rank: int | None = None, *, host: bool = False) -> Rule:
+    """An array, traced or not; `host`: or what NumPy makes a numeric array of that rank of."""
+    shape = "" if rank is None else f" of {rank} {'axis' if rank == 1 else 'axes'}"
+
+    def fits(value: Any) -> bool:
+        if host and isinstance(value, Sequence) and not isinstance(value, str):
+            try:
+                value = np.asarray(value)
+            except ValueError:
+                return False
+        found = hasattr(value, "shape") and hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.generic)
+        return found and value.dtype != object and (rank is None or len(value.shape) == rank)
+
+    return _rule(f"an array{shape}", fits)
+
+
+def _is_scalar(value: Any, kind: Any) -> bool:
+    if isinstance(value, (str, bytes, type(None))) or not hasattr(value, "dtype"):
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return value.shape == () and jnp.issubdtype(value.dtype, jnp.number)
+
+
+scalar = _rule("one number", lambda value: _is_scalar(value, (int, float)))
+"""A real number, traced or not."""
+
+
+def _is_count(value: Any) -> bool:
+    if hasattr(value, "dtype"):
+        return jnp.issubdtype(value.dtype, jnp.integer)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+count = _rule("a whole number, or an array of them", _is_count)
+"""An integer or integers, traced or not."""
+
+counts = _rule("{name: whole number}", lambda value: isinstance(value, Mapping) and all(map(_is_count, value.values())))
+"""Counts by name."""
+
+flag = _rule("True or False", lambda value: isinstance(value, (bool, np.bool_)))
+"""A bool, known on the host."""
+
+word = one_of(str, "a word")
+function = _rule("a function", callable)
+structure = one_of(Structure, "one such as rx.unstructured()")
+leaf = one_of(Leaf, "a Leaf of a plan")
+sequence = _rule("a list or tuple", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
+shape = _rule(
+    "a shape, a tuple of whole numbers",
+    lambda value: isinstance(value, Sequence) and all(checks.is_whole(n) for n in value),
+)
+shapes = _rule(
+    "{name: shape}",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(s, Sequence) and all(checks.is_whole(n) for n in s) for s in value.values())
+    ),
+)
+pair = _rule(
+    "a pair of whole numbers, at least 1",
+    lambda value: isinstance(value, Sequence) and len(value) == 2 and all(checks.is_whole(n, 1) for n in value),
+)
+
+
+def plan(who: str, name: str, value: Any) -> None:
+    """What `make_plan` gives."""
+    del name
+    checks.plan(who, value)
+
+
+def key(who: str, name: str, value: Any) -> None:
+    """A single PRNG key."""
+    del name
+    checks.key(who, value)
