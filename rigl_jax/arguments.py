@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import checks
-from rigl_jax.base import Leaf, Structure
+from rigl_jax.base import Axes, Leaf, Structure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,6 +121,7 @@ flag = _rule("True or False", lambda value: isinstance(value, (bool, np.bool_)))
 
 word = one_of(str, "a word")
 function = _rule("a function", callable)
+axes = one_of(Axes, "an rx.base.Axes")
 structure = one_of(Structure, "one such as rx.unstructured()")
 leaf = one_of(Leaf, "a Leaf of a plan")
 sequence = _rule("a list or tuple", lambda value: isinstance(value, Sequence) and not isinstance(value, str))

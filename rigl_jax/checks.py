@@ -218,6 +218,29 @@ def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
         raise ValueError(f"{who}: the mask of leaf {name!r} must be bool{list(shape)}, got {what}")
 
 
+def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
+    """Refuses trees that lack a leaf of the plan or have it in another shape, or that are not parallel to each other.
+
+    Raises:
+      ValueError: names the argument and the leaf.
+    """
+    (first, tree), *_ = given.items()
+    structure = jax.tree.structure(tree, is_leaf=lambda x: x is None)
+    for argument, tree in given.items():
+        leaves = trees.named_leaves(tree)
+        for name, leaf in plan.items():
+            shape = jnp.shape(leaves[name]) if hasattr(leaves.get(name), "dtype") else None
+            if shape != tuple(leaf.shape):
+                raise ValueError(
+                    f"{who}: {argument} must have an array of shape {tuple(leaf.shape)} for leaf {name!r} of the plan, "
+                    f"got {shown(leaves[name]) if name in leaves else 'none'}"
+                )
+        try:
+            structure.flatten_up_to(tree)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{who}: {argument} must be parallel to {first}: {str(error).splitlines()[0]}") from None
+
+
 def gradients(who: str, grads: Any, params: Any, *, of: str = "params") -> None:
     """Refuses gradients that are not parallel to params, of their shapes, and real where these are.
 

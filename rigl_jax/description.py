@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, topology, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Axes, Leaf, Plan, PyTree, Shape
 from rigl_jax.roles import check_model, roles
 from rigl_jax.tables import table
@@ -14,6 +16,7 @@ from rigl_jax.tables import table
 _Row = tuple[str, str, str, str, str, str]
 
 
+@arguments(apply=rules.optional(rules.function), inputs=rules.sequence)
 def describe(
     plan: Plan,
     params: PyTree | None = None,

@@ -181,9 +181,10 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
     try:
         forward = np.asarray(sparse, np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"training_cost: sparse must be one number or [{steps}], got {shown(sparse)}") from None
-    if forward.shape not in ((), (steps,)):
-        raise ValueError(f"training_cost: sparse must be one number or [{steps}], got shape {forward.shape}")
+        forward = np.full((), np.nan)
+    if forward.shape not in ((), (steps,)) or not (forward >= 0).all() or not np.isfinite(forward).all():
+        what = f"one number of at least 0, or [{steps}] of them"
+        raise ValueError(f"training_cost: sparse must be {what}, got {shown(sparse)}")
     if algorithm.dense_grads in (schedules.always, schedules.never):
         return float(2 * np.mean(forward)) + (
             dense if algorithm.dense_grads is schedules.always else float(np.mean(forward))

@@ -164,8 +164,8 @@ def bezier_path(
 def _check_parallel(who: str, a: PyTree, b: PyTree) -> None:
     first, second = trees.named_leaves(a), trees.named_leaves(b)
     for name in first | second:
-        shapes = [jnp.shape(leaves[name]) if name in leaves else None for leaves in (first, second)]
-        if shapes[0] != shapes[1]:
+        shapes = [getattr(leaves.get(name), "shape", None) for leaves in (first, second)]
+        if None in shapes or shapes[0] != shapes[1]:
             raise ValueError(
                 f"{who}: b must be parallel to a; leaf {name!r} has shape {shapes[0]} in a, {shapes[1]} in b"
             )

@@ -151,7 +151,7 @@ def with_masters(
     """
     checks.optimizer("with_masters", inner)
     try:
-        wide = jnp.issubdtype(dtype, jnp.floating)
+        wide = dtype is not None and jnp.issubdtype(dtype, jnp.floating)  # NumPy reads None as float64
     except TypeError:
         wide = False
     if not wide:
@@ -238,6 +238,9 @@ def replace_masks(
     checks.optimizer("replace_masks", inner)
     if not isinstance(state, SparseState):
         raise ValueError(f"replace_masks: the state must be that of sparsify, got {type(state).__name__}")
+    for name, leaf in trees.named_leaves(params).items():
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(f"replace_masks: params must hold arrays, got {checks.shown(leaf)} at leaf {name!r}")
     if jax.tree.structure(jax.eval_shape(inner.init, params)) != jax.tree.structure(state.inner):
         raise ValueError(
             "replace_masks: inner must be the optimizer that sparsify was given, and params those of the state, "

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rigl_jax import arguments as argument
 from rigl_jax import checks, trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Axes, Distribution, Leaf, Plan, PyTree, Role, Shape, Structure
 from rigl_jax.distributions import check_sparsity, erk, share, whole
 from rigl_jax.messages import listed, shown
@@ -21,6 +23,7 @@ TRAINABLE = ("bfloat16", "float16", "float32", "float64")
 Rules = Sequence[tuple[str, Structure | None]]
 
 
+@arguments(count_fixed=argument.flag)
 def make_plan(
     params: PyTree,
     sparsity: float,

@@ -21,11 +21,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Axes, Shape, Structure
 from rigl_jax.messages import shown
 
 
+@arguments(axes=rules.optional(rules.axes))
 def unstructured(axes: Axes | None = None) -> Structure:
     """Every weight is a unit; all weights of a leaf compete with each other (in a stack, all of a layer).
 
@@ -36,6 +39,7 @@ def unstructured(axes: Axes | None = None) -> Structure:
     return Structure("unstructured", _same, _same, _same, partial(_in_layer, stack), stack=stack, bind=bind)
 
 
+@arguments(axes=rules.optional(rules.axes))
 def block(height: int, width: int, axes: Axes | None = None) -> Structure:
     """Tiles of `height` inputs x `width` outputs; all tiles of a leaf compete.
 
@@ -109,6 +113,7 @@ def _expand_block(height: int, width: int, axes: Axes | None, chosen: Array, sha
     return jnp.broadcast_to(jnp.expand_dims(chosen, inner), split).reshape(shape)
 
 
+@arguments(axes=rules.optional(rules.axes))
 def n_of_m(n: int, m: int, axis: int | None = None, axes: Axes | None = None) -> Structure:
     """Exactly n of every m neighbouring weights along an axis stay: 2:4 and its kind.
 
@@ -174,6 +179,7 @@ def _stack_of_n_of_m(name: str, axis: int | None, axes: Axes | None, units: Shap
     return tuple(i + (i > at) for i in _stack(axes, units[1:]))
 
 
+@arguments(axes=rules.optional(rules.axes))
 def fan_in(axes: Axes | None = None) -> Structure:
     """Constant fan-in: each output keeps the same number of inputs, and weights compete within it.
 
@@ -212,6 +218,7 @@ def _summed(axes: Axes | None, units: Shape) -> tuple[int, ...]:
     return tuple(sorted((*known.window, *known.inputs)))
 
 
+@arguments(axes=rules.optional(rules.axes))
 def channel(axis: int | None = None, axes: Axes | None = None) -> Structure:
     """Whole channels: all the weights of one index along an axis live together, and channels compete.
 

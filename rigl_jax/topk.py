@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rigl_jax import arguments as rules
@@ -56,7 +57,8 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     """
     _check_scores("select", scores, among)
     axes = tuple(range(scores.ndim)) if axes is None else axes
-    if not isinstance(axes, tuple) or not all(axis in range(scores.ndim) for axis in axes):
+    given = axes if isinstance(axes, tuple) else (None,)
+    if len(set(given)) < len(given) or not all(checks.is_whole(axis) and axis < scores.ndim for axis in given):
         raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {shown(axes)}")
     check_count("select", k)
     counts = tuple(1 if axis in axes else size for axis, size in enumerate(scores.shape))

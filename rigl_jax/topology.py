@@ -28,7 +28,7 @@ from rigl_jax.topk import check_count, count_true, select
 from rigl_jax.topk import select_jointly as select_jointly
 
 
-@arguments(n_active=rules.count)
+@arguments(scores=rules.array(), n_active=rules.count)
 def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | None = None) -> Array:
     """A mask of the `n_active` best units of each group.
 
@@ -64,6 +64,7 @@ class Rewiring(NamedTuple):
 
 
 @arguments(
+    mask=rules.array(),
     drop=rules.array(),
     grow=rules.array(),
     n_drop=rules.count,
@@ -191,6 +192,7 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
       ValueError: params do not fit the plan; the message names the leaf.
     """
     check_fit(plan, params)
+    key = checks.key("random_masks", key)
     return trees.map_sparse(
         lambda leaf, p: prune(
             leaf.structure,
@@ -207,6 +209,7 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
 @arguments(plan=rules.plan)
 def prune_tree(plan: Plan, scores: PyTree) -> Masks:
     """`prune` for each sparse leaf, to the counts of the plan."""
+    checks.of_plan("prune_tree", plan, scores=scores)
     return trees.map_sparse(lambda leaf, s: prune(leaf.structure, s, leaf.n_active), plan, scores)
 
 
@@ -224,6 +227,7 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
     Raises:
       ValueError: a structure with several groups or with units of more than one weight: such units do not compare.
     """
+    checks.of_plan("prune_jointly", plan, scores=scores)
     for leaf in plan.values():
         if not is_single(leaf):
             raise ValueError(
@@ -264,6 +268,7 @@ def drop_and_grow(
       The new masks, and of these the parts that were not dropped. A leaf that the plan keeps full is returned as it is:
       it has nowhere to grow.
     """
+    checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
 
     def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
         groups, units = n_units(leaf)
@@ -293,6 +298,9 @@ def rewire_tree(
     A leaf in which a score that is read is NaN or +inf keeps its mask (or goes back to that of `before`, where `masks`
     were pruned from it); with `together` all leaves do.
     """
+    checks.of_plan("rewire_tree", plan, masks=masks, drop=drop, grow=grow)
+    if missing := sorted(plan.keys() - n_drop.keys()):
+        raise ValueError(f"rewire_tree: n_drop must have a number for each leaf of the plan, it lacks {missing}")
     n_active = n_active or {}
 
     def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
@@ -350,7 +358,7 @@ def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *,
 def check_fit(plan: Plan, params: PyTree) -> None:
     """Raises a ValueError that names the first leaf in which params are not those that the plan was made for."""
     checks.plan("plan", plan)
-    shapes = {name: tuple(jnp.shape(p)) for name, p in trees.named_leaves(params).items()}
+    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     for name, leaf in plan.items():
         if name not in shapes:
             raise ValueError(f"plan: params have no leaf {name!r}; they have {listed(shapes)}")

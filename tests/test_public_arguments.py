@@ -6,16 +6,22 @@ must be listed in `MAY`, with the reason; so a new function or argument is check
 
 import importlib
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import execution, landscape, topology
+from rigl_jax import arguments, execution, landscape, topology
+from rigl_jax.algorithms.itop import ItopState
+from rigl_jax.algorithms.top_kast import TopKastState
+from rigl_jax.base import Axes
 from rigl_jax.execution import kernels
+from tests.bad_input import check
 
 flops = importlib.import_module("rigl_jax.flops")  # rx.flops is its function
 MODULES = {
@@ -33,6 +39,7 @@ MASKS = {"w": np.eye(4, dtype=bool)}
 SHAPES = {"w": (4, 4)}
 PLAN = rx.make_plan(PARAMS, 0.5)
 LEAF = PLAN["w"]
+AXES = Axes((0,), (1,))
 U = rx.unstructured()
 SGD = optax.sgd(0.1)
 STATIC = rx.static(PLAN)
@@ -58,9 +65,11 @@ def loss(params):
 MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 CALLS = {
     # structures, distributions, plans
-    "block": {"height": 2, "width": 2},
-    "channel": {"axis": -1},
-    "n_of_m": {"n": 2, "m": 4, "axis": -2},
+    "unstructured": {"axes": AXES},
+    "fan_in": {"axes": AXES},
+    "block": {"height": 2, "width": 2, "axes": AXES},
+    "channel": {"axis": -1, "axes": AXES},
+    "n_of_m": {"n": 2, "m": 4, "axis": -2, "axes": AXES},
     "make_plan": {
         "params": PARAMS,
         "sparsity": 0.5,
@@ -69,8 +78,11 @@ CALLS = {
         "sparsities": {"w": 0.5},
         "count_fixed": True,
         "rounding": int,
+        "axes": None,
+        "apply": product,
+        "inputs": (X,),
     },
-    "describe": {"plan": PLAN},
+    "describe": {"plan": PLAN, "params": PARAMS, "apply": product, "inputs": (X,)},
     "uniform": {"shapes": SHAPES, "sparsity": 0.5},
     "erk": {"shapes": SHAPES, "sparsity": 0.5, "power": 1.0},
     "erdos_renyi": {"shapes": SHAPES, "sparsity": 0.5},
@@ -86,7 +98,10 @@ CALLS = {
         "params": PARAMS,
         "masks": MASKS,
     },
+    "roles": {"params": PARAMS, "apply": product, "inputs": (X,)},
     # training
+    "exploration_penalty": {"params": PARAMS, "state": TopKastState(MASKS, MASKS), "scale": 0.1},
+    "explored": {"state": ItopState(MASKS, MASKS)},
     "sparsify": {"inner": SGD, "algorithm": STATIC, "key": KEY},
     "accumulate_growth": {"algorithm": rx.rigl(PLAN), "n": 2},
     "with_masters": {"inner": SGD, "dtype": jnp.float32},
@@ -116,6 +131,10 @@ CALLS = {
     },
     "topology.n_units": {"leaf": LEAF},
     "topology.unit_size": {"leaf": LEAF},
+    "topology.n_layers": {"leaf": LEAF},
+    "topology.is_single": {"leaf": LEAF},
+    "topology.layer_axes": {"structure": U, "units": (4, 4)},
+    "topology.count_layers": {"leaf": LEAF, "which": MASKS["w"]},
     "topology.count": {"fraction": 0.5, "n": 4},
     "topology.random_masks": {"plan": PLAN, "key": KEY, "params": PARAMS},
     "topology.prune_tree": {"plan": PLAN, "scores": PARAMS},
@@ -207,22 +226,184 @@ CALLS = {
 }
 
 
+BY_ANOTHER_NAME = {"topology": ("select", "select_jointly", "redistribute")}
+
+
 def public():
     """`{name: function}` of the modules, each under the first name that it is found by."""
     found = {}
     for prefix, module in MODULES.items():
-        names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
-        for name in names:
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"]
+        for name in getattr(module, "__all__", (*own, *BY_ANOTHER_NAME.get(prefix[:-1], ()))):
             value = getattr(module, name)
-            own = hasattr(module, "__all__") or getattr(value, "__module__", "").startswith("rigl_jax.")
-            if inspect.isfunction(value) and own and value not in found.values():
+            if inspect.isfunction(value) and value not in found.values():
                 found[prefix + name] = value
     return found
 
 
 PUBLIC = public()
-WITHOUT_ARGUMENTS = {"fan_in", "unstructured", "execution.backends"}
 ELSEWHERE = {
-    **dict.fromkeys(rx.ALGORITHMS, "its options are tried in test_bad_input"),
-    "rigl_inverted": "its options are rigl's",
+    "execution.backends": "takes no arguments",
+    **{make.__name__: "test_bad_input tries every option" for make in rx.ALGORITHMS.values()},
+    "rigl_inverted": "its options are those of rigl",
+    **dict.fromkeys(("execution.save_safetensors", "execution.load_safetensors"), "test_export: of files"),
+    "execution.export_onnx": "needs jax2onnx",
 }
+WRONG = {
+    "None": None,
+    "a word": "word",
+    "an object": object(),
+    "negative": -1,
+    "rank 6": np.ones((1,) * 6, F),
+    "a dict": {},
+    "a fraction": 1.5,
+}
+TREES = ("None", "rank 6", "a dict")
+OPTIONAL = """
+make_plan rules, make_plan apply, describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
+topology.select axes, topology.select among, topology.select_jointly among, topology.prune among, topology.rewire
+n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose, packed_training
+sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
+landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes, fan_in axes
+"""
+OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
+MAY = {
+    # None stands for what is left out
+    **dict.fromkeys(OPTIONAL, ("None",)),
+    "make_plan sparsities": ("None", "a dict"),
+    "topology.rewire_tree n_active": ("None", "a dict"),
+    "make_plan axes": ("None", "a dict"),
+    **dict.fromkeys(("channel axis", "n_of_m axis"), ("None", "negative")),
+    # counted from the end
+    "rescale_init axis": ("negative",),
+    # any number is one
+    **dict.fromkeys(("erk power", "landscape.bezier t"), ("negative", "a fraction")),
+    **dict.fromkeys(("per_weight_adam learning_rate", "langevin learning_rate"), ("negative", "a fraction")),
+    **dict.fromkeys(("per_weight_adam weight_decay", "exploration_penalty scale"), ("negative", "a fraction")),
+    **dict.fromkeys(("per_weight_adam eps", "langevin l1", "langevin temperature"), ("a fraction",)),
+    **dict.fromkeys(("training_cost sparse", "training_cost dense"), ("a fraction",)),
+    # clipped, as the docstrings say
+    **dict.fromkeys(("topology.count fraction", "topology.drop_and_grow fraction"), ("negative", "a fraction")),
+    **dict.fromkeys(("topology.select k", "topology.select_jointly k", "topology.prune n_active"), ("negative",)),
+    **dict.fromkeys(("topology.redistribute amount", "topology.count n", "topology.rewire n_drop"), ("negative",)),
+    "topology.rewire n_active": ("None", "negative"),
+    "topology.prune_jointly n_active": ("None", "negative"),
+    "topology.prune_jointly min_active": ("negative",),
+    # empty trees and tables have nothing that could be wrong
+    **dict.fromkeys(("uniform shapes", "erk shapes", "erdos_renyi shapes"), ("a dict",)),
+    **dict.fromkeys(("micronet_bits shapes", "micronet_bits density"), ("a dict",)),
+    **dict.fromkeys(("sparsity tree", "execution.nbytes tree"), TREES),
+    "topology.count_layers which": ("rank 6",),
+    "execution.best_pattern mask": ("rank 6",),  # dense
+    "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
+    # what a model makes of its inputs is the model's own affair
+    **dict.fromkeys(("execution.compact inputs", "flops inputs"), tuple(WRONG)),
+}
+
+
+def called(function, given):
+    """The call with these arguments, positional where they may be."""
+    given, placed = dict(given), []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in given and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL):
+            placed.append(given.pop(name))
+    return function(*placed, **given)
+
+
+def test_every_public_function_is_here():
+    assert PUBLIC.keys() == CALLS.keys() | ELSEWHERE.keys()
+    for name, given in CALLS.items():
+        assert list(given) == [n for n in inspect.signature(PUBLIC[name]).parameters if n in given], name
+    missing = {name: set(inspect.signature(PUBLIC[name]).parameters) - set(given) for name, given in CALLS.items()}
+    assert {name: names for name, names in missing.items() if names} == {}
+
+
+def error_of(function, given):
+    try:
+        called(function, given)
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nonsense_is_refused_in_one_line(name):
+    function, given = PUBLIC[name], CALLS[name]
+    called(function, given)
+    for argument in given:
+        for kind in WRONG.keys() - MAY.get(f"{name} {argument}", ()):
+            error = error_of(function, given | {argument: WRONG[kind]})
+            assert isinstance(error, ValueError), f"{argument} is {kind}: {error!r}"
+            check(error)
+            assert re.search(rf"{name.split('.')[-1]}|{argument}", str(error)), f"{argument} is {kind}: {error!r}"
+
+
+def test_a_wrong_call_is_pythons_own_error():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'k'"):
+        topology.select(ONES)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kk'"):
+        topology.select(ONES, 2, kk=3)
+
+
+def test_checked_functions_look_as_they_are_written():
+    assert list(inspect.signature(topology.select).parameters) == ["scores", "k", "axes", "among"]
+    assert topology.select.__doc__.startswith("The k highest scores")
+    assert (topology.select.__name__, topology.select.__module__) == ("select", "rigl_jax.topk")
+
+
+def test_rules_of_unknown_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"arguments: nothing has no \['y'\]"):
+        arguments.arguments(y=arguments.flag)(nothing)
+
+
+def nothing(x):
+    return x
+
+
+CONV = CALLS["kernels.conv"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("padding", [(1, 1)]),
+        ("padding", ((1,), (0, 0))),
+        ("padding", ((1.5, 1), (0, 0))),
+        ("padding", (("a", "b"), (0, 0))),
+        ("padding", ((0, 0), (0, -1))),
+        ("padding", np.zeros((2, 2))),
+        ("padding", "CIRCULAR"),
+        ("padding", ((True, True), (0, 0))),
+        ("padding", (0, 0)),
+        ("padding", ((0, 0), (0, 2**31))),
+        ("strides", (1, 1.5)),
+        ("strides", 2),
+        ("strides", (0, 1)),
+        ("strides", (1, 1, 1)),
+        ("strides", "22"),
+    ],
+)
+def test_odd_paddings_and_strides(argument, value):
+    with pytest.raises(ValueError, match=f"^conv: .*{argument}") as caught:
+        kernels.conv(**CONV | {argument: value})
+    check(caught.value)
+
+
+@pytest.mark.parametrize("value", [(-1,), (2,), (0.0,), [0], 0, (0, 0), ("a",), (True,)])
+def test_odd_axes_of_a_selection(value):
+    with pytest.raises(ValueError, match=r"^select: axes must be") as caught:
+        topology.select(ONES, 1, axes=value)
+    check(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, np.ones(2), np.array([True]), [1, 2], 1j])
+def test_odd_counts_of_a_selection(value):
+    with pytest.raises(ValueError, match=r"^select: k must be") as caught:
+        topology.select(ONES, value)
+    check(caught.value)
+
+
+@pytest.mark.parametrize("k", [2**40, 2**70, np.array(2**40), np.int64(2**40), np.int8(100)])
+def test_more_than_there_is_is_all_there_is(k):
+    assert topology.select(ONES, k).all()
+    assert not topology.select(ONES, -k).any()

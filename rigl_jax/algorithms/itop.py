@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms.rigl import fraction_schedule
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
 
 
@@ -73,6 +75,7 @@ def itop(
     return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=ItopState)
 
 
+@arguments(state=rules.one_of(ItopState, "the state of itop"))
 def explored(state: ItopState) -> Array:
     """R_s: the share of all sparse leaves' weights that have been active at some time, f32 scalar in [0, 1]."""
     leaves = jax.tree.leaves(state.explored)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rigl_jax import arguments as rules
 from rigl_jax import checks, schedules, topology
 from rigl_jax.algorithms import selection
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
 
 
@@ -85,6 +87,7 @@ def _trained(leaf: Leaf, extra: float) -> int:
     return min(units, leaf.n_active + math.floor(extra * leaf.n_active))
 
 
+@arguments(state=rules.one_of(TopKastState, "the state of top_kast"), scale=rules.scalar)
 def exploration_penalty(params: PyTree, state: TopKastState, scale: float = 1e-4) -> Array:
     """The regulariser that makes Top-KAST explore: scale / 2 (|w_A|^2 + |w_(B - A)|^2 / D), f32 scalar.
 
@@ -101,6 +104,7 @@ def exploration_penalty(params: PyTree, state: TopKastState, scale: float = 1e-4
     >>> float(exploration_penalty(params, TopKastState(*masks), 1.0))  # (4 + 1 / 0.25) / 2
     4.0
     """
+    checks.masks("exploration_penalty", state.masks, params)
 
     def one(p: Array, used: Array | None, trained: Array | None) -> Array:
         if used is None or trained is None:

@@ -80,6 +80,7 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     >>> small.shapes
     {'a': ((2, 3), (2, 2)), 'b': ((3, 1), (2, 1))}
     """
+    checks.functions("compact", apply=apply)
     leaves = trees.named_leaves(params)
     masks = checks.masks("compact", masks, params)
     parallel = jax.tree.structure(params).flatten_up_to(masks)

@@ -170,7 +170,11 @@ def _check_leaf(who: str, values: Array, pattern: Any) -> None:
 
 def nbytes(tree: PyTree) -> int:
     """Bytes of all arrays of a tree: of packed weights, a train state, or dense params."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    leaves = trees.named_leaves(tree)
+    for name, leaf in leaves.items():
+        if not hasattr(leaf, "nbytes"):
+            raise ValueError(f"nbytes: tree must hold arrays, got {checks.shown(leaf)} at leaf {name!r}")
+    return sum(leaf.nbytes for leaf in leaves.values())
 
 
 @arguments(mask=rules.array())

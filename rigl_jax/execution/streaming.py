@@ -45,6 +45,7 @@ class Factors(NamedTuple):
     right: Array
 
 
+@arguments(shape=rules.shape)
 def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels.Pattern:
     """The pattern of a uniformly random mask, which is never made: for weights whose mask would not fit memory.
 

@@ -12,14 +12,14 @@ taps of its own phase, so entries are sorted by phase first and no product is wa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import native
+from rigl_jax import checks, native
 from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
@@ -97,18 +97,18 @@ def conv(
 def _explicit(
     padding: str | Sequence[Pair], image: Sequence[int], window: Sequence[int], strides: Pair
 ) -> tuple[Pair, Pair]:
-    if isinstance(padding, str) and padding not in ("SAME", "VALID"):
-        raise ValueError(f"conv: padding must be 'SAME', 'VALID' or two pairs of numbers, got {padding!r}")
-    if not isinstance(strides, Sequence) or len(strides) != 2 or not isinstance(padding, (str, Sequence)):
-        raise ValueError(f"conv: strides must be a pair and padding two pairs, got {strides!r} and {padding!r}")
-    wrong = ValueError(f"conv: padding must be at least 0 and strides at least 1, got {padding} and {strides}")
-    if min(strides) < 1:
-        raise wrong
+    named = isinstance(padding, str)
+    if (named and padding not in ("SAME", "VALID")) or (not named and not _are_pads(padding)):
+        expected = "'SAME', 'VALID' or ((top, bottom), (left, right)), whole numbers of at least 0"
+        raise ValueError(f"conv: padding must be {expected}, got {checks.shown(padding)}")
     pads = jax.lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
     (top, bottom), (left, right) = pads
-    if min(top, bottom, left, right) < 0:
-        raise wrong
     return (int(top), int(bottom)), (int(left), int(right))
+
+
+def _are_pads(padding: Any) -> bool:
+    pairs = isinstance(padding, Sequence) and len(padding) == 2
+    return pairs and all(isinstance(p, Sequence) and len(p) == 2 and all(map(checks.is_whole, p)) for p in padding)
 
 
 def out_size(options: Options, pattern: Pattern) -> Pair:
