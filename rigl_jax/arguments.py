@@ -104,6 +104,15 @@ scalar = _rule("one number", lambda value: _is_scalar(value, (int, float)))
 """A real number, traced or not."""
 
 
+numbers = _rule(
+    "a number, or an array of them",
+    lambda value: (
+        jnp.issubdtype(value.dtype, jnp.number) if hasattr(value, "dtype") else _is_scalar(value, (int, float))
+    ),
+)
+"""Real numbers, traced or not: one for all, or one a layer."""
+
+
 def _is_count(value: Any) -> bool:
     if hasattr(value, "dtype"):
         return jnp.issubdtype(value.dtype, jnp.integer)

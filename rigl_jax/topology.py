@@ -169,7 +169,7 @@ def unit_size(leaf: Leaf) -> int:
     return math.prod(leaf.shape) // (groups * units)
 
 
-@arguments(fraction=rules.scalar, n=rules.count)
+@arguments(fraction=rules.numbers, n=rules.count)
 def count(fraction: Any, n: Any) -> Array:
     """How many of `n` units a fraction moves: floor(fraction * n) in float32, from 0 to n.
 
@@ -250,7 +250,7 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
     return trees.map_sparse(lambda leaf, _: masks[leaf.name], plan, scores)
 
 
-@arguments(plan=rules.plan, fraction=rules.scalar, regrow_dropped=rules.flag)
+@arguments(plan=rules.plan, fraction=rules.numbers, regrow_dropped=rules.flag)
 def drop_and_grow(
     plan: Plan, masks: Masks, drop: PyTree, grow: PyTree, fraction: Any, *, regrow_dropped: bool = True
 ) -> tuple[Masks, Masks]:

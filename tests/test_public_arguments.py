@@ -283,7 +283,9 @@ MAY = {
     **dict.fromkeys(("per_weight_adam eps", "langevin l1", "langevin temperature"), ("a fraction",)),
     **dict.fromkeys(("training_cost sparse", "training_cost dense"), ("a fraction",)),
     # clipped, as the docstrings say
-    **dict.fromkeys(("topology.count fraction", "topology.drop_and_grow fraction"), ("negative", "a fraction")),
+    **dict.fromkeys(
+        ("topology.count fraction", "topology.drop_and_grow fraction"), ("negative", "a fraction", "rank 6")
+    ),
     **dict.fromkeys(("topology.select k", "topology.select_jointly k", "topology.prune n_active"), ("negative",)),
     **dict.fromkeys(("topology.redistribute amount", "topology.count n", "topology.rewire n_drop"), ("negative",)),
     "topology.rewire n_active": ("None", "negative"),

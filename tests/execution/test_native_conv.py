@@ -99,7 +99,7 @@ def test_errors_say_what_was_expected():
         conv(x[..., :1], values, pattern)
     with pytest.raises(ValueError, match=r"values must have shape \(72,\)"):
         conv(x, values[1:], pattern)
-    with pytest.raises(ValueError, match="padding must be at least 0"):
+    with pytest.raises(ValueError, match=r"padding must be .* at least 0"):
         conv(x, values, pattern, padding=((-1, 0), (0, 0)))
     with pytest.raises(ValueError, match="pattern must be of a kernel"):
         conv(x, jnp.zeros(4), make_pattern(np.ones((2, 2), bool)))
