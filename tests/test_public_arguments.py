@@ -185,6 +185,7 @@ CALLS = {
         "block": 8,
     },
     # kernels
+    "kernels.check": {"who": "me", "at": AT, "content": False},
     "kernels.make_pattern": {"mask": MASKS["w"], "height": 1, "block": 2},
     "kernels.make_pattern_at": {"entries": np.array([0, 5]), "shape": (4, 4), "height": 1, "block": 2},
     "kernels.make_block_pattern": {"mask": np.ones((4, 4), bool), "tile": (2, 2)},
@@ -297,6 +298,7 @@ MAY = {
     **dict.fromkeys(("sparsity tree", "execution.nbytes tree"), TREES),
     "topology.count_layers which": ("rank 6",),
     "execution.best_pattern mask": ("rank 6",),  # dense
+    "kernels.check who": ("a word",),
     "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
     # what a model makes of its inputs is the model's own affair
     **dict.fromkeys(("execution.compact inputs", "flops inputs"), tuple(WRONG)),

@@ -81,6 +81,7 @@ AnyPattern = MatrixPattern | Folded
 _ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
 
 
+@arguments(who=rules.word, at=_ANY, content=rules.flag)
 def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
     """ValueError if a pattern's arrays have not the sizes that its static fields imply.
 

@@ -116,7 +116,7 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
 
 
 @arguments(
-    entries=rules.array(1),
+    entries=rules.array(1, host=True),
     shape=rules.shape,
     height=rules.whole(1),
     block=rules.optional(rules.whole(1)),
