@@ -58,7 +58,7 @@ def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def _rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
     def rule(who: str, name: str, value: Any) -> None:
         if not fits(value):
-            raise ValueError(f"{who}: {name} must be {expected}, got {checks.shown(value)}")
+            raise ValueError(f"{who}: {name} must be {expected}, got {checks.given(value)}")
 
     return rule
 

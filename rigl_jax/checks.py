@@ -233,7 +233,7 @@ def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
             if shape != tuple(leaf.shape):
                 raise ValueError(
                     f"{who}: {argument} must have an array of shape {tuple(leaf.shape)} for leaf {name!r} of the plan, "
-                    f"got {shown(leaves[name]) if name in leaves else 'none'}"
+                    f"got {_kind(leaves[name]) if name in leaves else 'none'}"
                 )
         try:
             structure.flatten_up_to(tree)
@@ -280,12 +280,9 @@ def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
             raise ValueError(f"{who}: {name} must be an array of shape {shape}, got {what}")
 
 
-def shown(value: Any) -> str:
-    """A value in a message: on one line, and not long."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{list(value.shape)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def given(value: Any) -> str:
+    """A value in a message: of an array its type and shape."""
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") and hasattr(value, "dtype") else shown(value)
 
 
 def _kind(value: Any) -> str:

@@ -240,7 +240,7 @@ def replace_masks(
         raise ValueError(f"replace_masks: the state must be that of sparsify, got {type(state).__name__}")
     for name, leaf in trees.named_leaves(params).items():
         if not hasattr(leaf, "dtype"):
-            raise ValueError(f"replace_masks: params must hold arrays, got {checks.shown(leaf)} at leaf {name!r}")
+            raise ValueError(f"replace_masks: params must hold arrays, got {checks.given(leaf)} at leaf {name!r}")
     if jax.tree.structure(jax.eval_shape(inner.init, params)) != jax.tree.structure(state.inner):
         raise ValueError(
             "replace_masks: inner must be the optimizer that sparsify was given, and params those of the state, "

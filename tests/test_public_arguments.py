@@ -245,6 +245,7 @@ def public():
 PUBLIC = public()
 ELSEWHERE = {
     "execution.backends": "takes no arguments",
+    **dict.fromkeys(("topology.sound", "topology.settle", "topology.hold"), "what the functions beside them share"),
     **{make.__name__: "test_bad_input tries every option" for make in rx.ALGORITHMS.values()},
     "rigl_inverted": "its options are those of rigl",
     **dict.fromkeys(("execution.save_safetensors", "execution.load_safetensors"), "test_export: of files"),

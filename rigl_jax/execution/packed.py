@@ -173,7 +173,7 @@ def nbytes(tree: PyTree) -> int:
     leaves = trees.named_leaves(tree)
     for name, leaf in leaves.items():
         if not hasattr(leaf, "nbytes"):
-            raise ValueError(f"nbytes: tree must hold arrays, got {checks.shown(leaf)} at leaf {name!r}")
+            raise ValueError(f"nbytes: tree must hold arrays, got {checks.given(leaf)} at leaf {name!r}")
     return sum(leaf.nbytes for leaf in leaves.values())
 
 

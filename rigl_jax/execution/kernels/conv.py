@@ -100,7 +100,7 @@ def _explicit(
     named = isinstance(padding, str)
     if (named and padding not in ("SAME", "VALID")) or (not named and not _are_pads(padding)):
         expected = "'SAME', 'VALID' or ((top, bottom), (left, right)), whole numbers of at least 0"
-        raise ValueError(f"conv: padding must be {expected}, got {checks.shown(padding)}")
+        raise ValueError(f"conv: padding must be {expected}, got {checks.given(padding)}")
     pads = jax.lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
     (top, bottom), (left, right) = pads
     return (int(top), int(bottom)), (int(left), int(right))
