@@ -280,7 +280,13 @@ def drop_and_grow(
     return settle(plan, masks, trees.map_sparse(one, plan, masks, drop, grow), drop, grow)
 
 
-@arguments(plan=rules.plan, n_drop=rules.counts, n_active=rules.optional(rules.counts), regrow_dropped=rules.flag)
+@arguments(
+    plan=rules.plan,
+    n_drop=rules.counts,
+    n_active=rules.optional(rules.counts),
+    regrow_dropped=rules.flag,
+    together=rules.flag,
+)
 def rewire_tree(
     plan: Plan,
     masks: Masks,
@@ -298,7 +304,9 @@ def rewire_tree(
     A leaf in which a score that is read is NaN or +inf keeps its mask (or goes back to that of `before`, where `masks`
     were pruned from it); with `together` all leaves do.
     """
-    checks.of_plan("rewire_tree", plan, masks=masks, drop=drop, grow=grow)
+    checks.of_plan(
+        "rewire_tree", plan, masks=masks, drop=drop, grow=grow, **({} if before is None else {"before": before})
+    )
     if missing := sorted(plan.keys() - n_drop.keys()):
         raise ValueError(f"rewire_tree: n_drop must have a number for each leaf of the plan, it lacks {missing}")
     n_active = n_active or {}

@@ -91,7 +91,7 @@ CALLS = {
     "check_masked": {"params": rx.apply_masks(PARAMS, MASKS), "masks": MASKS},
     "straight_through": {"params": PARAMS, "masks": MASKS},
     "sparsity": {"tree": MASKS},
-    "rescale_init": {"params": PARAMS, "masks": MASKS, "axis": -1},
+    "rescale_init": {"params": PARAMS, "masks": MASKS, "axis": -1, "plan": None},
     "replace_masks": {
         "inner": SGD,
         "state": rx.sparsify(SGD, STATIC, key=KEY).init(PARAMS),
@@ -155,6 +155,8 @@ CALLS = {
         "n_drop": {"w": 1},
         "n_active": {"w": 4},
         "regrow_dropped": True,
+        "before": MASKS,
+        "together": False,
     },
     "topology.check_fit": {"plan": PLAN, "params": PARAMS},
     # packed weights
@@ -262,7 +264,7 @@ WRONG = {
 }
 TREES = ("None", "rank 6", "a dict")
 OPTIONAL = """
-make_plan rules, make_plan apply, describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
+make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan, describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
 topology.select axes, topology.select among, topology.select_jointly among, topology.prune among, topology.rewire
 n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose, packed_training
 sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
