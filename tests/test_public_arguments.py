@@ -264,7 +264,8 @@ WRONG = {
 }
 TREES = ("None", "rank 6", "a dict")
 OPTIONAL = """
-make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan, describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
+make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan,
+describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
 topology.select axes, topology.select among, topology.select_jointly among, topology.prune among, topology.rewire
 n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose, packed_training
 sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
