@@ -40,7 +40,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     loaded, why = _opened()
     if loaded is None:
         why = f"{why}; `{REBUILD}` builds it where there is a C++ compiler"
-        logging.getLogger("rigl_jax").warning("native CPU kernels: %s. Until then plain JAX serves, slower.", why)
+        if jax.default_backend() == "cpu":
+            logging.getLogger("rigl_jax").warning(
+                "rigl_jax uses plain JAX, slower than its native CPU kernels: %s", why
+            )
     return loaded, why
 
 

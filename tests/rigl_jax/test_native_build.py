@@ -1,10 +1,13 @@
 """The native library is loaded only if it was built from these sources, for this jaxlib, and is whole."""
 
+import fnmatch
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -83,3 +86,12 @@ def test_the_stamp_follows_the_sources(tmp_path, monkeypatch):
     assert build.stamp() == before
     (sources / "conv.cc").write_text("// other\n")
     assert build.stamp() != before
+
+
+def test_packages_hold_every_source_and_what_it_is_built_with():
+    project = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["rigl_jax.native"]
+    sources = [f"src/{path.name}" for path in build.SOURCES.iterdir()]
+    assert all(any(fnmatch.fnmatch(source, pattern) for pattern in patterns) for source in sources)
+    assert {f"src/{unit.source}" for unit in build.units("x86_64")} <= set(sources)
+    assert any(need.startswith("jaxlib") for need in project["build-system"]["requires"])
