@@ -1,7 +1,7 @@
 // What one instruction-set level offers: plain functions over plain arrays, each the work of one task on one thread.
 //
-// Index arrays come from outside and may hold anything. Handlers check sizes; `sound` checks what the arrays hold before
-// it is used. Matrix products call it for the segments of their own task, which then lie in the nearest cache.
+// Index arrays come from outside and may hold anything. Handlers check sizes; `sound` checks what the arrays hold
+// before it is used. Matrix products call it for the segments of their own task, which then lie in the nearest cache.
 //
 // Activations are handled in tiles of TILE batch rows, feature-major: tile t of x[batch, rows] starts at
 // t * TILE * rows and holds, for every feature, the batch rows of the tile side by side (`width` floats: TILE, or for
@@ -14,7 +14,6 @@ enum {
   TILE = 64,         // batch rows in a tile
   CHUNK = 128,       // outputs that a task holds in its cache before it writes them out
   RUN_BLOCK = 1024,  // largest block of rows for patterns with height > 1
-  ROW_ROOM = 1 << 16,  // an index has 16 bits
   PIXELS = 8,        // pixels of a row in one pass
   SPAN = 64,         // pixels of a row in one task
   ROW_BUFFER = 16384,  // floats of output that a task of a convolution holds
@@ -63,14 +62,13 @@ struct Kernels {
 
   // Whether segments starts[0] ... starts[count] lie in order within `entries`, and their indices are below `bound`.
   bool (*sound)(const uint16_t* indices, const int32_t* starts, int64_t count, int64_t entries, int64_t bound);
-  // out[i] = values[order[i]] for i < count. False, with nothing read there, where an order is not in [0, n).
+  // out[i] = values[order[i]] for i < count; false where an order is not in [0, n), with n <= 2^31.
   bool (*reorder)(const float* values, int64_t n, const int32_t* order, int64_t count, float* out);
 
   // x[batch, rows], features [k0, k1) -> tile t.
   void (*tile)(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
   // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit. This and the next two return false
-  // where the pattern points out of its arrays; what they have written then means nothing. For a batch of one, ROW_ROOM
-  // floats past the tile are readable, so that indices can be checked while they are used.
+  // where the pattern points out of its arrays; what they have written then means nothing.
   bool (*gather)(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
   // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: wins for height >= 4,

@@ -62,17 +62,11 @@ ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, con
   if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
   const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
-  const float* x = tiles.typed_data();
-  if (CHECKED && batch == 1) {
-    float* row = scratch<float, 7>(rows + ROW_ROOM);
-    std::copy(x, x + rows, row);
-    x = row;
-  }
   // A single row is bound by loads, not by arithmetic: an entry costs as much as eight multiply-adds elsewhere.
   const int64_t work = batch == 1 && p.height == 1 ? p.entries * 8 : batch * p.entries * p.height;
   return checked(pool, tiled * chunks, work, [&](int64_t task) {
     const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
-    return k.gather(p, x, values, y->typed_data(), batch, task / chunks, u0, u1);
+    return k.gather(p, tiles.typed_data(), values, y->typed_data(), batch, task / chunks, u0, u1);
   });
 }
 

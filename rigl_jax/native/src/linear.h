@@ -122,35 +122,26 @@ void gather_block(const Pattern& p, const float* x, int64_t width, int64_t block
 
 // ---- one batch row: no tile, a scalar stream ----------------------------------------------------------------------
 
-// Segments that lie in order are all that is asked of a pattern here: any 16 bits are an index within `x`, see ROW_ROOM.
-// The loops are bound by the latency of their additions and look at every index on the way, for nothing.
-
 // Runs of N vectors V: four chains of additions side by side.
 template <class V, int N>
-__attribute__((noinline)) bool gather_row_runs(const Pattern& p, const float* x, const float* values, float* y,
+__attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x, const float* values, float* y,
                                                int64_t u0, int64_t u1) {
   typedef V Loose __attribute__((aligned(4), may_alias));
   constexpr int CHAINS = N == 1 ? 4 : 2, RUN = N * (int)(sizeof(V) / 4);
-  int64_t left = 0;  // negative after an index past the end of its block
   for (int64_t u = u0; u < u1; u++) {
     V a[CHAINS][N] = {};
     for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
-      const int64_t last = least(p.block, p.rows - first) - 1;
       const Loose* v = (const Loose*)(values + (int64_t)p.starts[s] * RUN);
       const uint16_t* k = p.indices + p.starts[s];
       const uint16_t* const end = p.indices + p.starts[s + 1];
       for (; k + CHAINS <= end; k += CHAINS, v += CHAINS * N)
 #pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++) {
-          if (CHECKED) left |= last - k[c];
+        for (int c = 0; c < CHAINS; c++)
 #pragma GCC unroll 4
           for (int i = 0; i < N; i++) a[c][i] += v[c * N + i] * x[first + k[c]];
-        }
-      for (; k < end; k++, v += N) {
-        if (CHECKED) left |= last - *k;
+      for (; k < end; k++, v += N)
 #pragma GCC unroll 4
         for (int i = 0; i < N; i++) a[0][i] += v[i] * x[first + *k];
-      }
     }
 #pragma GCC unroll 4
     for (int c = 1; c < CHAINS; c++)
@@ -159,16 +150,13 @@ __attribute__((noinline)) bool gather_row_runs(const Pattern& p, const float* x,
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) *((Loose*)(y + u * RUN) + i) = a[0][i];
   }
-  return left >= 0;
 }
 
 // Four scalar chains beat the hardware's gather instruction, which loads lane by lane as well. Indices come four to a
 // load, for loads are what limits this loop.
-__attribute__((noinline)) bool gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
+__attribute__((noinline)) void gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
                                           int64_t u1) {
   typedef uint64_t Four __attribute__((aligned(2), may_alias));
-  constexpr uint64_t EACH = 0x0001000100010001, TOP = 0x8000 * EACH;
-  uint64_t over = 0;  // the highest bit of four indices: whether any was past the end of its block
   for (int64_t u = u0; u < u1; u++) {
     float a = 0, b = 0, c = 0, d = 0;
     for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
@@ -176,35 +164,32 @@ __attribute__((noinline)) bool gather_row(const Pattern& p, const float* x, cons
       const uint16_t* k = p.indices + p.starts[s];
       const float* xb = x + first;
       int64_t n = p.starts[s + 1] - p.starts[s];
-      const uint64_t room = (uint64_t)(0x8000 - least(p.block, p.rows - first)) * EACH;
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
       for (; n >= 4; n -= 4, v += 4, k += 4) {
         const uint64_t four = *(const Four*)k;
-        if (CHECKED) over |= four | (four + room);
         a += v[0] * xb[four & 0xffff];
         b += v[1] * xb[four >> 16 & 0xffff];
         c += v[2] * xb[four >> 32 & 0xffff];
         d += v[3] * xb[four >> 48];
       }
 #endif
-      for (; n > 0; n--, v++, k++) {
-        a += v[0] * xb[k[0]];
-        if (CHECKED) over |= k[0] | (k[0] + room);
-      }
+      for (; n > 0; n--, v++, k++) a += v[0] * xb[k[0]];
     }
     y[u] = (a + b) + (c + d);
   }
-  return p.block > 0x8000 || !(over & TOP);
 }
 
 bool gather_one(const Pattern& p, const float* x, const float* values, float* y, int64_t u0, int64_t u1) {
-  for (int64_t block = 0; block * p.block < p.rows; block++)
-    if (!rising(p.starts + block * p.units + u0, u1 - u0, p.entries)) return false;
-  if (p.block > 0x8000 && !sound_units(p, u0, u1)) return false;  // gather_row can tell of smaller blocks only
-  if (p.height == 4) return gather_row_runs<quad, 1>(p, x, values, y, u0, u1);
-  if (p.height == 8) return gather_row_runs<square_vec, 8 / SQUARE>(p, x, values, y, u0, u1);
-  if (p.height == 16) return gather_row_runs<vec, 16 / LANES>(p, x, values, y, u0, u1);
-  return gather_row(p, x, values, y, u0, u1);
+  enum { PART = 128 };  // units at a time: what was checked of them is still in the nearest cache when it is used
+  for (int64_t u = u0, end; u < u1; u = end) {
+    end = least(u + PART, u1);
+    if (!sound_units(p, u, end)) return false;
+    if (p.height == 4) gather_row_runs<quad, 1>(p, x, values, y, u, end);
+    else if (p.height == 8) gather_row_runs<square_vec, 8 / SQUARE>(p, x, values, y, u, end);
+    else if (p.height == 16) gather_row_runs<vec, 16 / LANES>(p, x, values, y, u, end);
+    else gather_row(p, x, values, y, u, end);
+  }
+  return true;
 }
 
 bool gather(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,

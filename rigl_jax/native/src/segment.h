@@ -12,31 +12,74 @@ enum { WIDE = 4, NARROW = 4, DOTS = 4 };
 enum { WIDE = 8, NARROW = 2, DOTS = 2 };
 #endif
 
-// Whether starts[0] ... starts[count] never fall and lie within [0, entries].
-bool rising(const int32_t* starts, int64_t count, int64_t entries) {
-  if (!CHECKED) return true;
-  int32_t falls = 0;
-  for (int64_t i = 0; i < count; i++) falls |= starts[i + 1] < starts[i];
-  return !falls && starts[0] >= 0 && starts[count] <= entries;
+// Whether any f(k) has its highest bit set, for k from 0 to count - 1: LANES numbers at a time, the last of them twice
+// rather than one by one. f(k, T()) reads a T, a vector or a number, at k.
+template <class F>
+RIGL_INLINE bool any_highest_bit(int64_t count, const F& f) {
+  typedef uint32_t Lanes __attribute__((vector_size(LANES * 4)));
+  uint32_t any = 0;
+  if (count >= LANES) {
+    Lanes found = f(count - LANES, Lanes());
+    for (int64_t k = 0; k + LANES <= count; k += LANES) found |= f(k, Lanes());
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) any |= found[i];
+  } else {
+    for (int64_t k = 0; k < count; k++) any |= f(k, uint32_t());
+  }
+  return any >> 31;
 }
 
-// See kernels.h. Plain reductions, which the compiler turns into vectors.
+template <class T>
+RIGL_INLINE T numbers_at(const void* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Whether all of order[0] ... order[count - 1] are from 0 to `last`, which is below 2^31.
+RIGL_INLINE bool all_below(const int32_t* order, int64_t count, uint32_t last) {
+  return !any_highest_bit(count, [=](int64_t k, auto type) {
+    const auto at = numbers_at<decltype(type)>(order + k);
+    return at | (last - at);
+  });
+}
+
+// The highest of indices[0] ... indices[count - 1], again with the last of them twice.
+RIGL_INLINE uint16_t highest(const uint16_t* indices, int64_t count) {
+  enum { WIDTH = 2 * LANES };
+  typedef uint16_t Lanes __attribute__((vector_size(WIDTH * 2)));
+  uint16_t top = 0;
+  if (count >= WIDTH) {
+    Lanes found = numbers_at<Lanes>(indices + count - WIDTH);
+    for (int64_t k = 0; k + WIDTH <= count; k += WIDTH) {
+      const Lanes next = numbers_at<Lanes>(indices + k);
+      found = next > found ? next : found;
+    }
+    for (int i = 0; i < WIDTH; i++) top = found[i] > top ? found[i] : top;
+  } else {
+    for (int64_t k = 0; k < count; k++) top = indices[k] > top ? indices[k] : top;
+  }
+  return top;
+}
+
+// See kernels.h.
 bool sound(const uint16_t* indices, const int32_t* starts, int64_t count, int64_t entries, int64_t bound) {
   if (!CHECKED) return true;
-  if (!rising(starts, count, entries)) return false;
-  uint16_t highest = 0;
-  const int64_t end = starts[count];
-  for (int64_t i = starts[0]; i < end; i++) highest = indices[i] > highest ? indices[i] : highest;
-  return highest < bound || starts[0] == starts[count];
+  const bool falls = any_highest_bit(count, [=](int64_t k, auto type) {
+    const auto end = numbers_at<decltype(type)>(starts + k + 1);
+    return end | (end - numbers_at<decltype(type)>(starts + k));
+  });
+  if (falls || starts[0] < 0 || starts[count] > entries) return false;
+  return starts[0] == starts[count] || highest(indices + starts[0], starts[count] - starts[0]) < bound;
 }
 
+// See kernels.h. Two passes: what the first has seen is still in the nearest cache in the second.
 bool reorder(const float* values, int64_t n, const int32_t* order, int64_t count, float* out) {
-  enum { PART = 2048 };  // what is checked is still in the nearest cache when it is used
+  if (n == 0) return count == 0;
+  enum { PART = 256 };
   for (int64_t i = 0; i < count; i += PART) {
     const int64_t end = least(count, i + PART);
-    int32_t sign = 0;
-    for (int64_t k = i; CHECKED && k < end; k++) sign |= order[k] | (int32_t)((uint32_t)(n - 1) - (uint32_t)order[k]);
-    if (sign < 0) return false;
+    if (CHECKED && !all_below(order + i, end - i, (uint32_t)(n - 1))) return false;
     for (int64_t k = i; k < end; k++) out[k] = values[order[k]];
   }
   return true;
