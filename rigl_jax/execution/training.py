@@ -160,7 +160,7 @@ def packed_training(
 
     def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
         check_state("packed_training: update", state)
-        values: Any = checked("packed_training", packed).values
+        values: Any = checked("packed_training", packed, content=False).values
         checks.gradients("packed_training: update", grads, values, of="packed.values")
         updates, optimizer = inner.update(grads, state.inner, values, **extra)
         values = optax.apply_updates(values, updates)
