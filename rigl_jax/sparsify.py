@@ -351,6 +351,8 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
         masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside. Weights
         that are infinite or NaN are told apart: they stay so when they are pruned.
     """
+    if plan is not None:
+        checks.plan("check_masked", plan)
     arrays, found = trees.named_leaves(params), trees.named_leaves(masks)
     if not found:
         raise ValueError("check_masked: there is no mask to check against, got a tree without leaves")

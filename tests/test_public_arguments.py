@@ -88,7 +88,7 @@ CALLS = {
     "erdos_renyi": {"shapes": SHAPES, "sparsity": 0.5},
     # masks
     "apply_masks": {"params": PARAMS, "masks": MASKS},
-    "check_masked": {"params": rx.apply_masks(PARAMS, MASKS), "masks": MASKS},
+    "check_masked": {"params": rx.apply_masks(PARAMS, MASKS), "masks": MASKS, "plan": rx.make_plan(PARAMS, 0.75)},
     "straight_through": {"params": PARAMS, "masks": MASKS},
     "sparsity": {"tree": MASKS},
     "rescale_init": {"params": PARAMS, "masks": MASKS, "axis": -1, "plan": None},
@@ -264,7 +264,7 @@ WRONG = {
 }
 TREES = ("None", "rank 6", "a dict")
 OPTIONAL = """
-make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan,
+make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan, check_masked plan,
 describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
 topology.select axes, topology.select among, topology.select_jointly among, topology.prune among, topology.rewire
 n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose, packed_training
