@@ -1,6 +1,9 @@
 """What each leaf is for its network: a kernel or not, and which of its axes are inputs and outputs.
 
-Where the model is given, it is traced and its products tell (`traced_roles`). Otherwise the params tell, in this order:
+Where the model is given, it is traced and its products tell (`traced_roles`): what is summed over is an input; what
+has a product of its own for each index (scan, vmap, experts) is a stack. Layers that read one input, and whose outputs
+no later weight keeps apart, look like outputs in a trace: there, and for leaves whose use is not seen, the params tell.
+Without a model they tell alone, in this order:
 
 1. The module that holds the leaf, where the tree has modules and not only their names: what has `in_features` (or
    `in_channels` and `kernel_size`) holds a kernel (out, in, *window), what has `num_embeddings` a table, what has `eps`
