@@ -87,7 +87,11 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
 
     def update(state: AccumulatedState, signals: Signals) -> Rewired:
         def mean(g: Array, total: Array | None) -> Array:  # a rewiring that is forced outside of a window has seen none
-            return g if total is None else jnp.where(state.seen > 0, total / jnp.maximum(state.seen, 1), g)
+            return (
+                g
+                if total is None
+                else jnp.where(state.seen > 0, total / jnp.maximum(state.seen, 1).astype(jnp.float32), g)
+            )
 
         averaged = signals._replace(grads=jax.tree.map(mean, signals.grads, state.total))
         result = algorithm.update(state.algorithm, averaged)

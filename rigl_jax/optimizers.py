@@ -138,7 +138,8 @@ def with_masters(
 
     Args:
       inner: any optimizer; it sees the masters as its params.
-      dtype: the masters' type.
+      dtype: the masters' type. Weights that are as wide or wider have masters of their own type; leaves that are no
+        floats have none, and get the inner optimizer's updates.
 
     >>> tx = with_masters(optax.sgd(1.0))
     >>> params = {"w": jnp.ones((), jnp.bfloat16)}
@@ -158,21 +159,29 @@ def with_masters(
         raise ValueError(f"with_masters: dtype must be a floating-point type, got {dtype!r}")
     inner = optax.with_extra_args_support(inner)
 
+    def widen(x: Any) -> Array:
+        return x.astype(jnp.promote_types(x.dtype, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
     def init(params: PyTree) -> MasterState:
-        masters = optax.tree.cast(params, dtype)
+        masters = jax.tree.map(lambda p: jnp.copy(widen(p)), params)  # a donated state shares no buffer with params
         return MasterState(masters, inner.init(masters))
 
     def update(updates: PyTree, state: MasterState, params: PyTree | None = None, **extra: Any) -> Any:
         if params is None:
             raise ValueError("with_masters: update needs the params: tx.update(grads, state, params)")
         masters = jax.tree.map(
-            lambda p, m: jnp.where(m.astype(p.dtype) == p, m, p.astype(dtype)), params, state.masters
+            lambda p, m: jnp.where(m.astype(p.dtype) == p, m, p.astype(m.dtype)), params, state.masters
         )
-        wide, optimizer = inner.update(optax.tree.cast(updates, dtype), state.inner, masters, **extra)
+        wide, optimizer = inner.update(jax.tree.map(widen, updates), state.inner, masters, **extra)
         masters = optax.apply_updates(masters, wide)
+
         # Not the narrow update: p + u is rounded once, in apply_updates, to the rounded master.
-        updates = jax.tree.map(lambda p, m: m.astype(p.dtype).astype(dtype) - p.astype(dtype), params, masters)
-        return updates, MasterState(masters, optimizer)
+        def narrow(p: Array, m: Array, u: Array) -> Array:
+            if not jnp.issubdtype(p.dtype, jnp.floating):
+                return u
+            return m.astype(p.dtype).astype(m.dtype) - p.astype(m.dtype)
+
+        return jax.tree.map(narrow, params, masters, wide), MasterState(masters, optimizer)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyrefly: ignore[bad-argument-type]
 

@@ -92,14 +92,18 @@ def _share(amount: Array, weights: Array, room: Array) -> Array:
     room = jnp.where(takes, room, 0)
     amount = jnp.minimum(amount, total(room))
     # A receiver is full at the scale room / weight; it is so in the end if all together take less at that scale.
-    scale = jnp.where(takes, room / jnp.where(takes, weights, 1.0), 0.0)
+    scale = jnp.where(takes, room.astype(jnp.float32) / jnp.where(takes, weights, 1.0), 0.0)
     taken = jnp.where(takes[None], jnp.minimum(scale[:, None] * weights[None], room.astype(jnp.float32)[None]), 0.0)
-    full = takes & (jnp.sum(taken, axis=1) <= amount)
+    full = takes & (jnp.sum(taken, axis=1) <= amount.astype(jnp.float32))
     rest, share = amount - _sum(jnp.where(full, room, 0)), jnp.sum(jnp.where(full, 0.0, weights))
-    ideal = jnp.where(full, room, jnp.where(share > 0, rest / jnp.where(share > 0, share, 1.0), 0.0) * weights)
-    ideal = jnp.clip(ideal, 0.0, room)
+    ideal = jnp.where(
+        full,
+        room.astype(jnp.float32),
+        jnp.where(share > 0, rest.astype(jnp.float32) / jnp.where(share > 0, share, 1.0), 0.0) * weights,
+    )
+    ideal = jnp.clip(ideal, 0.0, room.astype(jnp.float32))
     shares = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room)
-    remainder = jnp.where(shares < room, ideal - shares, -1.0)
+    remainder = jnp.where(shares < room, ideal - shares.astype(jnp.float32), -1.0)
     shares = shares + ((_rank(remainder) < amount - _sum(shares)) & (shares < room)).astype(jnp.int32)
     # Float rounding of large amounts may leave a few over or under.
     missing = amount - _sum(shares)

@@ -100,6 +100,15 @@ def always(step: Any) -> Any:
     return step >= 0
 
 
+def _float(step: Any) -> Any:
+    """The step, float32 where it is an array: under strict promotion an integer array takes no part in other sums."""
+    return step.astype(jnp.float32) if isinstance(step, jax.Array) else step
+
+
+def _of_floats(schedule: optax.Schedule) -> optax.Schedule:
+    return lambda step: schedule(_float(step))
+
+
 def cosine(fraction: float, stop: int | None) -> optax.Schedule:
     """Drop fraction of the paper: `fraction / 2 * (1 + cos(pi * step / stop))`; constant where there is no stop.
 
@@ -111,7 +120,7 @@ def cosine(fraction: float, stop: int | None) -> optax.Schedule:
         return optax.constant_schedule(fraction)
     stop = checks.plain(stop)
     checks.number("cosine", "stop", stop, "must be a step, 0 or later, or None", lambda found: found > 0)
-    return optax.cosine_decay_schedule(fraction, stop)
+    return _of_floats(optax.cosine_decay_schedule(fraction, stop))
 
 
 def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Schedule:
@@ -120,7 +129,7 @@ def inverse_power(fraction: float, stop: int, power: float = 1.0) -> optax.Sched
     power = checks.number("inverse_power", "power", power, "must be above 0", lambda found: found > 0)
     if not checks.is_whole(stop, 1):
         raise ValueError(f"inverse_power: stop must be a step, 1 or later, got {shown(stop)}")
-    return optax.polynomial_schedule(fraction, 0.0, power, int(stop))
+    return _of_floats(optax.polynomial_schedule(fraction, 0.0, power, int(stop)))
 
 
 def cubic(initial: float, final: float, start: int, stop: int) -> optax.Schedule:
@@ -142,7 +151,7 @@ def cubic(initial: float, final: float, start: int, stop: int) -> optax.Schedule
     start, stop = checks.plain(start), checks.plain(stop)
 
     def schedule(step: Any) -> Any:
-        share = jnp.clip((stop - step) / (stop - start), 0, 1) ** 3
+        share = jnp.clip((stop - _float(step)) / (stop - start), 0, 1) ** 3
         # Compiled, a division by a constant is a product with its rounded inverse: the ends would be off by a bit.
         between = initial * share + final * (1 - share)
         return jnp.where(step >= stop, final, jnp.where(step <= start, initial, between))
@@ -166,6 +175,7 @@ def stretch(schedule: optax.Schedule, factor: float) -> optax.Schedule:
     factor = checks.number("stretch", "factor", factor, "must be above 0", lambda found: found > 0)
 
     def slow(step: Any) -> Any:
+        step = _float(step)
         position = step / factor
         whole = jnp.round(position)
         # Compiled, the division is a product with a rounded inverse, and an anchor could come a step late.

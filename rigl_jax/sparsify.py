@@ -334,7 +334,10 @@ def sparsity(tree: PyTree) -> Array:
     for leaf in leaves:
         checks.total("sparsity", "weights of one leaf", leaf.size)
     total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
-    return sum((jnp.sum(leaf == 0, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))
+    return sum(
+        (jnp.sum(leaf == jnp.zeros((), leaf.dtype), dtype=jnp.int32).astype(jnp.float32) / total for leaf in leaves),
+        start=jnp.zeros((), jnp.float32),
+    )
 
 
 def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None:

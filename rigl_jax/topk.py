@@ -167,7 +167,7 @@ def _rank(keys: Array, axis: int) -> Array:
     rank = jnp.zeros_like(keys, jnp.int32)
     for i in range(keys.shape[axis]):
         other = lax.index_in_dim(keys, i, axis)
-        rank += (other > keys) | ((other == keys) & (i < place))
+        rank += ((other > keys) | ((other == keys) & (i < place))).astype(jnp.int32)
     return rank
 
 

@@ -176,7 +176,7 @@ def count(fraction: Any, n: Any) -> Array:
     This is the authors' rule. Above 2^24 units the product is right to one part in 2^24; the number of active
     units does not depend on it, because as many are grown as were dropped.
     """
-    return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * n).astype(jnp.int32), 0, n)
+    return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * jnp.asarray(n, jnp.float32)).astype(jnp.int32), 0, n)
 
 
 @arguments(plan=rules.plan, key=rules.key)

@@ -90,7 +90,7 @@ def dsr(
             {name: before[name] - dropped[name] for name in plan},
             regrow_dropped=False,
         )
-        n = sum(jnp.sum(dropped[name]) * float(sizes[name]) for name in plan)
+        n = sum(jnp.sum(dropped[name]).astype(jnp.float32) * float(sizes[name]) for name in plan)
         factor = jnp.where(n > (1 + tolerance) * wanted, 0.5, jnp.where(n < (1 - tolerance) * wanted, 2.0, 1.0))
         moved = functools.reduce(jnp.logical_and, topology.sound(plan, magnitude, state.masks).values())
         factor = jnp.where(moved, factor, 1.0)  # a rewiring that was skipped says nothing about the threshold

@@ -67,7 +67,7 @@ def itop(
 
     def update(state: ItopState, signals: Signals) -> Rewired:
         # Uniform in [0, 1), or in [1, 2) where never active: ranked first, and drawn with the same 23 bits.
-        grow = trees.map_masked(lambda seen, s: s + ~seen, state.explored, scores.random(signals))
+        grow = trees.map_masked(lambda seen, s: s + (~seen).astype(s.dtype), state.explored, scores.random(signals))
         masks, _ = topology.drop_and_grow(plan, state.masks, drop(signals), grow, fraction_at(signals.step))
         return Rewired(ItopState(masks, jax.tree.map(jnp.logical_or, state.explored, masks)))
 
@@ -80,4 +80,7 @@ def explored(state: ItopState) -> Array:
     """R_s: the share of all sparse leaves' weights that have been active at some time, f32 scalar in [0, 1]."""
     leaves = jax.tree.leaves(state.explored)
     total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
-    return sum((jnp.sum(leaf, dtype=jnp.int32) / total for leaf in leaves), start=jnp.zeros((), jnp.float32))
+    return sum(
+        (jnp.sum(leaf, dtype=jnp.int32).astype(jnp.float32) / total for leaf in leaves),
+        start=jnp.zeros((), jnp.float32),
+    )

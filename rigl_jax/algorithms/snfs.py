@@ -111,7 +111,7 @@ def _worth_and_drops(plan: Plan, state: SnfsState, share: Any) -> tuple[dict[str
     masks, momentum = trees.named_leaves(state.masks), trees.named_leaves(state.momentum)
     worth = {}
     for name, mask in masks.items():
-        size = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1)
+        size = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(jnp.float32)
         worth[name] = jnp.sum(jnp.where(mask, jnp.abs(momentum[name]), 0.0)) / size
     n_drop = {}
     for pool in reallocation.pools(plan):

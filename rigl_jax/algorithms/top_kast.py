@@ -109,7 +109,7 @@ def exploration_penalty(params: PyTree, state: TopKastState, scale: float = 1e-4
     def one(p: Array, used: Array | None, trained: Array | None) -> Array:
         if used is None or trained is None:
             return jnp.zeros((), jnp.float32)
-        weight = jnp.where(used, 1.0, trained / jnp.mean(used, dtype=jnp.float32))
+        weight = jnp.where(used, 1.0, trained.astype(jnp.float32) / jnp.mean(used, dtype=jnp.float32))
         return jnp.sum(weight * jnp.square(p.astype(jnp.float32)))
 
     terms = jax.tree.leaves(jax.tree.map(one, params, state.masks, state.backward))

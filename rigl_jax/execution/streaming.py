@@ -81,21 +81,23 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
     """
 
     def factors(packed: Packed, *args: Any) -> dict[str, Factors]:
-        seen: dict[str, list[Any]] = {}
-
-        def observe(probes: Any, weight: Weight, rows: Array, y: Array) -> Array:
-            uses = seen.setdefault(weight.name, [])
-            uses.append((weight, rows, y))
-            return y if probes is None else y + probes[weight.name][len(uses) - 1]
+        seen: dict[str, list[tuple[bool, jax.ShapeDtypeStruct]]] = {}  # what outlives a trace: no tracers
 
         def probed(probes: Any) -> tuple[Array, Any]:
             seen.clear()
-            value = run_with(How(functools.partial(observe, probes)), loss, packed, *args)
-            return value, {name: [rows for _, rows, _ in uses] for name, uses in seen.items()}
+            inputs: dict[str, list[Array]] = {}
+
+            def observe(weight: Weight, rows: Array, y: Array) -> Array:
+                uses = seen.setdefault(weight.name, [])
+                uses.append((weight.flipped, jax.ShapeDtypeStruct(y.shape, y.dtype)))
+                inputs.setdefault(weight.name, []).append(rows)
+                return y if probes is None else y + probes[weight.name][len(uses) - 1]
+
+            return run_with(How(observe), loss, packed, *args), inputs
 
         jax.eval_shape(probed, None)
-        zeros = {name: [jnp.zeros(y.shape, y.dtype) for _, _, y in uses] for name, uses in seen.items()}
-        flipped = {name: [weight.flipped for weight, _, _ in uses] for name, uses in seen.items()}
+        zeros = {name: [jnp.zeros(y.shape, y.dtype) for _, y in uses] for name, uses in seen.items()}
+        flipped = {name: [flip for flip, _ in uses] for name, uses in seen.items()}
         cotangents, inputs = jax.grad(probed, has_aux=True)(zeros)
         return {name: _joined(inputs[name], cotangents[name], flipped[name]) for name in zeros}
 

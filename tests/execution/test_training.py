@@ -259,7 +259,8 @@ def test_streamed_rewiring_leaves_a_leaf_alone_whose_gradient_is_no_number(bad):
     algorithm = rx.rigl(rx.make_plan(params, 0.5, rx.uniform), period=1)
     single = lambda name, mask: kernels.make_pattern(mask)  # noqa: E731
     packed, state = packed_training(inner, algorithm, key=jax.random.key(0), choose=single).init(params)
-    factors = gradient_factors(loss)(packed, x)
+    with jax.checking_leaks():
+        factors = jax.jit(gradient_factors(loss))(packed, x)
     factors["w"] = factors["w"]._replace(left=factors["w"].left.at[0, 0].set(bad))
     got, got_state = rewire_streamed(inner, factors, state, packed, 0.3)
     chex.assert_trees_all_equal(rx.unpack(got)["w"], rx.unpack(packed)["w"])

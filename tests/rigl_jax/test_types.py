@@ -84,6 +84,21 @@ def test_mixed_types_train_as_in_plain_optax(optimizer):
     assert not np.array_equal(np.asarray(found["w"], np.float32), np.asarray(params["w"], np.float32))
 
 
+def test_masters_share_no_buffer_with_the_weights():
+    """So that both can be donated; wider weights keep their precision, and what is no float has no master."""
+    params = weights("float32", {"n": jnp.arange(3)})
+    tx = rx.with_masters(optax.sgd(0.5))
+    state = tx.init(params)
+    step = jax.jit(lambda p, s: tx.update(p | {"n": jnp.zeros(3, int)}, s, p), donate_argnums=(0, 1))
+    updates, state = step(params, state)
+    np.testing.assert_array_equal(updates["w"], -jnp.arange(1, 17).reshape(4, 4) / 2)
+    assert updates["n"].tolist() == [0, 0, 0]
+    with jax.enable_x64(True):
+        fine = {"w": jnp.ones(3) + 1e-12}
+        updates, _ = tx.update({"w": jnp.full(3, 2e-12)}, tx.init(fine), fine)
+        np.testing.assert_allclose(updates["w"], -1e-12, rtol=1e-3)
+
+
 def test_one_ranking_over_leaves_of_several_types():
     """Scores are compared in a type that holds all of them."""
     params = {

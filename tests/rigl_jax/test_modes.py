@@ -1,0 +1,68 @@
+"""JAX's strict modes: nothing here depends on what they refuse."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import rigl_jax as rx
+from rigl_jax import schedules, structures
+
+SHAPES = {"a": (8, 6), "b": (8, 6), "n": (8, 4), "f": (6, 5), "k": (4, 6)}
+RULES = [
+    ("n", structures.n_of_m(2, 4)),
+    ("f", structures.fan_in()),
+    ("k", structures.block(2, 2)),
+    (".*", rx.unstructured()),
+]
+PARAMS = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+
+
+def loss(params):
+    return sum(jnp.sum(jnp.sin(p)) for p in params.values())
+
+
+def transformation(algorithm, wrap=lambda method: method):
+    constructor = rx.ALGORITHMS[algorithm]
+    plan = rx.make_plan(PARAMS, 0.5, rx.uniform, rules=RULES)
+    common = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss, "rounds": 3}
+    options = {k: v for k, v in common.items() if k in inspect.signature(constructor).parameters}
+    return rx.sparsify(optax.sgd(0.1), wrap(constructor(plan, **options)), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("algorithm", rx.ALGORITHMS)
+def test_strict_promotion(algorithm):
+    """No method mixes types; optimizers are optax's (its Adam does)."""
+    for wrap in (lambda method: method, lambda method: rx.accumulate_growth(method, 2)):
+        with jax.numpy_dtype_promotion("strict"):
+            tx = transformation(algorithm, wrap)
+            state = jax.eval_shape(tx.init, PARAMS)
+            _, after = jax.eval_shape(tx.update, PARAMS, state, PARAMS)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.cosine(0.3, 10),
+        schedules.cubic(0.0, 0.9, 0, 10),
+        schedules.inverse_power(0.3, 10),
+        schedules.stretch(schedules.cosine(0.3, 10), 2),
+    ],
+)
+def test_schedules_under_strict_promotion(schedule):
+    expected = float(schedule(5))
+    with jax.numpy_dtype_promotion("strict"):
+        assert float(schedule(jnp.int32(5))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_measures_under_strict_promotion():
+    masks = {name: p.at[0].set(0) > 0 for name, p in PARAMS.items()}
+    weights = sum(p.size for p in PARAMS.values())
+    zeros = sum(p.shape[1] for p in PARAMS.values())
+    with jax.numpy_dtype_promotion("strict"):
+        assert float(rx.sparsity(masks)) == pytest.approx(zeros / weights, rel=1e-6)
+        shares = rx.topology.redistribute(10, jnp.array([3.0, 1.0, 0.0]), jnp.array([5, 9, 9]))
+    assert shares.tolist() == [5, 5, 0]
