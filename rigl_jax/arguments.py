@@ -83,13 +83,14 @@ def array(rank: int | None = None, *, host: bool = False) -> Rule:
     shape = "" if rank is None else f" of {rank} {'axis' if rank == 1 else 'axes'}"
 
     def fits(value: Any) -> bool:
+        found: Any = value
         if host and isinstance(value, Sequence) and not isinstance(value, str):
             try:
-                value = np.asarray(value)
+                found = np.asarray(value)
             except ValueError:
                 return False
-        found = hasattr(value, "shape") and hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.generic)
-        return found and value.dtype != object and (rank is None or len(value.shape) == rank)
+        numeric = hasattr(found, "shape") and hasattr(found, "dtype") and jnp.issubdtype(found.dtype, jnp.generic)
+        return numeric and found.dtype != object and (rank is None or len(found.shape) == rank)
 
     return _rule(f"an array{shape}", fits)
 

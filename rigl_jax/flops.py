@@ -184,7 +184,7 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
         forward = np.full((), np.nan)
     if forward.shape not in ((), (steps,)) or not (forward >= 0).all() or not np.isfinite(forward).all():
         what = f"one number of at least 0, or [{steps}] of them"
-        raise ValueError(f"training_cost: sparse must be {what}, got {shown(sparse)}")
+        raise ValueError(f"training_cost: sparse must be {what}, got {checks.given(sparse)}")
     if algorithm.dense_grads in (schedules.always, schedules.never):
         return float(2 * np.mean(forward)) + (
             dense if algorithm.dense_grads is schedules.always else float(np.mean(forward))
