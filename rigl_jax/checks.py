@@ -125,10 +125,10 @@ def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
     Raises:
       ValueError: names the type, or the leaf.
     """
-    fields = getattr(algorithm.state, "_fields", None)
-    if fields is not None and getattr(state, "_fields", None) != fields:
+    kind: Any = algorithm.state
+    if kind is not None and getattr(state, "_fields", None) != kind._fields:
         raise ValueError(
-            f"{who}: the state must be that of this algorithm, {algorithm.state.__name__}, got {_kind(state)}; "
+            f"{who}: the state must be that of this algorithm, {kind.__name__}, got {_kind(state)}; "
             "begin with that of tx.init"
         )
     if algorithm.plan is not None:

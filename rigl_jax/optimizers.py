@@ -10,6 +10,7 @@ import optax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
+from rigl_jax.messages import listed, shown
 from rigl_jax.sparsify import SparseState, _restart, apply_masks
 
 
@@ -156,7 +157,7 @@ def with_masters(
     except TypeError:
         wide = False
     if not wide:
-        raise ValueError(f"with_masters: dtype must be a floating-point type, got {dtype!r}")
+        raise ValueError(f"with_masters: dtype must be a floating-point type, got {shown(dtype)}")
     inner = optax.with_extra_args_support(inner)
 
     def widen(x: Any) -> Array:
@@ -257,11 +258,10 @@ def replace_masks(
         )
     expected, given = trees.named_leaves(state.masks), trees.named_leaves(masks)
     if expected.keys() != given.keys():
-        found = ", ".join(given) or "none"
-        raise ValueError(f"replace_masks: masks must be of {', '.join(expected)}, got those of {found}")
+        raise ValueError(f"replace_masks: masks must be of {listed(expected)}, got those of {listed(given)}")
     for name, mask in given.items():
         checks.mask("replace_masks", name, mask, expected[name])
-    masks = jax.tree.map(jnp.asarray, masks)
+    masks = jax.tree.map(jnp.asarray, trees.aligned(masks, state.masks))
     both = jax.tree.map(jnp.logical_and, masks, state.masks)
     params = apply_masks(params, masks)
     optimizer = _restart(inner, state.inner, both, params)

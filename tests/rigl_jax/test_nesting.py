@@ -83,6 +83,11 @@ def test_masks_of_one_container_serve_another():
     masked = rx.apply_masks(state, masks)
     rx.check_masked(masked, masks)
     assert float(rx.sparsity(masked["first"]["kernel"])) == 0.5
+    tx = rx.sparsify(optax.adam(0.1), rx.rigl(rx.make_plan(state, 0.5)), key=jax.random.key(0))
+    before = tx.init(state)
+    replaced, after = rx.replace_masks(optax.adam(0.1), before, state, masks)
+    rx.check_masked(replaced, masks)
+    assert jax.tree.structure(after.masks) == jax.tree.structure(before.masks)
 
 
 def sparse(names):
