@@ -39,7 +39,11 @@ def register(folder: pathlib.Path) -> None:
 def compiled(product: Callable[..., Any], *operands: Any, prefix: str) -> Callable[[], Any]:
     """A call of the product, on the kernels with this prefix."""
     call = native.call
-    native.call = lambda target, *args, **attributes: call(prefix + target, *args, **attributes)
+
+    def renamed(target: str, shape: tuple[int, ...], *operands: jax.Array, **attributes: Any) -> jax.Array:
+        return call(prefix + target, shape, *operands, **attributes)
+
+    native.call = renamed
     try:
         jax.clear_caches()
         program = jax.jit(product).lower(*operands).compile()

@@ -14,7 +14,7 @@ any of them for a weight of more axes that a model uses as a matrix.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -93,7 +93,7 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
     if isinstance(at, Folded):
         folded.check_sizes(who, at)
         at = at.matrix
-    family = block if isinstance(at, BlockPattern) else n_of_m if isinstance(at, NMPattern) else pattern
+    family: Any = block if isinstance(at, BlockPattern) else n_of_m if isinstance(at, NMPattern) else pattern
     (family.check_content if content else family.check_sizes)(who, at)
 
 
