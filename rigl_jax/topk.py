@@ -56,7 +56,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     """
     _check_scores("select", scores, among)
     axes = tuple(range(scores.ndim)) if axes is None else axes
-    given = axes if isinstance(axes, tuple) else (None,)
+    given: tuple[Any, ...] = axes if isinstance(axes, tuple) else (None,)
     if len(set(given)) < len(given) or not all(checks.is_whole(axis) and axis < scores.ndim for axis in given):
         raise ValueError(f"select: axes must be a tuple of axes of scores of shape {scores.shape}, got {shown(axes)}")
     check_count("select", k)
