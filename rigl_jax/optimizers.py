@@ -10,8 +10,9 @@ import optax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
+from rigl_jax.masking import apply_masks
 from rigl_jax.messages import listed, shown
-from rigl_jax.sparsify import SparseState, _restart, apply_masks
+from rigl_jax.sparsify import SparseState, _restart
 
 
 class PerWeightAdamState(NamedTuple):

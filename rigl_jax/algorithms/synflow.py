@@ -14,8 +14,8 @@ from rigl_jax import checks, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Signals
+from rigl_jax.masking import apply_masks
 from rigl_jax.messages import shown
-from rigl_jax.sparsify import apply_masks
 
 MOST_ROUNDS = 10**6  # their counts are a table
 
