@@ -191,6 +191,10 @@ class Algorithm(NamedTuple):
     plan: Plan | None = None
     state: type | None = None
 
+    def __hash__(self) -> int:
+        """So that `jax.jit` takes an algorithm as a static argument: a plan has no hash of its own."""
+        return hash((self.init, self.update, self.due))
+
     @property
     def latent(self) -> bool:
         """Whether weights live on behind the mask, so that the network's weights are not the params."""
