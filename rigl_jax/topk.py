@@ -238,7 +238,7 @@ def _largest(
     """
 
     def narrow(i: Array, number: Array) -> Array:
-        trial = number | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+        trial = number | (jnp.ones((), dtype) << jnp.asarray(bits - 1 - i, dtype))
         return jnp.where(holds(trial), trial, number)
 
     return lax.fori_loop(0, bits if passes is None else passes, narrow, (like * 0).astype(dtype))

@@ -66,3 +66,38 @@ def test_measures_under_strict_promotion():
         assert float(rx.sparsity(masks)) == pytest.approx(zeros / weights, rel=1e-6)
         shares = rx.topology.redistribute(10, jnp.array([3.0, 1.0, 0.0]), jnp.array([5, 9, 9]))
     assert shares.tolist() == [5, 5, 0]
+
+
+def test_selection_without_jit():
+    scores = jax.random.normal(jax.random.key(0), (4, 24))
+    k = jnp.array([[1], [3], [0], [24]])
+    expected = rx.topology.select(scores, 7), rx.topology.select(scores, k, axes=(1,))
+    with jax.disable_jit():
+        found = rx.topology.select(scores, 7), rx.topology.select(scores, k, axes=(1,))
+    for one, other in zip(found, expected, strict=True):
+        assert (one == other).all()
+
+
+def test_packed_weights_without_jit():
+    """A product and a convolution on packed weights, and their gradients."""
+    params = {
+        "w": jax.random.normal(jax.random.key(0), (8, 6)),
+        "c": jax.random.normal(jax.random.key(1), (3, 3, 2, 8)),
+    }
+    masks = {name: p > 0 for name, p in params.items()}
+    x = jax.random.normal(jax.random.key(2), (2, 5, 5, 2))
+
+    def objective(p, x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, p["c"], (1, 1), "SAME", dimension_numbers=layout)
+        return jnp.sum(jnp.sin(y.mean((1, 2)) @ p["w"]))
+
+    packed = rx.pack(params, masks, choose=lambda name, mask: rx.execution.kernels.make_pattern(mask))
+    run = rx.run_packed(objective)
+    gradient = jax.grad(lambda values: run(packed._replace(values=values), x))
+    expected = jax.tree.leaves(gradient(packed.values))
+    with jax.disable_jit():
+        found = jax.tree.leaves(gradient(packed.values))
+        assert float(run(packed, x)) == pytest.approx(float(objective(rx.apply_masks(params, masks), x)), rel=1e-4)
+    for one, other in zip(found, expected, strict=True):
+        assert jnp.allclose(one, other, rtol=1e-4, atol=1e-5)

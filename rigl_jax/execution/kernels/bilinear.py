@@ -73,7 +73,11 @@ def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Product:
 
         return mlir.lower_fun(call, multiple_results=False)
 
-    primitive.def_impl(lambda *operands, **params: compiled(**params)(*operands))
+    def run_eagerly(*operands: Array, **params: Any) -> Array:
+        with jax.disable_jit(False):  # as JAX runs its own primitives: jit is how one is run at all
+            return compiled(**params)(*operands)
+
+    primitive.def_impl(run_eagerly)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lowered(run))
     mlir.register_lowering(primitive, lowered(run_cpu), platform="cpu")
