@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,7 +14,30 @@ from rigl_jax import checks
 from rigl_jax.messages import shown
 
 
-def every(period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True) -> Callable[[Any], Any]:
+@dataclass(frozen=True)  # not a NamedTuple: `jax.jit` refers weakly to what it compiles
+class Every:
+    """True at `start`, `start + period`, ... up to `last` (None: without end). Made by `every`."""
+
+    period: int
+    start: int
+    last: int | None
+
+    def __call__(self, step: Any) -> Any:
+        """Whether the step is due: an int is answered with a bool, an array or tracer elementwise."""
+        fires = (step >= self.start) & ((step - self.start) % self.period == 0)
+        return fires if self.last is None else fires & (step <= self.last)
+
+    def before(self, steps: int) -> int:
+        """How many of the steps 0 ... steps - 1 are due.
+
+        >>> every(100, stop=200).before(1000)
+        3
+        """
+        last = steps - 1 if self.last is None else min(self.last, steps - 1)
+        return max(0, (last - self.start) // self.period + 1)
+
+
+def every(period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True) -> Every:
     """`due(step)`: true at start, start + period, ... up to `stop`.
 
     Args:
@@ -37,13 +61,7 @@ def every(period: int, *, start: int = 0, stop: int | None = None, include_stop:
     """
     period, start, stop = checks.steps("every", period=period, start=start, stop=stop)
 
-    def due(step: Any) -> Any:
-        fires = (step >= start) & ((step - start) % period == 0)
-        if stop is None:
-            return fires
-        return fires & ((step <= stop) if include_stop else (step < stop))
-
-    return due
+    return Every(period, start, stop if stop is None or include_stop else stop - 1)
 
 
 def every_and_last(period: int, *, start: int = 0, stop: int) -> Callable[[Any], Any]:

@@ -80,5 +80,5 @@ def snip(
         sound = topology.sound(plan, ranked)
         return Rewired(MaskState(topology.hold(plan, sound, decide(ranked), state.masks, together=jointly)))
 
-    due = schedules.never if loss is not None else lambda step: step == start
+    due = schedules.never if loss is not None else schedules.every(1, start=start, stop=start)
     return Algorithm(init, update, due, dense_grads=due, skip_step=loss is None, plan=plan, state=MaskState)

@@ -352,7 +352,7 @@ def test_micronet_convention_by_hand():
     assert micronet_bits(shapes, {"k": 0.5}) == 32 * (45 + 5 + 20 + 4) + 90
 
 
-def test_training_cost_of_billions_of_steps_takes_little_memory_and_of_constant_methods_no_time():
+def test_training_cost_of_billions_of_steps_takes_little_memory_and_by_closed_forms_no_time():
     plan = make_plan({"w": np.ones((8, 8))}, 0.75)
     asked = []
 
@@ -362,6 +362,7 @@ def test_training_cost_of_billions_of_steps_takes_little_memory_and_of_constant_
 
     assert training_cost(static(plan), 0.2, 1.0, 2**31 - 1) == pytest.approx(0.6)
     assert training_cost(snfs(plan), 0.2, 1.0, 2**31 - 1) == pytest.approx(1.4)
+    assert training_cost(rigl(plan, period=100), 0.2, 1.0, 2**31 - 1) == pytest.approx(0.4 + 0.99 * 0.2 + 0.01)
     n = 5_000_000
     watching = static(plan)._replace(dense_grads=watched)
     assert training_cost(watching, 0.2, 1.0, n) == pytest.approx(0.4 + 0.99 * 0.2 + 0.01)

@@ -33,6 +33,15 @@ def test_due_answers_ints_with_bools_and_traces():
     assert schedules.always(3) is True
 
 
+@hypothesis.given(
+    st.integers(1, 9), st.integers(0, 12), st.integers(0, 40) | st.none(), st.booleans(), st.integers(0, 60)
+)
+def test_due_steps_are_counted_in_closed_form(period, start, length, include_stop, steps):
+    stop = None if length is None else start + length
+    due = schedules.every(period, start=start, stop=stop, include_stop=include_stop)
+    assert due.before(steps) == sum(bool(due(step)) for step in range(steps))
+
+
 @hypothesis.given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 40) | st.none(), st.booleans())
 def test_uncounted_is_a_step_that_stands_still(period, start, length, include_stop):
     stop = None if length is None else start + length

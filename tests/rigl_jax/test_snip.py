@@ -113,7 +113,7 @@ def test_it_costs_one_dense_gradient():
 
 @pytest.mark.parametrize("options", [{"start": -1}, {"start": 3, "loss": loss}])
 def test_bad_start(options):
-    with pytest.raises(ValueError, match="snip: start must be a step, 0 or later, and 0 with a loss"):
+    with pytest.raises(ValueError, match="snip: start"):
         rx.snip(PLAN, **options)
 
 
