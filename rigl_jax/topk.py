@@ -97,13 +97,14 @@ def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -
 def _on_one_cpu(scores: Array) -> bool:
     """Whether the native selection serves. XLA would gather for it what lies on several devices."""
     if (
-        scores.dtype == jnp.float64
+        scores.size == 0
+        or scores.dtype == jnp.float64
         or jax.default_backend() != "cpu"
         or jax.device_count() > 1
         or trees.explicit_sharding(scores) is not None
     ):
         return False
-    return scores.size > 0 and scores.dtype != jnp.float64 and native.library() is not None
+    return native.library() is not None
 
 
 @arguments(scores=rules.sequence, k=rules.count, among=rules.optional(rules.sequence))
@@ -184,7 +185,7 @@ def _check_scores(who: str, scores: Array, among: Array | None) -> None:
 
 def _types() -> tuple[str, ...]:
     """The types of scores that this mode of JAX can rank."""
-    return ("bfloat16", "float16", "float32", *(("float64",) if jax.config.jax_enable_x64 else ()))
+    return ("bfloat16", "float16", "float32", *(("float64",) if jnp.result_type(float) == jnp.float64 else ()))
 
 
 def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:

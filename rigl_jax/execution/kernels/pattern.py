@@ -14,6 +14,7 @@ import ctypes
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -222,22 +223,24 @@ def check_content(who: str, pattern: Pattern) -> None:
     """ValueError if a pattern is not the one that its own entries make. Passes what is traced."""
     check_sizes(who, pattern)
     given = arrays.host(*(getattr(pattern, name) for name in FIELDS))
-    if given is None:
-        return
-    indices, starts = given[:2]
-    good = int(starts[0]) == 0 and int(starts[-1]) == len(indices) and bool((starts[1:] >= starts[:-1]).all())
-    if good:
-        segment = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        block, unit = np.divmod(segment, max(1, pattern.units))
-        good = bool((indices < np.minimum(pattern.block, pattern.rows - block * pattern.block)).all())
-    if good:
-        entries = np.sort((block * pattern.block + indices) * pattern.units + unit)
-        good = bool((entries[1:] > entries[:-1]).all())
-    if good:
-        made = _index(entries, pattern.shape, pattern.height, pattern.block, pattern.block_t)
-        good = all(map(np.array_equal, given, made))
-    if not good:
+    if given is not None and not _is_own(pattern, given):
         raise ValueError(f"{who}: the pattern must hold what make_pattern made, got other indices ({arrays.HINT})")
+
+
+def _is_own(pattern: Pattern, given: Sequence[np.ndarray]) -> bool:
+    """Whether the arrays, of the right sizes, are those that their entries make."""
+    indices, starts = given[:2]
+    if int(starts[0]) != 0 or int(starts[-1]) != len(indices) or not (starts[1:] >= starts[:-1]).all():
+        return False
+    segment = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    block, unit = np.divmod(segment, max(1, pattern.units))
+    if not (indices < np.minimum(pattern.block, pattern.rows - block * pattern.block)).all():
+        return False
+    entries = np.sort((block * pattern.block + indices) * pattern.units + unit)
+    if not (entries[1:] > entries[:-1]).all():
+        return False
+    made = _index(entries, pattern.shape, pattern.height, pattern.block, pattern.block_t)
+    return all(map(np.array_equal, given, made))
 
 
 def best_block(channels: int, taps: int, density: float, height: int) -> int:
