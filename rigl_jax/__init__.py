@@ -42,10 +42,11 @@ from rigl_jax.algorithms import (
     top_kast,
 )
 from rigl_jax.base import Algorithm, Axes, Leaf, Masks, Plan, Rewired, Score, Signals, Structure
+from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
 from rigl_jax.description import describe
 from rigl_jax.distributions import erdos_renyi, erk, uniform
 from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
-from rigl_jax.flops import Flops, Product, flops, micronet_bits, micronet_flops, training_cost
+from rigl_jax.flops import Flops, Product, flops
 from rigl_jax.growth import accumulate_growth
 from rigl_jax.initial import rescale_init
 from rigl_jax.masking import apply_masks, check_masked, sparsity, straight_through

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from rigl_jax import make_plan, rigl, snfs, static
 from rigl_jax.base import Algorithm
-from rigl_jax.flops import Product, flops, micronet_bits, micronet_flops, training_cost
+from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
+from rigl_jax.flops import Product, flops
 
 
 def spec(*shape, dtype=jnp.float32):
