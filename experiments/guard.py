@@ -18,7 +18,7 @@ import numpy as np
 from experiments import digests
 from experiments.steps import Batch, Compiled, Task, TrainState, loss_of, masks, weights
 from rigl_jax import topology, trees
-from rigl_jax.base import Algorithm, Array, Leaf, PyTree
+from rigl_jax.base import Algorithm, Array, PyTree
 
 
 class Guard(NamedTuple):
@@ -40,7 +40,7 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
         return Guard(lambda step, state, rewired: None, lambda: None)
     # Other methods move weights between leaves or change their number; of theirs, zeros and digests are checked.
     plan = (task.plan or {}) if algorithm.keeps_counts else {}
-    planned = {name: active_weights(leaf) for name, leaf in plan.items()}
+    planned = {name: topology.active_weights(leaf) for name, leaf in plan.items()}
     take, names = jax.jit(functools.partial(look, algorithm)), list(trees.named_leaves(masks(state)))
     expected = digests.digest(masks(state))
     pending: list[tuple[int, Array, Array, Array]] = []
@@ -68,12 +68,6 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
                 )
 
     return Guard(looked, settle)
-
-
-def active_weights(leaf: Leaf) -> int:
-    """How many weights the plan keeps active in a leaf."""
-    groups, _ = topology.n_units(leaf)
-    return groups * leaf.n_active * topology.unit_size(leaf)
 
 
 def look(algorithm: Algorithm, params: PyTree, state: Any) -> tuple[Array, Array]:

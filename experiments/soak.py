@@ -27,9 +27,10 @@ import jax
 import numpy as np
 
 from configs import digits_mlp
-from experiments import checkpoint, digests, files, guard, records
+from experiments import checkpoint, digests, files, records
 from experiments.steps import compile_task, prepare
 from experiments.train import train
+from rigl_jax import topology
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("step", "rewiring", "checkpoint", "epoch", "start")
@@ -263,7 +264,7 @@ def endure(execution: str, steps: int, folder: Path) -> dict[str, Any]:
     values = json.loads(config.to_json_best_effort())
     train(values, workdir, devices=jax.devices()[:1], interrupted=note)
     plan = prepare(values, jax.devices()[:1]).plan or {}
-    density = {name: guard.active_weights(leaf) / int(np.prod(leaf.shape)) for name, leaf in plan.items()}
+    density = {name: topology.active_weights(leaf) / int(np.prod(leaf.shape)) for name, leaf in plan.items()}
     lines = [line for line in files.read_lines(workdir / "metrics.jsonl") if line["kind"] == "masks"]
     return {
         "execution": execution,

@@ -52,7 +52,7 @@ def describe(
     checks.plan("describe", plan)
     rows: list[_Row] = [("leaf", "shape", "axes", "structure", "active", "sparsity")]
     size = {name: math.prod(leaf.shape) for name, leaf in plan.items()}
-    kept = {name: _active(leaf) for name, leaf in plan.items()}
+    kept = {name: topology.active_weights(leaf) for name, leaf in plan.items()}
     total = _row("total", None, "", "", sum(kept.values()), sum(size.values()))
     if params is None:
         return table([*rows, *(_sparse(leaf, kept[name]) for name, leaf in plan.items()), total], words=4)
@@ -81,12 +81,6 @@ def letters(axes: Axes | None, shape: Shape) -> str:
         return "?"
     found = {axis: kind[0] for kind, part in zip(Axes._fields, axes, strict=True) for axis in part}
     return "".join(found[axis] for axis in range(len(shape)))
-
-
-def _active(leaf: Leaf) -> int:
-    """Weights that stay."""
-    _, units = topology.n_units(leaf)
-    return math.prod(leaf.shape) * leaf.n_active // units
 
 
 def _sparse(leaf: Leaf, kept: int) -> _Row:

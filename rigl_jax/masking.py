@@ -83,6 +83,7 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
     """
     if plan is not None:
         checks.plan("check_masked", plan)
+    planned = {} if plan is None else {name: topology.active_weights(leaf) for name, leaf in plan.items()}
     arrays, found = trees.named_leaves(params), trees.named_leaves(masks)
     if not found:
         raise ValueError("check_masked: there is no mask to check against, got a tree without leaves")
@@ -92,7 +93,7 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
         checks.mask("check_masked", name, mask, arrays[name])
         if isinstance(arrays[name], jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
             raise ValueError(f"check_masked: leaf {name!r} is traced; call it outside of jit")
-        if plan is not None and int(jnp.sum(mask)) != (wanted := active_weights(plan, name)):
+        if plan is not None and int(jnp.sum(mask)) != (wanted := planned.get(name, 0)):
             raise ValueError(
                 f"check_masked: leaf {name!r} must have {wanted} active weights by the plan, got {int(jnp.sum(mask))}"
             )
@@ -107,12 +108,3 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
                 f"check_masked: leaf {name!r} must be 0 off its mask, got {stray} other weights; "
                 "is something wrapped around sparsify, or apply_masks missing?"
             )
-
-
-def active_weights(plan: Plan, name: str) -> int:
-    """How many weights of a leaf are active by the plan; all of a dense one would be, which has no mask: 0."""
-    if name not in plan:
-        return 0
-    leaf = plan[name]
-    groups, _ = topology.n_units(leaf)
-    return groups * leaf.n_active * topology.unit_size(leaf)

@@ -2,7 +2,8 @@
 
 Everything is exact and in integers. The masks are the same for every number and shape of devices. For that each device
 should hold whole units, and for N:M whole groups: otherwise XLA exchanges tiles that straddle two devices, or gathers
-them. `select`, `select_jointly` and `redistribute` are part of this module's face; they live in `topk` and `quotas`.
+them. Functions of `topk` (selection), `quotas` (shares) and `leaves` (groups, layers and units of a leaf) can be called
+from here.
 
 Where a score is NaN or +inf, `select`, `prune` and `rewire` rank it. A training step does not act on it: the functions
 over trees that rewire leave the masks of such a leaf as they are (`sound`, `hold`).
@@ -11,7 +12,6 @@ over trees that rewire leave the masks of such a leaf as they are (`sound`, `hol
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +21,12 @@ import jax.numpy as jnp
 from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Shape, Structure
+from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
+from rigl_jax.leaves import active_units as active_units
+from rigl_jax.leaves import active_weights as active_weights
+from rigl_jax.leaves import count_layers as count_layers
+from rigl_jax.leaves import is_single, layer_axes, n_layers, n_units
+from rigl_jax.leaves import unit_size as unit_size
 from rigl_jax.messages import listed
 from rigl_jax.quotas import redistribute as redistribute
 from rigl_jax.topk import check_count, count_true, select
@@ -51,7 +56,7 @@ def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | 
     checks.structure("prune", structure)
     checks.same_shape("prune", jnp.shape(scores), scores=scores, among=among)
     pooled = structure.pool(scores)
-    units = None if among is None else _units(structure, among)
+    units = None if among is None else active_units(structure, among)
     kept = select(pooled, n_active, axes=structure.axes(pooled.shape), among=units)
     return structure.expand(kept, scores.shape)
 
@@ -84,9 +89,8 @@ def rewire(
     """Drops the `n_drop` active units that score lowest and grows the inactive ones that score highest.
 
     The leaf's lowest units are dropped wherever they are (in a stack: of each layer); each group then grows back to
-    its count. For one group,
-    unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). For small groups it is what keeps rewiring alive:
-    a fixed share of each group of 2:4 would round down to nothing.
+    its count. For one group, unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). For small groups it is
+    what keeps rewiring alive: a fixed share of each group of 2:4 would round down to nothing.
 
     Args:
       structure: how the weight is cut into units and groups.
@@ -108,7 +112,7 @@ def rewire(
     checks.structure("rewire", structure)
     checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
     check_count("rewire: n_drop", n_drop)
-    active = _units(structure, mask)
+    active = active_units(structure, mask)
     axes, layer = structure.axes(active.shape), layer_axes(structure, active.shape)
     kept = select(structure.pool(drop), count_true(active, layer) - n_drop, axes=layer, among=active)
     if n_active is None:
@@ -119,54 +123,6 @@ def rewire(
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
     grown = select(grow, n_grow, axes=axes, among=~kept)
     return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
-
-
-def _units(structure: Structure, mask: Array) -> Array:
-    return structure.pool(mask.astype(jnp.float32)) > 0
-
-
-@arguments(leaf=rules.leaf)
-def n_units(leaf: Leaf) -> tuple[int, int]:
-    """`(groups, units in each group)` of a leaf."""
-    units = leaf.structure.units(leaf.shape)
-    in_group = math.prod(units[axis] for axis in leaf.structure.axes(units))
-    return math.prod(units) // in_group, in_group
-
-
-@arguments(leaf=rules.leaf)
-def n_layers(leaf: Leaf) -> int:
-    """How many layers are stacked in a leaf; 1 where it is no stack."""
-    units = leaf.structure.units(leaf.shape)
-    return math.prod(units[axis] for axis in leaf.structure.stack(units))
-
-
-@arguments(structure=rules.structure, units=rules.shape)
-def layer_axes(structure: Structure, units: Shape) -> tuple[int, ...]:
-    """The axes of the pooled array over which a layer extends: all but those of the stack."""
-    stack = structure.stack(units)
-    return tuple(axis for axis in range(len(units)) if axis not in stack)
-
-
-@arguments(leaf=rules.leaf, which=rules.array())
-def count_layers(leaf: Leaf, which: Array) -> Array:
-    """How many units are True: int32 scalar; in a stack for each layer, int32 with the axes of `which` kept."""
-    if n_layers(leaf) == 1:
-        return jnp.sum(which, dtype=jnp.int32)
-    return jnp.sum(which, axis=layer_axes(leaf.structure, which.shape), keepdims=True, dtype=jnp.int32)
-
-
-@arguments(leaf=rules.leaf)
-def is_single(leaf: Leaf) -> bool:
-    """Whether all single weights of a layer compete with each other, so that they may with those of other leaves."""
-    layers = n_layers(leaf)
-    return n_units(leaf) == (layers, math.prod(leaf.shape) // layers)
-
-
-@arguments(leaf=rules.leaf)
-def unit_size(leaf: Leaf) -> int:
-    """Weights in a unit."""
-    groups, units = n_units(leaf)
-    return math.prod(leaf.shape) // (groups * units)
 
 
 @arguments(fraction=rules.numbers, n=rules.count)

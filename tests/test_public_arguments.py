@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import arguments, execution, landscape, topology
+from rigl_jax import arguments, costs, execution, landscape, topology
 from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
@@ -31,6 +31,7 @@ MODULES = {
     "kernels.": kernels,
     "landscape.": landscape,
     "flops.": flops,
+    "costs.": costs,
 }
 F = np.float32
 KEY = jax.random.key(0)
@@ -131,6 +132,8 @@ CALLS = {
     },
     "topology.n_units": {"leaf": LEAF},
     "topology.unit_size": {"leaf": LEAF},
+    "topology.active_weights": {"leaf": LEAF},
+    "topology.active_units": {"structure": U, "mask": MASKS["w"]},
     "topology.n_layers": {"leaf": LEAF},
     "topology.is_single": {"leaf": LEAF},
     "topology.layer_axes": {"structure": U, "units": (4, 4)},
@@ -229,7 +232,21 @@ CALLS = {
 }
 
 
-BY_ANOTHER_NAME = {"topology": ("select", "select_jointly", "redistribute")}
+BY_ANOTHER_NAME = {
+    "topology": (
+        "select",
+        "select_jointly",
+        "redistribute",
+        "active_units",
+        "n_units",
+        "n_layers",
+        "layer_axes",
+        "count_layers",
+        "is_single",
+        "unit_size",
+        "active_weights",
+    )
+}
 
 
 def public():
@@ -300,7 +317,7 @@ MAY = {
     **dict.fromkeys(("uniform shapes", "erk shapes", "erdos_renyi shapes"), ("a dict",)),
     **dict.fromkeys(("micronet_bits shapes", "micronet_bits density"), ("a dict",)),
     **dict.fromkeys(("sparsity tree", "execution.nbytes tree"), TREES),
-    "topology.count_layers which": ("rank 6",),
+    **dict.fromkeys(("topology.count_layers which", "topology.active_units mask"), ("rank 6",)),
     "execution.best_pattern mask": ("rank 6",),  # dense
     "kernels.check who": ("a word",),
     "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`

@@ -80,7 +80,7 @@ def _theta(positive: Array, p: Array) -> Array:
 
 
 def _crossed(leaf: Leaf, mask: Array, theta: Array) -> Array:
-    active = leaf.structure.pool(mask.astype(jnp.float32)) > 0
+    active = topology.active_units(leaf.structure, mask)
     return topology.count_layers(leaf, active & (leaf.structure.pool(theta) < 0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
+from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Signals
 from rigl_jax.messages import shown
 
 
@@ -71,7 +72,7 @@ def dsr(
             f"got {shown(threshold)}, {shown(target)} and {shown(tolerance)}"
         )
     sizes = {name: topology.unit_size(leaf) for name, leaf in plan.items()}
-    wanted = target * sum(sizes[name] * _all_units(leaf) for name, leaf in plan.items())
+    wanted = target * sum(math.prod(leaf.shape) for leaf in plan.values())
 
     def init(key: Array, params: PyTree) -> DsrState:
         return DsrState(topology.random_masks(plan, key, params), jnp.float32(threshold))
@@ -102,17 +103,12 @@ def dsr(
     return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=DsrState)
 
 
-def _all_units(leaf: Leaf) -> int:
-    groups, units = topology.n_units(leaf)
-    return groups * units
-
-
 def _below(plan: Plan, masks: Masks, magnitude: PyTree, threshold: Array) -> dict[str, Array]:
     """How many active units of each leaf (in a stack, of each layer) are below the threshold; NaN counts as below."""
     found, scored = trees.named_leaves(masks), trees.named_leaves(magnitude)
     below = {}
     for name, leaf in plan.items():
-        active = leaf.structure.pool(found[name].astype(jnp.float32)) > 0
+        active = topology.active_units(leaf.structure, found[name])
         pooled = leaf.structure.pool(scored[name])
         below[name] = topology.count_layers(leaf, active & ~(pooled >= threshold.astype(pooled.dtype)))
     return below

@@ -137,7 +137,7 @@ def _prune(plan: Plan, initial: Plan, masks: Masks, worth: PyTree, remaining: Ar
             continue
         wide = jnp.result_type(jnp.float32, *(scored[leaf.name] for leaf in pool))
         pooled = [leaf.structure.pool(scored[leaf.name].astype(wide)) for leaf in pool]
-        among = [leaf.structure.pool(active[leaf.name].astype(jnp.float32)) > 0 for leaf in pool]
+        among = [topology.active_units(leaf.structure, active[leaf.name]) for leaf in pool]
         best = [topology.select(p, 1, among=a) for p, a in zip(pooled, among, strict=True)]
         rest = [a & ~b for a, b in zip(among, best, strict=True)]
         chosen = topology.select_jointly(pooled, n - len(pool), among=rest)

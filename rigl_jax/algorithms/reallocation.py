@@ -46,7 +46,7 @@ def check_totals(who: str, plan: Plan) -> None:
 def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:
     """How many units of each leaf are active, int32, all groups together; in a stack an array over its layers."""
     found = trees.named_leaves(masks)
-    pooled = {name: leaf.structure.pool(found[name].astype(jnp.float32)) > 0 for name, leaf in plan.items()}
+    pooled = {name: topology.active_units(leaf.structure, found[name]) for name, leaf in plan.items()}
     return {name: topology.count_layers(leaf, pooled[name]) for name, leaf in plan.items()}
 
 

@@ -167,7 +167,7 @@ def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[P
     """Drop scores, -1 for what goes and 0 for what stays, and how many go: `share` of either sign, nearest to 0."""
 
     def one(leaf: Leaf, mask: Array, p: Array) -> Array:
-        value, active = leaf.structure.pool(p), leaf.structure.pool(mask.astype(jnp.float32)) > 0
+        value, active = leaf.structure.pool(p), topology.active_units(leaf.structure, mask)
         dropped, layer = jnp.zeros(value.shape, bool), topology.layer_axes(leaf.structure, value.shape)
         for side in (active & (value >= 0), active & (value < 0)):
             n = topology.count(share, topology.count_layers(leaf, side))

@@ -99,7 +99,7 @@ def _rewire(
 ) -> topology.Rewiring:
     structure, (groups, units) = leaf.structure, topology.n_units(leaf)
     weights, gradients = structure.pool(weights), structure.pool(gradients)
-    active = structure.pool(mask.astype(jnp.float32)) > 0
+    active = topology.active_units(structure, mask)
     axes, layer = structure.axes(active.shape), topology.layer_axes(structure, active.shape)
     total = groups // topology.n_layers(leaf) * leaf.n_active
 
