@@ -17,6 +17,7 @@ import numpy as np
 
 from rigl_jax import checks
 from rigl_jax.base import Axes, Leaf, Structure
+from rigl_jax.messages import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +59,7 @@ def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def _rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
     def rule(who: str, name: str, value: Any) -> None:
         if not fits(value):
-            raise ValueError(f"{who}: {name} must be {expected}, got {checks.given(value)}")
+            raise ValueError(f"{who}: {name} must be {expected}, got {shown(value)}")
 
     return rule
 

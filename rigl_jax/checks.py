@@ -12,7 +12,7 @@ import numpy as np
 
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, Leaf, Masks, Structure
-from rigl_jax.messages import shown
+from rigl_jax.messages import kind, shown
 
 LARGEST = 2**31  # steps and counts are int32 on the devices
 
@@ -96,7 +96,7 @@ def plan(who: str, plan: Any) -> None:
       ValueError: says what was given.
     """
     if not isinstance(plan, Mapping) or not plan or not all(isinstance(leaf, Leaf) for leaf in plan.values()):
-        raise ValueError(f"{who}: plan must be what make_plan gives, got {_kind(plan)}")
+        raise ValueError(f"{who}: plan must be what make_plan gives, got {kind(plan)}")
 
 
 def structure(who: str, structure: Any) -> None:
@@ -116,7 +116,7 @@ def algorithm(who: str, algorithm: Any) -> None:
       ValueError: says what was given.
     """
     if not isinstance(algorithm, Algorithm):
-        raise ValueError(f"{who}: algorithm must be one such as rx.rigl(plan, stop=...), got {_kind(algorithm)}")
+        raise ValueError(f"{who}: algorithm must be one such as rx.rigl(plan, stop=...), got {kind(algorithm)}")
 
 
 def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
@@ -125,10 +125,10 @@ def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
     Raises:
       ValueError: names the type, or the leaf.
     """
-    kind: Any = algorithm.state
-    if kind is not None and getattr(state, "_fields", None) != kind._fields:
+    expected: Any = algorithm.state
+    if expected is not None and getattr(state, "_fields", None) != expected._fields:
         raise ValueError(
-            f"{who}: the state must be that of this algorithm, {kind.__name__}, got {_kind(state)}; "
+            f"{who}: the state must be that of this algorithm, {expected.__name__}, got {kind(state)}; "
             "begin with that of tx.init"
         )
     if algorithm.plan is not None:
@@ -163,7 +163,7 @@ def optimizer(who: str, inner: Any) -> None:
       ValueError: says what was given.
     """
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
-        raise ValueError(f"{who}: the inner optimizer must be one such as optax.adam(1e-3), got {_kind(inner)}")
+        raise ValueError(f"{who}: the inner optimizer must be one such as optax.adam(1e-3), got {kind(inner)}")
 
 
 def key(who: str, key: Any) -> Array:
@@ -173,7 +173,7 @@ def key(who: str, key: Any) -> Array:
       ValueError: says what was given.
     """
     if not hasattr(key, "dtype"):
-        raise ValueError(f"{who}: key must be a PRNG key such as jax.random.key(0), got {_kind(key)}")
+        raise ValueError(f"{who}: key must be a PRNG key such as jax.random.key(0), got {kind(key)}")
     typed = key
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         try:
@@ -181,8 +181,7 @@ def key(who: str, key: Any) -> Array:
         except TypeError:
             typed = None
     if typed is None or typed.shape:
-        given = f"{key.dtype}{list(key.shape)}"
-        raise ValueError(f"{who}: key must be a single PRNG key such as jax.random.key(0), got {given}")
+        raise ValueError(f"{who}: key must be a single PRNG key such as jax.random.key(0), got {kind(key)}")
     return typed
 
 
@@ -198,7 +197,7 @@ def masks(who: str, masks: Any, params: Any) -> Masks:
             raise ValueError(f"{who}: masks hold a leaf {name!r} that params do not have{trees.hint(name, leaves)}")
     if missing := trees.uncovered(masks, params):
         raise ValueError(
-            f"{who}: masks must be a tree parallel to params, with None for a dense leaf, got {_kind(masks)} "
+            f"{who}: masks must be a tree parallel to params, with None for a dense leaf, got {kind(masks)} "
             f"without leaf {missing[0]!r}"
         )
     for name, one in given.items():
@@ -214,8 +213,7 @@ def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
     """
     shape = jnp.shape(leaf)
     if getattr(mask, "dtype", None) != np.bool_ or mask.shape != shape:
-        what = f"{mask.dtype}{list(mask.shape)}" if hasattr(mask, "dtype") else _kind(mask)
-        raise ValueError(f"{who}: the mask of leaf {name!r} must be bool{list(shape)}, got {what}")
+        raise ValueError(f"{who}: the mask of leaf {name!r} must be bool{list(shape)}, got {kind(mask)}")
 
 
 def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
@@ -233,7 +231,7 @@ def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
             if shape != tuple(leaf.shape):
                 raise ValueError(
                     f"{who}: {argument} must have an array of shape {tuple(leaf.shape)} for leaf {name!r} of the plan, "
-                    f"got {_kind(leaves[name]) if name in leaves else 'none'}"
+                    f"got {kind(leaves[name]) if name in leaves else 'none'}"
                 )
         try:
             structure.flatten_up_to(tree)
@@ -276,15 +274,4 @@ def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
     """
     for name, array in given.items():
         if array is not None and getattr(array, "shape", None) != shape:
-            what = array.shape if hasattr(array, "shape") else _kind(array)
-            raise ValueError(f"{who}: {name} must be an array of shape {shape}, got {what}")
-
-
-def given(value: Any) -> str:
-    """A value in a message: of an array its type and shape."""
-    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") and hasattr(value, "dtype") else shown(value)
-
-
-def _kind(value: Any) -> str:
-    """What a value is, shortly."""
-    return shown(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+            raise ValueError(f"{who}: {name} must be an array of shape {shape}, got {kind(array)}")

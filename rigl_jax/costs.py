@@ -13,7 +13,7 @@ from rigl_jax import checks, schedules
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Shape
 from rigl_jax.flops import Flops
-from rigl_jax.messages import shown
+from rigl_jax.messages import kind, shown
 
 PIECE = 1 << 16
 """Steps asked about at once: what a cache holds."""
@@ -56,7 +56,7 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
         forward = np.full((), np.nan)
     if forward.shape not in ((), (steps,)) or not (forward >= 0).all() or not np.isfinite(forward).all():
         what = f"one number of at least 0, or [{steps}] of them"
-        raise ValueError(f"training_cost: sparse must be {what}, got {checks.given(sparse)}")
+        raise ValueError(f"training_cost: sparse must be {what}, got {shown(sparse)}")
     forward_mean = float(np.mean(forward))
     reads = _dense_steps(algorithm.dense_grads, steps)
     if reads is not None and (reads in (0, steps) or not forward.ndim):
@@ -78,7 +78,7 @@ def micronet_flops(counted: Flops) -> float:
     convolution from the padded image (115x115; the network computes 112x112): edit `products` to match its figures.
     """
     if not isinstance(counted, Flops):
-        raise ValueError(f"micronet_flops: expected what rx.flops gives, got {type(counted).__name__}")
+        raise ValueError(f"micronet_flops: expected what rx.flops gives, got {kind(counted)}")
     density = {**counted.density, None: 1.0}
     return math.fsum(2 * p.macs * density[p.name] + p.outputs for p in counted.products)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rigl_jax import checks
 from rigl_jax.base import Axes, Distribution, Shape
-from rigl_jax.messages import listed, shown
+from rigl_jax.messages import kind, listed, shown
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
@@ -122,7 +122,7 @@ def check_sparsity(who: str, sparsity: float) -> None:
 
 def _check_shapes(who: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     if not isinstance(shapes, Mapping):
-        raise ValueError(f"{who}: shapes must be {{name: shape}}, got {type(shapes).__name__}")
+        raise ValueError(f"{who}: shapes must be {{name: shape}}, got {kind(shapes)}")
     for name, shape in shapes.items():
         if not isinstance(shape, (tuple, list)) or not shape or not all(checks.is_whole(size, 1) for size in shape):
             raise ValueError(f"{who}: leaf {name!r} must have a shape of whole numbers from 1 on, got {shown(shape)}")

@@ -10,12 +10,15 @@ MOST = 12
 
 
 def shown(value: Any) -> str:
-    """The value's repr on one line, its middle left out where it is long.
+    """The value's repr on one line, its middle left out where it is long; of an array with axes, type and shape.
 
-    >>> shown(2.5), len(shown([0] * 100_000))
-    ('2.5', 160)
+    >>> import numpy as np
+    >>> shown(2.5), shown(np.ones((2, 3))), len(shown([0] * 100_000))
+    ('2.5', 'float64[2, 3]', 160)
     """
     try:
+        if hasattr(value, "dtype") and isinstance(value.shape, tuple) and value.shape:
+            return f"{value.dtype}{list(value.shape)}"
         # Slices first: only what may be shown of a long one is made into text.
         text = repr(value[: 10 * LONGEST] if isinstance(value, (str, bytes, list, tuple)) else value)
     except Exception:  # of whatever kind a stranger's repr raises
@@ -23,6 +26,16 @@ def shown(value: Any) -> str:
     text = " ".join(text.split())
     half = (LONGEST - 5) // 2
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 5 - half]} ... {text[-half:]}"
+
+
+def kind(value: Any) -> str:
+    """What a value is: numbers, words and arrays as `shown`, of anything else the type, for a repr may be a whole tree.
+
+    >>> kind(3), kind({"a": 1})
+    ('3', 'dict')
+    """
+    plain = isinstance(value, (str, int, float, type(None))) or (hasattr(value, "dtype") and hasattr(value, "shape"))
+    return shown(value) if plain else type(value).__name__
 
 
 def listed(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import optax
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.masking import apply_masks
-from rigl_jax.messages import listed, shown
+from rigl_jax.messages import kind, listed, shown
 from rigl_jax.sparsify import SparseState, _restart
 
 
@@ -248,10 +248,10 @@ def replace_masks(
     """
     checks.optimizer("replace_masks", inner)
     if not isinstance(state, SparseState):
-        raise ValueError(f"replace_masks: the state must be that of sparsify, got {type(state).__name__}")
+        raise ValueError(f"replace_masks: the state must be that of sparsify, got {kind(state)}")
     for name, leaf in trees.named_leaves(params).items():
         if not hasattr(leaf, "dtype"):
-            raise ValueError(f"replace_masks: params must hold arrays, got {checks.given(leaf)} at leaf {name!r}")
+            raise ValueError(f"replace_masks: params must hold arrays, got {shown(leaf)} at leaf {name!r}")
     if jax.tree.structure(jax.eval_shape(inner.init, params)) != jax.tree.structure(state.inner):
         raise ValueError(
             "replace_masks: inner must be the optimizer that sparsify was given, and params those of the state, "

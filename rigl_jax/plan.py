@@ -13,7 +13,7 @@ from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Axes, Distribution, Leaf, Plan, PyTree, Role, Shape, Structure
 from rigl_jax.distributions import check_sparsity, erk, share, whole
-from rigl_jax.messages import listed, shown
+from rigl_jax.messages import kind, listed, shown
 from rigl_jax.roles import check_model, roles
 from rigl_jax.structures import resolve, unstructured
 
@@ -129,7 +129,7 @@ def _known_roles(
     """What is known of every leaf; what is given goes first."""
     check_model("make_plan", apply, inputs)
     if not isinstance(axes, (Mapping, type(None))):
-        raise ValueError(f"make_plan: axes must be {{regex: rx.Axes}}, got {type(axes).__name__}")
+        raise ValueError(f"make_plan: axes must be {{regex: rx.Axes}}, got {kind(axes)}")
     found = roles(params, apply, inputs)
     for name, given in trees.first_match("make_plan: axes", tuple((axes or {}).items()), list(shapes)).items():
         found[name] = found[name]._replace(axes=resolve(f"make_plan: axes[{name!r}]", given, shapes[name]))
@@ -141,7 +141,7 @@ def _structures(shapes: Mapping[str, Shape], rules: Rules | None, known: Mapping
         found: dict[str, Structure | None] = {name: unstructured() for name in shapes if known[name].dense is None}
     else:
         if not isinstance(rules, Sequence):
-            what = "a dict; pass list(rules.items())" if isinstance(rules, Mapping) else repr(rules)
+            what = "a dict; pass list(rules.items())" if isinstance(rules, Mapping) else shown(rules)
             raise ValueError(f"make_plan: rules must be a sequence of pairs, got {what}")
         for rule in rules:
             pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)

@@ -31,6 +31,7 @@ import jax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Axes, PyTree, Role, Shape
+from rigl_jax.messages import kind
 from rigl_jax.traced_roles import traced_roles
 
 ADDED = re.compile(r"bias(es)?|bias_.*|.*_bias|scales?|offset|gamma|beta|mean|var")
@@ -82,7 +83,7 @@ def check_model(who: str, apply: Any, inputs: Any) -> None:
     if apply is not None:
         checks.functions(who, apply=apply)
     if not isinstance(inputs, (tuple, list)):
-        raise ValueError(f"{who}: inputs must be a tuple of apply's inputs, got {type(inputs).__name__}")
+        raise ValueError(f"{who}: inputs must be a tuple of apply's inputs, got {kind(inputs)}")
 
 
 def _with_stack(traced: Role, named: Role) -> Role:

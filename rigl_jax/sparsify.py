@@ -14,7 +14,7 @@ from jax import lax
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
 from rigl_jax.masking import apply_masks
-from rigl_jax.messages import shown
+from rigl_jax.messages import kind, shown
 from rigl_jax.resting import frozen, remembered, rests
 
 
@@ -149,7 +149,7 @@ def sparsify(
         if params is None:
             raise ValueError("sparsify: update needs the params: tx.update(grads, state, params)")
         if not isinstance(state, SparseState):
-            raise ValueError(f"sparsify: the state must be what tx.init gives, got {type(state).__name__}")
+            raise ValueError(f"sparsify: the state must be what tx.init gives, got {kind(state)}")
         if not isinstance(rewire, (bool, np.bool_, type(None))):
             raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {shown(rewire)}")
         grads = updates  # optax's name for what comes in

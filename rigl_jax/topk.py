@@ -21,7 +21,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, native, quotas, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.messages import shown
+from rigl_jax.messages import kind, shown
 
 SMALL_GROUP = 16
 """Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
@@ -174,13 +174,13 @@ def _rank(keys: Array, axis: int) -> Array:
 
 def _check_scores(who: str, scores: Array, among: Array | None) -> None:
     if not hasattr(scores, "dtype"):
-        raise ValueError(f"{who}: scores must be an array of floats, got {type(scores).__name__}")
+        raise ValueError(f"{who}: scores must be an array of floats, got {kind(scores)}")
     if scores.dtype not in _types():
         raise ValueError(f"{who}: scores must be {', '.join(_types())}, got {scores.dtype}")
     checks.total(who, "scores of one array", scores.size)
     checks.same_shape(who, scores.shape, among=among)
     if among is not None and among.dtype != jnp.bool_:
-        raise ValueError(f"{who}: among must be bool{list(scores.shape)}, got {among.dtype}{list(among.shape)}")
+        raise ValueError(f"{who}: among must be bool{list(scores.shape)}, got {shown(among)}")
 
 
 def _types() -> tuple[str, ...]:

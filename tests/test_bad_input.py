@@ -140,7 +140,10 @@ CONFIGS = [
     ),
     ({"method__fraction": 3}, r"config.method: rigl: fraction is the share .*got 3"),
     ({"method__stop": -1}, r"config.method.stop: expected a whole number from 0 to below 2\*\*31, got -1"),
-    ({"method__drop": "magnitude"}, r"config.method: rigl: drop must be a function, got 'magnitude'"),
+    (
+        {"method__drop": "magnitude"},
+        r"config.method.drop: takes a function, which a config cannot name, got 'magnitude'",
+    ),
     ({"method__skip_step": "false"}, r"config.method.skip_step: expected True or False, got 'false'"),
     ({"method": {"name": "grasp"}}, r"config.method: grasp needs the option 'loss', which is not given"),
     ({"rules": [["(", "dense"]]}, r"config.rules\[0\]: '\(' is not a regular expression"),

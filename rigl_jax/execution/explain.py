@@ -16,6 +16,7 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Array, Shape
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
+from rigl_jax.messages import shown
 from rigl_jax.tables import table
 
 SECOND_DENSITY = 0.5  # the other point of the line through which the break-even density is read
@@ -134,7 +135,7 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
 def _check_sizes(who: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if not checks.is_whole(size, 1):
-            raise ValueError(f"{who}: {name} must be a whole number, at least 1, got {size!r}")
+            raise ValueError(f"{who}: {name} must be a whole number, at least 1, got {shown(size)}")
 
 
 def name_of(pattern: Any) -> str:

@@ -24,6 +24,7 @@ from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.execution import kernels
+from rigl_jax.messages import kind, shown
 
 
 class Packed(NamedTuple):
@@ -146,7 +147,7 @@ def masks_of(packed: Packed) -> Masks:
 def checked(who: str, packed: Any, *, content: bool = True) -> Packed:
     """What was given, if `pack` made it; a ValueError otherwise. Patterns are looked into unless they are traced."""
     if not isinstance(packed, Packed):
-        raise ValueError(f"{who}: expected packed weights, from rx.pack, got {type(packed).__name__}")
+        raise ValueError(f"{who}: expected packed weights, from rx.pack, got {kind(packed)}")
     if content:
         leaves = trees.named_leaves(packed.values)
         for (name, values), pattern in zip(leaves.items(), leaf_patterns(packed), strict=True):
@@ -173,7 +174,7 @@ def nbytes(tree: PyTree) -> int:
     leaves = trees.named_leaves(tree)
     for name, leaf in leaves.items():
         if not hasattr(leaf, "nbytes"):
-            raise ValueError(f"nbytes: tree must hold arrays, got {checks.given(leaf)} at leaf {name!r}")
+            raise ValueError(f"nbytes: tree must hold arrays, got {shown(leaf)} at leaf {name!r}")
     return sum(leaf.nbytes for leaf in leaves.values())
 
 
@@ -230,7 +231,7 @@ def _checked_pattern(choose: Choose, name: str, mask: Array) -> Any:
     if pattern is None:
         return Whole(jnp.asarray(mask))
     if not _is_kernel(pattern) or tuple(pattern.shape) != host.shape or pattern.nnz != host.sum():
-        raise ValueError(f"pack: choose must give a pattern of the mask of leaf {name!r}, got {pattern!r}")
+        raise ValueError(f"pack: choose must give a pattern of the mask of leaf {name!r}, got {kind(pattern)}")
     return pattern
 
 

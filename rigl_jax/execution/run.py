@@ -24,6 +24,7 @@ from rigl_jax import checks, jaxprs, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, Whole
+from rigl_jax.messages import shown
 
 Observe = Callable[["Weight", Array, Array], Array]
 """`(weight, rows, y) -> y`: sees every product y = rows @ weight (of a convolution, rows are patches of the image with
@@ -120,7 +121,7 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
     ):
         raise ValueError(
             "run_packed: batch must be the NamedSharding of inputs whose first axis is split over one mesh axis, "
-            f"say NamedSharding(mesh, PartitionSpec('data')), got {batch!r}"
+            f"say NamedSharding(mesh, PartitionSpec('data')), got {shown(batch)}"
         )
 
     @functools.wraps(apply)

@@ -27,6 +27,7 @@ from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
 from rigl_jax.execution.run import How, Weight, run_with
 from rigl_jax.execution.training import Box, check_state, map_inner
+from rigl_jax.messages import kind, listed, shown
 from rigl_jax.sparsify import SparseState
 
 BLOCK = 1 << 24  # entries of a gradient that are formed at a time: 64 MiB in f32
@@ -58,10 +59,10 @@ def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels
     7
     """
     if len(shape) not in (2, 4) or not all(checks.is_whole(size, 1) for size in shape):
-        raise ValueError(f"random_pattern: shape must be (in, out) or (kh, kw, in, out), got {shape!r}")
+        raise ValueError(f"random_pattern: shape must be (in, out) or (kh, kw, in, out), got {shown(shape)}")
     n = math.prod(shape)
     if not isinstance(n_active, (int, np.integer)) or not 0 < n_active <= n:
-        raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {n_active!r}")
+        raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {shown(n_active)}")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(checks.key("random_pattern", key))))
     return kernels.make_pattern_at(np.sort(rng.choice(n, n_active, replace=False, shuffle=False)), shape)
 
@@ -141,10 +142,10 @@ def rewire_streamed(
     checks.optimizer("rewire_streamed", inner)
     share = checks.number("rewire_streamed", "share", share, "must be in [0, 1]", lambda found: 0 <= found <= 1)
     if not checks.is_whole(block, 1):
-        raise ValueError(f"rewire_streamed: block must be a whole number, at least 1, got {block!r}")
+        raise ValueError(f"rewire_streamed: block must be a whole number, at least 1, got {shown(block)}")
     check_state("rewire_streamed", state)
     if not isinstance(gradients, Mapping):
-        raise ValueError(f"rewire_streamed: gradients must be what gradient_factors gives, got {gradients!r}")
+        raise ValueError(f"rewire_streamed: gradients must be what gradient_factors gives, got {kind(gradients)}")
     names = list(trees.named_leaves(checked("rewire_streamed", packed).values))
     moves: list[_Move | None] = []
     for name, values, pattern in zip(names, jax.tree.leaves(packed.values), leaf_patterns(packed), strict=True):
@@ -155,7 +156,7 @@ def rewire_streamed(
         if not isinstance(matrix, kernels.Pattern) or matrix.height != 1:
             raise ValueError(f"rewire_streamed: leaf {name!r} must be packed as single weights; see pack(choose=...)")
         if name not in gradients:
-            raise ValueError(f"rewire_streamed: leaf {name!r} has no gradient factors; got {list(gradients)}")
+            raise ValueError(f"rewire_streamed: leaf {name!r} has no gradient factors; got {listed(gradients)}")
         _check_factors(name, gradients[name], matrix)
         move = _move(values, matrix, gradients[name], share, block)
         if matrix is not pattern:

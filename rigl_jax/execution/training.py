@@ -30,6 +30,7 @@ from rigl_jax.execution.packed import (
     scatter_leaf,
     unpack,
 )
+from rigl_jax.messages import kind, shown
 from rigl_jax.sparsify import SparseState, sparsify
 
 
@@ -106,7 +107,7 @@ def packed_training(
     if choose is not None:
         checks.functions("packed_training", choose=choose)
     if sharding is not None and not (isinstance(sharding, jax.sharding.Sharding) and sharding.is_fully_replicated):
-        raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {sharding!r}")
+        raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {shown(sharding)}")
     if not algorithm.active_only:
         raise ValueError(
             "packed_training: this method keeps weights alive behind its masks, or looks at dense gradients on "
@@ -182,7 +183,7 @@ def check_state(who: str, state: Any) -> SparseState:
       ValueError: a masked run's state, or none at all.
     """
     if not _is_state(state):
-        raise ValueError(f"{who}: state must be what packed_training gives, got {type(state).__name__}")
+        raise ValueError(f"{who}: state must be what packed_training gives, got {kind(state)}")
     if jax.tree.leaves(state.algorithm.masks):
         raise ValueError(f"{who}: state must be that of a packed run, got a masked run's; training.pack gives both")
     return state

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rigl_jax.messages import shown
+
 LIBRARY = pathlib.Path(os.environ.get("RIGL_JAX_NATIVE_LIBRARY", pathlib.Path(__file__).parent / "_native.so"))
 TARGETS = (
     "rigl_tile",
@@ -89,7 +91,7 @@ def level_number(level: str) -> np.int64:
     if level == "auto":
         return np.int64(-1)
     if level not in levels():
-        raise ValueError(f"kernels: level must be one of {['auto', *levels()]} on this machine, got {level!r}")
+        raise ValueError(f"kernels: level must be one of {['auto', *levels()]} on this machine, got {shown(level)}")
     return np.int64(levels()[level])
 
 

@@ -48,6 +48,10 @@ CALLS = {
     "key": lambda v: rx.sparsify(optax.sgd(0.1), rx.static(PLAN), key=v),
     "gamma": lambda v: rx.srigl(PLAN, min_salient=v),
     "masks": lambda v: rx.apply_masks(PARAMS, v),
+    "all rules": lambda v: rx.make_plan(PARAMS, 0.5, rules=v),
+    "batch": lambda v: rx.run_packed(lambda p: p, batch=v),
+    "sharding": lambda v: rx.packed_training(optax.sgd(0.1), rx.rigl(PLAN), key=jax.random.key(0), sharding=v),
+    "tiles": lambda v: rx.execution.rewire_streamed(optax.sgd(0.1), {}, None, None, 0.3, block=v),
     "score": lambda v: rx.topology.select(PARAMS["w"], v),
 }
 

@@ -25,6 +25,7 @@ from rigl_jax.execution.kernels import reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.linear import matmul
 from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
+from rigl_jax.messages import shown
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -100,7 +101,7 @@ def _explicit(
     named = isinstance(padding, str)
     if (named and padding not in ("SAME", "VALID")) or (not named and not _are_pads(padding)):
         expected = "'SAME', 'VALID' or ((top, bottom), (left, right)), whole numbers of at least 0"
-        raise ValueError(f"conv: padding must be {expected}, got {checks.given(padding)}")
+        raise ValueError(f"conv: padding must be {expected}, got {shown(padding)}")
     pads = jax.lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
     (top, bottom), (left, right) = pads
     return (int(top), int(bottom)), (int(left), int(right))

@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rigl_jax import checks
 from rigl_jax.execution.kernels.block import BlockPattern
+from rigl_jax.messages import shown
 
 Array = jax.Array
 ROWS = 128  # batch rows to a grid step
@@ -49,7 +50,7 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
         raise ValueError(f"pallas matmul: values must have shape ({pattern.nnz},), got {values.shape}")
     interpret = jax.default_backend() != "tpu" if interpret is None else interpret
     if not checks.is_whole(rows, 1) or not (interpret or rows % 8 == 0):
-        raise ValueError(f"pallas matmul: rows must be at least 1, on a TPU a multiple of 8, got {rows!r}")
+        raise ValueError(f"pallas matmul: rows must be at least 1, on a TPU a multiple of 8, got {shown(rows)}")
     if not interpret and any(side % SIDE for side in pattern.tile):
         raise ValueError(f"pallas matmul: on a TPU tiles must have sides of multiples of {SIDE}, got {pattern.tile}")
     dtype = jnp.result_type(x, values)

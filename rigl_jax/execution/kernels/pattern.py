@@ -24,6 +24,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, native
 from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays
+from rigl_jax.messages import kind, shown
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)
@@ -184,9 +185,9 @@ def _positions(entries: np.ndarray, size: int) -> np.ndarray:
 
 def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
     if len(shape) not in (2, 4) or not all(checks.is_whole(size, 0) and size <= MOST for size in shape):
-        raise ValueError(f"{who}: shape must be (in, out) or (kh, kw, in, out), got {shape!r}")
+        raise ValueError(f"{who}: shape must be (in, out) or (kh, kw, in, out), got {shown(shape)}")
     if height not in (HEIGHTS if len(shape) == 2 else (1,)):
-        raise ValueError(f"{who}: height must be one of {HEIGHTS}, and 1 for a convolution, got {height!r}")
+        raise ValueError(f"{who}: height must be one of {HEIGHTS}, and 1 for a convolution, got {shown(height)}")
     if shape[-1] % height:
         raise ValueError(f"{who}: out must be a multiple of height {height}, got shape {tuple(shape)}")
 
@@ -197,7 +198,7 @@ def _check_blocks(who: str, shape: tuple[int, ...], height: int, block: int, blo
     limit = RUN_BLOCK if height > 1 else LARGEST_BLOCK
     for name, size, most in (("block", block, limit), ("block_t", block_t, LARGEST_BLOCK)):
         if not checks.is_whole(size, 1) or size > most or size % max(1, taps):
-            raise ValueError(f"{who}: {name} must be 1 to {most} and a multiple of {taps} here, got {size!r}")
+            raise ValueError(f"{who}: {name} must be 1 to {most} and a multiple of {taps} here, got {shown(size)}")
     segments = max(-(-channels * taps // block) * (out // height), -(-out * taps // block_t) * channels)
     if max(channels * taps, out * taps, segments) > MOST:
         raise ValueError(f"{who}: rows and segments must number at most {MOST}, got {shape} in blocks of {block}")
@@ -206,7 +207,7 @@ def _check_blocks(who: str, shape: tuple[int, ...], height: int, block: int, blo
 def check_sizes(who: str, pattern: Pattern) -> None:
     """ValueError if the arrays of a pattern are not of the sizes that its static fields imply. Works under jit."""
     if not isinstance(pattern, Pattern):
-        raise ValueError(f"{who}: pattern must be a Pattern, got {type(pattern).__name__}")
+        raise ValueError(f"{who}: pattern must be a Pattern, got {kind(pattern)}")
     _check_shape(who, pattern.shape, pattern.height)
     _check_blocks(who, pattern.shape, pattern.height, pattern.block, pattern.block_t)
     entries = np.shape(pattern.indices)[:1]
