@@ -25,8 +25,9 @@ from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
-from rigl_jax.execution.run import How, Weight, run_with
+from rigl_jax.execution.run import How, run_with
 from rigl_jax.execution.training import Box, check_state, map_inner
+from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import kind, listed, shown
 from rigl_jax.sparsify import SparseState
 
