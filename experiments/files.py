@@ -1,4 +1,4 @@
-"""JSON files: read with one clear error, written whole or not at all, never through a planted link."""
+"""JSON files: read with one clear error, written whole or not at all, never through a symbolic link."""
 
 from __future__ import annotations
 

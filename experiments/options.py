@@ -74,7 +74,7 @@ def choose(
 
 
 def check_kind(where: str, parameter: inspect.Parameter, value: Any, *, least: int = 0) -> None:
-    """Refuses a value that is not what a parameter's annotation says.
+    """Checks a value by a parameter's annotation.
 
     Args:
       where: the option's full name, for the error.

@@ -43,7 +43,7 @@ def harmless(key: str) -> bool:
 
 
 def check_config(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to go on with a run under another config.
+    """Checks that a run is resumed with its own config.
 
     Raises:
       ValueError: lists the keys that differ.

@@ -66,7 +66,7 @@ def mesh(axes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
 
 
 def check_rules(rules: Rules) -> None:
-    """Refuses what is no rule.
+    """Checks the form of a rule.
 
     Raises:
       ValueError: names the rule by its place.

@@ -1,4 +1,4 @@
-"""What public functions refuse, in one line: who, what was expected, what was given, and of which leaf."""
+"""Checks of what public functions are given. An error is one line: who, which leaf, what was expected and given."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = 2**31  # steps and counts are int32 on the devices
 
 
 def is_whole(value: Any, least: int = 0) -> bool:
-    """Whether it is an integer of at least so much that fits into int32."""
+    """Whether the value is an integer from `least` that fits into int32."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value < LARGEST)
 
 
@@ -53,7 +53,7 @@ def number(who: str, name: str, value: Any, expected: str, fits: Callable[[float
 
 
 def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> tuple[int, int, Any]:
-    """Refuses what is no time to rewire; returns period, start and stop as Python numbers.
+    """Validates the rewiring schedule; returns period, start and stop as Python numbers.
 
     Raises:
       ValueError: names the one that is wrong.
@@ -69,7 +69,7 @@ def steps(who: str, *, period: Any = 1, start: Any = 0, stop: Any = None) -> tup
 
 
 def total(who: str, what: str, n: int) -> None:
-    """Refuses a count over many leaves that int32 does not hold.
+    """Checks that int32 holds a count over many leaves.
 
     Raises:
       ValueError: `what` says what is counted.
@@ -79,7 +79,7 @@ def total(who: str, what: str, n: int) -> None:
 
 
 def functions(who: str, **given: Any) -> None:
-    """Refuses what cannot be called.
+    """Checks that arguments can be called.
 
     Raises:
       ValueError: names the argument.
@@ -90,7 +90,7 @@ def functions(who: str, **given: Any) -> None:
 
 
 def plan(who: str, plan: Any) -> None:
-    """Refuses what `make_plan` did not make.
+    """Checks that a plan is one of `make_plan`.
 
     Raises:
       ValueError: says what was given.
@@ -100,7 +100,7 @@ def plan(who: str, plan: Any) -> None:
 
 
 def structure(who: str, structure: Any) -> None:
-    """Refuses what is no structure.
+    """Checks that a structure is one.
 
     Raises:
       ValueError: says what was given.
@@ -110,7 +110,7 @@ def structure(who: str, structure: Any) -> None:
 
 
 def algorithm(who: str, algorithm: Any) -> None:
-    """Refuses what is no algorithm.
+    """Checks that an algorithm is one.
 
     Raises:
       ValueError: says what was given.
@@ -120,7 +120,7 @@ def algorithm(who: str, algorithm: Any) -> None:
 
 
 def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
-    """Refuses the state of another algorithm, or of one whose plan has other leaves. Counts are data: not looked at.
+    """Checks that a state is of this algorithm and of a plan with the same leaves. Counts are data and not checked.
 
     Raises:
       ValueError: names the type, or the leaf.
@@ -141,7 +141,7 @@ def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
 
 
 def optimizer_state(who: str, expected: Any, state: Any) -> None:
-    """Refuses the state of another optimizer, or for other params, by names and shapes.
+    """Checks names and shapes of an optimizer state, which those of another optimizer or other params would not fit.
 
     Raises:
       ValueError: names the leaf of the state.
@@ -157,7 +157,7 @@ def optimizer_state(who: str, expected: Any, state: Any) -> None:
 
 
 def optimizer(who: str, inner: Any) -> None:
-    """Refuses what is no optax optimizer.
+    """Checks that an optimizer is one of optax's kind.
 
     Raises:
       ValueError: says what was given.
@@ -206,7 +206,7 @@ def masks(who: str, masks: Any, params: Any) -> Masks:
 
 
 def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
-    """Refuses what is no mask of a leaf.
+    """Checks type and shape of a mask.
 
     Raises:
       ValueError: says what was given.
@@ -217,7 +217,7 @@ def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
 
 
 def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
-    """Refuses trees that lack a leaf of the plan or have it in another shape, or that are not parallel to each other.
+    """Checks that trees have the leaves of a plan in their shapes, and are parallel to each other.
 
     Raises:
       ValueError: names the argument and the leaf.
@@ -240,7 +240,7 @@ def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
 
 
 def gradients(who: str, grads: Any, params: Any, *, of: str = "params") -> None:
-    """Refuses gradients that are not parallel to params, of their shapes, and real where these are.
+    """Checks that gradients are parallel to params, of their shapes, and real where these are.
 
     Raises:
       ValueError: names the leaf; `of` says what the gradients are parallel to.
@@ -267,7 +267,7 @@ def gradients(who: str, grads: Any, params: Any, *, of: str = "params") -> None:
 
 
 def same_shape(who: str, shape: tuple[int, ...], **given: Any) -> None:
-    """Refuses arrays of another shape; None stands for an argument that was left out.
+    """Checks the shapes of arrays; None stands for an argument that was left out.
 
     Raises:
       ValueError: names the argument.

@@ -13,6 +13,7 @@ import numpy as np
 
 from rigl_jax import checks
 from rigl_jax.base import Axes, Distribution, Shape
+from rigl_jax.leaves import n_stacked
 from rigl_jax.messages import kind, listed, shown
 
 
@@ -111,7 +112,7 @@ def _raw(shapes: Mapping[str, Shape], power: float) -> dict[str, float]:
 
 
 def check_sparsity(who: str, sparsity: float) -> None:
-    """Refuses what is no fraction of zeros.
+    """Checks that a sparsity is in [0, 1).
 
     Raises:
       ValueError: says what was given.
@@ -159,7 +160,7 @@ def share(
 
 
 def _layer_names(name: str, shape: Shape, axes: Axes | None) -> list[str]:
-    n = math.prod(shape[axis] for axis in axes.stack) if axes else 1
+    n = n_stacked(shape, axes)
     return [name] if n == 1 else [f"{name}[{i}]" for i in range(n)]
 
 

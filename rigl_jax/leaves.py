@@ -8,13 +8,18 @@ import jax.numpy as jnp
 
 from rigl_jax import arguments as rules
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Leaf, Shape, Structure
+from rigl_jax.base import Array, Axes, Leaf, Shape, Structure
 
 
 @arguments(structure=rules.structure, mask=rules.array())
 def active_units(structure: Structure, mask: Array) -> Array:
     """bool[*units] of a mask bool[*shape]: the units that hold an active weight."""
     return structure.pool(mask.astype(jnp.float32)) > 0
+
+
+def n_stacked(shape: Shape, axes: Axes | None) -> int:
+    """How many layers are stacked in a weight with these axes; 1 where they are not known."""
+    return math.prod(shape[axis] for axis in axes.stack) if axes else 1
 
 
 @arguments(leaf=rules.leaf)

@@ -31,6 +31,7 @@ import jax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Axes, PyTree, Role, Shape
+from rigl_jax.leaves import n_stacked
 from rigl_jax.messages import kind
 from rigl_jax.traced_roles import traced_roles
 
@@ -75,7 +76,7 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Seque
 
 
 def check_model(who: str, apply: Any, inputs: Any) -> None:
-    """Refuses what cannot be traced as a model.
+    """Checks that a model and its inputs can be traced.
 
     Raises:
       ValueError: names the argument.
@@ -119,7 +120,7 @@ def _named(params: PyTree) -> dict[str, Role]:
     told = {name: _of_module(leaf) for name, leaf in leaves.items()}
     found = {name: told[name] or _of_name(leaf) for name, leaf in leaves.items()}
     lone = {name for name, leaf in leaves.items() if told[name] is None and _one_channel(leaf, found[name])}
-    several = sum(_layers(leaves[name].shape, found[name].axes) for name in lone) > 1
+    several = sum(n_stacked(leaves[name].shape, found[name].axes) for name in lone) > 1
     for name in lone:
         if several or any(DEPTHWISE.fullmatch(part) for part in leaves[name].path):
             found[name] = found[name]._replace(dense=DEPTHWISE_REASON)
@@ -262,7 +263,3 @@ def _one_channel(leaf: _Leaf, role: Role) -> bool:
     if role.axes is None:  # (window, in, out) or (out, in, window), or a stack of columns
         return len(leaf.shape) == 3 and leaf.shape[1] == 1 and leaf.module is None
     return bool(role.axes.window) and all(leaf.shape[i] == 1 for i in role.axes.inputs)
-
-
-def _layers(shape: Shape, axes: Axes | None) -> int:
-    return math.prod(shape[i] for i in axes.stack) if axes else 1

@@ -49,9 +49,8 @@ def sparsify(
 
     * a pruned weight is exactly 0: its update is emitted as minus its value, and p + (-p) is 0 in any float format
       (unless p is infinite or NaN: that stays, and `check_masked` finds it);
-    * everything that the optimizer keeps for a pruned weight (moments, accumulated gradients) is what `inner.init`
-      gives a weight of 0, which for all but a few optimizers is 0. It starts from there when it is grown again.
-
+    * the optimizer state of a pruned weight (moments, accumulated gradients) is what `inner.init` gives a weight of 0,
+      which for all but a few optimizers is 0. It starts from there when it is grown again;
     * a leaf that the inner optimizer never changes (`optax.set_to_zero`, `optax.freeze`) keeps its mask and its weights
       bit by bit; a method that would have to move its weights elsewhere is refused.
 
@@ -104,7 +103,7 @@ def sparsify(
     checks.optimizer("sparsify", inner)
     checks.algorithm("sparsify", algorithm)
     inner = optax.with_extra_args_support(inner)
-    rest, still = remembered(functools.partial(rests, inner)), remembered(functools.partial(frozen, inner))
+    rests_at_zero, frozen_leaves = (remembered(functools.partial(ask, inner)) for ask in (rests, frozen))
     key = checks.key("sparsify", key)
 
     def init(params: PyTree) -> SparseState:
@@ -120,23 +119,23 @@ def sparsify(
         trained, stored = algorithm.trained(state), algorithm.stored(state)
         updates, after = inner.update(apply_masks(grads, trained), optimizer, params, **extra)
         updates = trees.map_masked(_where_trained, trained, updates, params, stored)
-        if not rest(params, **extra):
+        if not rests_at_zero(params, **extra):
             after = _restart(inner, after, trained, apply_masks(params, stored))
         return updates, after
 
-    def hold(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
+    def pause(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
         # `train` itself where it can be, so that JAX remembers the shapes.
         shapes, after = jax.eval_shape(
             functools.partial(train, **extra) if extra else train, grads, state, optimizer, params
         )
         # In the types that training gives: with gradients wider than the weights, moments become as wide on the first
         # step, and the branches of a conditional must agree.
-        still = jax.tree.map(
+        unchanged = jax.tree.map(
             lambda now, then: now if jnp.result_type(now) == then.dtype else jnp.asarray(now, then.dtype),
             optimizer,
             after,
         )
-        return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), still
+        return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), unchanged
 
     def update(
         updates: PyTree,
@@ -164,11 +163,11 @@ def sparsify(
 
         def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
             signals = Signals(optax.apply_updates(params, updates), grads, state.step, now)
-            held = frozenset() if algorithm.latent else still(params, **extra)
-            return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer, held)
+            fixed = frozenset() if algorithm.latent else frozen_leaves(params, **extra)
+            return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer, fixed)
 
         def rewired() -> tuple[Any, PyTree, PyTree]:
-            return change(*(hold if algorithm.skip_step else train)(grads, seen, state.inner, params, **extra))
+            return change(*(pause if algorithm.skip_step else train)(grads, seen, state.inner, params, **extra))
 
         def ordinary() -> tuple[Any, PyTree, PyTree]:
             return seen, *train(grads, seen, state.inner, params, **extra)
@@ -190,15 +189,15 @@ def _change_masks(
     params: PyTree,
     updates: PyTree,
     optimizer: PyTree,
-    held: frozenset[str],
+    fixed: frozenset[str],
 ) -> tuple[Any, PyTree, PyTree]:
     """Applies what the algorithm decides: masks, the values of fresh weights, and their place in the optimizer.
 
-    Leaves that are `held`, because the optimizer never changes them, keep masks and weights.
+    Leaves that are `fixed`, because the optimizer never changes them, keep masks and weights.
     """
     result = algorithm.update(state, signals)
-    if held := held & trees.named_leaves(state.masks).keys():
-        result = _hold(algorithm, result, state, held)
+    if fixed := fixed & trees.named_leaves(state.masks).keys():
+        result = _without(fixed, algorithm, result, state)
     trained, stored = algorithm.trained(result.state), algorithm.stored(result.state)
     fresh = result.fresh
     if fresh is None:
@@ -221,16 +220,16 @@ def _change_masks(
     return result.state, placed, _restart(inner, optimizer, settled, optax.apply_updates(params, placed))
 
 
-def _hold(algorithm: Algorithm, result: Rewired, before: Any, held: frozenset[str]) -> Rewired:
-    """The rewiring without what it did to the leaves that are held."""
+def _without(fixed: frozenset[str], algorithm: Algorithm, result: Rewired, before: Any) -> Rewired:
+    """The rewiring without what it did to these leaves."""
     if not algorithm.keeps_counts:
         raise ValueError(
-            f"sparsify: leaf {min(held)!r} is in the plan, but the inner optimizer never changes it, and this method "
-            f"would prune it or move its weights to other leaves; make it dense by the rule ({min(held)!r}, None)"
+            f"sparsify: leaf {min(fixed)!r} is in the plan, but the inner optimizer never changes it, and this method "
+            f"would prune it or move its weights to other leaves; make it dense by the rule ({min(fixed)!r}, None)"
         )
 
     def keep(new: PyTree, old: PyTree) -> PyTree:
-        pick = lambda name, n, o: o if name in held else n  # noqa: E731
+        pick = lambda name, n, o: o if name in fixed else n  # noqa: E731
         return jax.tree.map(pick, trees.names(new), new, old)
 
     def state(new: Any, old: Any) -> Any:

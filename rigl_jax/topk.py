@@ -194,7 +194,7 @@ def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
 
 
 def check_count(who: str, k: Any) -> None:
-    """Refuses what is no number of units.
+    """Checks that k is a number of units.
 
     Raises:
       ValueError: says what was given.

@@ -29,7 +29,7 @@ def everything(masks: Masks) -> Masks:
 
 
 def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> int:
-    """Tells on construction what `best(..., jointly=True)` cannot do, not at the step that first prunes.
+    """Checks on construction, not at the step that first prunes, that `best(..., jointly=True)` can serve.
 
     Returns:
       `min_active`, as a Python number.
@@ -76,7 +76,7 @@ def check_loss(who: str, loss: Callable[[PyTree], Array], params: PyTree) -> Non
 
 
 def check_callable(who: str, loss: Any) -> None:
-    """Refuses what is no function; see `check_loss`, which can only be asked where there are params."""
+    """Checks that the loss is a function; `check_loss` traces it, once there are params."""
     if not callable(loss):
         raise ValueError(f"{who}: loss must be a function of the params, got {shown(loss)}")
 

@@ -193,7 +193,7 @@ def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
 
 
 def _check_blocks(who: str, shape: tuple[int, ...], height: int, block: int, block_t: int) -> None:
-    """Refuses blocks whose indices would not fit 16 bits, or whose segments would not fit 31."""
+    """Checks that indices within a block fit into 16 bits and numbers of segments into 31."""
     taps, channels, out = math.prod(shape[:-2]), shape[-2], shape[-1]
     limit = RUN_BLOCK if height > 1 else LARGEST_BLOCK
     for name, size, most in (("block", block, limit), ("block_t", block_t, LARGEST_BLOCK)):
