@@ -160,7 +160,7 @@ def _ignore(state: Any, signals: Signals) -> Any:
 class Algorithm(NamedTuple):
     """A sparse-training method: pure functions over a state of its own, and facts about its steps.
 
-    Most methods need the first four. `stored` and `trained` are for those whose weights live on behind the mask, and
+    Most methods need the first four. `stored` and `trained` are for those that keep pruned weights behind the mask, and
     `observe` for those that look at every step.
 
     Attributes:
@@ -168,15 +168,15 @@ class Algorithm(NamedTuple):
       update: `(state, signals) -> Rewired`, called on steps that are due.
       due: `step -> bool`: does this step rewire? Takes a Python int (and then answers with a bool) or a tracer.
       dense_grads: `step -> bool`: does this step read gradients of inactive weights?
-      skip_step: on a due step, do weights and optimizer hold still, so that only the masks change?
+      skip_step: True: a rewiring step changes masks only and trains nothing.
       stored: `state -> masks` of the weights that may differ from 0; a None leaf means all. Default: the masks. Where
         it is more, the network's weights are not the params: take the loss at `straight_through(params, state.masks)`.
       trained: `state -> masks` of the weights that get gradients; a None leaf means all. Default: the masks. Stored
         weights that are not trained keep their value.
       observe: `(state, signals) -> state`, called on every step, before `update`. Default: nothing.
       keeps_counts: does every leaf keep the plan's number of active weights throughout?
-      plan: the plan that it follows, and
-      state: the NamedTuple that its state is; by these the state of another run is told. None: not checked.
+      plan: the plan that it follows; None: `sparsify` does not check that a state has its leaves.
+      state: the type of its state, a NamedTuple; None: `sparsify` does not check that a state is of it.
     """
 
     init: Callable[[Array, PyTree], Any]
@@ -197,7 +197,7 @@ class Algorithm(NamedTuple):
 
     @property
     def latent(self) -> bool:
-        """Whether weights live on behind the mask, so that the network's weights are not the params."""
+        """Whether pruned weights are kept behind the mask, so that the network's weights are not the params."""
         return self.stored is not _masks
 
     @property
