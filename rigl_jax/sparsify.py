@@ -103,7 +103,8 @@ def sparsify(
     checks.optimizer("sparsify", inner)
     checks.algorithm("sparsify", algorithm)
     inner = optax.with_extra_args_support(inner)
-    rests_at_zero, frozen_leaves = (remembered(functools.partial(ask, inner)) for ask in (rests, frozen))
+    rests_at_zero = remembered(functools.partial(rests, inner))
+    frozen_leaves = remembered(functools.partial(frozen, inner))
     key = checks.key("sparsify", key)
 
     def init(params: PyTree) -> SparseState:
