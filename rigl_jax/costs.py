@@ -31,13 +31,13 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
       algorithm: its `dense_grads` is asked about the steps `0 ... steps - 1`, in NumPy arrays of many.
       sparse: cost of the sparse forward pass, any unit; or one value a step, `[steps]`, where the sparsity changes.
       dense: cost of the dense forward pass, same unit.
-      steps: length of training, at least 1.
+      steps: length of training, from 1 to below 2**31, as steps are int32.
 
     Returns:
       The mean over all steps, in the unit of `sparse` and `dense`.
 
     Raises:
-      ValueError: `steps` is less than 1, or `sparse` is neither one value nor one a step.
+      ValueError: `steps` is not from 1 to below 2**31, or `sparse` is neither one value nor one a step.
 
     Example:
       >>> from rigl_jax.base import Algorithm
@@ -47,7 +47,7 @@ def training_cost(algorithm: Algorithm, sparse: Any, dense: float, steps: int) -
     """
     checks.algorithm("training_cost", algorithm)
     if not checks.is_whole(steps, 1):
-        raise ValueError(f"training_cost: steps must be at least 1, got {shown(steps)}")
+        raise ValueError(f"training_cost: steps must be a whole number from 1 to below 2**31, got {shown(steps)}")
     steps = int(steps)
     dense = checks.number("training_cost", "dense", dense, "must be a number, at least 0", lambda found: found >= 0)
     try:

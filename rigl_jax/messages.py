@@ -9,6 +9,15 @@ LONGEST = 160
 MOST = 12
 
 
+def printable(name: str) -> str:
+    r"""The name with line ends and other control characters escaped.
+
+    >>> printable("a\nb"), printable("größe")
+    ('a\\nb', 'größe')
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def shown(value: Any) -> str:
     """The value's repr on one line, its middle left out where it is long; of an array with axes, type and shape.
 
@@ -23,7 +32,7 @@ def shown(value: Any) -> str:
         text = repr(value[: 10 * LONGEST] if isinstance(value, (str, bytes, list, tuple)) else value)
     except Exception:  # of whatever kind a stranger's repr raises
         text = f"<{type(value).__name__}>"
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     half = (LONGEST - 5) // 2
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 5 - half]} ... {text[-half:]}"
 
@@ -39,7 +48,7 @@ def kind(value: Any) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names with commas, the first few where there are many; "none" where there is none.
+    """Names with commas, printable, the first few where there are many; "none" where there is none.
 
     >>> listed("abc")
     'a, b, c'
@@ -47,5 +56,6 @@ def listed(names: Iterable[str]) -> str:
     '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 988 more'
     """
     names = list(names)
-    first = ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:MOST])
+    told = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in names[:MOST]]
+    first = ", ".join(told)
     return (first if len(names) <= MOST else f"{first} and {len(names) - MOST} more") or "none"

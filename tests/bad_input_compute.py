@@ -77,6 +77,10 @@ COMPUTE = {
     "flops apply": (lambda: rx.flops("f", W, X), r"flops: apply must be a function, got 'f'"),
     "flops trips": (lambda: rx.flops(product, W, X, while_trips="x"), r"flops: while_trips must be .*got 'x'"),
     "cost steps": (lambda: rx.training_cost(rx.static(PLAN), 0.1, 1.0, 0), r"training_cost: steps must be .*got 0"),
+    "cost longest": (
+        lambda: rx.training_cost(rx.static(PLAN), 0.1, 1.0, 10**12),
+        r"training_cost: steps must be .*below 2\*\*31, got 1000000000000",
+    ),
     "cost sparse": (lambda: rx.training_cost(rx.static(PLAN), "x", 1.0, 3), r"training_cost: sparse must be .*got 'x'"),
     "cost lengths": (
         lambda: rx.training_cost(rx.static(PLAN), [0.1], 1.0, 3),

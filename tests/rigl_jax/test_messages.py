@@ -91,3 +91,10 @@ def test_each_rule_is_compiled_once(monkeypatch):
     params = many(600)
     rx.make_plan(params, 0.5, rules=[(f"layer{i}", rx.unstructured()) for i in range(600)])
     assert sum(str(pattern).startswith("layer") for pattern in compiled) == 600
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u2028b", "a\r\t"], ids=ascii)
+def test_a_name_is_told_in_one_line_whatever_it_holds(name):
+    with pytest.raises(ValueError, match=r"leaves are a\\") as error:
+        rx.make_plan({name: PARAMS["w"]}, 0.5, rules=[("x", None)])
+    assert str(error.value).isprintable()
