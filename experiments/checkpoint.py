@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from experiments import digests, files, resuming, sharding, sums
 from rigl_jax.base import PyTree
+from rigl_jax.messages import listed
 
 UNKNOWN = -1.0
 """Stands for an accuracy that was not measured: below all that are. Without a metric, orbax warns of a checkpoint."""
@@ -69,7 +70,8 @@ def open_checkpoints(
         None saves and checks none.
       vouched: whether something else says that checkpoints of earlier versions, which hold no config, are of this run.
       step_of: the step that a state is of. A checkpoint whose folder was given another number gets its own back.
-      say: told when a checkpoint turns out to be damaged, to have another number, or to hold no config.
+      say: told when a checkpoint turns out to be damaged, to have another number, to have a name that is no number
+        (it is not read), or to hold no config.
 
     Raises:
       OSError: here, or from `save` and `close`: the folder cannot be written. What was there before is intact. From
@@ -101,6 +103,7 @@ def open_checkpoints(
 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         manager.wait_until_finished()
+        _tell_of_others(directory, say)
         while steps := manager.all_steps():
             path = directory / str(step := max(steps))
             if flaw := _agreed_flaw(path):
@@ -234,6 +237,17 @@ def _agreed_flaw(path: Path) -> str:
         failed = error
     _agree_that_read(failed)
     return flaw if sharding.all_agree(not flaw) else flaw or "another process reads something else"
+
+
+_STEP = re.compile(r"0|[1-9][0-9]*|damaged-.*|.*\.orbax-checkpoint-tmp.*", re.DOTALL)
+"""Names of folders that orbax reads, that were set aside with a word, or that it removes."""
+
+
+def _tell_of_others(directory: Path, say: Say) -> None:
+    """Tells of checkpoints that are not looked at, because their folders were given names that are no steps."""
+    names = sorted(path.parent.name for path in directory.glob("*/state"))
+    if others := [name for name in names if not _STEP.fullmatch(name)]:
+        say(f"checkpoint: {directory} holds {listed(others)}, not read: a checkpoint's folder is named by its step")
 
 
 def _set_aside(path: Path, flaw: str, say: Say) -> None:

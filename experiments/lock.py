@@ -24,6 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
       BlockingIOError: another process holds it, or another part of this one; says its number.
+      OSError: `lock` is a folder, a link or the like.
 
     Example:
       >>> import tempfile
@@ -36,8 +37,11 @@ def locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    path = folder / NAME
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(f"{path} must be a plain file, for it is the lock of the run; move what is there away")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(folder / NAME, flags, 0o666), "r+b", buffering=0) as file:
+    with open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -45,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
                 holder = file.read(20).decode(errors="replace").strip() or "unknown"
                 raise BlockingIOError(
                     f"{folder} is in use by another run (process {holder}); wait until it ends, or give another "
-                    f"workdir. If its machine is gone, delete {folder / NAME}"  # some file systems do not notice
+                    f"workdir. If its machine is gone, delete {path}"  # some file systems do not notice
                 ) from None
         else:
             file.truncate(0)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from experiments import checkpoint, sums
+from rigl_jax.messages import printable
 from tests.experiments.test_checkpoint import abstract, assert_equal, state
 
 CONFIG = {"seed": 0, "keep": 1, "method": {"name": "rigl"}}
@@ -93,6 +94,19 @@ def test_a_renamed_checkpoint_gets_its_number_back(renamed, left, message, tmp_p
     store.save(6, state(6), {"seconds": 6.0}, 0.5)  # is kept, and found again
     store.close()
     assert restored(tmp_path) == 6
+
+
+@pytest.mark.parametrize("name", ["009", "ckpt_9", "1_2", "９", "2 \n(copy)"], ids=ascii)
+def test_a_checkpoint_whose_name_is_no_step_is_told_in_one_line(name, tmp_path):
+    filled(tmp_path, steps=(1, 2))
+    (tmp_path / "2").rename(tmp_path / name)
+    (tmp_path / "damaged-7" / "state").mkdir(parents=True)  # was told when it was set aside
+    said = []
+    assert restored(tmp_path, said) == 1
+    assert said == [
+        f"checkpoint: {tmp_path} holds {printable(name)}, not read: a checkpoint's folder is named by its step"
+    ]
+    assert (tmp_path / name / "state").is_dir()
 
 
 def test_a_copy_under_another_number_is_set_aside(tmp_path):

@@ -185,6 +185,17 @@ def test_the_lock_dies_with_its_process(tmp_path):
             assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: p.mkdir(), lambda p: p.symlink_to("x"), lambda p: p.symlink_to(__file__), os.mkfifo],
+    ids=["folder", "broken link", "link", "pipe"],
+)
+def test_a_lock_that_is_no_file_is_told(make, tmp_path):
+    make(tmp_path / "lock")
+    with pytest.raises(OSError, match=r"^/[^\n]*lock must be a plain file[^\n]*$"), locked(tmp_path):
+        pass
+
+
 def test_all_processes_are_told_that_the_first_does_not_hold_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(sharding, "all_agree", lambda held: False)  # the first process says no
