@@ -1,6 +1,7 @@
 """Arguments of public functions, checked by kind at the boundary: `@arguments(scores=array, k=count)`.
 
 A rule sees one argument and answers nonsense with one line: who, which argument, what was expected, what was given.
+The function gets what the rule returns: the argument, with sizes as Python's integers, for NumPy's narrow ones wrap.
 What depends on several arguments (a mask and its weight) is for the function itself. docs/architecture.md says why this
 is not left to a checker of annotations.
 """
@@ -12,6 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,8 +23,8 @@ from rigl_jax.messages import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Rule = Callable[[str, str, Any], None]
-"""`(function, argument, value)`: raises a ValueError for a value of another kind."""
+Rule = Callable[[str, str, Any], Any]
+"""`(function, argument, value) -> value`: raises a ValueError for a value of another kind."""
 
 
 def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -43,23 +45,24 @@ def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                bound = signature.bind(*args, **kwargs)
             except TypeError:
                 return function(*args, **kwargs)  # Python says what is wrong with the call
             for name, rule in rules.items():
-                if name in given:
-                    rule(function.__name__, name, given[name])
-            return function(*args, **kwargs)
+                if name in bound.arguments:
+                    bound.arguments[name] = rule(function.__name__, name, bound.arguments[name])
+            return function(*bound.args, **bound.kwargs)
 
         return checked
 
     return wrap
 
 
-def _rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
-    def rule(who: str, name: str, value: Any) -> None:
+def _rule(expected: str, fits: Callable[[Any], bool], handed: Callable[[Any], Any] = lambda value: value) -> Rule:
+    def rule(who: str, name: str, value: Any) -> Any:
         if not fits(value):
             raise ValueError(f"{who}: {name} must be {expected}, got {shown(value)}")
+        return handed(value)
 
     return rule
 
@@ -71,7 +74,7 @@ def optional(rule: Rule) -> Rule:
 
 def whole(least: int) -> Rule:
     """An integer of at least so much."""
-    return _rule(f"a whole number, at least {least}", lambda value: checks.is_whole(value, least))
+    return _rule(f"a whole number, at least {least}", lambda value: checks.is_whole(value, least), checks.plain)
 
 
 def one_of(kinds: Any, expected: str) -> Rule:
@@ -81,19 +84,31 @@ def one_of(kinds: Any, expected: str) -> Rule:
 
 def array(rank: int | None = None, *, host: bool = False) -> Rule:
     """An array, traced or not; `host`: or what NumPy makes a numeric array of that rank of."""
-    shape = "" if rank is None else f" of {rank} {'axis' if rank == 1 else 'axes'}"
+    return _rule(f"an array{_axes(rank)}", lambda value: _is_array(value, rank, host))
 
-    def fits(value: Any) -> bool:
-        found: Any = value
-        if host and isinstance(value, Sequence) and not isinstance(value, str):
-            try:
-                found = np.asarray(value)
-            except ValueError:
-                return False
-        numeric = hasattr(found, "shape") and hasattr(found, "dtype") and jnp.issubdtype(found.dtype, jnp.generic)
-        return numeric and found.dtype != object and (rank is None or len(found.shape) == rank)
 
-    return _rule(f"an array{shape}", fits)
+def host_array(rank: int | None = None) -> Rule:
+    """An array that is not traced, or what NumPy makes one of; handed on as NumPy's."""
+    return _rule(
+        f"an array{_axes(rank)} with known values, not traced by jit",
+        lambda value: not isinstance(value, jax.core.Tracer) and _is_array(value, rank, True),
+        np.asarray,
+    )
+
+
+def _axes(rank: int | None) -> str:
+    return "" if rank is None else f" of {rank} {'axis' if rank == 1 else 'axes'}"
+
+
+def _is_array(value: Any, rank: int | None, host: bool) -> bool:
+    found: Any = value
+    if host and isinstance(value, Sequence) and not isinstance(value, str):
+        try:
+            found = np.asarray(value)
+        except (ValueError, TypeError):  # rows of unequal length, or something traced
+            return False
+    numeric = hasattr(found, "shape") and hasattr(found, "dtype") and jnp.issubdtype(found.dtype, jnp.generic)
+    return numeric and found.dtype != object and (rank is None or len(found.shape) == rank)
 
 
 def _is_scalar(value: Any, kind: Any) -> bool:
@@ -136,9 +151,16 @@ axes = one_of(Axes, "an rx.base.Axes")
 structure = one_of(Structure, "one such as rx.unstructured()")
 leaf = one_of(Leaf, "a Leaf of a plan")
 sequence = _rule("a list or tuple", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
+
+
+def _plain_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(map(checks.plain, sizes))
+
+
 shape = _rule(
     "a shape, a tuple of whole numbers",
     lambda value: isinstance(value, Sequence) and all(checks.is_whole(n) for n in value),
+    _plain_sizes,
 )
 shapes = _rule(
     "{name: shape}",
@@ -146,20 +168,24 @@ shapes = _rule(
         isinstance(value, Mapping)
         and all(isinstance(s, Sequence) and all(checks.is_whole(n) for n in s) for s in value.values())
     ),
+    lambda value: {name: _plain_sizes(sizes) for name, sizes in value.items()},
 )
 pair = _rule(
     "a pair of whole numbers, at least 1",
     lambda value: isinstance(value, Sequence) and len(value) == 2 and all(checks.is_whole(n, 1) for n in value),
+    _plain_sizes,
 )
 
 
-def plan(who: str, name: str, value: Any) -> None:
+def plan(who: str, name: str, value: Any) -> Any:
     """What `make_plan` gives."""
     del name
     checks.plan(who, value)
+    return value
 
 
-def key(who: str, name: str, value: Any) -> None:
+def key(who: str, name: str, value: Any) -> Any:
     """A single PRNG key."""
     del name
     checks.key(who, value)
+    return value

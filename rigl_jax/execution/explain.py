@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks, trees
+from rigl_jax import arguments as rules
+from rigl_jax import trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Shape
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
-from rigl_jax.messages import shown
 from rigl_jax.tables import table
 
 SECOND_DENSITY = 0.5  # the other point of the line through which the break-even density is read
@@ -70,6 +71,7 @@ class Explanation(NamedTuple):
         return text
 
 
+@arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
 def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int = 7) -> Explanation:
     """Times every masked leaf, dense and sparse in turns, on this machine.
 
@@ -85,7 +87,6 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
     Example:
       print(rx.execution.explain(packed, batch=256))
     """
-    _check_sizes("explain", batch=batch, image=image, repeats=repeats)
     checked("explain", packed)
     rows = []
     for name, pattern in zip(trees.named_leaves(packed.values), leaf_patterns(packed), strict=True):
@@ -102,6 +103,7 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
     return Explanation(tuple(rows))
 
 
+@arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
 def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
     """A `choose` for `pack` that measures each leaf and stores dense what would be slower sparse.
 
@@ -116,7 +118,6 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
     Example:
       packed = rx.pack(params, state.masks, choose=rx.execution.fastest(batch=256))
     """
-    _check_sizes("fastest", batch=batch, image=image, repeats=repeats)
     known: dict[Any, bool] = {}
 
     def choose(name: str, mask: np.ndarray) -> Any:
@@ -130,12 +131,6 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
         return pattern if known[case] else None
 
     return choose
-
-
-def _check_sizes(who: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if not checks.is_whole(size, 1):
-            raise ValueError(f"{who}: {name} must be a whole number, at least 1, got {shown(size)}")
 
 
 def name_of(pattern: Any) -> str:

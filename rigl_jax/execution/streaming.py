@@ -62,10 +62,10 @@ def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels
     if len(shape) not in (2, 4) or not all(checks.is_whole(size, 1) for size in shape):
         raise ValueError(f"random_pattern: shape must be (in, out) or (kh, kw, in, out), got {shown(shape)}")
     n = math.prod(shape)
-    if not isinstance(n_active, (int, np.integer)) or not 0 < n_active <= n:
+    if not checks.is_whole(n_active, 1) or n_active > n:
         raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {shown(n_active)}")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(checks.key("random_pattern", key))))
-    return kernels.make_pattern_at(np.sort(rng.choice(n, n_active, replace=False, shuffle=False)), shape)
+    return kernels.make_pattern_at(np.sort(rng.choice(n, checks.plain(n_active), replace=False, shuffle=False)), shape)
 
 
 @arguments(loss=rules.function)
@@ -113,6 +113,7 @@ def _joined(inputs: list[Array], cotangents: list[Array], flipped: list[bool]) -
     return Factors(jnp.concatenate(left), jnp.concatenate(right))
 
 
+@arguments(block=rules.whole(1))
 def rewire_streamed(
     inner: optax.GradientTransformation,
     gradients: dict[str, Factors],
@@ -142,8 +143,6 @@ def rewire_streamed(
     """
     checks.optimizer("rewire_streamed", inner)
     share = checks.number("rewire_streamed", "share", share, "must be in [0, 1]", lambda found: 0 <= found <= 1)
-    if not checks.is_whole(block, 1):
-        raise ValueError(f"rewire_streamed: block must be a whole number, at least 1, got {shown(block)}")
     check_state("rewire_streamed", state)
     if not isinstance(gradients, Mapping):
         raise ValueError(f"rewire_streamed: gradients must be what gradient_factors gives, got {kind(gradients)}")
@@ -241,6 +240,7 @@ def _block_of(gradient: Factors, start: Any, rows: int) -> Array:
     return jnp.abs(jnp.matmul(left.T, gradient.right, preferred_element_type=jnp.float32))
 
 
+@arguments(k=rules.whole(0), exclude=rules.host_array(1), block=rules.whole(1))
 def top_products(
     gradient: Factors, k: int, *, exclude: np.ndarray, pattern: kernels.Pattern, block: int = BLOCK
 ) -> np.ndarray:

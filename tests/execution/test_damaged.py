@@ -132,6 +132,8 @@ def test_training_refuses_a_sum_of_packed_weights():
         ([0], (3, 6), {"height": 4}, "out"),
         ([0], (3,), {}, "shape"),
         ([0], (3, -4), {}, "shape"),
+        ([], (0, 3, 4, 5), {}, "shape"),
+        ([], (3, 0, 4, 5), {}, "shape"),
         ([0], (3, 1 << 32), {}, "shape"),
         ([0], (3, 4), {"block": 0}, "block"),
         ([0], (3, 4), {"block": -1}, "block"),
@@ -142,14 +144,32 @@ def test_training_refuses_a_sum_of_packed_weights():
 )
 def test_positions_are_checked(entries, shape, options, named):
     with pytest.raises(ValueError, match=f"make_pattern_at: .*{named}"):
-        kernels.make_pattern_at(np.array(entries), shape, **options)
-
-
-def test_no_positions_make_an_empty_pattern():
-    assert kernels.make_pattern_at([], (3, 4)).nnz == 0
+        kernels.make_pattern_at(np.array(entries, None if entries else int), shape, **options)
 
 
 def test_a_folded_pattern_of_another_matrix_is_refused():
     pattern = packed_of("folded").patterns["folded"]
     with pytest.raises(ValueError, match="Folded"):
         kernels.scatter(jnp.ones(pattern.nnz), dataclasses.replace(pattern, split=2))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 3, 0, 5), (3, 3, 4, 0), (0, 4)])
+@pytest.mark.parametrize("entries", [[], np.zeros(0, int)])
+def test_no_positions_make_an_empty_pattern(shape, entries):
+    assert kernels.make_pattern_at(entries, shape).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("make_pattern_at: entries", lambda x: kernels.make_pattern_at(x.astype(int)[0], (4, 4))),
+        ("make_pattern: mask", kernels.make_pattern),
+        ("make_pattern: mask", lambda x: kernels.make_pattern([x[0], x[1]])),
+        ("make_block_pattern: mask", lambda x: kernels.make_block_pattern(x, (2, 2))),
+        ("make_nm_pattern: mask", lambda x: kernels.make_nm_pattern(x, 1, 2)),
+        ("rebuild: mask", lambda x: kernels.rebuild(kernels.make_pattern(np.eye(4, dtype=bool)), x)),
+    ],
+)
+def test_patterns_are_not_made_of_what_jit_traces(name, function):
+    with pytest.raises(ValueError, match=f"^{name} must be an array.* not traced by jit, got"):
+        jax.eval_shape(function, jnp.eye(4, dtype=bool))

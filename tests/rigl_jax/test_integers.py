@@ -5,10 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rigl_jax as rx
-from rigl_jax import schedules, structures
+from rigl_jax import arguments, schedules, structures
+from rigl_jax.execution import Factors, explain, kernels, random_pattern, rewire_streamed, streaming
+from rigl_jax.execution.kernels import pallas
 
 PLAN = rx.make_plan({"w": jnp.zeros((24, 24)), "v": jnp.zeros((24, 6))}, 0.5)
 N = np.int8
@@ -70,6 +73,51 @@ def test_shapes(distribution):
     shapes = {"a": (100, 90), "b": (90, 10)}
     narrow = {name: tuple(map(N, shape)) for name, shape in shapes.items()}
     assert distribution(narrow, 0.9) == distribution(shapes, 0.9)
+
+
+WIDE, TALL = np.ones((200, 100), bool), np.ones((128, 128), bool)
+KERNEL = kernels.make_pattern(np.ones((2, 2, 2, 1), bool))
+TILES = kernels.make_block_pattern(np.ones((4, 4), bool), (2, 2))
+FACTORS = Factors(np.arange(8, dtype=np.float32).reshape(2, 4), np.ones((2, 200), np.float32))
+FLAT = kernels.make_pattern(np.eye(4, 200, dtype=bool))
+
+
+def streamed(of):
+    inner, params, masks = optax.sgd(0.1), {"w": jnp.eye(4, 200)}, {"w": np.eye(4, 200, dtype=bool)}
+    choose = lambda name, mask: kernels.make_pattern(mask)  # noqa: E731
+    training = rx.packed_training(inner, rx.static(rx.make_plan(params, 0.9)), key=jax.random.key(0), choose=choose)
+    packed = rx.pack(params, masks, choose=choose)
+    return rewire_streamed(inner, {"w": FACTORS}, training.init(params)[1], packed, 0.5, block=of(100))[0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda of: random_pattern(jax.random.key(0), (of(120), of(120)), of(100)),
+        lambda of: random_pattern(jax.random.key(0), (of(2), of(2), of(100), of(100)), of(100)),
+        lambda of: kernels.make_pattern_at(np.array([0, 1, 119 * 120]), (of(120), of(120))),
+        lambda of: kernels.make_pattern_at(np.array([0, 1, 119]), (of(120), of(112)), height=of(16), block=of(9)),
+        lambda of: kernels.make_pattern(TALL, height=of(16)),
+        lambda of: kernels.make_pattern(WIDE, block=of(9)),
+        lambda of: kernels.make_block_pattern(TALL, (of(32), of(32))),
+        lambda of: kernels.make_nm_pattern(TALL, of(64), of(64), width=of(64)).rows,
+        lambda of: kernels.as_matrix((of(100), of(100), of(100)), of(2)),
+        lambda of: kernels.squarest_split((of(120), of(8), of(100))),
+        lambda of: kernels.conv(np.ones((1, 200, 4, 2), "f"), np.ones(8, "f"), KERNEL, strides=(of(100), of(1))),
+        lambda of: pallas.matmul(np.ones((200, 4), "f"), np.ones(16, "f"), TILES, rows=of(100)),
+        lambda of: streaming.top_products(FACTORS, of(100), exclude=np.arange(3), pattern=FLAT, block=of(100)),
+        lambda of: explain(rx.pack({}, {}), batch=of(100), image=of(100), repeats=of(100)),
+        streamed,
+        lambda of: arguments.arguments(n=arguments.shapes)(lambda n: np.prod(n["w"]))({"w": (of(100), of(100))}),
+    ],
+)
+def test_sizes_of_patterns_and_kernels(function):
+    """Patterns are compared with their static fields and the types of these."""
+    narrow, wide = function(N), function(int)
+    assert repr(jax.tree.structure(narrow)) == repr(jax.tree.structure(wide))
+    for one, other in zip(*map(jax.tree.leaves, (narrow, wide)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("power", [50, 100, -100])

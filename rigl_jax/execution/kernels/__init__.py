@@ -112,7 +112,7 @@ def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, 
     return linear.matmul(x, values, at, transpose=transpose, level=level)
 
 
-@arguments(at=_ANY, mask=rules.array())
+@arguments(at=_ANY, mask=rules.host_array())
 def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
     """The pattern of another mask, stored as `at` is: with as many active weights, every static size is kept."""
     if isinstance(at, Folded):

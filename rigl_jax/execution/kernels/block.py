@@ -50,7 +50,7 @@ class BlockPattern:
         return self.shape[0] // self.tile[0], self.shape[1] // self.tile[1]
 
 
-@arguments(tile=rules.pair)
+@arguments(mask=rules.host_array(), tile=rules.pair)
 def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> BlockPattern:
     """The pattern of a mask bool[in, out] made of whole tiles, on the host.
 

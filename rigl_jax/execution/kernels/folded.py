@@ -65,4 +65,6 @@ def squarest_split(shape: tuple[int, ...]) -> int:
     >>> squarest_split((512, 8, 64)), squarest_split((8, 64, 512))
     (1, 2)
     """
+    if len(shape) < 2:
+        raise ValueError(f"squarest_split: shape must have at least two axes, got {shape}")
     return min(range(1, len(shape)), key=lambda split: abs(float(np.log(np.divide(*as_matrix(shape, split))))))

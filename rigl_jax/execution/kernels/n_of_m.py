@@ -53,7 +53,7 @@ class NMPattern:
         return (group + self.places.astype(jnp.int32)).reshape(-1, self.shape[1] // self.width)
 
 
-@arguments(n=rules.whole(1), m=rules.whole(1), width=rules.whole(1))
+@arguments(mask=rules.host_array(), n=rules.whole(1), m=rules.whole(1), width=rules.whole(1))
 def make_nm_pattern(mask: np.ndarray, n: int, m: int, *, width: int = 1) -> NMPattern:
     """The pattern of a mask bool[in, out] with n active of every m consecutive inputs, on the host.
 

@@ -55,7 +55,7 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
         raise ValueError(f"pallas matmul: on a TPU tiles must have sides of multiples of {SIDE}, got {pattern.tile}")
     dtype = jnp.result_type(x, values)
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
-    rows = min(rows, max(8, flat.shape[0]))
+    rows = min(checks.plain(rows), max(8, flat.shape[0]))
     padded = jnp.pad(flat, ((0, -flat.shape[0] % rows), (0, 0)))
     tiles = values.reshape(-1, *pattern.tile).astype(dtype)
     y = _product(padded, tiles, pattern, rows, interpret)[: flat.shape[0]]

@@ -90,7 +90,7 @@ class Pattern:
         return self.indices.shape[0] * self.height
 
 
-@arguments(height=rules.whole(1), block=rules.optional(rules.whole(1)))
+@arguments(mask=rules.host_array(), height=rules.whole(1), block=rules.optional(rules.whole(1)))
 def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None) -> Pattern:
     """The pattern of a mask, on the host: about 10 ms for 1024 x 1024 at 90 % sparsity.
 
@@ -118,7 +118,7 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
 
 
 @arguments(
-    entries=rules.array(1, host=True),
+    entries=rules.host_array(1),
     shape=rules.shape,
     height=rules.whole(1),
     block=rules.optional(rules.whole(1)),
@@ -186,6 +186,8 @@ def _positions(entries: np.ndarray, size: int) -> np.ndarray:
 def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
     if len(shape) not in (2, 4) or not all(checks.is_whole(size, 0) and size <= MOST for size in shape):
         raise ValueError(f"{who}: shape must be (in, out) or (kh, kw, in, out), got {shown(shape)}")
+    if 0 in shape[:-2]:
+        raise ValueError(f"{who}: shape must have kh and kw of at least 1, got {shown(shape)}")
     if height not in (HEIGHTS if len(shape) == 2 else (1,)):
         raise ValueError(f"{who}: height must be one of {HEIGHTS}, and 1 for a convolution, got {shown(height)}")
     if shape[-1] % height:
