@@ -10,14 +10,21 @@ Without a model they tell alone, in this order:
    a scale. Equinox's modules are so; it is not imported for that.
 2. The leaf's last name, and the bias beside it. `kernel`, `w` and names that say nothing are (*window, in, out), as
    in Flax and Haiku; `weight` is (out, in, *window), as in PyTorch, unless its bias only fits the other way round.
-   `bias`, `scale`, `offset` and their like are no kernels, and neither are embeddings and tokens, nor a weight that
-   has the shape of its bias. Attributes of modules that are not known are kernels whose axes are not known.
+   `bias`, `scale`, `offset` and their like are no kernels, and neither are embeddings, positions and tokens, nor a
+   weight that has the shape of its bias. Attributes of modules that are not known are kernels whose axes are not known.
+   What lies directly in a module that is named as a normalisation (`norm`, `ln`, `rms`) is no kernel, and two or three
+   axes directly in one that is named as an embedding (`embed`, `pos`; not `patch_embed`) are a table. What is called
+   `kernel`, or has a bias of fewer axes beside it, is a kernel there too.
 3. A bias of several axes says more: (layers, out) beside (layers, in, out) is a stack of layers, (heads, size) beside
-   (in, heads, size) are several output axes. Without a bias three axes may be a stack, heads or a 1-D convolution:
-   they are not known. `query`, `key`, `value` and the `out` beside them are read as attention.
+   (in, heads, size) are several output axes. Where neither fits, scan and vmap may have put the layers elsewhere, at
+   one index in kernel and bias, from the front or from the back: (out, layers) beside (in, layers, out). Where several
+   of these fit, none is taken. Layers along axes -1 and -2 have the shapes of heads and are not told from them by their
+   bias: `axes=` or a trace does. Without a bias three axes may be a stack, heads or a 1-D convolution: they are not
+   known. `query`, `key`, `value` and the `out` beside them are read as attention.
 
 A convolution with one input channel to each output is depthwise if there are several of them, or if its path says so
-(`depthwise`, `dw`); a single one is the first layer on grey images.
+(`depthwise`, `dw`); a single one is the first layer on grey images. Where the path says so, (out, 1, k, k) is read with
+outputs first, whatever the leaf's name.
 """
 
 from __future__ import annotations
@@ -36,8 +43,12 @@ from rigl_jax.messages import kind
 from rigl_jax.traced_roles import traced_roles
 
 ADDED = re.compile(r"bias(es)?|bias_.*|.*_bias|scales?|offset|gamma|beta|mean|var")
-TABLE = re.compile(r"(.*_)?(embed|embeds|embedding|embeddings|emb|pos|position|positions|wte|wpe|token|tokens)")
-NORM = re.compile(r".*norm\w*|(bn|ln)(_.*|\d*)")
+TABLE = re.compile(
+    r"(?!.*(patch|un)_emb)(.*_)?"
+    r"((pos|tok|token|word)?(emb|embeds?|embeddings?)|pos|positions?|(pos|position|positional)_?enc(odings?)?"
+    r"|wte|wpe|tokens?)(_?\d+)?"
+)
+NORM = re.compile(r".*norm(s|\dd|ali[sz]\w+)?(_.*|\d*)|(bn|ln|rms)(_.*|\d*)")
 DEPTHWISE = re.compile(r".*depth_?wise.*|(.*_)?dw(_?conv)?_?\d*")
 
 NOT_MULTIPLIED, LOOKED_UP, DEPTHWISE_REASON = "bias or scale", "embedding", "depthwise"
@@ -122,7 +133,7 @@ def _named(params: PyTree) -> dict[str, Role]:
     lone = {name for name, leaf in leaves.items() if told[name] is None and _one_channel(leaf, found[name])}
     several = sum(n_stacked(leaves[name].shape, found[name].axes) for name in lone) > 1
     for name in lone:
-        if several or any(DEPTHWISE.fullmatch(part) for part in leaves[name].path):
+        if several or _depthwise(leaves[name]):
             found[name] = found[name]._replace(dense=DEPTHWISE_REASON)
     return found
 
@@ -197,12 +208,16 @@ def _of_name(leaf: _Leaf) -> Role:
     if ADDED.fullmatch(own) or (own == "b" and n < len(leaf.siblings.get("w", ()))):
         return Role(None, NOT_MULTIPLIED)
     table = Axes((n - 2,), (n - 1,), stack=tuple(range(n - 2))) if n > 1 else None
-    if TABLE.fullmatch(own):
+    token = own == "cls" and math.prod(leaf.shape[:-1]) == 1  # else a classifier
+    if TABLE.fullmatch(own) or token:
         return Role(table, LOOKED_UP)
     if any(leaf.siblings.get(added) == leaf.shape for added in ("bias", "offset", "beta")):
         return Role(None, NOT_MULTIPLIED)
-    if own == "weight" and bias is None and n == 2 and (TABLE.fullmatch(parent) or NORM.fullmatch(parent)):
-        return Role(table, LOOKED_UP) if TABLE.fullmatch(parent) else Role(None, NOT_MULTIPLIED)
+    if own != "kernel" and (bias is None or len(bias) >= n):
+        if NORM.fullmatch(parent):
+            return Role(None, NOT_MULTIPLIED)
+        if n in (2, 3) and bias is None and TABLE.fullmatch(parent):
+            return Role(table, LOOKED_UP)
     return Role(_layout(leaf, own, parent, bias) if n > 1 else None)
 
 
@@ -212,10 +227,14 @@ def _layout(leaf: _Leaf, own: str, parent: str, bias: Shape | None) -> Axes | No
     ask = leaf.module is not None and own != "kernel"  # an attribute of a module that is not known: either way round
     if own in ("kernel", "w") and (attention := _attention(leaf, parent)):
         return attention
+    if _depthwise(leaf) and n > 3 and leaf.shape[1] == 1 < leaf.shape[2] and len(set(leaf.shape[2:])) == 1:
+        return _trailing(n, "oi", n - 2)
     orders = ["io", "oi"] if ask else ["io"]
     if own == "weight" or own.startswith("weight_"):
         orders = ["oi", "io"]
     fitting = [found for order in orders if (found := _by_bias(leaf.shape, bias, order))]
+    if not fitting and bias:
+        fitting = [found for order in orders if (found := _by_inner_stack(leaf.shape, bias, order))]
     if fitting:
         return fitting[0][0] if len(fitting[0]) == 1 and not (ask and len(fitting) > 1) else None
     return None if n == 3 or ask else _trailing(n, orders[0], max(n - 2, 0))
@@ -245,6 +264,28 @@ def _by_bias(shape: Shape, bias: Shape | None, order: str) -> list[Axes]:
     if order == "io" and 1 < rank < n and shape[n - rank :] == bias:
         found.append(Axes(tuple(range(n - rank)), tuple(range(n - rank, n))))
     return found
+
+
+def _by_inner_stack(shape: Shape, bias: Shape, order: str) -> list[Axes]:
+    """The axes for which kernel and bias have their layers at one index, from the front or from the back."""
+    found = []
+    for i, size in enumerate(bias):
+        for at in {i, i + len(shape) - len(bias)}:
+            if shape[at : at + 1] != (size,):
+                continue
+            inner = _by_bias(shape[:at] + shape[at + 1 :], bias[:i] + bias[i + 1 :], order)
+            found += [_with_layers(axes, at) for axes in inner]
+    return list(dict.fromkeys(found))
+
+
+def _with_layers(axes: Axes, at: int) -> Axes:
+    """The axes of a leaf where those of each layer are `axes` and the layers lie along axis `at`."""
+    moved = Axes(*(tuple(axis + (axis >= at) for axis in part) for part in axes))
+    return moved._replace(stack=tuple(sorted((*moved.stack, at))))
+
+
+def _depthwise(leaf: _Leaf) -> bool:
+    return any(DEPTHWISE.fullmatch(part) for part in leaf.path)
 
 
 def _trailing(n: int, order: str, window: int) -> Axes | None:

@@ -57,6 +57,15 @@ def test_a_quiet_layer_keeps_its_weights(name):
     assert moved.min() > 0 or name in BY_VALUE
 
 
+def test_layers_along_another_axis_are_told_by_their_bias():
+    quiet = jnp.array([1.0, 1e-3, 1.0, 1e3]).reshape(1, 4, 1)
+    params = {"kernel": jax.random.normal(KEY, (16, 4, 16)) * quiet, "bias": jnp.zeros((16, 4))}
+    leaf = rx.make_plan({"Scan": {"Dense_0": params}}, 0.75)["Scan/Dense_0/kernel"]
+    assert leaf.axes == rx.Axes((0,), (2,), stack=(1,))
+    kept = topology.prune(leaf.structure, jnp.abs(params["kernel"]), leaf.n_active)
+    np.testing.assert_array_equal(kept.sum((0, 2)), [64] * 4)
+
+
 def test_srigl_gives_up_neurons_of_a_layer_for_others_of_that_layer():
     plan = planned(rx.fan_in())
     algorithm = rx.srigl(plan, min_salient=1.0, **FRACTION)
