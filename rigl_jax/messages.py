@@ -32,9 +32,14 @@ def shown(value: Any) -> str:
         text = repr(value[: 10 * LONGEST] if isinstance(value, (str, bytes, list, tuple)) else value)
     except Exception:  # of whatever kind a stranger's repr raises
         text = f"<{type(value).__name__}>"
+    return line(text)
+
+
+def line(text: str, longest: int = LONGEST) -> str:
+    """A text on one line: control characters escaped, the middle left out where it is long."""
     text = printable(" ".join(text.split()))
-    half = (LONGEST - 5) // 2
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 5 - half]} ... {text[-half:]}"
+    half = (longest - 5) // 2
+    return text if len(text) <= longest else f"{text[: longest - 5 - half]} ... {text[-half:]}"
 
 
 def kind(value: Any) -> str:

@@ -12,15 +12,16 @@ The safetensors file holds, in the order of memory of the dense weight (row-majo
   * a masked leaf as `<name>:values`, the active values in ascending order of their positions, beside either
     `<name>:positions`, int32 or int64[active], their indices in the raveled dense weight, or `<name>:mask`,
     uint8[ceil(size / 8)], one bit a weight, most significant first (`numpy.packbits`), whichever is smaller.
-The file's metadata holds one entry, `rigl_jax.packed`, JSON: `version` (1) and `leaves`, for every name the `shape` of
-the dense weight and `crc32`, of each tensor's bytes. Equal weights make equal files, whatever kernels packed them.
+The file's metadata holds one entry, `rigl_jax.packed`, JSON: `version` (2), `leaves`, for every name the `shape` of the
+dense weight, the `dtype` of its values and `crc32`, of each tensor's bytes, and `crc32`, of the JSON of the other two
+with keys sorted. Equal weights make equal files, whatever kernels packed them. Files of version 1, which have neither
+dtypes nor a checksum of the metadata, are read too.
 """
 
 from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -65,39 +66,38 @@ def save_safetensors(path: Path, packed: Packed) -> None:
         tensors |= parts
         leaves[name] = {
             "shape": list(_shape(values, pattern)),
+            "dtype": str(next(iter(parts.values())).dtype),  # the values come first
             "crc32": {key: stored.crc(part) for key, part in parts.items()},
         }
-    about = {
-        stored.FORMAT: json.dumps({"version": stored.VERSION, "leaves": leaves})
-    }  # one entry: the library shuffles several
+    about = {stored.FORMAT: stored.described(leaves)}  # one entry: the library shuffles several
     _replace(path, lambda draft: safetensors.save_file(tensors, draft, metadata=about))
 
 
 def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose | None = None) -> Packed:
-    """Reads packed weights back, bit for bit.
+    """Reads packed weights back, bit for bit. Types of 64 bits need `jax_enable_x64`, as everywhere in JAX.
 
     Args:
       path: a file that `save_safetensors` wrote.
-      like: a `Packed`, or params: the tree to fill, whose names and shapes must be those of the file. A `Packed` also
-        lends its kernels. None: nested dicts, by the names' slashes.
+      like: a `Packed`, or params: the tree to fill, whose names, shapes and dtypes must be those of the file. A
+        `Packed` also lends its kernels. None: nested dicts, by the names' slashes.
       choose: the pattern of each leaf, as in `pack`; default `best_pattern`, or the kernels of `like`.
 
     Raises:
       ImportError: safetensors is not installed.
-      ValueError: not a safetensors file, or a damaged one, or one that something else wrote; leaves or shapes that are
-        not those of `like`.
+      ValueError: not a safetensors file, or a damaged one, or one that something else wrote; leaves, shapes or dtypes
+        that are not those of `like`.
     """
     if choose is not None:
         checks.functions("load_safetensors", choose=choose)
     found = stored.read(path, _need("safetensors", "load_safetensors"))
-    kernel_of = {} if like is None else _fitting(path, like, {name: leaf.shape for name, leaf in found.items()})
+    kernel_of = {} if like is None else _fitting(path, like, found)
     if like is None:
         _check_nesting(path, found)
-    values, patterns = {}, {}
+    values, patterns, file = {}, {}, stored.shown_path(path)
     for name, leaf in found.items():
         if like is None and _large(leaf):
             raise ValueError(
-                f"load_safetensors: leaf {name!r} of {path} has the shape {leaf.shape}, more than is laid out on a "
+                f"load_safetensors: leaf {name!r} of {file} has the shape {leaf.shape}, more than is laid out on a "
                 "file's word: expected like=, with this leaf in it"
             )
         values[name], patterns[name] = _rebuilt(name, leaf, kernel_of.get(name), choose)
@@ -249,13 +249,13 @@ def _large(leaf: stored.Stored) -> bool:
 
 
 def _check_nesting(path: Path, names: Iterable[str]) -> None:
-    known = set(names)
+    known, file = set(names), stored.shown_path(path)
     for name in known:
         parents = name.split("/")[:-1]
         for above in itertools.accumulate(parents, "{}/{}".format):
             if above in known:
                 raise ValueError(
-                    f"load_safetensors: {path} has a leaf {above!r} and a leaf {name!r}, which no nested dicts hold: "
+                    f"load_safetensors: {file} has a leaf {above!r} and a leaf {name!r}, which no nested dicts hold: "
                     "expected like=, the tree to fill"
                 )
 
@@ -289,17 +289,25 @@ def _rebuilt(name: str, leaf: stored.Stored, old: Any, choose: Choose | None) ->
     return jnp.asarray(values), pattern
 
 
-def _fitting(path: Path, like: PyTree, found: dict[str, Shape]) -> dict[str, Any]:
-    """The kernels that `like` has, by name, once its names and shapes are known to be the file's."""
+def _fitting(path: Path, like: PyTree, found: dict[str, stored.Stored]) -> dict[str, Any]:
+    """The kernels that `like` has, by name, once its names, shapes and dtypes are known to be the file's."""
     packed = like if isinstance(like, Packed) else Packed(like, jax.tree.map(lambda _: None, like))
     names = trees.named_leaves(packed.values)
     old = dict(zip(names, leaf_patterns(packed), strict=True))
-    expected = {name: _shape(values, old[name]) for name, values in names.items()}
-    for name in (*expected, *found):
-        if expected.get(name) != found.get(name):
-            here, there = (list(shapes[name]) if name in shapes else "nothing" for shapes in (expected, found))
-            raise ValueError(f"load_safetensors: leaf {name!r} is {here} in like, and {there} in {path}")
+    expected = {name: _kind(values, _shape(values, old[name])) for name, values in names.items()}
+    given = {name: _kind(leaf.values, leaf.shape) for name, leaf in found.items()}
+    for name in (*expected, *given):
+        here, there = (kinds.get(name, "nothing") for kinds in (expected, given))
+        if here != there:
+            raise ValueError(
+                f"load_safetensors: leaf {name!r} is {here} in like, and {there} in {stored.shown_path(path)}"
+            )
     return old
+
+
+def _kind(values: Any, shape: Shape) -> str:
+    """Dtype and shape, of 64 bits as JAX has them: "float32[2, 3]"."""
+    return f"{jnp.result_type(values)}{list(shape)}"
 
 
 def _shape(values: Any, pattern: Any) -> Shape:

@@ -17,8 +17,9 @@ import numpy as np
 
 from rigl_jax import checks
 from rigl_jax.base import Shape
+from rigl_jax.messages import LONGEST, line, printable, shown
 
-FORMAT, VERSION = "rigl_jax.packed", 1
+FORMAT, VERSION = "rigl_jax.packed", 2
 
 
 class Stored(NamedTuple):
@@ -40,47 +41,71 @@ def crc(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
+def described(leaves: Mapping[str, Any]) -> str:
+    """The metadata of leaves `{name: {"shape", "dtype", "crc32"}}`, with a checksum of its own."""
+    about: dict[str, Any] = {"version": VERSION, "leaves": leaves}
+    return json.dumps({**about, "crc32": _crc_of(about)})
+
+
+def _crc_of(about: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path as messages show it."""
+    return printable(os.fspath(path))
+
+
 def read(path: str | os.PathLike[str], safetensors: Any) -> dict[str, Stored]:
     """All leaves of a file; `safetensors` is the package.
 
     Raises:
       ValueError: not a safetensors file, or a damaged one, or one that something else wrote.
     """
+    named = shown_path(path)
     try:
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
             about = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ValueError(f"load_safetensors: {path} is damaged, or no safetensors file: {_line(error)}") from error
+        raise ValueError(f"load_safetensors: {named} is damaged, or no safetensors file: {line(str(error))}") from error
     if FORMAT not in about:
-        found = f"metadata {sorted(about)}" if about else "no metadata"
+        found = f"metadata {shown(sorted(about))}" if about else "no metadata"
         raise ValueError(
-            f"load_safetensors: {path} must be written by save_safetensors, with metadata {FORMAT!r}, got {found}"
+            f"load_safetensors: {named} must be written by save_safetensors, with metadata {FORMAT!r}, got {found}"
         )
     try:
         return _leaves(json.loads(about[FORMAT]), tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"load_safetensors: {path} is damaged, or not of this version: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+        what = line(str(error), 2 * LONGEST)
+        raise ValueError(f"load_safetensors: {named} is damaged, or not of this version: {what}") from error
 
 
 def _leaves(written: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Stored]:
-    if written["version"] != VERSION:
-        raise ValueError(f"version {VERSION} can be read, it is of version {written['version']}")
+    version = written["version"]
+    if not checks.is_whole(version, 1) or version > VERSION:
+        raise ValueError(f"versions 1 to {VERSION} can be read, it is of version {shown(version)}")
+    if version > 1 and written["crc32"] != _crc_of({key: part for key, part in written.items() if key != "crc32"}):
+        raise ValueError("the metadata are not those that were written")
     found = {name: _leaf(name, leaf, tensors) for name, leaf in written["leaves"].items()}
+    if version > 1:
+        _check_dtypes(written["leaves"], found)
     owned = [key for leaf in written["leaves"].values() for key in leaf["crc32"]]
     if len(set(owned)) < len(owned) or set(owned) != set(tensors):
         raise ValueError("every tensor must belong to one leaf")
     return found
 
 
+def _check_dtypes(leaves: Mapping[str, Any], found: Mapping[str, Stored]) -> None:
+    for name, leaf in leaves.items():
+        if str(found[name].values.dtype) != leaf["dtype"]:
+            raise ValueError(f"leaf {name!r} must be {shown(leaf['dtype'])}, got {found[name].values.dtype}")
+
+
 def _leaf(name: str, leaf: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Stored:
     shape, sums = tuple(leaf["shape"]), leaf["crc32"]
     if not all(checks.is_whole(n) for n in shape):
-        raise ValueError(f"leaf {name!r} has no shape {leaf['shape']}")
+        raise ValueError(f"leaf {name!r} has no shape {shown(leaf['shape'])}")
     for key, expected in sums.items():
         if key not in tensors:
             raise ValueError(f"tensor {key!r} is missing")

@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
             whole[:-1] + bytes([whole[-1] ^ 1]),
             "f is damaged, .* the bytes of tensor .* are not those that were written",
         ),
-        (whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "), "damaged, .* tensors of leaf 'net/a'"),
+        (whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "), "damaged, .* metadata are not those that were"),
     ]:
         assert content != whole
         path.write_bytes(content)
@@ -123,12 +123,69 @@ def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
     safetensors.save_file({"w": np.ones(3)}, path)
     with pytest.raises(ValueError, match=r"must be written by save_safetensors, .* got no metadata"):
         load_safetensors(path)
-    for about, message in [({"version": 1, "leaves": {"w": 3}}, "is damaged"), ({"version": 2}, "it is of version 2")]:
+    for about, message in [
+        ({"version": 1, "leaves": {"w": 3}}, "is damaged"),
+        ({"version": 1, "leaves": {"w": {"shape": ["\x1b[2J"], "crc32": {}}}}, r"no shape \['\\x1b\[2J'\]$"),
+        ({"version": 2, "leaves": {}}, "f is damaged.* 'crc32'$"),
+        ({"version": 3}, "it is of version 3$"),
+        ({"version": 0}, "it is of version 0$"),
+        ({"version": True}, "it is of version True$"),
+        ({"version": 1.0}, "it is of version 1.0$"),
+        ({"version": "2\x1b[31m\n\x07"}, r"it is of version '2\\x1b\[31m\\n\\x07'$"),
+    ]:
         safetensors.save_file({"w": np.ones(3)}, path, {"rigl_jax.packed": json.dumps(about)})
         with pytest.raises(ValueError, match=message):
             load_safetensors(path)
     with pytest.raises(FileNotFoundError):
         load_safetensors(tmp_path / "absent")
+
+
+REWRITTEN = {  # one tensor of each kind: dense with positions, dense with a mask, without a mask
+    "dtype of all": [('"dtype":"F32"', '"dtype":"I32"')],
+    "dtype without a mask": [('"bias":{"dtype":"F32"', '"bias":{"dtype":"U32"')],
+    "dtype of positions": [('"I32"', '"F32"')],
+    "dtype, said too": [('"dtype":"F32"', '"dtype":"I32"'), (r"\"float32\"", r"\"int32\"  ")],
+    "shape of a sparse leaf": [("[30, 40]", "[40, 30]")],
+    "shape of a masked leaf": [("[6, 4]", "[4, 6]")],
+    "shape of a leaf without a mask": [("[2, 5]", "[5, 2]"), ("[2,5]", "[5,2]")],
+    "flat": [("[30, 40]", "[1200]  ")],
+    "name": [("bias", "base")],
+}
+
+
+@pytest.mark.parametrize("what", REWRITTEN)
+def test_what_a_file_says_of_its_bytes_is_checked_too(safetensors, tmp_path, what):
+    """The bytes of the tensors are as they were written."""
+    path, rng = tmp_path / "f", np.random.default_rng(0)
+    params = {"a": jnp.ones((30, 40)), "b": jnp.ones((6, 4)), "bias": jnp.ones((2, 5))}
+    masks = {"a": rng.random((30, 40)) < 0.01, "b": np.tri(6, 4, dtype=bool), "bias": None}
+    save_safetensors(path, pack(params, masks))
+    content = path.read_bytes()
+    for old, new in REWRITTEN[what]:
+        assert len(old) == len(new)
+        assert old.encode() in content
+        content = content.replace(old.encode(), new.encode())
+    path.write_bytes(content)
+    for like in (None, params):
+        with pytest.raises(ValueError, match=r"load_safetensors: .*f is damaged, or"):
+            load_safetensors(path, like=like)
+
+
+def test_files_of_version_1_are_read_and_compared_with_like(safetensors, tmp_path):
+    tensors = {**_sparse([3, 5]), "v": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    path = _written(safetensors, tmp_path / "f", tensors, {"w": [4, 4], "v": [2, 3]})
+    w = np.zeros((4, 4), np.float32)
+    w.flat[[3, 5]] = 1
+    like = {"w": jnp.asarray(w), "v": jnp.asarray(tensors["v"])}
+    for again in (load_safetensors(path), load_safetensors(path, like=like)):
+        assert equal(unpack(again), like)
+        assert unpack(again)["w"].dtype == np.float32
+    for name in like:
+        with pytest.raises(ValueError, match=f"leaf '{name}' is bfloat16.* in like, and float32.* in "):
+            load_safetensors(path, like={**like, name: like[name].astype(jnp.bfloat16)})
+    path.write_bytes(path.read_bytes().replace(b'"v":{"dtype":"F32"', b'"v":{"dtype":"I32"'))
+    with pytest.raises(ValueError, match=r"leaf 'v' is float32\[2, 3\] in like, and int32\[2, 3\] in "):
+        load_safetensors(path, like=like)
 
 
 def _written(safetensors, path, tensors, shapes, owner=None):
@@ -225,11 +282,11 @@ def test_a_tree_that_is_not_the_files_is_refused(safetensors, tmp_path):
     params, masks = weights()
     save_safetensors(tmp_path / "f", pack(params, masks))
     wrong = {**params, "net": {**params["net"], "a": jnp.ones((2, 2))}}
-    with pytest.raises(ValueError, match=r"leaf 'net/a' is \[2, 2\] in like, and \[64, 32\] in "):
+    with pytest.raises(ValueError, match=r"leaf 'net/a' is float32\[2, 2\] in like, and float32\[64, 32\] in "):
         load_safetensors(tmp_path / "f", like=wrong)
-    with pytest.raises(ValueError, match=r"leaf 'more' is \[\] in like, and nothing in "):
+    with pytest.raises(ValueError, match=r"leaf 'more' is float32\[\] in like, and nothing in "):
         load_safetensors(tmp_path / "f", like={**params, "more": jnp.ones(())})
-    with pytest.raises(ValueError, match=r"leaf 'scale' is nothing in like, and \[\] in "):
+    with pytest.raises(ValueError, match=r"leaf 'scale' is nothing in like, and float32\[\] in "):
         load_safetensors(tmp_path / "f", like={"net": params["net"]})
 
 
