@@ -2,7 +2,8 @@
 
 `library()` returns it or None; `reason()` says why there is none, and the logger "rigl_jax" warns of it once. A level
 is the instruction set that a product runs on: "auto" takes the best that this processor has (selection always does).
-Set RIGL_JAX_NATIVE=0 to do without the library, or RIGL_JAX_NATIVE_LIBRARY to the path of another build of it.
+Set RIGL_JAX_NATIVE=0 to do without the library, or RIGL_JAX_NATIVE_LIBRARY to the path of another build of it; the note
+of that build, `NAME.json` for `NAME.so`, must lie beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from rigl_jax.messages import shown
 
-LIBRARY = pathlib.Path(os.environ.get("RIGL_JAX_NATIVE_LIBRARY", pathlib.Path(__file__).parent / "_native.so"))
+LIBRARY = pathlib.Path(os.environ.get("RIGL_JAX_NATIVE_LIBRARY") or pathlib.Path(__file__).parent / "_native.so")
 TARGETS = (
     "rigl_tile",
     "rigl_gather",

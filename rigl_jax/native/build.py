@@ -96,14 +96,21 @@ def note_of(library: pathlib.Path) -> pathlib.Path:
 
 
 def fault(library: pathlib.Path = LIBRARY) -> str:
-    """Why a library is not to be loaded: it is not there, old, damaged, or for another jaxlib. Empty if it may be."""
+    """Why a library is not to be loaded: it is not there, not readable, old, damaged, for another jaxlib. Or ""."""
+    try:
+        return _fault(library)
+    except OSError as error:
+        return f"not readable, or its sources are not ({error})"
+
+
+def _fault(library: pathlib.Path) -> str:
     if not library.exists():
         return "not built"
     try:
         note = json.loads(note_of(library).read_text())
-        built, digest, ffi = note["stamp"], note["sha256"], list(note["ffi"])
+        built, digest, ffi = note["stamp"], note["sha256"], list(map(int, note["ffi"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return "built by another version, for it has no readable note beside it"
+        return f"built by another version, for no readable note {library.stem}.json lies beside {library}"
     if built != stamp():
         return "built from other sources"
     if hashlib.sha256(library.read_bytes()).hexdigest() != digest:
@@ -167,7 +174,7 @@ def main() -> int:
             print(f"built {build()}")
         else:
             print(f"up to date: {LIBRARY}")
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"rigl_jax: native kernels not built: {error}", file=sys.stderr)
         return 1
     return 0

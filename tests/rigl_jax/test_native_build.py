@@ -31,12 +31,18 @@ def noted(library, **changes):
     note.write_text(json.dumps(json.loads(note.read_text()) | changes))
 
 
+def as_folder(library):
+    library.unlink()
+    library.mkdir()
+
+
 DAMAGE = {
     "not built": lambda library: library.unlink(),
     "no readable note": lambda library: build.note_of(library).unlink(),
     "other sources": lambda library: noted(library, stamp="0" * 64),
     "damaged": lambda library: os.truncate(library, library.stat().st_size // 2),
     "another jaxlib": lambda library: noted(library, ffi=[build.ffi_version(build.headers())[0], 10**6]),
+    "not readable, or its sources are not ([Errno 21]": as_folder,
 }
 
 
@@ -49,10 +55,44 @@ def test_what_is_not_loaded(library, named):
 
 
 @built
-@pytest.mark.parametrize("note", ["", "{}", "[]", '{"stamp": 1, "sha256": 2, "ffi": 3}'])
+@pytest.mark.parametrize(
+    "note",
+    ["", "{}", "[]", '{"stamp": 1, "sha256": 2, "ffi": 3}', '{"stamp": "1", "sha256": "2", "ffi": [0, "x"]}'],
+)
 def test_a_note_that_says_nothing(library, note):
     build.note_of(library).write_text(note)
-    assert "no readable note" in build.fault(library)
+    assert build.fault(library).endswith(f"no readable note _native.json lies beside {library}")
+
+
+@built
+def test_a_library_that_may_not_be_read(library, monkeypatch):
+    """Root may read everything, so the refusal is raised here."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for method in ("exists", "read_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, method, refuse)
+            assert "not readable, or its sources are not ([Errno 13]" in build.fault(library)
+
+
+@built
+def test_missing_sources_are_plain_jax_with_one_warning(library, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "none")
+    monkeypatch.setattr(native, "LIBRARY", library)
+    loaded, why = native._load.__wrapped__()
+    assert loaded is None
+    assert "its sources are not ([Errno 2]" in why
+    assert [record.getMessage().count(native.REBUILD) for record in caplog.records] == [1]
+
+
+def test_a_build_that_cannot_read_its_sources_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "none")
+    monkeypatch.setattr(sys, "argv", ["build", "--force"])
+    monkeypatch.setattr(build, "compiler", lambda: "c++")
+    assert build.main() == 1
+    assert capsys.readouterr().err.startswith("rigl_jax: native kernels not built: [Errno 2]")
 
 
 @built
