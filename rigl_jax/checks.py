@@ -126,10 +126,10 @@ def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
       ValueError: names the type, or the leaf.
     """
     expected: Any = algorithm.state
-    if expected is not None and getattr(state, "_fields", None) != expected._fields:
+    if expected is not None and not isinstance(state, expected):
         raise ValueError(
             f"{who}: the state must be that of this algorithm, {expected.__name__}, got {kind(state)}; "
-            "begin with that of tx.init"
+            "begin with that of tx.init, and give it the masks of another run by rx.replace_masks"
         )
     if algorithm.plan is not None:
         held = trees.named_leaves(state.masks)

@@ -82,8 +82,20 @@ def gradient_flow(loss: Callable[[PyTree], Array]) -> Score:
     """
 
     def score(signals: Signals) -> PyTree:
-        slope = jax.grad(loss)
-        _, curved = jax.jvp(slope, (signals.params,), (slope(signals.params),))
-        return jax.tree.map(jnp.multiply, signals.params, curved)
+        weights, join = trees.floats(signals.params)
+        slope = jax.grad(lambda given: loss(join(given)))
+        _, curved = jax.jvp(slope, (weights,), (slope(weights),))
+        return join(jax.tree.map(jnp.multiply, weights, curved))
 
     return score
+
+
+def gradient_of(loss: Callable[[PyTree], Array], params: PyTree) -> PyTree:
+    """`jax.grad(loss)(params)`, with zeros for leaves that are not floats, such as counters.
+
+    >>> gradient_of(lambda p: p["w"] ** 2, {"w": 3.0, "steps": 7})["w"].tolist()
+    6.0
+    """
+    weights, join = trees.floats(params)
+    _, place = trees.floats(jax.tree.map(jnp.zeros_like, params))
+    return place(jax.grad(lambda given: loss(join(given)))(weights))

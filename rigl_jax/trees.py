@@ -179,3 +179,22 @@ def hint(word: str, known: Iterable[str]) -> str:
     """
     near = nearest(word, known)
     return f"; did you mean {near!r}?" if near else ""
+
+
+def floats(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:
+    """The floating-point leaves of a tree, and the function that puts others in their place.
+
+    >>> leaves, join = floats({"w": 1.5, "steps": 3})
+    >>> join([2 * x for x in leaves])
+    {'steps': 3, 'w': 3.0}
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+
+    def join(given: Sequence[Any]) -> PyTree:
+        joined = list(leaves)
+        for i, leaf in zip(places, given, strict=True):
+            joined[i] = leaf
+        return treedef.unflatten(joined)
+
+    return [leaves[i] for i in places], join

@@ -6,7 +6,7 @@ import jax
 
 from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState
+from rigl_jax.algorithms.static import PruningState
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
 
 
@@ -55,16 +55,16 @@ def ac_dc(
     due = schedules.every_and_last(period, start=start, stop=stop)
     period, start, stop = checks.steps("ac_dc", period=period, start=start, stop=stop)
 
-    def init(key: Array, params: PyTree) -> MaskState:
+    def init(key: Array, params: PyTree) -> PruningState:
         del key
-        return MaskState(selection.full(plan, params))
+        return PruningState(selection.full(plan, params))
 
-    def update(state: MaskState, signals: Signals) -> Rewired:
+    def update(state: PruningState, signals: Signals) -> Rewired:
         # Among the active, so that a weight that has come to 0 does not lose its place to one that is not there.
         ranked = score(signals)
         best = selection.best(plan, ranked, among=state.masks, jointly=jointly, min_active=min_active)
         dense = (signals.step < stop) & ((signals.step - start) // period % 2 == 1)
         masks, sound = jax.tree.map(lambda mask: dense | mask, best), topology.sound(plan, ranked, state.masks)
-        return Rewired(MaskState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
+        return Rewired(PruningState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
-    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=MaskState)
+    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=PruningState)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState
+from rigl_jax.algorithms.static import LatentState, PruningState
 from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.messages import shown
 
@@ -84,11 +84,13 @@ def gmp(
     def share(step: Any) -> Array:
         return jnp.where(step >= stop, 0.0, shares[jnp.maximum(step - start, 0) // period])
 
-    def init(key: Array, params: PyTree) -> MaskState:
-        del key
-        return MaskState(selection.full(plan, params))
+    State = LatentState if recover else PruningState
 
-    def update(state: MaskState, signals: Signals) -> Rewired:
+    def init(key: Array, params: PyTree) -> LatentState | PruningState:
+        del key
+        return State(selection.full(plan, params))
+
+    def update(state: LatentState | PruningState, signals: Signals) -> Rewired:
         among, ranked = None if recover else state.masks, score(signals)
         masks = selection.best(
             plan,
@@ -99,10 +101,10 @@ def gmp(
             min_active=min_active,
         )
         sound = topology.sound(plan, ranked, among)
-        return Rewired(MaskState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
+        return Rewired(State(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
     if not recover:
-        return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=MaskState)
+        return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=State)
     return Algorithm(
         init,
         update,
@@ -111,7 +113,7 @@ def gmp(
         stored=lambda state: selection.everything(state.masks),
         trained=lambda state: selection.everything(state.masks),
         plan=plan,
-        state=MaskState,
+        state=State,
     )
 
 

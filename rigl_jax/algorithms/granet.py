@@ -11,7 +11,7 @@ import optax
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
-from rigl_jax.algorithms.static import MaskState
+from rigl_jax.algorithms.static import PruningState
 from rigl_jax.base import Algorithm, Array, Distribution, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.distributions import erk, share
 from rigl_jax.messages import shown
@@ -88,10 +88,10 @@ def granet(
         done = jnp.clip((jnp.asarray(step, jnp.float32) - start) / max(last - start, 1), 0.0, 1.0)
         return jnp.where(jnp.asarray(step) >= last, 0.0, (1 - done) ** 3)
 
-    def init(key: Array, params: PyTree) -> MaskState:
-        return MaskState(topology.random_masks(initial, key, params))
+    def init(key: Array, params: PyTree) -> PruningState:
+        return PruningState(topology.random_masks(initial, key, params))
 
-    def update(state: MaskState, signals: Signals) -> Rewired:
+    def update(state: PruningState, signals: Signals) -> Rewired:
         worth = drop(signals)
         pruned = _prune(plan, initial, state.masks, worth, remaining(signals.step))
         share = fraction_at(signals.step)
@@ -101,10 +101,10 @@ def granet(
         )
         # What was pruned and grown again too; where scores are not sound, all is kept as it was.
         fresh = jax.tree.map(lambda mask, left, kept: mask & ~left & ~kept, masks, pruned, kept)
-        return Rewired(MaskState(masks), fresh)
+        return Rewired(PruningState(masks), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=due, plan=plan, state=MaskState)
+    return Algorithm(init, update, due, dense_grads=due, plan=plan, state=PruningState)
 
 
 def _initial(plan: Plan, sparsity: float, distribution: Distribution) -> Plan:

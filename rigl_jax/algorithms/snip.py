@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState
+from rigl_jax.algorithms.static import MaskState, PruningState
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.messages import shown
 
@@ -66,19 +65,27 @@ def snip(
     def decide(ranked: PyTree) -> Masks:
         return selection.best(plan, ranked, jointly=jointly, min_active=min_active)
 
-    def init(key: Array, params: PyTree) -> MaskState:
+    def init(key: Array, params: PyTree) -> MaskState | PruningState:
         topology.check_fit(plan, params)
         if loss is None:
-            return MaskState(selection.full(plan, params))
+            return PruningState(selection.full(plan, params))
         selection.check_loss("snip", loss, params)
-        return MaskState(decide(score(Signals(params, jax.grad(loss)(params), jnp.int32(0), key))))
+        return MaskState(decide(score(Signals(params, scores.gradient_of(loss, params), jnp.int32(0), key))))
 
-    def update(state: MaskState, signals: Signals) -> Rewired:
+    def update(state: MaskState | PruningState, signals: Signals) -> Rewired:
         if loss is not None:
             return Rewired(state)
         ranked = score(signals)
         sound = topology.sound(plan, ranked)
-        return Rewired(MaskState(topology.hold(plan, sound, decide(ranked), state.masks, together=jointly)))
+        return Rewired(PruningState(topology.hold(plan, sound, decide(ranked), state.masks, together=jointly)))
 
     due = schedules.never if loss is not None else schedules.every(1, start=start, stop=start)
-    return Algorithm(init, update, due, dense_grads=due, skip_step=loss is None, plan=plan, state=MaskState)
+    return Algorithm(
+        init,
+        update,
+        due,
+        dense_grads=due,
+        skip_step=loss is None,
+        plan=plan,
+        state=PruningState if loss is None else MaskState,
+    )

@@ -9,7 +9,22 @@ from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Signal
 
 
 class MaskState(NamedTuple):
-    """The state of an algorithm that remembers nothing but its masks."""
+    """The state of an algorithm that remembers nothing but its masks, which hold the plan's counts.
+
+    States of different types are not exchanged by mistake: `sparsify` refuses another type than the algorithm's.
+    """
+
+    masks: Masks
+
+
+class PruningState(NamedTuple):
+    """The masks of a method that prunes as it trains: until it is done they hold more weights than the plan."""
+
+    masks: Masks
+
+
+class LatentState(NamedTuple):
+    """The masks of a method whose pruned weights live on, so that params are not 0 where the masks are False."""
 
     masks: Masks
 

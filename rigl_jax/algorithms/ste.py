@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState
+from rigl_jax.algorithms.static import LatentState
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
 
 
@@ -36,17 +36,17 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
     checks.plan("ste", plan)
     checks.functions("ste", score=score)
 
-    def init(key: Array, params: PyTree) -> MaskState:
+    def init(key: Array, params: PyTree) -> LatentState:
         topology.check_fit(plan, params)
         return choose(Signals(params, params, 0, key))
 
-    def choose(signals: Signals) -> MaskState:
-        return MaskState(topology.prune_tree(plan, score(signals)))
+    def choose(signals: Signals) -> LatentState:
+        return LatentState(topology.prune_tree(plan, score(signals)))
 
-    def update(state: MaskState, signals: Signals) -> Rewired:
+    def update(state: LatentState, signals: Signals) -> Rewired:
         ranked = score(signals)
         masks = topology.prune_tree(plan, ranked)
-        return Rewired(MaskState(topology.hold(plan, topology.sound(plan, ranked), masks, state.masks)))
+        return Rewired(LatentState(topology.hold(plan, topology.sound(plan, ranked), masks, state.masks)))
 
     return Algorithm(
         init,
@@ -56,7 +56,7 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
         stored=lambda state: selection.everything(state.masks),
         trained=lambda state: selection.everything(state.masks),
         plan=plan,
-        state=MaskState,
+        state=LatentState,
     )
 
 

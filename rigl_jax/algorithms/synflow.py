@@ -74,7 +74,7 @@ def synflow(
 
         def one_round(k: Any, masks: Masks) -> Masks:
             left = apply_masks(magnitudes, masks)
-            ranked = scores.snip(Signals(left, jax.grad(loss)(left), k, key))
+            ranked = scores.snip(Signals(left, scores.gradient_of(loss, left), k, key))
             return selection.best(
                 plan, ranked, lambda leaf: counts[leaf.name][k], among=masks, jointly=jointly, min_active=min_active
             )

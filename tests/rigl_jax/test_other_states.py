@@ -27,6 +27,9 @@ OTHERS = {
     "itop": (built(algorithm=rx.itop(PLAN)), "MaskState, got ItopState"),
     "top_kast": (built(algorithm=rx.top_kast(PLAN)), "MaskState, got TopKastState"),
     "accumulated": (built(algorithm=rx.accumulate_growth(rx.rigl(PLAN), 2)), "MaskState, got AccumulatedState"),
+    "gmp, dense at first": (built(algorithm=rx.gmp(PLAN, stop=100)), "MaskState, got PruningState"),
+    "snip, dense at first": (built(algorithm=rx.snip(PLAN)), "MaskState, got PruningState"),
+    "ste, whose weights live on": (built(algorithm=rx.ste(PLAN)), "MaskState, got LatentState"),
     "fewer leaves": (built(algorithm=rx.rigl(only(["a"]))), "leaf 'b'"),
     "more leaves": (
         built(algorithm=rx.rigl(only(["a", "b", "bias"]))),

@@ -49,5 +49,5 @@ def test_a_loss_is_a_function_to_one_number(name, loss, message):
 
 
 def test_snip_starts_at_a_step():
-    with pytest.raises(ValueError, match=r"snip: start must be a step, 0 or later, .*, got 1.5"):
+    with pytest.raises(ValueError, match=r"snip: start.* got 1.5"):
         rx.snip(PLAN, start=1.5)  # no step is 1.5: the network would stay dense for ever

@@ -131,3 +131,15 @@ def test_keys_of_other_generators_keep_their_kind(impl):
     np.testing.assert_array_equal(state.masks["w"], rx.topology.select(drawn, 8))
     gate = rx.gates.hard_concrete(key, jnp.zeros(5))
     assert len({*gate.tolist()}) > 1
+
+
+@pytest.mark.parametrize("method", [rx.snip, rx.grasp, rx.synflow])
+def test_losses_of_params_with_counters(method):
+    """What is no float has no gradient and no mask, and changes none."""
+    weights = {"w": jnp.array([[1.0, -2.0], [3.0, 4.0]])}
+    plan = rx.make_plan(weights, 0.5)
+    expected = method(plan, loss=lambda p: (p["w"] ** 3).sum()).init(jax.random.key(0), weights).masks
+    counted = {**weights, "steps": jnp.arange(3), "flag": jnp.array(True)}
+    masks = method(plan, loss=lambda p: (p["w"] ** 3).sum()).init(jax.random.key(0), counted).masks
+    assert masks["w"].tolist() == expected["w"].tolist()
+    assert masks["steps"] is masks["flag"] is None
