@@ -44,7 +44,8 @@ def make_plan(
       sparsity: fraction of zeros over all sparse leaves together, in [0, 1).
       distribution: how it is shared: `erk`, `erdos_renyi`, `uniform`, or a function of your own.
       rules: `((regex, structure or None), ...)`, matched against whole names such as "Dense_0/kernel"; the first match
-        wins and None means dense. Every leaf must match. They are
+        wins and None means dense. Every leaf must match. They are matched by Python's `re`, in which an expression such
+        as `(a+)+b` may never end on a long name; use expressions that you trust. They are
         Python's, which has no time limit: nested repetitions such as `(a+)+b` take time exponential in a name's length.
         Default: kernels unstructured, the rest dense. A kernel is
         what the model multiplies its inputs with, except depthwise convolutions, which have few weights and lose most
@@ -187,8 +188,8 @@ def _left(
     """The sparsity of the leaves that are not fixed at which the total comes out right."""
     total, size = _size(shapes), _size(free)
     zeros = sum(value * math.prod(shapes[name]) for name, value in fixed.items())
-    most = size - _least(free, structures)
-    if sparsity * total < zeros - 1e-6 or whole(sparsity * total - zeros, rounding) > most:
+    most = size - sum(_least(free, structures))
+    if sparsity * total < zeros - 1e-6 or _is_beyond(sparsity * total - zeros, free, structures, rounding):
         raise ValueError(
             f"make_plan: with {len(fixed)} layers fixed by `sparsities` or by their structure, the total sparsity "
             f"can be {zeros / total:.6g} to {(zeros + most) / total:.6g}, the largest reachable; got {shown(sparsity)}"
@@ -213,28 +214,36 @@ def _check_reachable(
     sparsity: float,
     rounding: Callable[[float], int],
 ) -> None:
-    """At least one unit stays in each group; a total that leaves no room for them cannot be reached.
-
-    What is asked for is a whole number of zeros, rounded as those of a leaf are: 0.95 of 10 weights is 9 by floor.
-    """
-    total, least = _size(shapes), _least(shapes, structures)
-    if whole(sparsity * total, rounding) > total - least:
+    """At least one unit stays in each group; a total that leaves no room for them cannot be reached."""
+    total, least = _size(shapes), sum(_least(shapes, structures))
+    if _is_beyond(sparsity * total, shapes, structures, rounding):
         raise ValueError(
             f"make_plan: at least one connection of each of {len(shapes)} leaves stays, so the largest reachable "
             f"sparsity is {1 - least / total:.6g}, got {shown(sparsity)}"
         )
 
 
+def _is_beyond(
+    zeros: float, shapes: Mapping[str, Shape], structures: Mapping[str, Structure], rounding: Callable[[float], int]
+) -> bool:
+    """Whether so many zeros are more than there can be, after the rounding that the counts of a leaf have.
+
+    A leaf rounds by a unit in each of its groups: 0.95 of 10 weights is 9 by floor, 0.8 of a fan-in of 4 is 3.
+    """
+    least = _least(shapes, structures)
+    return whole((zeros - (_size(shapes) - sum(least))) / max(least), rounding) > 0
+
+
 def _size(shapes: Mapping[str, Shape]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _least(shapes: Mapping[str, Shape], structures: Mapping[str, Structure]) -> int:
-    """How many weights stay whatever is asked for: a unit of each group."""
-    least = 0
+def _least(shapes: Mapping[str, Shape], structures: Mapping[str, Structure]) -> list[int]:
+    """How many weights of each leaf stay whatever is asked for: a unit of each group."""
+    least = []
     for name, shape in shapes.items():
         units = _units(name, structures[name], shape)
-        least += math.prod(shape) // math.prod(units[axis] for axis in structures[name].axes(units))
+        least.append(math.prod(shape) // math.prod(units[axis] for axis in structures[name].axes(units)))
     return least
 
 

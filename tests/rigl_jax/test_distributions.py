@@ -202,11 +202,26 @@ def test_what_rounding_reaches_is_planned(sparsity, rounding, active):
     assert plan["w"].n_active == active
 
 
+@pytest.mark.parametrize(
+    ("structure", "sparsity", "active"),
+    [
+        (rx.fan_in(), 0.8, 1),
+        (rx.fan_in(), 0.95, 1),
+        (rx.channel(), 0.9, 1),
+        (rx.block(2, 2), 0.95, 1),
+        (rx.fan_in(), 0.74, 2),
+    ],
+)
+def test_what_rounding_reaches_is_planned_in_every_structure(structure, sparsity, active):
+    plan = rx.make_plan(struct({"kernel": (4, 6)}), sparsity, rules=[(".*", structure)])
+    assert plan["kernel"].n_active == active
+
+
 def test_what_rounding_reaches_beside_a_fixed_layer_is_planned():
     shapes = struct({"fixed": (4, 5), "w": (2, 5)})
     assert rx.make_plan(shapes, 19.5 / 30, sparsities={"fixed": 0.5})["w"].n_active == 1
     with pytest.raises(ValueError, match=r"can be 0\.333333 to 0\.5,"):  # of two tiles one stays
-        rx.make_plan(shapes, 19 / 30, sparsities={"fixed": 0.5}, rules=[("w", rx.block(1, 5)), (".*", rx.fan_in())])
+        rx.make_plan(shapes, 21 / 30, sparsities={"fixed": 0.5}, rules=[("w", rx.block(1, 5)), (".*", rx.fan_in())])
 
 
 @pytest.mark.parametrize("rounding", [round, math.ceil])
