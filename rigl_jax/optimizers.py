@@ -102,6 +102,7 @@ def scale_by_per_weight_adam(
 
         def direction(m: Array, v: Array, t: Array) -> Array:
             # The correction in float32: in bfloat16 1 - b2 rounds to 0.
+            t = t.astype(jnp.float32)
             m_hat, v_hat = m / (1 - b1**t).astype(m.dtype), v / (1 - b2**t).astype(v.dtype)
             u = m_hat / (jnp.sqrt(v_hat) + eps)
             return u if _is_zero(warmup) else u * jnp.minimum(t / jnp.maximum(warmup, 1), 1.0).astype(u.dtype)
@@ -162,7 +163,10 @@ def with_masters(
     inner = optax.with_extra_args_support(inner)
 
     def widen(x: Any) -> Array:
-        return x.astype(jnp.promote_types(x.dtype, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        with jax.numpy_dtype_promotion("standard"):  # asked for, where the caller forbids what is not
+            return x.astype(jnp.promote_types(x.dtype, dtype))
 
     def init(params: PyTree) -> MasterState:
         masters = jax.tree.map(lambda p: jnp.copy(widen(p)), params)  # a donated state shares no buffer with params

@@ -68,6 +68,22 @@ def test_measures_under_strict_promotion():
     assert shares.tolist() == [5, 5, 0]
 
 
+@pytest.mark.parametrize(
+    ("inner", "dtype"),
+    [
+        (rx.per_weight_adam(0.1, warmup=3, weight_decay=0.1), jnp.float32),
+        (rx.with_masters(optax.sgd(0.1)), jnp.bfloat16),
+        (rx.with_masters(rx.per_weight_adam(0.1)), jnp.bfloat16),
+    ],
+)
+def test_optimizers_under_strict_promotion(inner, dtype):
+    params = {"w": jnp.array([1.0, -2.0], dtype)}
+    expected, _ = inner.update(params, inner.init(params), params)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = inner.update(params, inner.init(params), params)
+    assert updates["w"].tolist() == expected["w"].tolist()
+
+
 def test_selection_without_jit():
     scores = jax.random.normal(jax.random.key(0), (4, 24))
     k = jnp.array([[1], [3], [0], [24]])
