@@ -76,4 +76,4 @@ format: $(VENV)/installed-lint  ## Rewrite to the project's style
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and caches (never runs/ or data/)
-	rm -rf .venv .venv-newest .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-newest .jax_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,6 +1,7 @@
 """Strict settings for every test: 8 host devices, no silent rank promotion, quick compiles."""
 
 import os
+import pathlib
 
 from tests import xla
 
@@ -14,5 +15,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of the time of the suite: what one process has compiled, the other and the next run read.
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("default")
