@@ -53,7 +53,7 @@ def test_training_cost_of_our_algorithms(make, dense):
 
 
 def test_training_cost_refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"steps must be a whole number from 1 .*got 0"):
         training_cost(algorithm(lambda step: False), 0.1, 1.0, 0)
     with pytest.raises(ValueError, match=r"sparse must be one number .*\[4\] of them, got float64\[3\]"):
         training_cost(algorithm(lambda step: False), np.ones(3), 1.0, 4)
