@@ -13,6 +13,14 @@ Shape = tuple[int, ...]
 Masks = PyTree
 """A pytree parallel to params; a leaf is `bool[*shape]` (True: active) or None where the weight is dense."""
 
+
+class InPatterns(NamedTuple):
+    """In place of the masks in the state of a packed run: the patterns of its weights are they.
+
+    Unlike a tree of None it is not taken for masks of dense leaves. `rx.execution.masks_of(packed)` gives the masks.
+    """
+
+
 Distribution = Callable[[Mapping[str, Shape], float], dict[str, float]]
 """`(shapes, sparsity) -> {name: sparsity}`, on the host: how a total sparsity is shared among leaves."""
 

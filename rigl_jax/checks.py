@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import trees
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Structure
+from rigl_jax.base import Algorithm, Array, InPatterns, Leaf, Masks, Structure
 from rigl_jax.messages import kind, shown
 
 LARGEST = 2**31  # steps and counts are int32 on the devices
@@ -119,8 +119,14 @@ def algorithm(who: str, algorithm: Any) -> None:
         raise ValueError(f"{who}: algorithm must be one such as rx.rigl(plan, stop=...), got {kind(algorithm)}")
 
 
-def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
+def algorithm_state(who: str, algorithm: Algorithm, state: Any, masks: Masks = None) -> None:
     """Checks that a state is of this algorithm and of a plan with the same leaves. Counts are data and not checked.
+
+    Args:
+      who: for the message.
+      algorithm: the algorithm.
+      state: what may be its state.
+      masks: in place of the state's own, for a packed run; only their names are read.
 
     Raises:
       ValueError: names the type, or the leaf.
@@ -132,7 +138,7 @@ def algorithm_state(who: str, algorithm: Algorithm, state: Any) -> None:
             "begin with that of tx.init, and give it the masks of another run by rx.replace_masks"
         )
     if algorithm.plan is not None:
-        held = trees.named_leaves(state.masks)
+        held = trees.named_leaves(state.masks if masks is None else masks)
         for name in [*(n for n in algorithm.plan if n not in held), *(n for n in held if n not in algorithm.plan)]:
             there = "a mask, which it lacks" if name in algorithm.plan else "no mask, but it has one"
             raise ValueError(
@@ -189,8 +195,9 @@ def masks(who: str, masks: Any, params: Any) -> Masks:
     """The masks as a tree parallel to params: bool[*shape], or None where a leaf is dense. They are found by name.
 
     Raises:
-      ValueError: names the leaf that has no place in params, or no mask and no None.
+      ValueError: names the leaf that has no place in params, or no mask and no None; or these are of a packed state.
     """
+    not_in_patterns(who, masks)
     leaves, given = trees.named_leaves(params), trees.named_leaves(masks)
     for name in given:
         if name not in leaves:
@@ -203,6 +210,16 @@ def masks(who: str, masks: Any, params: Any) -> Masks:
     for name, one in given.items():
         mask(who, name, one, leaves[name])
     return trees.aligned(masks, params)
+
+
+def not_in_patterns(who: str, masks: Any) -> None:
+    """Checks that masks are not those of a packed run's state, which holds none.
+
+    Raises:
+      ValueError: says where they are.
+    """
+    if isinstance(masks, InPatterns):
+        raise ValueError(f"{who}: the state of a packed run holds no masks; they are rx.execution.masks_of(packed)")
 
 
 def mask(who: str, name: str, mask: Any, leaf: Any) -> None:

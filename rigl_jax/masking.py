@@ -51,6 +51,7 @@ def sparsity(tree: PyTree) -> Array:
     >>> float(sparsity({"w": jnp.array([[1.0, 0.0], [0.0, 0.0]]), "b": None}))
     0.75
     """
+    checks.not_in_patterns("sparsity", tree)
     leaves = jax.tree.leaves(tree)
     if strange := [leaf for leaf in leaves if not hasattr(leaf, "dtype")]:
         raise ValueError(f"sparsity: expected a tree of arrays, got a leaf {shown(strange[0])}")
@@ -81,6 +82,7 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
         masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside. Weights
         that are infinite or NaN are told apart: they stay so when they are pruned.
     """
+    checks.not_in_patterns("check_masked", masks)
     if plan is not None:
         checks.plan("check_masked", plan)
     planned = {} if plan is None else {name: topology.active_weights(leaf) for name, leaf in plan.items()}

@@ -253,6 +253,8 @@ def replace_masks(
     checks.optimizer("replace_masks", inner)
     if not isinstance(state, SparseState):
         raise ValueError(f"replace_masks: the state must be that of sparsify, got {kind(state)}")
+    for given in (state.masks, masks):
+        checks.not_in_patterns("replace_masks", given)
     for name, leaf in trees.named_leaves(params).items():
         if not hasattr(leaf, "dtype"):
             raise ValueError(f"replace_masks: params must hold arrays, got {shown(leaf)} at leaf {name!r}")

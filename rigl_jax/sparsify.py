@@ -36,7 +36,7 @@ class SparseState(NamedTuple):
 
     @property
     def masks(self) -> Masks:
-        """A pytree parallel to params: bool[*shape], or None for a dense leaf."""
+        """A pytree parallel to params: bool[*shape], or None for a dense leaf. A packed run's are its patterns."""
         return self.algorithm.masks
 
 

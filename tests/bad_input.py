@@ -25,6 +25,7 @@ W, M, EYE, ONES = {"w": np.ones((4, 4), F)}, {"w": np.eye(4, dtype=bool)}, np.ey
 SMALL, OTHER = {"w": np.ones((2, 2), bool)}, {"v": EYE}
 MASKS = {"a": {"bias": None, "kernel": EYE}, "b": {"kernel": np.ones((4, 2), bool)}}
 PACKED = rx.pack(W, M)
+TRAINED = rx.packed_training(SGD, rx.static(rx.make_plan(W, 0.5)), key=KEY).init(W)[1]
 X = Shape((2, 4), "float32")
 CONSTANT = optax.constant_schedule(1.0)
 
@@ -228,6 +229,17 @@ TRAINING = {
         lambda: rx.apply_masks(W, {"w": "x"}),
         r"apply_masks: .*leaf 'w' must be bool\[4, 4\], got 'x'",
     ),
+    **{
+        f"{who} in patterns": (call, rf"^{who}: the state of a packed run holds no masks; .*masks_of\(packed\)")
+        for who, call in {
+            "apply_masks": lambda: rx.apply_masks(W, TRAINED.masks),
+            "straight_through": lambda: rx.straight_through(W, TRAINED.masks),
+            "pack": lambda: rx.pack(W, TRAINED.masks),
+            "sparsity": lambda: rx.sparsity(TRAINED.masks),
+            "check_masked": lambda: rx.check_masked(W, TRAINED.masks),
+            "replace_masks": lambda: rx.replace_masks(SGD, TRAINED, W, M),
+        }.items()
+    },
     "straight_through": (lambda: rx.straight_through(W, SMALL), r"straight_through: .*leaf 'w' .*got bool\[2, 2\]"),
     "check_masked None": (lambda: rx.check_masked(W, None), r"check_masked: there is no mask .*got a tree without"),
     "check_masked shape": (lambda: rx.check_masked(W, SMALL), r"check_masked: .*leaf 'w' must be bool\[4, 4\], got"),

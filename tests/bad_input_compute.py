@@ -11,10 +11,9 @@ from rigl_jax import execution, topology
 from rigl_jax.execution import kernels
 from rigl_jax.execution.compact import compact
 from rigl_jax.execution.export import save_safetensors
-from tests.bad_input import EYE, KEY, ONES, OTHER, PACKED, PARAMS, PLAN, SGD, SMALL, F, M, U, W, X, planned
+from tests.bad_input import EYE, KEY, ONES, OTHER, PACKED, PARAMS, PLAN, SGD, SMALL, TRAINED, F, M, U, W, X, planned
 
 AT = kernels.make_pattern(EYE)
-TRAINED = rx.packed_training(SGD, rx.static(rx.make_plan(W, 0.5)), key=KEY).init(W)[1]
 TWO = Mesh(np.asarray(jax.devices()[:2]), ("data",))
 KERNEL = kernels.make_pattern(np.ones((2, 2, 2, 1), bool))
 

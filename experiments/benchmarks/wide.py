@@ -24,6 +24,8 @@ from rich.progress import track
 from experiments import data
 from experiments.benchmarks import timing
 from rigl_jax import schedules
+from rigl_jax.algorithms.static import MaskState
+from rigl_jax.base import InPatterns
 from rigl_jax.execution import Packed, gradient_factors, nbytes, random_pattern, rewire_streamed, run_packed
 from rigl_jax.sparsify import SparseState
 
@@ -63,7 +65,9 @@ def train(width: int, sparsity: float, steps: int, period: int, batch_size: int,
     images = data.load("fashion_mnist", batch_size, seed=seed)
     packed = draw(jax.random.key(seed), math.prod(images.image_shape), width, sparsity)
     inner = optax.adam(optax.cosine_decay_schedule(3e-4, steps))
-    state = SparseState(jnp.zeros((), jnp.int32), jax.random.key(seed), None, inner.init(packed.values))
+    state = SparseState(
+        jnp.zeros((), jnp.int32), jax.random.key(seed), MaskState(InPatterns()), inner.init(packed.values)
+    )
     share, due = schedules.cosine(0.3, 3 * steps // 4), schedules.every(period, start=period, stop=3 * steps // 4)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

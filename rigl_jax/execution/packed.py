@@ -144,14 +144,16 @@ def masks_of(packed: Packed) -> Masks:
     return jax.tree.map(one, *checked("masks_of", packed))
 
 
-def checked(who: str, packed: Any, *, content: bool = True) -> Packed:
-    """What was given, if `pack` made it; a ValueError otherwise. Patterns are looked into unless they are traced."""
+def checked(who: str, packed: Any) -> Packed:
+    """What was given, if `pack` made it; a ValueError otherwise. Of traced patterns only types and sizes count."""
     if not isinstance(packed, Packed):
         raise ValueError(f"{who}: expected packed weights, from rx.pack, got {kind(packed)}")
-    if content:
-        leaves = trees.named_leaves(packed.values)
-        for (name, values), pattern in zip(leaves.items(), leaf_patterns(packed), strict=True):
-            _check_leaf(f"{who}: leaf {name!r}", values, pattern)
+    try:
+        patterns = leaf_patterns(packed)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{who}: patterns must be parallel to values: {str(error).splitlines()[0]}") from None
+    for (name, values), pattern in zip(trees.named_leaves(packed.values).items(), patterns, strict=True):
+        _check_leaf(f"{who}: leaf {name!r}", values, pattern)
     return packed
 
 

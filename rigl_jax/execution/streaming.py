@@ -139,14 +139,15 @@ def rewire_streamed(
       block: entries of a gradient formed at a time.
 
     Raises:
-      ValueError: a leaf stored dense or in blocks; factors that are missing or do not fit a leaf; a masked run's state.
+      ValueError: a leaf stored dense or in blocks; factors that are missing or do not fit a leaf; a state of a masked
+        run, of another optimizer, or that does not fit the packed weights.
     """
     checks.optimizer("rewire_streamed", inner)
     share = checks.number("rewire_streamed", "share", share, "must be in [0, 1]", lambda found: 0 <= found <= 1)
-    check_state("rewire_streamed", state)
     if not isinstance(gradients, Mapping):
         raise ValueError(f"rewire_streamed: gradients must be what gradient_factors gives, got {kind(gradients)}")
     names = list(trees.named_leaves(checked("rewire_streamed", packed).values))
+    check_state("rewire_streamed", inner, packed, state)
     moves: list[_Move | None] = []
     for name, values, pattern in zip(names, jax.tree.leaves(packed.values), leaf_patterns(packed), strict=True):
         if pattern is None:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import optax
 
-from rigl_jax import checks
-from rigl_jax.base import Algorithm, Array, PyTree
+from rigl_jax import checks, trees
+from rigl_jax.base import Algorithm, Array, InPatterns, PyTree
 from rigl_jax.execution.packed import (
     Choose,
     Packed,
@@ -40,8 +40,9 @@ class PackedTraining(NamedTuple):
     Attributes:
       init: `params -> (packed, state)`, on the host.
       update: `(grads, state, packed) -> (packed, state)`: an ordinary step; `grads` are parallel to `packed.values`.
-        For jit, with packed and state donated. Extra keywords go to the inner optimizer. It is for the caller to ask
-        `algorithm.due(step)`: a due step that is given to `update` does not rewire.
+        For jit, with packed and state donated; outside of jit every step looks through the patterns. Extra keywords go
+        to the inner optimizer. It is for the caller to ask `algorithm.due(step)`: a due step that is given to `update`
+        does not rewire.
       rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
         taken at `unpack(packed)`. On the host. Where the counts stay the same, nothing compiles anew.
       pack: `(params, state, like=None) -> (packed, state)`: goes on from a masked run, on the host. `like` is a
@@ -80,9 +81,13 @@ def packed_training(
         Params and state are to lie there too; see `batch` of `run_packed`. Every process builds the patterns for
         itself, from masks that are whole in each.
 
+    As in `sparsify`, counts are the state's own: one of a plan with other counts, as `replace_masks` may give before
+    `pack`, goes on with these. `check_masked(unpack(packed), masks_of(packed), plan)` tells.
+
     Raises:
       ValueError: the algorithm stores, trains or watches more than the active weights (GMP with recovery, STE,
-        Top-KAST, SNFS ...).
+        Top-KAST, SNFS ...). From its functions: a state of another algorithm, optimizer or set of leaves, or one whose
+        optimizer state does not fit the packed weights.
 
     >>> import jax.numpy as jnp
     >>> import rigl_jax as rx
@@ -131,6 +136,8 @@ def packed_training(
                 "packed_training: pack takes the state of a masked run, got "
                 + ("one that is packed already; training.unpack gives both" if _is_state(state) else repr(type(state)))
             )
+        checks.algorithm_state("packed_training: pack", algorithm, state.algorithm)
+        checks.optimizer_state("packed_training: pack", jax.eval_shape(inner.init, params), state.inner)
         return enter(params, state, like)
 
     def enter(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
@@ -141,7 +148,7 @@ def packed_training(
             patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
         if like is None:
             _check_optimizer(inner, params, patterns)
-        without = state.algorithm._replace(masks=jax.tree.map(lambda _: None, params))
+        without = state.algorithm._replace(masks=InPatterns())
         return gather(params, state._replace(algorithm=without), patterns)
 
     @jax.jit  # as one program, in which the places of a pattern's values are worked out once
@@ -156,37 +163,52 @@ def packed_training(
             inner=map_inner(inner, _scatter, state.inner, _boxes(packed)),
         )
 
+    def checked_state(who: str, packed: Packed, state: Any) -> SparseState:
+        state = check_state(who, inner, packed, state)
+        checks.algorithm_state(who, algorithm, state.algorithm, _masked(packed))
+        return state
+
     def leave_checked(packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
-        return leave(checked("packed_training: unpack", packed), check_state("packed_training: unpack", state))
+        who = "packed_training: unpack"
+        return leave(checked(who, packed), checked_state(who, packed, state))
 
     def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        check_state("packed_training: update", state)
-        values: Any = checked("packed_training", packed, content=False).values
-        checks.gradients("packed_training: update", grads, values, of="packed.values")
+        who = "packed_training: update"
+        values: Any = checked(who, packed).values
+        checked_state(who, packed, state)
+        checks.gradients(who, grads, values, of="packed.values")
         updates, optimizer = inner.update(grads, state.inner, values, **extra)
         values = optax.apply_updates(values, updates)
         return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
     def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        params, state = leave(checked("packed_training", packed), check_state("packed_training: rewire", state))
-        checks.gradients("packed_training: rewire", grads, params)
+        who = "packed_training: rewire"
+        params, state = leave(checked(who, packed), checked_state(who, packed, state))
+        checks.gradients(who, grads, params)
         updates, state = rewiring_step(grads, state, params, **extra)
         return enter(optax.apply_updates(params, updates), state, packed)
 
     return PackedTraining(init, update, rewire, pack, leave_checked)
 
 
-def check_state(who: str, state: Any) -> SparseState:
-    """The state, if it is that of a packed run: its masks are the patterns of the weights, so it holds none.
+def check_state(who: str, inner: optax.GradientTransformation, packed: Packed, state: Any) -> SparseState:
+    """The state, if it is that of a packed run with this optimizer and as many weights.
 
     Raises:
-      ValueError: a masked run's state, or none at all.
+      ValueError: a masked run's state, or none at all; one of another optimizer, or of weights of other numbers.
     """
     if not _is_state(state):
         raise ValueError(f"{who}: state must be what packed_training gives, got {kind(state)}")
     if jax.tree.leaves(state.algorithm.masks):
         raise ValueError(f"{who}: state must be that of a packed run, got a masked run's; training.pack gives both")
+    checks.optimizer_state(who, jax.eval_shape(inner.init, packed.values), state.inner)
     return state
+
+
+def _masked(packed: Packed) -> dict[str, bool]:
+    """The names of the leaves that have a mask."""
+    named = zip(trees.named_leaves(packed.values), leaf_patterns(packed), strict=True)
+    return {name: True for name, pattern in named if pattern is not None}
 
 
 def _is_state(state: Any) -> bool:

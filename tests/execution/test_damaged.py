@@ -113,8 +113,15 @@ def test_training_refuses_a_sum_of_packed_weights():
     params = {"w": jnp.ones((16, 16))}
     training = packed_training(optax.sgd(0.1), rx.rigl(rx.make_plan(params, 0.8)), key=jax.random.key(0))
     packed, state = training.init(params)
-    with pytest.raises(ValueError, match="leaf 'w'"):
-        training.rewire(params, state, jax.tree.map(jnp.add, packed, packed))
+    summed = jax.tree.map(jnp.add, packed, packed)
+    for call in (training.update, training.rewire):
+        with pytest.raises(ValueError, match=r"^packed_training: (update|rewire): leaf 'w'"):
+            call(packed.values if call is training.update else params, state, summed)
+    for changed in (jax.tree.map(lambda a: a / 2, packed), jax.tree.map(lambda a: a[:-1], packed)):
+        with pytest.raises(ValueError, match=r"^packed_training: update: leaf 'w'"):
+            jax.eval_shape(training.update, changed.values, state, changed)
+    with pytest.raises(ValueError, match=r"^packed_training: update: patterns must be parallel[^\n]*$"):
+        training.update(packed.values, state, packed._replace(patterns=None))
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,66 @@ def test_states_of_masked_and_packed_runs_are_told_apart():
             rewire_streamed(inner, {}, masked, packed, 0.3)
 
 
+WEIGHTS = {"kernel": jnp.arange(1.0, 129.0).reshape(16, 8), "bias": jnp.ones(8)}
+PLANNED = rx.make_plan(WEIGHTS, 0.75)
+ADAM, MOMENTUM = optax.adam(0.1), optax.sgd(0.1, momentum=0.9)
+OTHERS = {
+    "optimizer": (MOMENTUM, rx.rigl(PLANNED), "same inner optimizer .*leaf '0/trace/bias'"),
+    "algorithm": (ADAM, rx.dsr(PLANNED), "DsrState, got MaskState"),
+    "leaves": (ADAM, rx.rigl(rx.make_plan(WEIGHTS, 0.5, rules=[(".*", rx.unstructured())])), "leaf 'bias'"),
+}
+
+
+def trained(inner=ADAM, algorithm=None):
+    return packed_training(inner, rx.rigl(PLANNED) if algorithm is None else algorithm, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_state_of_another_run_is_refused(other):
+    packed, state = trained().init(WEIGHTS)
+    masked = trained().unpack(packed, state)
+    inner, algorithm, message = OTHERS[other]
+    training = trained(inner, algorithm)
+    calls = {
+        "update": lambda: training.update(packed.values, state, packed),
+        "rewire": lambda: training.rewire(WEIGHTS, state, packed),
+        "unpack": lambda: training.unpack(packed, state),
+        "pack": lambda: training.pack(*masked),
+    }
+    for who, call in calls.items():
+        with pytest.raises(ValueError, match=rf"^packed_training: {who}: the state must be [^\n]*{message}[^\n]*$"):
+            call()
+
+
+def test_a_state_that_does_not_fit_the_packed_weights_is_refused():
+    packed, state = trained().init(WEIGHTS)
+    training = trained(algorithm=rx.rigl(rx.make_plan(WEIGHTS, 0.8)))
+    other, _ = training.init(WEIGHTS)
+    for call in (
+        lambda: training.update(other.values, state, other),
+        lambda: training.rewire(WEIGHTS, state, other),
+        lambda: training.unpack(other, state),
+        lambda: rewire_streamed(ADAM, {}, state, other, 0.3),
+    ):
+        with pytest.raises(ValueError, match=r"leaf '0/mu/kernel' must have shape \(26,\), got shape \(32,\)"):
+            call()
+    with pytest.raises(ValueError, match=r"^rewire_streamed: the state must be of the same inner optimizer"):
+        rewire_streamed(MOMENTUM, {}, state, packed, 0.3)
+
+
+def test_masks_of_other_counts_go_on_as_in_a_masked_run():
+    tx = rx.sparsify(ADAM, rx.rigl(PLANNED), key=jax.random.key(0))
+    masks = {"kernel": jnp.eye(16, 8, dtype=bool), "bias": None}
+    params, state = rx.replace_masks(ADAM, tx.init(WEIGHTS), WEIGHTS, masks)
+    packed, packed_state = trained().pack(params, state)
+    packed, _ = trained().rewire(WEIGHTS, packed_state, packed)
+    _, state = tx.update(WEIGHTS, state, params, rewire=True)
+    assert int(state.masks["kernel"].sum()) == 8
+    chex.assert_trees_all_equal(masks_of(packed), state.masks)
+    with pytest.raises(ValueError, match="leaf 'kernel' must have 32 active weights by the plan, got 8"):
+        rx.check_masked(rx.unpack(packed), masks_of(packed), PLANNED)
+
+
 # --- growth by streamed gradients ---------------------------------------------------------------------------------
 
 
