@@ -47,7 +47,7 @@ def snip(
       min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
       score: what is ranked. `scores.taylor` pools squares over the units of a structure.
 
-    >>> import rigl_jax as rx
+    >>> import jax, rigl_jax as rx
     >>> params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
     >>> algorithm = snip(rx.make_plan(params, 0.5), loss=lambda p: p["w"][0].sum())
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
