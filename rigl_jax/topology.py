@@ -148,7 +148,6 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
       ValueError: params do not fit the plan; the message names the leaf.
     """
     check_fit(plan, params)
-    key = checks.key("random_masks", key)
     return trees.map_sparse(
         lambda leaf, p: prune(
             leaf.structure,
@@ -321,7 +320,6 @@ def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *,
 @arguments(plan=rules.plan)
 def check_fit(plan: Plan, params: PyTree) -> None:
     """Raises a ValueError that names the first leaf in which params are not those that the plan was made for."""
-    checks.plan("plan", plan)
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     for name, leaf in plan.items():
         if name not in shapes:
