@@ -13,7 +13,7 @@ import numpy as np
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree
 from rigl_jax.costs import training_cost
-from rigl_jax.flops import flops
+from rigl_jax.tracing.flops import flops
 
 COLUMNS = ("active", "dropped", "grown", "explored", "dead")
 

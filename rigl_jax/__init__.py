@@ -13,6 +13,7 @@ from rigl_jax import (
     scores,
     structures,
     topology,
+    tracing,
     trees,
     values,
 )
@@ -46,15 +47,15 @@ from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
 from rigl_jax.description import describe
 from rigl_jax.distributions import erdos_renyi, erk, uniform
 from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
-from rigl_jax.flops import Flops, Product, flops
 from rigl_jax.growth import accumulate_growth
 from rigl_jax.initial import rescale_init
 from rigl_jax.masking import apply_masks, check_masked, sparsity, straight_through
 from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
 from rigl_jax.plan import make_plan
-from rigl_jax.roles import roles
 from rigl_jax.sparsify import SparseState, sparsify
 from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
+from rigl_jax.tracing.flops import Flops, Product, flops
+from rigl_jax.tracing.roles import roles
 
 try:
     __version__ = metadata.version("rigl_jax")
@@ -134,6 +135,7 @@ __all__ = [
     "synflow",
     "top_kast",
     "topology",
+    "tracing",
     "training_cost",
     "trees",
     "uniform",

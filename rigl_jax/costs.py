@@ -12,8 +12,8 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, schedules
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Shape
-from rigl_jax.flops import Flops
 from rigl_jax.messages import kind, shown
+from rigl_jax.tracing.flops import Flops
 
 PIECE = 1 << 16
 """Steps asked about at once: what a cache holds."""

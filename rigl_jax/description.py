@@ -10,8 +10,8 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, topology, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Axes, Leaf, Plan, PyTree, Shape
-from rigl_jax.roles import check_model, roles
 from rigl_jax.tables import table
+from rigl_jax.tracing.roles import check_model, roles
 
 _Row = tuple[str, str, str, str, str, str]
 

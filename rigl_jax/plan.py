@@ -14,8 +14,8 @@ from rigl_jax.arguments import arguments
 from rigl_jax.base import Axes, Distribution, Leaf, Plan, PyTree, Role, Shape, Structure
 from rigl_jax.distributions import check_sparsity, erk, share, whole
 from rigl_jax.messages import kind, listed, shown
-from rigl_jax.roles import check_model, roles
 from rigl_jax.structures import resolve, unstructured
+from rigl_jax.tracing.roles import check_model, roles
 
 TRAINABLE = ("bfloat16", "float16", "float32", "float64")
 """The types of weights that can be ranked and set to 0 by an update; 8 bits and fewer can be held by masters only."""
@@ -59,7 +59,7 @@ def make_plan(
       axes: `{regex: rx.Axes}`: which axes of a leaf are inputs, outputs and layers of a stack, for leaves of which
         neither a trace nor names tell it right. Whether a leaf is sparse is not theirs to say, but that of `rules`.
       apply: the model, `apply(params, *inputs)`. It is traced once, and the products it makes tell which leaves are
-        kernels and which axes are what. Without it names, modules and biases tell (`rigl_jax.roles` says how).
+        kernels and which axes are what. Without it names, modules and biases tell (`rigl_jax.tracing.roles` says how).
       inputs: of `apply`, arrays or `jax.ShapeDtypeStruct`.
 
     Returns:

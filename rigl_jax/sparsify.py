@@ -15,7 +15,7 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
-from rigl_jax.resting import frozen, remembered, rests
+from rigl_jax.tracing.invariants import frozen, remembered, rests
 
 
 class SparseState(NamedTuple):

@@ -4,7 +4,6 @@ A row is a call that works. Each of its arguments is replaced in turn by values 
 must be listed in `MAY`, with the reason; so a new function or argument is checked as soon as it is public.
 """
 
-import importlib
 import inspect
 import re
 
@@ -21,9 +20,9 @@ from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
 from rigl_jax.execution import kernels
+from rigl_jax.tracing import flops
 from tests.bad_input import check
 
-flops = importlib.import_module("rigl_jax.flops")  # rx.flops is its function
 MODULES = {
     "": rx,
     "topology.": topology,

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks, jaxprs, trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree, Shape
-from rigl_jax.execution.known import Product, read_products
-from rigl_jax.execution.program import Custom, Program, Step, evaluate, trace
-from rigl_jax.execution.units import Labels, read_units
+from rigl_jax.tracing import primitives
+from rigl_jax.tracing.channels import Labels, read_units
+from rigl_jax.tracing.constants import Product, read_products
+from rigl_jax.tracing.program import Custom, Program, Step, evaluate, trace
 
 Kept = dict[str, dict[int, np.ndarray]]
 """`{leaf: {axis: int64[new size]}}`: the ascending positions that are left of every axis that shrank."""
@@ -281,7 +282,7 @@ def _with_own_derivatives(
             jnp.zeros(program.avals[i].shape, x.dtype).at[jnp.ix_(*places(i))].set(x) if cut(i) else x
             for i, x in zip(custom.ins, operands, strict=True)
         ]
-        results = dict(zip(custom.outs, jaxprs.bind(custom.eqn, filled), strict=True))
+        results = dict(zip(custom.outs, primitives.bind(custom.eqn, filled), strict=True))
         return [results[i][jnp.ix_(*places(i))] if cut(i) else results[i] for i in outs]
 
     if not any(map(cut, (*custom.ins, *outs))):

@@ -37,8 +37,8 @@ from rigl_jax import checks, trees
 from rigl_jax.base import PyTree, Shape
 from rigl_jax.execution import kernels, stored
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
-from rigl_jax.execution.program import Step, evaluate, trace
-from rigl_jax.execution.units import window_axes
+from rigl_jax.tracing.channels import window_axes
+from rigl_jax.tracing.program import Step, evaluate, trace
 
 Path = str | os.PathLike[str]
 

@@ -20,12 +20,13 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rigl_jax import checks, jaxprs, trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, Whole
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import shown
+from rigl_jax.tracing import primitives
 
 Observe = Callable[[Weight, Array, Array], Array]
 """`(weight, rows, y) -> y`: sees every product y = rows @ weight (of a convolution, rows are patches of the image with
@@ -146,14 +147,14 @@ def _evaluate(closed: Any, inputs: Sequence[Any], how: How) -> list[Any]:
         if any(map(_is_weight, operands)):
             results = _RULES.get(eqn.primitive.name, _materialise)(eqn, operands, how)
         else:
-            results = jaxprs.bind(eqn, operands)
+            results = primitives.bind(eqn, operands)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _materialise(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     del how
-    return jaxprs.bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
+    return primitives.bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
 
 
 def _as_array(x: Any, where: str) -> Any:
@@ -263,11 +264,11 @@ def _transpose(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
 
 
 def _call(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    return _evaluate(jaxprs.called(eqn), operands, how)
+    return _evaluate(primitives.called(eqn), operands, how)
 
 
 def _checkpoint(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    closed = jaxprs.called(eqn)
+    closed = primitives.called(eqn)
     if how.observe is not None:  # what is observed must get out, and that it cannot from inside a checkpoint
         return _evaluate(closed, operands, how)
 
@@ -280,7 +281,7 @@ def _checkpoint(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
 
 def _scan(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     _refuse_observer(how, operands, "scan")
-    given, (inside, constants, carried) = eqn.params, jaxprs.scan(eqn)
+    given, (inside, constants, carried) = eqn.params, primitives.scan(eqn)
     consts = operands[:constants]
     loop = [_as_array(x, "the carry or the stacked inputs of a scan") for x in operands[constants:]]
 
@@ -301,12 +302,12 @@ def _cond(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     def branch(closed: Any) -> Callable[..., Any]:
         return lambda *xs: [_as_array(x, "the end of a cond") for x in _evaluate(closed, xs, how)]
 
-    return jax.lax.switch(index, [branch(closed) for closed in jaxprs.branches(eqn)], *rest)
+    return jax.lax.switch(index, [branch(closed) for closed in primitives.branches(eqn)], *rest)
 
 
 def _while(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     _refuse_observer(how, operands, "while_loop")
-    condition, inside, first, second = jaxprs.while_loop(eqn)
+    condition, inside, first, second = primitives.while_loop(eqn)
     of_cond, of_body = operands[:first], operands[first : first + second]
     start = [_as_array(x, "the carry of a while_loop") for x in operands[first + second :]]
 

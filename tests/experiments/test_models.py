@@ -11,7 +11,7 @@ from configs import fashion_mnist_lenet5
 from experiments import build
 from experiments.models import MODELS
 from rigl_jax.costs import micronet_bits, micronet_flops
-from rigl_jax.flops import Product, flops
+from rigl_jax.tracing.flops import Product, flops
 
 IMAGES = {"mlp": (28, 28, 1), "lenet5": (28, 28, 1), "wide_resnet": (32, 32, 3), "resnet50": (224, 224, 3)}
 SMALL = {

@@ -10,7 +10,7 @@ import pytest
 from rigl_jax import make_plan, rigl, snfs, static
 from rigl_jax.base import Algorithm
 from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
-from rigl_jax.flops import flops
+from rigl_jax.tracing.flops import flops
 
 
 def algorithm(dense_grads):

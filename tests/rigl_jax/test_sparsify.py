@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
-from rigl_jax.resting import rests
+from rigl_jax.tracing.invariants import rests
 
 
 def problem():

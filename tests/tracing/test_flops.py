@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rigl_jax.flops import Product, flops
+from rigl_jax.tracing.flops import Product, flops
 
 
 def spec(*shape, dtype=jnp.float32):

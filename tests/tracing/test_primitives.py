@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rigl_jax import jaxprs
+from rigl_jax.tracing import primitives
 
 
 @jax.custom_jvp
@@ -32,7 +32,7 @@ def test_operands_of_a_scan(consts, carry, scanned):
         return jax.lax.scan(body, start, xs, length=3)
 
     args = [tuple(jnp.ones(shape) for _ in range(n)) for shape, n in [((2,), consts), ((3,), carry), ((3, 4), scanned)]]
-    found = jaxprs.scan(the("scan", f, *args))
+    found = primitives.scan(the("scan", f, *args))
     assert (found.consts, found.carry, len(found.body.jaxpr.invars)) == (consts, carry, consts + carry + scanned)
 
 
@@ -42,7 +42,7 @@ def test_operands_of_a_while_loop(tests, consts):
     def f(limits, steps, x):
         return jax.lax.while_loop(lambda c: c < 9 + sum(limits), lambda c: c + 1 + sum(steps), x)
 
-    found = jaxprs.while_loop(the("while", f, (1.0,) * tests, (1.0,) * consts, 0.0))
+    found = primitives.while_loop(the("while", f, (1.0,) * tests, (1.0,) * consts, 0.0))
     assert (found.condition_consts, found.body_consts) == (tests, consts)
     assert (len(found.condition.jaxpr.invars), len(found.body.jaxpr.invars)) == (tests + 1, consts + 1)
 
@@ -57,11 +57,11 @@ def test_operands_of_a_while_loop(tests, consts):
     ],
 )
 def test_what_only_wraps_a_program_is_seen_through(name, f):
-    inner = jaxprs.called(next(e for e in jax.make_jaxpr(f)(1.0).eqns if e.primitive.name == name))
+    inner = primitives.called(next(e for e in jax.make_jaxpr(f)(1.0).eqns if e.primitive.name == name))
     assert (inner is None) == (name == "add")
     assert inner is None or len(inner.jaxpr.invars) == 1
 
 
 def test_branches_of_a_cond():
     eqn = the("cond", lambda i, x: jax.lax.switch(i, [jnp.sin, jnp.cos, jnp.tan], x), 0, 1.0)
-    assert [b.jaxpr.eqns[-1].primitive.name for b in jaxprs.branches(eqn)] == ["sin", "cos", "tan"]
+    assert [b.jaxpr.eqns[-1].primitive.name for b in primitives.branches(eqn)] == ["sin", "cos", "tan"]

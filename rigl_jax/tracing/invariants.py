@@ -17,7 +17,7 @@ import optax
 
 from rigl_jax import trees
 from rigl_jax.base import PyTree
-from rigl_jax.jaxprs import branches, called
+from rigl_jax.tracing.primitives import branches, called
 
 T = TypeVar("T")
 

@@ -23,10 +23,11 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 
-from rigl_jax import checks, jaxprs, trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Masks, PyTree, Shape
 from rigl_jax.messages import shown
 from rigl_jax.tables import table
+from rigl_jax.tracing import primitives
 
 Origin = dict[str, float] | None
 """Where a value comes from: `{leaf name: share of it}`, `{}` for a constant, None for anything computed from data."""
@@ -182,18 +183,18 @@ def _equation(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
         shapes = [atom.aval.shape for atom in equation.invars]
         return [None], _charge(ins[:2], outputs * _TERMS[name](shapes, params), outputs, context)
     if name == "scan":
-        body, consts, carry = jaxprs.scan(equation)
+        body, consts, carry = primitives.scan(equation)
         outs, found = _loop(body.jaxpr, ins, consts, carry, context)
         return outs, _repeat(found, params["length"])
     if name == "while":
         return _while(equation, ins, context)
     if name == "cond":
-        branches = [_walk(branch.jaxpr, ins[1:], context) for branch in jaxprs.branches(equation)]
+        branches = [_walk(branch.jaxpr, ins[1:], context) for branch in primitives.branches(equation)]
         outs = [_join(list(outs)) for outs in zip(*(outs for outs, _ in branches), strict=True)]
         return outs, max((found for _, found in branches), key=lambda found: sum(p.macs for p in found))
     if name == "optimization_barrier":  # output i is input i
         return ins, []
-    inner = [held.jaxpr for held in jaxprs.held(equation)]
+    inner = [held.jaxpr for held in primitives.held(equation)]
     arity = len(ins), len(equation.outvars)
     if len(inner) == 1 and (len(inner[0].invars), len(inner[0].outvars)) == arity:  # a call
         outs, found = _walk(inner[0], ins, context)
@@ -206,7 +207,7 @@ def _equation(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
 
 def _while(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
     """The body and the condition, `while_trips` times each."""
-    condition, body, tests, consts = jaxprs.while_loop(equation)
+    condition, body, tests, consts = primitives.while_loop(equation)
     outs, found = _loop(body.jaxpr, ins[tests:], consts, len(ins) - tests - consts, context)
     found = _walk(condition.jaxpr, ins[:tests] + outs, context)[1] + found
     if found and context.while_trips is None:
@@ -290,6 +291,6 @@ _TERMS = {"dot_general": _dot_terms, "ragged_dot_general": _dot_terms, "conv_gen
 
 def _has_products(jaxpr: Any) -> bool:
     return any(
-        equation.primitive.name in _TERMS or any(_has_products(held.jaxpr) for held in jaxprs.held(equation))
+        equation.primitive.name in _TERMS or any(_has_products(held.jaxpr) for held in primitives.held(equation))
         for equation in jaxpr.eqns
     )

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax.execution.program import Program, Step
-from rigl_jax.execution.units import ELEMENTWISE, Labels, common_ends, window_axes
+from rigl_jax.tracing.channels import ELEMENTWISE, Labels, common_ends, window_axes
+from rigl_jax.tracing.program import Program, Step
 
 
 class Known(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.extend.core as jex
 from jax.extend.core.primitives import copy_p
 
-from rigl_jax.jaxprs import CUSTOM, called
+from rigl_jax.tracing.primitives import CUSTOM, called
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rigl_jax.execution.program import Program, Step
+from rigl_jax.tracing.program import Program, Step
 
 Labels = tuple[np.ndarray | None, ...]
 """For each axis the unit of each of its positions, int64[size]; None for an axis whose size is fixed."""

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
-from rigl_jax import jaxprs, trees
+from rigl_jax import trees
 from rigl_jax.base import Axes, PyTree, Role
-from rigl_jax.traced_axes import Part, broadcast, only, reshape, without
+from rigl_jax.tracing import primitives
+from rigl_jax.tracing.geometry import Part, broadcast, only, reshape, without
 
 INPUT, OUTPUT, WINDOW, STACK = "inputs", "outputs", "window", "stack"
 
@@ -130,7 +131,7 @@ def _walk(jaxpr: Any, ins: Sequence[Owned], seen: _Seen) -> list[Owned]:
 
 def _equation(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     name = eqn.primitive.name
-    if (inner := jaxprs.called(eqn)) is not None:
+    if (inner := primitives.called(eqn)) is not None:
         return _walk(inner.jaxpr, ins, seen)
     if rule := _RULES.get(name):
         return rule(eqn, ins, seen)
@@ -141,12 +142,12 @@ def _equation(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
     if name == "scan":
         return _scan(eqn, ins, seen)
     if name == "while":
-        loop = jaxprs.while_loop(eqn)
+        loop = primitives.while_loop(eqn)
         return _walk(loop.body.jaxpr, ins[loop.condition_consts :], seen)
     if name == "cond":
-        outs = [_walk(branch.jaxpr, ins[1:], seen) for branch in jaxprs.branches(eqn)]
+        outs = [_walk(branch.jaxpr, ins[1:], seen) for branch in primitives.branches(eqn)]
         return [own[0] if all(other == own[0] for other in own) else Data({}) for own in zip(*outs, strict=True)]
-    inner_programs = jaxprs.held(eqn)
+    inner_programs = primitives.held(eqn)
     if len(inner_programs) == 1 and len(inner_programs[0].jaxpr.invars) == len(ins):  # shard_map and its like
         outs = _walk(inner_programs[0].jaxpr, ins, seen)
         return outs if len(outs) == len(eqn.outvars) else [Data({})] * len(eqn.outvars)
@@ -206,7 +207,7 @@ def _together(ins: Sequence[Owned], seen: _Seen) -> Owned:
 
 
 def _scan(eqn: Any, ins: list[Owned], seen: _Seen) -> list[Owned]:
-    scan = jaxprs.scan(eqn)
+    scan = primitives.scan(eqn)
     first = scan.consts + scan.carry
     inside = [*ins[:first], *(_mapped(owned, lambda parts: parts[1:]) for owned in ins[first:])]
     outs = _walk(scan.body.jaxpr, inside, seen)
