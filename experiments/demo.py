@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from configs import digits_mlp
-from experiments import records, report, texts
-from experiments.lock import locked
+from experiments import report, texts
+from experiments.io import run_directory
+from experiments.io.lock import locked
 from experiments.train import train
 
 METHODS: dict[str, str] = {
@@ -43,7 +44,7 @@ class Trial(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return records.finished(self.workdir)
+        return run_directory.finished(self.workdir)
 
 
 def trials(workdir: str | Path, seeds: int, methods: Sequence[str] = tuple(METHODS)) -> list[Trial]:

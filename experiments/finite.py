@@ -6,6 +6,7 @@ the host learns of it at the next line.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -30,6 +31,16 @@ def finite(tree: PyTree) -> Array:
     for leaf in leaves:
         found &= jnp.all(jnp.isfinite(leaf))
     return found
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Stops a run whose loss is lost.
+
+    Raises:
+      FloatingPointError: the mean loss since the last line is nan or infinite.
+    """
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at step {step}")
 
 
 def left_out(good: Array, after: Any, before: Any, *, updates: bool) -> Any:

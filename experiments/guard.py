@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import digests
-from experiments.steps import Batch, Compiled, Task, TrainState, loss_of, masks, weights
+from experiments.io import digests
+from experiments.step import Batch, Compiled, Task, TrainState, loss_of, masks, weights
 from rigl_jax import topology, trees
 from rigl_jax.base import Algorithm, Array, PyTree
 

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import measure, records, sharding
-from experiments.finite import SKIP
-from experiments.steps import Compiled, Task, TrainState, evaluate, masks
+from experiments import measure, sharding
+from experiments.finite import SKIP, check_finite
+from experiments.io.metrics import open_writer
+from experiments.progress import open_progress
+from experiments.step import Compiled, Task, TrainState, evaluate, masks
 from rigl_jax import trees
 from rigl_jax.base import Array, PyTree
 
@@ -43,8 +45,8 @@ class Journal:
         self.shapes = measure.shapes(masks(state))
         active = jax.process_index() == 0
         config = task.config
-        self.bar = records.open_bar(config["steps"], done, active=active and config["progress"])
-        self.writer = records.open_writer(workdir, self.first, tensorboard=config["tensorboard"], active=active)
+        self.bar = open_progress(config["steps"], done, active=active and config["progress"])
+        self.writer = open_writer(workdir, self.first, tensorboard=config["tensorboard"], active=active)
         if active and (lost := facts.get("lines", 0) - self.writer.lines()) > 0:
             logging.warning("train: %s lost %d lines from before step %d", workdir / "metrics.jsonl", lost, done)
         self.sparsity = self._measure(state)["sparsity"] if self.shapes else 0.0
@@ -78,7 +80,7 @@ class Journal:
         self.flush()
         taken = values["steps"]  # 0 where every batch since the last line was skipped: there is no mean then
         loss, accuracy = (values[name] / taken if taken else None for name in ("loss", "accuracy"))
-        records.check_finite(loss or 0.0, step)
+        check_finite(loss or 0.0, step)
         self.skipped, self.missed = self.skipped + int(values["skipped"]), self.missed + int(values["missed"])
         examples = (step - self.since_step) * self.task.config["dataset"]["batch_size"]
         line = {
@@ -103,7 +105,7 @@ class Journal:
         paused = time.monotonic()
         found = evaluate(self.compiled, state, self.task.data.test())
         self.flush()
-        records.check_finite(found["loss"], step)
+        check_finite(found["loss"], step)
         self.writer.write("eval", step, {"split": "test", **found})
         self.evals.append([step, found["loss"], found["accuracy"]])
         self.since += time.monotonic() - paused

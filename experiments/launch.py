@@ -28,7 +28,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, files, records, studies, texts
+from experiments import build, studies, texts
+from experiments.io import files, run_directory
 from experiments.main import ROOT, guarded, parse, preemption
 from rigl_jax import trees
 
@@ -45,7 +46,7 @@ class Job(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether the run has its summary."""
-        return records.finished(self.workdir)
+        return run_directory.finished(self.workdir)
 
 
 def study(name: str, root: Path) -> list[Job]:
@@ -112,7 +113,7 @@ def start(job: Job, slot: int, slots: int) -> subprocess.Popen[bytes]:
 
 def outcome(job: Job, code: int) -> str:
     """One line about a job that ended."""
-    if code == 0 and job.finished and (summary := records.read_summary(job.workdir)):
+    if code == 0 and job.finished and (summary := run_directory.read_summary(job.workdir)):
         accuracy = summary["test_accuracy"]
         tested = "" if accuracy is None else f"test accuracy {100 * accuracy:.2f} %, "
         return f"{tested}{summary['seconds']:.0f} s"

@@ -27,8 +27,9 @@ import jax
 import numpy as np
 
 from configs import digits_mlp
-from experiments import checkpoint, digests, files, records
-from experiments.steps import compile_task, prepare
+from experiments.io import checkpoint, digests, files
+from experiments.io.environment import environment
+from experiments.step import compile_task, prepare
 from experiments.train import train
 from rigl_jax import topology
 
@@ -316,11 +317,11 @@ _WHEN = ("git_commit", "time")  # of each row, for rows are kept from one run to
 
 
 def _when() -> dict[str, Any]:
-    return {key: records.environment()[key] for key in _WHEN}
+    return {key: environment()[key] for key in _WHEN}
 
 
 def _write(path: Path, rows: dict[str, Any], longs: dict[str, Any]) -> None:
-    machine = {key: value for key, value in records.environment().items() if key not in _WHEN}
+    machine = {key: value for key, value in environment().items() if key not in _WHEN}
     value = {"environment": machine, "killed": [*rows.values()], "long": [*longs.values()]}
     files.write_json(path, value)
 

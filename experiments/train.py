@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 
-from experiments import checkpoint, digests, files, guard, records, resuming, sharding
+from experiments import guard, resuming, sharding
 from experiments.build import check
+from experiments.execution import compile_packed
 from experiments.finite import SKIP, finite
+from experiments.io import checkpoint, digests, files, run_directory
+from experiments.io.lock import locked
 from experiments.journal import Journal
-from experiments.lock import locked
-from experiments.packed import compile_packed
-from experiments.steps import Compiled, Task, TrainState, compile_task, masks, prepare
+from experiments.step import Compiled, Task, TrainState, compile_task, masks, prepare
 
 
 def train(
@@ -30,7 +31,7 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     interrupted: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
-    """Trains, or goes on training, and writes a run directory (see `experiments.records`).
+    """Trains, or goes on training, and writes a run directory (see `experiments.io.run_directory`).
 
     Called again on the same workdir it goes on from the last checkpoint and arrives at the same bits as a run that was
     never interrupted; a finished run is not repeated.
@@ -84,7 +85,7 @@ def train(
             if found is None and before is not None:
                 logging.warning("train: %s holds a run that was begun, but no checkpoint; it starts anew", workdir)
             if jax.process_index() == 0:
-                records.begin(workdir, config)  # after restoring: a folder of another run stays as it was
+                run_directory.begin(workdir, config)  # after restoring: a folder of another run stays as it was
             state, facts = found or (compiled.init(), {})
             journal = Journal(task, compiled, workdir, state, facts, started)
             try:
@@ -109,7 +110,7 @@ def _summary(workdir: Path, *, begun: bool) -> tuple[dict[str, Any] | None, Valu
       ValueError: a damaged summary in a folder that holds no run.
     """
     try:
-        return records.read_summary(workdir), None
+        return run_directory.read_summary(workdir), None
     except ValueError as error:
         if not begun:
             raise
@@ -128,7 +129,7 @@ def _held(workdir: Path) -> Iterator[None]:
         failed = None
         try:
             if jax.process_index() == 0:
-                records.make(workdir)
+                run_directory.make(workdir)
                 held.enter_context(locked(workdir))
         except OSError as error:
             failed = error

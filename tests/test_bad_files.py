@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import checkpoint, import_idx, launch, main, records, train
+from experiments import import_idx, launch, main, train
 from experiments.data import load
+from experiments.io import checkpoint, export
 from experiments.report.main import main as report
 from tests.bad_input import ROOT, changed, check, one_line
 
@@ -91,7 +92,7 @@ def test_a_report_of_damaged_runs(files, message, tmp_path, capsys):
 def test_an_export_of_damaged_runs(text, message, tmp_path, capsys):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "summary.json").write_text(text)
-    assert records.main([str(tmp_path), str(tmp_path / "out")]) == 2
+    assert export.main([str(tmp_path), str(tmp_path / "out")]) == 2
     one_line(capsys, message)
     assert not (tmp_path / "out").exists()
 

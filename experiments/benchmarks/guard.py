@@ -19,8 +19,8 @@ import jax
 from configs import digits_mlp
 from experiments import guard
 from experiments.benchmarks import timing
-from experiments.packed import compile_packed
-from experiments.steps import Compiled, compile_task, prepare
+from experiments.execution import compile_packed
+from experiments.step import Compiled, compile_task, prepare
 
 FEATURES = ((300, 100), (1024, 1024))
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks import timing
+from experiments.io.environment import environment
 from rigl_jax import native
 from rigl_jax.execution import kernels
 
@@ -106,7 +107,7 @@ def fill(path: pathlib.Path, cases: Cases, fresh: bool) -> None:
     """
     kept = json.loads(path.read_text())["rows"] if path.exists() and not fresh else []
     rows: list[dict[str, Any]] = []
-    about = {**timing.environment(), "kernels": kernels.backends()["native"].detail}
+    about = {**environment(), "kernels": kernels.backends()["native"].detail}
     record: dict[str, Any] = {"environment": about, "peak_gflops": peak_gflops(os.cpu_count() or 1)}
     path.parent.mkdir(parents=True, exist_ok=True)
     for identity, measure in cases:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
+
+from experiments.io.environment import environment
 
 RECORDS = Path(__file__).parents[1] / "records" / "benchmarks"
 
@@ -45,27 +44,6 @@ def ratio(of: list[float], to: list[float]) -> float:
 def milliseconds(seconds: list[float]) -> float:
     """Median, in milliseconds."""
     return round(1e3 * float(np.median(seconds)), 3)
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to judge a record: versions, processor, threads, load."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "processor": _processor(),
-        "threads": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "platform": jax.default_backend(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def rows(name: str) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import files
 from experiments.data import augment
+from experiments.io import files
 from rigl_jax import trees
 
 IN_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import files, texts
+from experiments import texts
+from experiments.io import files
 from experiments.report.page import draw, page
 from experiments.report.readme import differences, fill
 from experiments.report.runs import Run, read

@@ -1,4 +1,4 @@
-"""Run directories as values: the one place that reads what `experiments.records` wrote."""
+"""Run directories as values: the one place that reads what `experiments.io` wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import files
+from experiments.io import files
 from rigl_jax import checks
 
 

@@ -1,7 +1,7 @@
 """Fashion-MNIST: dense, static, SET and RigL at 90 % and 98 % (ERK), for an MLP and LeNet-5, 3 seeds each.
 
     python -m experiments.launch --study fashion_mnist
-    python -m experiments.records runs/fashion_mnist experiments/records/fashion_mnist
+    python -m experiments.io.export runs/fashion_mnist experiments/records/fashion_mnist
 
 42 runs, an hour and a half on 2 cores.
 """

@@ -5,7 +5,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import digits_mlp
-from experiments import files
+from experiments.io import files
 
 ONE = jax.devices()[:1]
 UNTIMED = ("examples_per_s", "seconds")

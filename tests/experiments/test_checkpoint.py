@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import checkpoint, digests, resuming
+from experiments import resuming
+from experiments.io import checkpoint, digests
 
 
 def whole(count):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import digits_mlp
-from experiments import build, data, files
+from experiments import build, data
+from experiments.io import files
 from experiments.train import train
 
 SHAPES = {

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import checkpoint, sums
+from experiments.io import checkpoint, sums
 from rigl_jax.messages import printable
 from tests.experiments.test_checkpoint import abstract, assert_equal, state
 

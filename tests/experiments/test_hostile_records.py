@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import files, launch, records, report, texts
+from experiments import launch, report, texts
+from experiments.io import export, files, metrics, run_directory
 from experiments.report.main import main
 from tests.experiments.test_report import masks_line, picture, write_run
 
@@ -128,7 +129,7 @@ def test_a_summary_of_wrong_types_is_one_line(name, value, tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert f"summary.json: {name} must be a" in capsys.readouterr().err
     if name in ("seed", "test_accuracy"):
-        assert records.main([str(tmp_path), str(tmp_path / "out")]) == 2
+        assert export.main([str(tmp_path), str(tmp_path / "out")]) == 2
         assert f"{name} must be a number" in capsys.readouterr().err
 
 
@@ -167,9 +168,9 @@ def test_files_are_not_written_through_a_link(victim, tmp_path):
     run.mkdir()
     for name in ("metrics.jsonl.part", "config.json.part", "env.json.part", "index.html.part", "index.html"):
         (run / name).symlink_to(victim)
-    records.begin(run, {"seed": 0})
+    run_directory.begin(run, {"seed": 0})
     (run / "metrics.jsonl").write_text('{"step": 1, "kind": "eval"}\n')
-    records.open_writer(run, 1, tensorboard=False).close()
+    metrics.open_writer(run, 1, tensorboard=False).close()
     files.write_atomically(run / "index.html", "new")
     assert (run / "index.html").read_text() == "new"
     assert {path.name for path in run.iterdir()} == {"config.json", "env.json", "metrics.jsonl", "index.html"}
@@ -180,7 +181,7 @@ def test_lines_are_not_appended_through_a_link(victim, tmp_path):
     for name in ("metrics.jsonl", "log.txt"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(OSError, match=r"records: cannot write .*metrics.jsonl: "):
-        records.open_writer(tmp_path, -1, tensorboard=False)
+        metrics.open_writer(tmp_path, -1, tensorboard=False)
     with pytest.raises(OSError, match=r"records: cannot write .*log.txt: "):
         launch.start(launch.Job("a", tmp_path, ["true"]), 0, 1)
     assert not (tmp_path / "nowhere").exists()

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from experiments import launch, main, records
+from experiments import launch, main
+from experiments.io import run_directory
 from experiments.studies import fashion_mnist
 
 # ml_collections reads config files in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SMOKE = "configs/digits_mlp.py:smoke"
-SUMMARY = json.dumps(dict.fromkeys(records.SUMMARY, 1) | {"test_accuracy": 0.5, "method": "rigl"})
+SUMMARY = json.dumps(dict.fromkeys(run_directory.SUMMARY, 1) | {"test_accuracy": 0.5, "method": "rigl"})
 
 
 def call(*arguments):

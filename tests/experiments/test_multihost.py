@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from configs import digits_mlp
-from experiments import checkpoint, files, main, sharding
-from experiments.steps import compile_task, prepare
+from experiments import main, sharding
+from experiments.io import checkpoint, files
+from experiments.step import compile_task, prepare
 from experiments.train import train
 from tests import xla
 
@@ -42,7 +43,8 @@ import os, pathlib, sys
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from experiments import checkpoint, main, sums
+from experiments import main
+from experiments.io import checkpoint, sums
 jax.distributed.initialize(**main.place(os.environ))
 placed = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
 folder = pathlib.Path(sys.argv[1])

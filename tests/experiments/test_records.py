@@ -8,23 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import files, measure, records
+from experiments import measure
+from experiments.io import files, metrics, run_directory
+from experiments.io.export import export
 
 
 def test_lines_are_there_as_soon_as_written_and_continue(tmp_path):
-    writer = records.open_writer(tmp_path, -1, tensorboard=False)
+    writer = metrics.open_writer(tmp_path, -1, tensorboard=False)
     writer.write("train", 1, {"loss": 0.5})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "kind": "train", "loss": 0.5}
     writer.write("train", 2, {"loss": 0.4})
     writer.close()
-    writer = records.open_writer(tmp_path, 1, tensorboard=False)
+    writer = metrics.open_writer(tmp_path, 1, tensorboard=False)
     writer.write("train", 2, {"loss": 0.3})
     writer.close()
     assert [line["loss"] for line in files.read_lines(tmp_path / "metrics.jsonl")] == [0.5, 0.3]
 
 
 def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path):
-    writer = records.open_writer(tmp_path, -1, tensorboard=False)
+    writer = metrics.open_writer(tmp_path, -1, tensorboard=False)
     writer.write("train", 1, {"loss": 0.5})
     size = (tmp_path / "metrics.jsonl").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -35,25 +37,25 @@ def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.close()
-    records.open_writer(tmp_path, 2, tensorboard=False).close()
+    metrics.open_writer(tmp_path, 2, tensorboard=False).close()
     assert [line["step"] for line in files.read_lines(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_a_run_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(OSError, match=r"records: cannot write .*runs/one: Not a directory"):
-        records.begin(tmp_path / "runs" / "one", {"seed": 0})
+        run_directory.begin(tmp_path / "runs" / "one", {"seed": 0})
 
 
 def test_a_writer_that_is_not_active_writes_nothing(tmp_path):
-    writer = records.open_writer(tmp_path, -1, tensorboard=True, active=False)
+    writer = metrics.open_writer(tmp_path, -1, tensorboard=True, active=False)
     writer.write("train", 1, {"loss": 0.5})
     writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
-    writer = records.open_writer(tmp_path, -1, tensorboard=True)
+    writer = metrics.open_writer(tmp_path, -1, tensorboard=True)
     writer.write("masks", 1, {"sparsity": 0.9, "density": {"a/kernel": 0.1}, "leaf": "a"})
     writer.close()
     content = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
@@ -71,20 +73,20 @@ def test_only_a_last_line_may_be_cut(tmp_path):
 
 
 def test_the_environment_names_no_machine(tmp_path):
-    records.begin(tmp_path / "run", {"seed": 0})
+    run_directory.begin(tmp_path / "run", {"seed": 0})
     env = json.loads((tmp_path / "run" / "env.json").read_text())
     assert env["jax"] == jax.__version__
-    assert not any(isinstance(value, str) and "/" in value for value in env.values())
-    records.begin(tmp_path / "run", {"seed": 1})  # resumed: the first start's files stay
+    assert not any(isinstance(value, str) and value.startswith("/") for value in env.values())
+    run_directory.begin(tmp_path / "run", {"seed": 1})  # resumed: the first start's files stay
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"seed": 0}
 
 
 def test_export_keeps_what_is_worth_committing(tmp_path):
     run = tmp_path / "runs" / "rigl-s0"
-    records.begin(run, {"seed": 0, "dataset": {"name": "digits", "data_dir": "/some/where"}})
+    run_directory.begin(run, {"seed": 0, "dataset": {"name": "digits", "data_dir": "/some/where"}})
     with pytest.raises(ValueError, match="rigl-s0 is not finished"):
-        records.export(run, tmp_path / "records")
-    writer = records.open_writer(run, -1, tensorboard=True)
+        export(run, tmp_path / "records")
+    writer = metrics.open_writer(run, -1, tensorboard=True)
     for step in range(100):
         writer.write("masks", step, {"sparsity": 1 / 3})
         writer.write("train", step, {"loss": 1.0})
@@ -92,14 +94,14 @@ def test_export_keeps_what_is_worth_committing(tmp_path):
     writer.write("eval", 99, {"accuracy": 0.5})
     writer.close()
     files.write_json(run / "summary.json", {"seed": 0})
-    target = records.export(run, tmp_path / "records", points=10)
+    target = export(run, tmp_path / "records", points=10)
     assert {p.name for p in target.iterdir()} == {"config.json", "env.json", "summary.json", "metrics.jsonl"}
     assert "data_dir" not in (target / "config.json").read_text()
     lines = files.read_lines(target / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "masks"] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     assert lines[0]["sparsity"] == 0.333333
     assert lines[-1] == {"step": 99, "kind": "eval", "accuracy": 0.5}
-    lines = files.read_lines(records.export(run, tmp_path / "records", pictures=True) / "metrics.jsonl")
+    lines = files.read_lines(export(run, tmp_path / "records", pictures=True) / "metrics.jsonl")
     assert [line["kind"] for line in lines].count("first_layer") == 1
 
 

@@ -36,7 +36,7 @@ def masks_line(step, moved, explored):
 
 
 def write_run(root, method, seed, accuracy, *, sparsity=0.75, finished=True, dataset="digits", **config):
-    """A run directory by hand, as `experiments.records` would write it."""
+    """A run directory by hand, as `experiments.io` would write it."""
     folder = root / f"{dataset}-{method}-{sparsity}-s{seed}{''.join(map(str, config.values()))}"
     folder.mkdir(parents=True)
     dense = method == "dense"

@@ -11,10 +11,11 @@ import sys
 import jax
 import pytest
 
-from experiments import checkpoint, files, records, sharding, sums
+from experiments import sharding
 from experiments import train as train_module
-from experiments.lock import locked
-from experiments.steps import compile_task, prepare
+from experiments.io import checkpoint, files, run_directory, sums
+from experiments.io.lock import locked
+from experiments.step import compile_task, prepare
 from experiments.train import train
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
 
@@ -146,7 +147,7 @@ def test_half_a_summary_is_made_again_from_the_last_checkpoint(runs, tmp_path, c
     summary = json.loads((run / "summary.json").read_text())
     for damage in ('{"test_accuracy": 0.', "{}", '{"steps": "x"}', ""):
         (run / "summary.json").write_text(damage)
-        assert not records.finished(run)
+        assert not run_directory.finished(run)
         found = train(configured(), run, devices=ONE)
         assert {**found, "seconds": 0} == {**summary, "seconds": 0}
         assert files.read_json(run / "summary.json") == found
@@ -168,7 +169,7 @@ def test_a_second_training_is_told_and_changes_nothing(half):
 
 def test_the_lock_dies_with_its_process(tmp_path):
     program = (
-        "import sys, time, pathlib\nfrom experiments.lock import locked\n"
+        "import sys, time, pathlib\nfrom experiments.io.lock import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import digits_mlp
-from experiments import digests, sharding
-from experiments.steps import compile_task, prepare
+from experiments import sharding
+from experiments.io import digests
+from experiments.step import compile_task, prepare
 
 SHAPES = {
     "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")},

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from experiments import build, checkpoint, digests, guard, main, train
+from experiments import build, guard, main, train
+from experiments.execution import compile_packed
 from experiments.finite import finite
-from experiments.packed import compile_packed
-from experiments.steps import compile_task, masks, prepare
+from experiments.io import checkpoint, digests
+from experiments.step import compile_task, masks, prepare
 from rigl_jax import topology
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoint, measure
-from experiments.steps import compile_task, cross_entropy, evaluate, prepare
+from experiments import measure
+from experiments.io import checkpoint
+from experiments.step import compile_task, cross_entropy, evaluate, prepare
 from experiments.train import train
 from tests.experiments.runs import ONE, UNTIMED, compiled_once, configured, lines  # noqa: F401
 

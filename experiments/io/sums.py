@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import tensorstore
 
-from experiments import files
+from experiments.io import files
 
 SUMS = "sums.json"
 """The file of a checkpoint that lists its other ones: `{"state/manifest.ocdbt": [bytes, CRC-32]}`."""

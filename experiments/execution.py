@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import sharding
-from experiments.steps import Batch, Compiled, Task, TrainState, compile_task, eval_step, loss_of, stepped
+from experiments.step import Batch, Compiled, Task, TrainState, compile_task, eval_step, loss_of, stepped
 from rigl_jax.base import Array, PyTree
 from rigl_jax.execution import Packed, PackedTraining, run_packed
 

@@ -24,7 +24,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from experiments import digests, files, resuming, sharding, sums
+from experiments import resuming, sharding
+from experiments.io import digests, files, sums
 from rigl_jax.base import PyTree
 from rigl_jax.messages import listed
 
