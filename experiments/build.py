@@ -9,7 +9,6 @@ alone (`--config.method.name=static`); an option that no entry takes is an error
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import rigl_jax as rx
 from experiments import data as data_module
 from experiments import finite, sharding
+from experiments.config import plain
 from experiments.models import MODELS
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
 from experiments.options import check_kind, choose, options, unknown
@@ -88,22 +88,6 @@ SECTIONS: dict[str, tuple[Mapping[str, Callable[..., Any]], int]] = {
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
-
-
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as plain JSON data: dicts, lists, numbers, strings.
-
-    >>> plain({"rules": (("a", "b"),)})
-    {'rules': [['a', 'b']]}
-    """
-    try:
-        as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyrefly: ignore[missing-attribute]
-        return json.loads(json.dumps(as_dict))
-    except (TypeError, ValueError) as error:
-        kind = type(config).__name__
-        raise ValueError(
-            f"config: expected sections of numbers, words and lists by name, got {kind}: {error}"
-        ) from None
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:

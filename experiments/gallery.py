@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 import rigl_jax as rx
+from experiments import pages
 from rigl_jax.base import Algorithm, PyTree
 
 PAGE = Path("docs/algorithms.md")
@@ -132,14 +133,10 @@ def main() -> int:
     """Writes or checks the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
-        current = PAGE.exists() and PAGE.read_text() == page()
-        print("up to date" if current else f"{PAGE} is out of date: run python -m experiments.gallery")
-        return 0 if current else 1
-    for name in rx.ALGORITHMS:
+    check = parser.parse_args().check
+    for name in () if check else rx.ALGORITHMS:
         print(draw(name))
-    PAGE.write_text(page())
-    return 0
+    return pages.update({PAGE: page()}, check=check, command="python -m experiments.gallery")
 
 
 if __name__ == "__main__":

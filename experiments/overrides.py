@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.config import flat
 from experiments.options import kind_of
 from rigl_jax import trees
 
@@ -32,7 +33,7 @@ def split(argv: Sequence[str], config: Any) -> tuple[list[str], dict[str, str]]:
     rest, ours = list(argv), {}
     if not (given := _given(argv)) or not isinstance(config, ConfigDict):
         return rest, ours
-    there = set(keys(config))
+    there = flat(config)
     for start, end, key, text in reversed(given):  # from the end, so that places stay as they are
         section = key.partition(".")[0]
         own = key not in there and key in _possible(section, key)
@@ -63,20 +64,12 @@ def unknown(flag: str, known: Sequence[str]) -> ValueError:
 
 def refuse_unknown(argv: Sequence[str], config: Any) -> ValueError:
     """The error for the first --config.KEY that neither the config has nor one of its sections may have."""
-    there, given = keys(config), [key for _, _, key, _ in _given(argv)]
+    there, given = flat(config), [key for _, _, key, _ in _given(argv)]
     strange = next((key for key in given if key not in there), None)
     if strange is None:
         return ValueError(f"main: cannot set one of {', '.join(PREFIX + key for key in given)}")
     possible = _possible(strange.partition(".")[0], "")
     return unknown(PREFIX + strange, [PREFIX + key for key in [*there, *possible]])
-
-
-def keys(config: Any, prefix: str = "") -> list[str]:
-    """All keys of a config, with dots between the sections."""
-    found = []
-    for key, value in config.items():
-        found += keys(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
-    return found
 
 
 def _given(argv: Sequence[str]) -> list[tuple[int, int, str, str]]:

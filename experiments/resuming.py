@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.config import flat
+
 HARMLESS = (
     "stop_at",
     "log_every",
@@ -32,7 +34,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"seed": 0, "keep": 1}, {"seed": 1, "keep": 2})
     ['seed: 0 -> 1']
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     keys = [key for key in {**old, **new} if not harmless(key) and old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys]
 
@@ -53,10 +55,3 @@ def check_config(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"train: this run was made with another config ({'; '.join(found)}); resume it with the same, "
             "or give another workdir"
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -11,7 +11,7 @@ import optax
 
 import rigl_jax as rx
 from configs import digits_mlp
-from experiments import build
+from experiments.config import plain
 
 F, Shape = np.float32, jax.ShapeDtypeStruct
 KEY = jax.random.key(0)
@@ -53,7 +53,7 @@ def one_line(capsys, message, start="error: "):
 
 def changed(**values):
     """The plain smoke config, with `section__key` set, or taken out where the value is `...`."""
-    config = build.plain(digits_mlp.get_config("smoke"))
+    config = plain(digits_mlp.get_config("smoke"))
     for path, value in values.items():
         *sections, key = path.split("__")
         at = config

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
+from experiments import pages
 from experiments.benchmarks import timing
 
 PAGES = (Path("docs/why_not_faster.md"), Path("README.md"))
 PICTURE = Path("docs/figures/break_even.png")
-MARK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
 MODELS = {"mlp": "MLP 784-2048-2048-10, Adam, batch 256", "wrn": "WRN-22-2, SGD, batch 64"}
 KINDS = {"1x1": "single weights", "4x1": "runs of 4", "16x1": "runs of 16", "32x32": "32 x 32 tiles, plain XLA"}
@@ -36,12 +35,6 @@ GOALS = {
 def record(name: str) -> dict[str, Any]:
     """A committed record."""
     return json.loads((timing.RECORDS / f"{name}.json").read_text())
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *rows))
 
 
 def by_sparsity(rows: list[dict[str, Any]], keys: tuple[str, ...], column: str = "ratio") -> dict[tuple[Any, ...], Any]:
@@ -67,7 +60,9 @@ def linear() -> str:
     """Dense time / sparse time of a linear layer, one row a kernel and shape."""
     found = by_sparsity(record("linear")["rows"], ("kind", "batch", "in", "out"))
     rows = [[f"{KINDS[kind]}, {b} x {i} x {o}", *cells(v)] for (kind, b, i, o), v in found.items()]
-    return table(["kernel, batch x in x out", *(f"{s:.0%}" for s in SPARSITIES)], sorted([*rows, *aims("linear")]))
+    return pages.table(
+        ["kernel, batch x in x out", *(f"{s:.0%}" for s in SPARSITIES)], sorted([*rows, *aims("linear")])
+    )
 
 
 def conv() -> str:
@@ -76,14 +71,14 @@ def conv() -> str:
     for title, column in (("XLA's convolution", "ratio"), ("XLA's im2col product", "gemm_ratio")):
         found = by_sparsity(record("conv")["rows"], ("batch", "size", "channels"), column)
         rows += [[f"{b} images, {n} x {n}, {c} channels, against {title}", *cells(v)] for (b, n, c), v in found.items()]
-    return table(["layer", *(f"{s:.0%}" for s in SPARSITIES)], [*sorted(rows), *aims("conv")])
+    return pages.table(["layer", *(f"{s:.0%}" for s in SPARSITIES)], [*sorted(rows), *aims("conv")])
 
 
 def gemv() -> str:
     """Batch 1, forward."""
     found = by_sparsity(record("gemv")["rows"], ("kind", "in", "out"))
     rows = [[f"{KINDS[kind]}, {i} x {o}", *cells(v)] for (kind, i, o), v in found.items()]
-    return table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows)
+    return pages.table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows)
 
 
 def training_step() -> str:
@@ -101,7 +96,7 @@ def training_step() -> str:
         for row in record("training_step")["rows"]
     ]
     head = ["model", "sparsity", "dense ms", "packed ms", "rewiring ms", "dense / packed", "state bytes / dense"]
-    return table(head, rows)
+    return pages.table(head, rows)
 
 
 def summary() -> str:
@@ -122,7 +117,7 @@ def summary() -> str:
         f"process of {row['peak_resident_bytes'] / 1e9:.2f} GB, to {100 * row['test_accuracy']:.1f} % on Fashion-MNIST "
         f"after {row['steps']} steps (`python -m experiments.benchmarks.wide`).\n"
     )
-    return table(head, lines) + "\n" + note
+    return pages.table(head, lines) + "\n" + note
 
 
 def masked_step() -> str:
@@ -137,7 +132,7 @@ def masked_step() -> str:
         ]
         for row in record("masked_step")["rows"]
     ]
-    return table(["model", "optimizer", "static", "cond inside", "cond around"], rows)
+    return pages.table(["model", "optimizer", "static", "cond inside", "cond around"], rows)
 
 
 def rewiring() -> str:
@@ -156,7 +151,7 @@ def rewiring() -> str:
         f"once. Told to save memory, {extra['memory']['rewiring']:.1f}: "
         '`jax.jit(..., compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})`.\n'
     )
-    return table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows) + "\n" + note
+    return pages.table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows) + "\n" + note
 
 
 def wide() -> str:
@@ -172,7 +167,9 @@ def wide() -> str:
         "loss of the first batch, of the last 20": f"{row['first_loss']}, {row['last_loss']}",
         "test accuracy": f"{100 * row['test_accuracy']:.1f} %",
     }
-    return table(["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"], [[k, v] for k, v in lines.items()])
+    return pages.table(
+        ["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"], [[k, v] for k, v in lines.items()]
+    )
 
 
 TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, summary, masked_step, rewiring, wide)}
@@ -180,7 +177,7 @@ TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, summary, ma
 
 def fill(text: str) -> str:
     """The page with every table written anew."""
-    return MARK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n{m[4]}", text)
+    return pages.fill(text, "bench", lambda name: TABLES[name]())
 
 
 def draw(path: Path) -> None:
@@ -211,14 +208,11 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Fill the benchmark tables of the documents from the records.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
-    stale = [page for page in PAGES if page.read_text() != fill(page.read_text())]
-    if parser.parse_args().check:
-        print("".join(f"{page} is out of date\n" for page in stale), end="")
-        return len(stale) > 0
-    for page in stale:
-        page.write_text(fill(page.read_text()))
-    draw(PICTURE)
-    return 0
+    check = parser.parse_args().check
+    new = {page: fill(page.read_text(encoding="utf-8")) for page in PAGES}
+    if not check:
+        draw(PICTURE)
+    return pages.update(new, check=check, command="python -m experiments.benchmarks.page")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import texts
+from experiments import pages, texts
 from experiments.io import files
 from experiments.report.page import draw, page
-from experiments.report.readme import differences, fill
+from experiments.report.readme import fill
 from experiments.report.runs import Run, read
 from experiments.report.tables import grids, markdown, rows, terminal, unfinished_text
 
@@ -49,19 +49,6 @@ def show(runs: Sequence[Run], console: Console) -> None:
         console.print(texts.terminal(f"Unfinished, not in the table: {names}"))
 
 
-def _readme(path: Path, records: Path, *, check: bool) -> int:
-    old = path.read_text(encoding="utf-8")
-    new = fill(old, records)
-    if check and new != old:
-        print(differences(old, new, path.name), end="")
-        print(f"report: {path.name} differs from its records; run `python -m experiments.report --readme`")
-        return 1
-    if not check:
-        path.write_text(new, encoding="utf-8")
-    print(f"report: {path.name} {'agrees with' if check else 'is written from'} its records")
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (1: `--check` found differences, 2: bad input)."""
     parser = argparse.ArgumentParser("experiments.report", description="Tables and figures of finished runs.")
@@ -77,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give either a folder of runs, or --readme (or --check)")
     try:
         if options.runs is None:
-            return _readme(options.readme_file, options.records, check=options.check)
+            page = options.readme_file
+            new = {page: fill(page.read_text(encoding="utf-8"), options.records)}
+            return pages.update(new, check=options.check, command="python -m experiments.report --readme")
         runs = read(options.runs)
         show(runs, Console())
         title = options.title or f"Runs of {options.runs.resolve().name}"

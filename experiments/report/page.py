@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments import texts
 from experiments.report.drawing import png
 from experiments.report.figures import FIGURES
-from experiments.report.runs import Run, flat, split
+from experiments.report.runs import Run, config_text, split
 from experiments.report.tables import Grid, grids, key, rows, unfinished_text
 
 _CSS = """
@@ -104,8 +104,8 @@ def page(runs: Iterable[Run], title: str, figures: Mapping[str, tuple[bytes, str
         image = f'<img alt="{texts.html(name)}" src="data:image/png;base64,{source}">'
         body.append(f"<figure>{image}<figcaption>{texts.html(caption)}</figcaption></figure>")
     for heading, records in (
-        ("Config", {run.name: flat(run.config) for run in runs}),
-        ("Environment", {run.name: flat(run.env) for run in runs}),
+        ("Config", {run.name: config_text(run.config) for run in runs}),
+        ("Environment", {run.name: config_text(run.env) for run in runs}),
     ):
         body.append(f"<details><summary>{heading} of the {len(runs)} runs</summary>{_values(records)}</details>")
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -1,4 +1,4 @@
-"""Run directories as values: the one place that reads what `experiments.io` wrote."""
+"""Run directories as values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.config import flat
 from experiments.io import files
 from rigl_jax import checks
 
@@ -155,12 +156,6 @@ def split(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
     return [r for r in runs if r.summary is not None], [r for r in runs if r.summary is None]
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested config as `{"optimizer.name": "adamw"}`, values as JSON text, so that they compare and print."""
-    out: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = json.dumps(value)
-    return out
+def config_text(values: dict[str, Any]) -> dict[str, str]:
+    """A config or environment as `{"seed": "0"}`: values as JSON text, so that they compare and print."""
+    return {key: json.dumps(value) for key, value in flat(values).items()}

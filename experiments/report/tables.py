@@ -10,9 +10,9 @@ from typing import NamedTuple
 from rich import box
 from rich.table import Table
 
-from experiments import texts
+from experiments import pages, texts
 from experiments.report.methods import distribution_label, label, rank
-from experiments.report.runs import Run, flat, is_number, split
+from experiments.report.runs import Run, config_text, is_number, split
 from experiments.resuming import harmless
 
 
@@ -95,7 +95,7 @@ def _separates(name: str) -> bool:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    values = {name: value for name, value in flat(run.config).items() if _separates(name)}
+    values = {name: value for name, value in config_text(run.config).items() if _separates(name)}
     if run.summary is not None and run.summary["method"] == "dense":
         masks_only = ("method", "sparsity", "distribution", "rules")
         values = {name: value for name, value in values.items() if name.split(".")[0] not in masks_only}
@@ -236,9 +236,9 @@ def markdown(runs: Iterable[Run]) -> str:
     runs = list(runs)
     blocks = []
     for grid in grids(rows(runs)):
-        lines = [grid.headers, ["---:" if grid.right(header) else "---" for header in grid.headers], *grid.cells]
-        text = "\n".join("| " + " | ".join(map(texts.markdown, line)) + " |" for line in lines)
-        blocks.append(f"**{texts.markdown(grid.title)}**\n\n{text}\n")
+        head, *cells = ([texts.markdown(cell) for cell in line] for line in (grid.headers, *grid.cells))
+        text = pages.table(head, cells, left=[not grid.right(header) for header in grid.headers])
+        blocks.append(f"**{texts.markdown(grid.title)}**\n\n{text}")
     if names := unfinished_text(runs):
         blocks.append(f"Unfinished, not in the table: {texts.markdown(names)}.\n")
     return "\n".join(blocks)

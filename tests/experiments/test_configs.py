@@ -9,6 +9,7 @@ import pytest
 
 from configs import digits_mlp
 from experiments import build, data
+from experiments.config import plain
 from experiments.io import files
 from experiments.train import train
 
@@ -101,7 +102,7 @@ def test_uniform_keeps_the_first_convolution_dense():
 
 
 def changed(**values):
-    config = build.plain(digits_mlp.get_config("smoke"))
+    config = plain(digits_mlp.get_config("smoke"))
     for path, value in values.items():
         *sections, key = path.split("__")
         target = functools.reduce(dict.__getitem__, sections, config)

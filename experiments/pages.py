@@ -1,0 +1,65 @@
+"""Generated pages: tables filled in between markers, and files that are written or compared."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from experiments.io import files
+
+
+def fill(text: str, kind: str, make: Callable[[str], str]) -> str:
+    """Replaces what stands between each `<!-- KIND:NAME -->` and the next `<!-- /KIND -->` by `make(NAME)`.
+
+    Raises:
+      ValueError: a marker has no end; or what `make` raises.
+    """
+    opening, closing = re.compile(rf"<!-- {kind}:(?P<name>[^ ]+) -->\n"), f"<!-- /{kind} -->"
+    parts, position = [], 0
+    for match in opening.finditer(text):
+        end, following = text.find(closing, match.end()), opening.search(text, match.end())
+        if end < 0 or (following and following.start() < end):
+            raise ValueError(f'pages: expected "{closing}" after "{match[0].strip()}", found none')
+        parts += [text[position : match.end()], "\n", make(match["name"]), "\n"]
+        position = end
+    return "".join([*parts, text[position:]])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[bool] = ()) -> str:
+    """A Markdown table.
+
+    Args:
+      head: a title a column.
+      rows: a text a column; pipes must be escaped.
+      left: which columns hold text and not numbers; the first alone if not given.
+    """
+    rule = ["---" if text else "---:" for text in left or [True, *[False] * (len(head) - 1)]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *rows))
+
+
+def update(pages: Mapping[Path, str], *, check: bool, command: str) -> int:
+    """Writes pages that differ from what they should be; with `check` prints the differences instead.
+
+    Args:
+      pages: `{path: text}`.
+      check: change nothing.
+      command: what brings the pages up to date, for the message.
+
+    Returns:
+      An exit code: 1 where `check` found a difference.
+    """
+    stale = 0
+    for path, text in pages.items():
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        stale += old != text
+        if check and old != text:
+            lines = (old.splitlines(keepends=True), text.splitlines(keepends=True))
+            print("".join(difflib.unified_diff(*lines, path.name, f"{path.name} (generated)")), end="")
+            print(f"{path.name} is out of date; run `{command}`")
+        elif old != text:
+            files.write_atomically(path, text)
+    if not stale:
+        print(f"{', '.join(path.name for path in pages)}: up to date")
+    return int(check and stale > 0)
