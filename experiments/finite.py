@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax.base import Array, PyTree
-from rigl_jax.sparsify import SparseState
+from rigl_jax.transform import SparseState
 
 STOP, SKIP = "stop", "skip"
 CHOICES = (STOP, SKIP)

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.io import digests
 from experiments.step import Batch, Compiled, Task, TrainState, loss_of, masks, weights
-from rigl_jax import topology, trees
+from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, PyTree
 
 
@@ -40,7 +40,7 @@ def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
         return Guard(lambda step, state, rewired: None, lambda: None)
     # Other methods move weights between leaves or change their number; of theirs, zeros and digests are checked.
     plan = (task.plan or {}) if algorithm.keeps_counts else {}
-    planned = {name: topology.active_weights(leaf) for name, leaf in plan.items()}
+    planned = {name: leaf.active_weights for name, leaf in plan.items()}
     take, names = jax.jit(functools.partial(look, algorithm)), list(trees.named_leaves(masks(state)))
     expected = digests.digest(masks(state))
     pending: list[tuple[int, Array, Array, Array]] = []

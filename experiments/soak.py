@@ -31,7 +31,6 @@ from experiments.io import checkpoint, digests, files
 from experiments.io.environment import environment
 from experiments.step import compile_task, prepare
 from experiments.train import train
-from rigl_jax import topology
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("step", "rewiring", "checkpoint", "epoch", "start")
@@ -265,7 +264,7 @@ def endure(execution: str, steps: int, folder: Path) -> dict[str, Any]:
     values = json.loads(config.to_json_best_effort())
     train(values, workdir, devices=jax.devices()[:1], interrupted=note)
     plan = prepare(values, jax.devices()[:1]).plan or {}
-    density = {name: topology.active_weights(leaf) / int(np.prod(leaf.shape)) for name, leaf in plan.items()}
+    density = {name: leaf.active_weights / int(np.prod(leaf.shape)) for name, leaf in plan.items()}
     lines = [line for line in files.read_lines(workdir / "metrics.jsonl") if line["kind"] == "masks"]
     return {
         "execution": execution,

@@ -9,13 +9,13 @@ from rigl_jax import (
     gates,
     landscape,
     optimizers,
+    regrow_init,
     schedules,
     scores,
     structures,
     topology,
     tracing,
     trees,
-    values,
 )
 from rigl_jax.algorithms import (
     ALGORITHMS,
@@ -42,7 +42,7 @@ from rigl_jax.algorithms import (
     synflow,
     top_kast,
 )
-from rigl_jax.base import Algorithm, Axes, Leaf, Masks, Plan, Rewired, Score, Signals, Structure
+from rigl_jax.base import Algorithm, Axes, LayerPlan, Leaf, Masks, Plan, Rewired, Score, Signals, Structure
 from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
 from rigl_jax.description import describe
 from rigl_jax.distributions import erdos_renyi, erk, uniform
@@ -52,10 +52,13 @@ from rigl_jax.initial import rescale_init
 from rigl_jax.masking import apply_masks, check_masked, sparsity, straight_through
 from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
 from rigl_jax.plan import make_plan
-from rigl_jax.sparsify import SparseState, sparsify
 from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
 from rigl_jax.tracing.flops import Flops, Product, flops
 from rigl_jax.tracing.roles import roles
+from rigl_jax.transform import SparseState, sparsify
+
+values = regrow_init
+"""The former name of `rx.regrow_init`."""
 
 try:
     __version__ = metadata.version("rigl_jax")
@@ -67,6 +70,7 @@ __all__ = [
     "Algorithm",
     "Axes",
     "Flops",
+    "LayerPlan",
     "Leaf",
     "Masks",
     "Packed",
@@ -113,6 +117,7 @@ __all__ = [
     "pack",
     "packed_training",
     "per_weight_adam",
+    "regrow_init",
     "replace_masks",
     "rescale_init",
     "rigl",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import checks
-from rigl_jax.base import Axes, Leaf, Structure
+from rigl_jax.base import Axes, LayerPlan, Structure
 from rigl_jax.messages import shown
 
 P = ParamSpec("P")
@@ -149,7 +149,7 @@ word = one_of(str, "a word")
 function = _rule("a function", callable)
 axes = one_of(Axes, "an rx.base.Axes")
 structure = one_of(Structure, "one such as rx.unstructured()")
-leaf = one_of(Leaf, "a Leaf of a plan")
+leaf = one_of(LayerPlan, "a layer of a plan")
 sequence = _rule("a list or tuple", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
 
 

@@ -1,11 +1,13 @@
-"""The types that every other module shares. Nothing here computes."""
+"""The types that every other module shares, and the arithmetic of one layer of a plan."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -33,12 +35,14 @@ class Signals(NamedTuple):
       grads: the gradient of the loss at the masked weights, **dense**: inactive positions included.
       step: int32 scalar, the number of `update` calls before this one.
       key: a typed PRNG key, already folded with the step. Equal on every replica.
+      extra: the further keywords of `tx.update`, by name.
     """
 
     params: PyTree
     grads: PyTree
     step: Any
     key: Array
+    extra: Mapping[str, Any] = {}
 
 
 Score = Callable[[Signals], PyTree]
@@ -116,8 +120,17 @@ class Structure(NamedTuple):
     bind: Callable[[Axes], Structure] | None = None
     needs_axes: bool = False
 
+    def active(self, mask: Array) -> Array:
+        """bool[*units] of a mask bool[*shape]: the units that hold an active weight."""
+        return self.pool(mask.astype(jnp.float32)) > 0
 
-class Leaf(NamedTuple):
+    def layer_axes(self, units: Shape) -> tuple[int, ...]:
+        """The axes of the pooled array over which a layer extends: all but those of the stack."""
+        stack = self.stack(units)
+        return tuple(axis for axis in range(len(units)) if axis not in stack)
+
+
+class LayerPlan(NamedTuple):
     """What the plan says of one sparse weight.
 
     Attributes:
@@ -126,6 +139,11 @@ class Leaf(NamedTuple):
       structure: the structure its mask must keep.
       n_active: how many units stay active in each group of the structure.
       axes: which of its axes are what; None where that is not known.
+
+    >>> from rigl_jax.structures import n_of_m
+    >>> layer = LayerPlan("kernel", (8, 6), n_of_m(2, 4), 2)
+    >>> layer.groups, layer.group_size, layer.unit_size, layer.active_weights
+    (12, 4, 1, 24)
     """
 
     name: str
@@ -134,8 +152,72 @@ class Leaf(NamedTuple):
     n_active: int
     axes: Axes | None = None
 
+    @property
+    def units(self) -> Shape:
+        """The shape of the pooled array."""
+        return self.structure.units(self.shape)
 
-Plan = Mapping[str, Leaf]
+    @property
+    def group_size(self) -> int:
+        """How many units compete in each group."""
+        units = self.units
+        return math.prod(units[axis] for axis in self.structure.axes(units))
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are, in a stack those of all its layers."""
+        return math.prod(self.units) // self.group_size
+
+    @property
+    def layers(self) -> int:
+        """How many layers are stacked in the weight; 1 where it is no stack."""
+        units = self.units
+        return math.prod(units[axis] for axis in self.structure.stack(units))
+
+    @property
+    def size(self) -> int:
+        """How many weights there are, active or not."""
+        return math.prod(self.shape)
+
+    @property
+    def unit_size(self) -> int:
+        """How many weights are in a unit."""
+        return self.size // math.prod(self.units)
+
+    @property
+    def active_units(self) -> int:
+        """How many units the plan keeps active."""
+        return self.groups * self.n_active
+
+    @property
+    def active_weights(self) -> int:
+        """How many weights the plan keeps active."""
+        return self.active_units * self.unit_size
+
+    @property
+    def is_unstructured(self) -> bool:
+        """Whether all single weights of a layer compete, so that they may with those of other leaves."""
+        return self.groups == self.layers and self.unit_size == 1
+
+    def active(self, mask: Array) -> Array:
+        """bool[*units] of a mask bool[*shape]: the units that hold an active weight."""
+        return self.structure.active(mask)
+
+    def layer_axes(self) -> tuple[int, ...]:
+        """The axes of the pooled array over which a layer extends: all but those of the stack."""
+        return self.structure.layer_axes(self.units)
+
+    def count_units(self, which: Array) -> Array:
+        """How many units are True: int32 scalar; in a stack for each layer, int32 with the axes of `which` kept."""
+        if self.layers == 1:
+            return jnp.sum(which, dtype=jnp.int32)
+        return jnp.sum(which, axis=self.layer_axes(), keepdims=True, dtype=jnp.int32)
+
+
+Leaf = LayerPlan
+"""The former name of `LayerPlan`."""
+
+Plan = Mapping[str, LayerPlan]
 """The sparse leaves by name; leaves that are not in it are dense. By name, because the same weights may come as a
 dict, a module or an NNX state. It holds functions: close over it, never trace it."""
 
@@ -149,11 +231,14 @@ class Rewired(NamedTuple):
         the new masks hold and the old ones did not.
       values: tree of the fresh weights' values, read at fresh positions only; infinite and NaN ones count as 0. None
         means zeros.
+      delta: tree parallel to params of what is added to weights that are kept, which keep their optimizer moments;
+        read at kept positions only, infinite and NaN entries count as 0. None, for a leaf or for all: nothing.
     """
 
     state: Any
     fresh: Masks | None = None
     values: PyTree | None = None
+    delta: PyTree | None = None
 
 
 def _masks(state: Any) -> Masks:
@@ -169,7 +254,7 @@ class Algorithm(NamedTuple):
     """A sparse-training method: pure functions over a state of its own, and facts about its steps.
 
     Most methods need the first four. `stored` and `trained` are for those that keep pruned weights behind the mask, and
-    `observe` for those that look at every step.
+    `observe` for those that look at every step. What a wrapper does not change it passes on by `_replace`.
 
     Attributes:
       init: `(key, params) -> state`; the state is a NamedTuple of arrays with a field `masks`.
@@ -178,13 +263,16 @@ class Algorithm(NamedTuple):
       dense_grads: `step -> bool`: does this step read gradients of inactive weights?
       skip_step: True: a rewiring step changes masks only and trains nothing.
       stored: `state -> masks` of the weights that may differ from 0; a None leaf means all. Default: the masks. Where
-        it is more, the network's weights are not the params: take the loss at `straight_through(params, state.masks)`.
+        it is more, `latent` must be True.
       trained: `state -> masks` of the weights that get gradients; a None leaf means all. Default: the masks. Stored
         weights that are not trained keep their value.
       observe: `(state, signals) -> state`, called on every step, before `update`. Default: nothing.
       keeps_counts: does every leaf keep the plan's number of active weights throughout?
       plan: the plan that it follows; None: `sparsify` does not check that a state has its leaves.
       state: the type of its state, a NamedTuple; None: `sparsify` does not check that a state is of it.
+      latent: are pruned weights kept behind the mask? The network's weights are then not the params: take the loss at
+        `straight_through(params, state.masks)`.
+      active_only: do steps that are not due read and change active weights alone? Packed training needs it.
     """
 
     init: Callable[[Array, PyTree], Any]
@@ -198,17 +286,32 @@ class Algorithm(NamedTuple):
     keeps_counts: bool = False
     plan: Plan | None = None
     state: type | None = None
+    latent: bool = False
+    active_only: bool = False
 
     def __hash__(self) -> int:
         """So that `jax.jit` takes an algorithm as a static argument: a plan has no hash of its own."""
         return hash((self.init, self.update, self.due))
 
-    @property
-    def latent(self) -> bool:
-        """Whether pruned weights are kept behind the mask, so that the network's weights are not the params."""
-        return self.stored is not _masks
 
-    @property
-    def active_only(self) -> bool:
-        """Whether steps that are not due read and change active weights alone."""
-        return self.stored is _masks and self.trained is _masks and self.observe is _ignore
+Criterion = Callable[[PyTree, Any], PyTree]
+"""`(params, batch) -> scores`, a tree of arrays parallel to params; higher means more worth keeping.
+
+`params` are masked: pruned weights are 0. `batch` is whatever the criterion takes, None where it needs no data. Scores
+off the masks are not read. -inf is the lowest rank; NaN ranks below it. `rx.criteria` holds those of the library."""
+
+
+class Pruned(NamedTuple):
+    """What pruning left.
+
+    Attributes:
+      params: the weights, exactly 0 off the masks.
+      masks: parallel to params: bool[*shape], None for a dense leaf.
+    """
+
+    params: PyTree
+    masks: Masks
+
+
+Surgeon = Callable[[Plan, PyTree, Masks, Any], Pruned]
+"""`(plan, params, masks, batch) -> Pruned`: prunes to the plan's counts and also moves the weights that stay (OBS)."""

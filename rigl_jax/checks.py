@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import trees
-from rigl_jax.base import Algorithm, Array, InPatterns, Leaf, Masks, Structure
+from rigl_jax.base import Algorithm, Array, InPatterns, LayerPlan, Masks
 from rigl_jax.messages import kind, shown
 
 LARGEST = 2**31  # steps and counts are int32 on the devices
@@ -95,18 +95,8 @@ def plan(who: str, plan: Any) -> None:
     Raises:
       ValueError: says what was given.
     """
-    if not isinstance(plan, Mapping) or not plan or not all(isinstance(leaf, Leaf) for leaf in plan.values()):
+    if not isinstance(plan, Mapping) or not plan or not all(isinstance(leaf, LayerPlan) for leaf in plan.values()):
         raise ValueError(f"{who}: plan must be what make_plan gives, got {kind(plan)}")
-
-
-def structure(who: str, structure: Any) -> None:
-    """Checks that a structure is one.
-
-    Raises:
-      ValueError: says what was given.
-    """
-    if not isinstance(structure, Structure):
-        raise ValueError(f"{who}: structure must be one such as rx.unstructured(), got {shown(structure)}")
 
 
 def algorithm(who: str, algorithm: Any) -> None:
@@ -233,7 +223,7 @@ def mask(who: str, name: str, mask: Any, leaf: Any) -> None:
         raise ValueError(f"{who}: the mask of leaf {name!r} must be bool{list(shape)}, got {kind(mask)}")
 
 
-def of_plan(who: str, plan: Mapping[str, Leaf], **given: Any) -> None:
+def of_plan(who: str, plan: Mapping[str, LayerPlan], **given: Any) -> None:
     """Checks that trees have the leaves of a plan in their shapes, and are parallel to each other.
 
     Raises:

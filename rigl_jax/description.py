@@ -9,7 +9,7 @@ from typing import Any
 from rigl_jax import arguments as rules
 from rigl_jax import checks, topology, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Axes, Leaf, Plan, PyTree, Shape
+from rigl_jax.base import Axes, LayerPlan, Plan, PyTree, Shape
 from rigl_jax.tables import table
 from rigl_jax.tracing.roles import check_model, roles
 
@@ -51,8 +51,8 @@ def describe(
     """
     checks.plan("describe", plan)
     rows: list[_Row] = [("leaf", "shape", "axes", "structure", "active", "sparsity")]
-    size = {name: math.prod(leaf.shape) for name, leaf in plan.items()}
-    kept = {name: topology.active_weights(leaf) for name, leaf in plan.items()}
+    size = {name: leaf.size for name, leaf in plan.items()}
+    kept = {name: leaf.active_weights for name, leaf in plan.items()}
     total = _row("total", None, "", "", sum(kept.values()), sum(size.values()))
     if params is None:
         return table([*rows, *(_sparse(leaf, kept[name]) for name, leaf in plan.items()), total], words=4)
@@ -83,10 +83,10 @@ def letters(axes: Axes | None, shape: Shape) -> str:
     return "".join(found[axis] for axis in range(len(shape)))
 
 
-def _sparse(leaf: Leaf, kept: int) -> _Row:
-    layers = topology.n_layers(leaf)
+def _sparse(leaf: LayerPlan, kept: int) -> _Row:
+    layers = leaf.layers
     structure = leaf.structure.name if layers == 1 else f"{leaf.structure.name}, in each of {layers} layers"
-    return _row(leaf.name, leaf.shape, letters(leaf.axes, leaf.shape), structure, kept, math.prod(leaf.shape))
+    return _row(leaf.name, leaf.shape, letters(leaf.axes, leaf.shape), structure, kept, leaf.size)
 
 
 def _row(name: str, shape: Shape | None, axes: str, structure: str, kept: int, size: int) -> _Row:

@@ -13,8 +13,8 @@ import numpy as np
 
 from rigl_jax import checks
 from rigl_jax.base import Axes, Distribution, Shape
-from rigl_jax.leaves import n_stacked
 from rigl_jax.messages import kind, listed, shown
+from rigl_jax.structures import n_stacked
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:

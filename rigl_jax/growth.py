@@ -97,16 +97,16 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
         result = algorithm.update(state.algorithm, averaged)
         return result._replace(state=_empty(result.state))
 
-    wrapped = algorithm._replace(
+    return algorithm._replace(
         init=init,
         update=update,
         observe=observe,
         state=AccumulatedState,
         dense_grads=lambda step: algorithm.dense_grads(step) | window(step),
+        stored=lambda state: algorithm.stored(state.algorithm),
         trained=lambda state: algorithm.trained(state.algorithm),
+        active_only=False,  # it looks at dense gradients before a rewiring is due
     )
-    # The default is kept as it is: by it `latent` knows that no weight lives on behind the masks.
-    return wrapped._replace(stored=lambda state: algorithm.stored(state.algorithm)) if algorithm.latent else wrapped
 
 
 def _empty(state: Any) -> AccumulatedState:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rigl_jax import checks, topology, trees
+from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, Plan, PyTree
 from rigl_jax.messages import shown
 
@@ -85,7 +85,7 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
     checks.not_in_patterns("check_masked", masks)
     if plan is not None:
         checks.plan("check_masked", plan)
-    planned = {} if plan is None else {name: topology.active_weights(leaf) for name, leaf in plan.items()}
+    planned = {} if plan is None else {name: leaf.active_weights for name, leaf in plan.items()}
     arrays, found = trees.named_leaves(params), trees.named_leaves(masks)
     if not found:
         raise ValueError("check_masked: there is no mask to check against, got a tree without leaves")

@@ -12,7 +12,7 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, listed, shown
-from rigl_jax.sparsify import SparseState, _restart
+from rigl_jax.transform import SparseState, _restart
 
 
 class PerWeightAdamState(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from rigl_jax import arguments as argument
 from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Axes, Distribution, Leaf, Plan, PyTree, Role, Shape, Structure
+from rigl_jax.base import Axes, Distribution, LayerPlan, Plan, PyTree, Role, Shape, Structure
 from rigl_jax.distributions import check_sparsity, erk, share, whole
 from rigl_jax.messages import kind, listed, shown
 from rigl_jax.structures import resolve, unstructured
@@ -63,7 +63,7 @@ def make_plan(
       inputs: of `apply`, arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-      `{name: Leaf}` for the sparse leaves. Dense leaves are not in it and do not count in the sparsity.
+      `{name: LayerPlan}` for the sparse leaves. Dense leaves are not in it and do not count in the sparsity.
       At least one unit stays active in each group of each leaf. A leaf that stacks layers has the count of each layer.
 
     Raises:
@@ -254,7 +254,9 @@ def _units(name: str, structure: Structure, shape: Shape) -> Shape:
         raise ValueError(f"make_plan: leaf {name!r}: {error}") from None
 
 
-def _leaf(name: str, shape: Shape, structure: Structure, sparsity: float, rounding: Callable[[float], int]) -> Leaf:
+def _leaf(
+    name: str, shape: Shape, structure: Structure, sparsity: float, rounding: Callable[[float], int]
+) -> LayerPlan:
     units = _units(name, structure, shape)
     in_group = math.prod(units[axis] for axis in structure.axes(units))
-    return Leaf(name, shape, structure, max(1, in_group - whole(sparsity * in_group, rounding)))
+    return LayerPlan(name, shape, structure, max(1, in_group - whole(sparsity * in_group, rounding)))

@@ -16,6 +16,7 @@ pickled.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -280,6 +281,11 @@ def resolve(who: str, axes: Axes | None, shape: Shape) -> Axes:
                 return Axes(*(tuple(axis % n for axis in part) for part in axes))
             raise ValueError(f"{who} needs a weight with input and output axes, got {axes} for shape {shape}")
     raise ValueError(f"{who}: axes must be rx.Axes that name every axis of shape {shape} once, got {shown(axes)}")
+
+
+def n_stacked(shape: Shape, axes: Axes | None) -> int:
+    """How many layers are stacked in a weight with these axes; 1 where they are not known."""
+    return math.prod(shape[axis] for axis in axes.stack) if axes else 1
 
 
 def _stack(axes: Axes | None, units: Shape) -> tuple[int, ...]:

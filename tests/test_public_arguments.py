@@ -38,7 +38,6 @@ PARAMS = {"w": np.ones((4, 4), F)}
 MASKS = {"w": np.eye(4, dtype=bool)}
 SHAPES = {"w": (4, 4)}
 PLAN = rx.make_plan(PARAMS, 0.5)
-LEAF = PLAN["w"]
 AXES = Axes((0,), (1,))
 U = rx.unstructured()
 SGD = optax.sgd(0.1)
@@ -129,14 +128,6 @@ CALLS = {
         "n_active": 4,
         "regrow_dropped": True,
     },
-    "topology.n_units": {"leaf": LEAF},
-    "topology.unit_size": {"leaf": LEAF},
-    "topology.active_weights": {"leaf": LEAF},
-    "topology.active_units": {"structure": U, "mask": MASKS["w"]},
-    "topology.n_layers": {"leaf": LEAF},
-    "topology.is_single": {"leaf": LEAF},
-    "topology.layer_axes": {"structure": U, "units": (4, 4)},
-    "topology.count_layers": {"leaf": LEAF, "which": MASKS["w"]},
     "topology.count": {"fraction": 0.5, "n": 4},
     "topology.random_masks": {"plan": PLAN, "key": KEY, "params": PARAMS},
     "topology.prune_tree": {"plan": PLAN, "scores": PARAMS},
@@ -231,29 +222,12 @@ CALLS = {
 }
 
 
-BY_ANOTHER_NAME = {
-    "topology": (
-        "select",
-        "select_jointly",
-        "redistribute",
-        "active_units",
-        "n_units",
-        "n_layers",
-        "layer_axes",
-        "count_layers",
-        "is_single",
-        "unit_size",
-        "active_weights",
-    )
-}
-
-
 def public():
     """`{name: function}` of the modules, each under the first name that it is found by."""
     found = {}
     for prefix, module in MODULES.items():
         own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"]
-        for name in getattr(module, "__all__", (*own, *BY_ANOTHER_NAME.get(prefix[:-1], ()))):
+        for name in getattr(module, "__all__", own):
             value = getattr(module, name)
             if inspect.isfunction(value) and value not in found.values():
                 found[prefix + name] = value
@@ -316,7 +290,6 @@ MAY = {
     **dict.fromkeys(("uniform shapes", "erk shapes", "erdos_renyi shapes"), ("a dict",)),
     **dict.fromkeys(("micronet_bits shapes", "micronet_bits density"), ("a dict",)),
     **dict.fromkeys(("sparsity tree", "execution.nbytes tree"), TREES),
-    **dict.fromkeys(("topology.count_layers which", "topology.active_units mask"), ("rank 6",)),
     "execution.best_pattern mask": ("rank 6",),  # dense
     "kernels.check who": ("a word",),
     "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
@@ -372,7 +345,7 @@ def test_a_wrong_call_is_pythons_own_error():
 def test_checked_functions_look_as_they_are_written():
     assert list(inspect.signature(topology.select).parameters) == ["scores", "k", "axes", "among"]
     assert topology.select.__doc__.startswith("The k highest scores")
-    assert (topology.select.__name__, topology.select.__module__) == ("select", "rigl_jax.topk")
+    assert (topology.select.__name__, topology.select.__module__) == ("select", "rigl_jax.topology.topk")
 
 
 def test_rules_of_unknown_arguments_are_refused():

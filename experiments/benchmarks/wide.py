@@ -27,7 +27,7 @@ from rigl_jax import schedules
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import InPatterns
 from rigl_jax.execution import Packed, gradient_factors, nbytes, random_pattern, rewire_streamed, run_packed
-from rigl_jax.sparsify import SparseState
+from rigl_jax.transform import SparseState
 
 CLASSES = 10
 

@@ -67,4 +67,4 @@ def ac_dc(
         masks, sound = jax.tree.map(lambda mask: dense | mask, best), topology.sound(plan, ranked, state.masks)
         return Rewired(PruningState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
-    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=PruningState)
+    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=PruningState, active_only=True)

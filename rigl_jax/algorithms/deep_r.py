@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rigl_jax import checks, schedules, scores, topology, trees
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Rewired, Signals
 
 
 class DeepRState(NamedTuple):
@@ -53,7 +53,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
     def init(key: Array, params: PyTree) -> DeepRState:
         masks = topology.random_masks(plan, key, params)
 
-        def sign(leaf: Leaf, p: Array) -> Array:
+        def sign(leaf: LayerPlan, p: Array) -> Array:
             out = trees.explicit_sharding(p)
             half = jnp.float32(0.5)  # its type is that of the draws, which so do not depend on `jax_enable_x64`
             drawn = jax.random.bernoulli(trees.leaf_key(key, f"sign:{leaf.name}"), half, p.shape, out_sharding=out)
@@ -72,16 +72,25 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         return Rewired(state._replace(masks=masks), fresh)
 
     due = schedules.every(1, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=DeepRState)
+    return Algorithm(
+        init,
+        update,
+        due,
+        dense_grads=schedules.never,
+        keeps_counts=True,
+        plan=plan,
+        state=DeepRState,
+        active_only=True,
+    )
 
 
 def _theta(positive: Array, p: Array) -> Array:
     return jnp.where(jnp.isinf(p), jnp.nan, jnp.where(positive, p, -p))  # minus infinity would be dropped first
 
 
-def _crossed(leaf: Leaf, mask: Array, theta: Array) -> Array:
-    active = topology.active_units(leaf.structure, mask)
-    return topology.count_layers(leaf, active & (leaf.structure.pool(theta) < 0))
+def _crossed(leaf: LayerPlan, mask: Array, theta: Array) -> Array:
+    active = leaf.active(mask)
+    return leaf.count_units(active & (leaf.structure.pool(theta) < 0))
 
 
 class LangevinState(NamedTuple):

@@ -71,7 +71,7 @@ def dsr(
             "dsr: threshold must be above 0 and finite, target in (0, 1) and tolerance in [0, 1), "
             f"got {shown(threshold)}, {shown(target)} and {shown(tolerance)}"
         )
-    sizes = {name: topology.unit_size(leaf) for name, leaf in plan.items()}
+    sizes = {name: leaf.unit_size for name, leaf in plan.items()}
     wanted = target * sum(math.prod(leaf.shape) for leaf in plan.values())
 
     def init(key: Array, params: PyTree) -> DsrState:
@@ -100,7 +100,7 @@ def dsr(
         return Rewired(DsrState(masks, state.threshold * factor), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=DsrState)
+    return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=DsrState, active_only=True)
 
 
 def _below(plan: Plan, masks: Masks, magnitude: PyTree, threshold: Array) -> dict[str, Array]:
@@ -108,7 +108,7 @@ def _below(plan: Plan, masks: Masks, magnitude: PyTree, threshold: Array) -> dic
     found, scored = trees.named_leaves(masks), trees.named_leaves(magnitude)
     below = {}
     for name, leaf in plan.items():
-        active = topology.active_units(leaf.structure, found[name])
+        active = leaf.active(found[name])
         pooled = leaf.structure.pool(scored[name])
-        below[name] = topology.count_layers(leaf, active & ~(pooled >= threshold.astype(pooled.dtype)))
+        below[name] = leaf.count_units(active & ~(pooled >= threshold.astype(pooled.dtype)))
     return below

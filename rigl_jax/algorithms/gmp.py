@@ -11,7 +11,7 @@ import numpy as np
 from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import LatentState, PruningState
-from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.messages import shown
 
 MOST_PRUNINGS = 10**6  # their counts are a table
@@ -70,8 +70,8 @@ def gmp(
         raise ValueError(f"gmp: stop must be after start={start}, got {shown(stop)}")
     stop, min_active = int(stop), selection.check_jointly("gmp", plan, jointly, min_active)
     if jointly:
-        first = (max(leaf.n_active, units - math.floor(initial * units)) * n for leaf, (n, units) in _sizes(plan))
-        checks.total("gmp", "weights that are active at `start`, ranked together,", sum(first))
+        first = sum((leaf.n_active + _spare(leaf, initial)) * leaf.groups for leaf in plan.values())
+        checks.total("gmp", "weights that are active at `start`, ranked together,", first)
     due = schedules.every_and_last(period, start=start, stop=stop)
     if (stop - start) / period > MOST_PRUNINGS:
         raise ValueError(
@@ -104,7 +104,7 @@ def gmp(
         return Rewired(State(topology.hold(plan, sound, masks, state.masks, together=jointly)))
 
     if not recover:
-        return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=State)
+        return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=State, active_only=True)
     return Algorithm(
         init,
         update,
@@ -114,16 +114,18 @@ def gmp(
         trained=lambda state: selection.everything(state.masks),
         plan=plan,
         state=State,
+        latent=True,
     )
 
 
-def _sizes(plan: Plan) -> list[tuple[Leaf, tuple[int, int]]]:
-    return [(leaf, topology.n_units(leaf)) for leaf in plan.values()]
+def _spare(leaf: LayerPlan, initial: float) -> int:
+    """How many units of a group are to be pruned."""
+    units = leaf.group_size
+    return max(units - math.floor(initial * units) - leaf.n_active, 0)
 
 
-def _active(leaf: Leaf, initial: float, share: Any) -> Array:
+def _active(leaf: LayerPlan, initial: float, share: Any) -> Array:
     """Units that stay in a group when `share` of those to be pruned are still there."""
-    _, units = topology.n_units(leaf)
-    spare = max(units - math.floor(initial * units) - leaf.n_active, 0)
+    spare = _spare(leaf, initial)
     # A product with 1 would round above 2^24.
     return leaf.n_active + jnp.where(share >= 1, spare, topology.count(share, spare))

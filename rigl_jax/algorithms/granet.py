@@ -12,7 +12,7 @@ from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import PruningState
-from rigl_jax.base import Algorithm, Array, Distribution, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, Distribution, LayerPlan, Masks, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.distributions import erk, share
 from rigl_jax.messages import shown
 
@@ -104,7 +104,7 @@ def granet(
         return Rewired(PruningState(masks), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=due, plan=plan, state=PruningState)
+    return Algorithm(init, update, due, dense_grads=due, plan=plan, state=PruningState, active_only=True)
 
 
 def _initial(plan: Plan, sparsity: float, distribution: Distribution) -> Plan:
@@ -112,11 +112,10 @@ def _initial(plan: Plan, sparsity: float, distribution: Distribution) -> Plan:
     shapes, axes = ({name: getattr(leaf, key) for name, leaf in plan.items()} for key in ("shape", "axes"))
     shared = share(shapes, axes, sparsity, distribution)
 
-    def count(leaf: Leaf) -> int:
+    def count(leaf: LayerPlan) -> int:
         if leaf.structure.sparsity is not None:
             return leaf.n_active
-        _, units = topology.n_units(leaf)
-        return max(leaf.n_active, round((1 - shared[leaf.name]) * units))
+        return max(leaf.n_active, round((1 - shared[leaf.name]) * leaf.group_size))
 
     return {name: leaf._replace(n_active=count(leaf)) for name, leaf in plan.items()}
 
@@ -137,7 +136,7 @@ def _prune(plan: Plan, initial: Plan, masks: Masks, worth: PyTree, remaining: Ar
             continue
         wide = jnp.result_type(jnp.float32, *(scored[leaf.name] for leaf in pool))
         pooled = [leaf.structure.pool(scored[leaf.name].astype(wide)) for leaf in pool]
-        among = [topology.active_units(leaf.structure, active[leaf.name]) for leaf in pool]
+        among = [leaf.active(active[leaf.name]) for leaf in pool]
         best = [topology.select(p, 1, among=a) for p, a in zip(pooled, among, strict=True)]
         rest = [a & ~b for a, b in zip(among, best, strict=True)]
         chosen = topology.select_jointly(pooled, n - len(pool), among=rest)

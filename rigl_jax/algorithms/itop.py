@@ -72,7 +72,16 @@ def itop(
         return Rewired(ItopState(masks, jax.tree.map(jnp.logical_or, state.explored, masks)))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=ItopState)
+    return Algorithm(
+        init,
+        update,
+        due,
+        dense_grads=schedules.never,
+        keeps_counts=True,
+        plan=plan,
+        state=ItopState,
+        active_only=True,
+    )
 
 
 @arguments(state=rules.one_of(ItopState, "the state of itop"))

@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from rigl_jax import checks, topology, trees
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
+from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 
 
-def pools(plan: Plan) -> list[list[Leaf]]:
+def pools(plan: Plan) -> list[list[LayerPlan]]:
     """The leaves among which units can move while the number of weights stays exact.
 
     A unit is worth another where both have as many weights and no group has a count to keep: leaves of one group pool
@@ -24,10 +24,9 @@ def pools(plan: Plan) -> list[list[Leaf]]:
     >>> [[leaf.name for leaf in pool] for pool in pools(rx.make_plan(shapes, 0.5, rules=rules))]
     [['a', 'b'], ['c']]
     """
-    found: dict[Any, list[Leaf]] = {}
+    found: dict[Any, list[LayerPlan]] = {}
     for leaf in plan.values():
-        groups, _ = topology.n_units(leaf)
-        found.setdefault(leaf.name if groups > 1 else topology.unit_size(leaf), []).append(leaf)
+        found.setdefault(leaf.name if leaf.groups > 1 else leaf.unit_size, []).append(leaf)
     return list(found.values())
 
 
@@ -39,15 +38,15 @@ def check_totals(who: str, plan: Plan) -> None:
     """
     for pool in pools(plan):
         if len(pool) > 1:
-            active = sum(topology.n_units(leaf)[0] * leaf.n_active for leaf in pool)
+            active = sum(leaf.active_units for leaf in pool)
             checks.total(who, "active units among which counts move", active)
 
 
 def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:
     """How many units of each leaf are active, int32, all groups together; in a stack an array over its layers."""
     found = trees.named_leaves(masks)
-    pooled = {name: topology.active_units(leaf.structure, found[name]) for name, leaf in plan.items()}
-    return {name: topology.count_layers(leaf, pooled[name]) for name, leaf in plan.items()}
+    pooled = {name: leaf.active(found[name]) for name, leaf in plan.items()}
+    return {name: leaf.count_units(pooled[name]) for name, leaf in plan.items()}
 
 
 def drop_and_reallocate(
@@ -84,7 +83,7 @@ def drop_and_reallocate(
             continue
         active, dropped = (jnp.stack([counts[leaf.name] for leaf in pool]) for counts in (before, n_drop))
         weights = jnp.stack([jnp.asarray(worth[leaf.name], jnp.float32) for leaf in pool])
-        free = jnp.array([topology.n_units(leaf)[1] for leaf in pool], jnp.int32) - active
+        free = jnp.array([leaf.group_size for leaf in pool], jnp.int32) - active
         total = jnp.sum(dropped)
         if regrow_dropped:
             grown = topology.redistribute(total, weights, free + dropped)

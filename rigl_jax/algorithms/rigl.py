@@ -11,7 +11,7 @@ import optax
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.static import MaskState
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Rewired, Score, Signals
 
 
 def rigl(
@@ -63,7 +63,7 @@ def rigl(
         is left (as DSR and DeepR want it).
       keep_regrown: such a weight keeps its value and moments (TF1, jaxpruner, rigl-torch, ITOP). False: it starts
         anew from its grow value, as in FreeTickets and MEST.
-      grow_values: value of fresh weights, a function of Signals (see `rigl_jax.values`). Default: zero, the best in
+      grow_values: value of fresh weights, a function of Signals (see `rx.regrow_init`). Default: zero, the best in
         the paper.
       drop: the score whose lowest active weights are dropped. `scores.noisy(scores.magnitude, 1e-5)` is the authors'.
       grow: the score whose highest inactive weights are grown.
@@ -102,7 +102,15 @@ def rigl(
         return Rewired(MaskState(masks), fresh, None if grow_values is None else grow_values(signals))
 
     return Algorithm(
-        init, update, due, dense_grads=due, skip_step=skip_step, keeps_counts=True, plan=plan, state=MaskState
+        init,
+        update,
+        due,
+        dense_grads=due,
+        skip_step=skip_step,
+        keeps_counts=True,
+        plan=plan,
+        state=MaskState,
+        active_only=True,
     )
 
 
@@ -122,7 +130,7 @@ def set_(
     code skips the step for RigL only). The original rewires at the end of each epoch with a constant fraction of 0.3,
     and drops on either side of zero apart: `period=steps_per_epoch, start=steps_per_epoch - 1, two_sided=True,
     fraction=optax.constant_schedule(0.3)`; there a fresh weight starts from a small random value
-    (`grow_values=rx.values.normal(...)`). Training FLOPs: 3 f_S; no dense gradient is ever read.
+    (`grow_values=rx.regrow_init.normal(...)`). Training FLOPs: 3 f_S; no dense gradient is ever read.
 
     Args:
       plan: from `make_plan`.
@@ -166,11 +174,11 @@ def _least_gradient(signals: Signals) -> PyTree:
 def _both_sides(plan: Plan, masks: Masks, params: PyTree, share: Any) -> tuple[PyTree, dict[str, Array]]:
     """Drop scores, -1 for what goes and 0 for what stays, and how many go: `share` of either sign, nearest to 0."""
 
-    def one(leaf: Leaf, mask: Array, p: Array) -> Array:
-        value, active = leaf.structure.pool(p), topology.active_units(leaf.structure, mask)
-        dropped, layer = jnp.zeros(value.shape, bool), topology.layer_axes(leaf.structure, value.shape)
+    def one(leaf: LayerPlan, mask: Array, p: Array) -> Array:
+        value, active = leaf.structure.pool(p), leaf.active(mask)
+        dropped, layer = jnp.zeros(value.shape, bool), leaf.layer_axes()
         for side in (active & (value >= 0), active & (value < 0)):
-            n = topology.count(share, topology.count_layers(leaf, side))
+            n = topology.count(share, leaf.count_units(side))
             dropped = dropped | topology.select(-jnp.abs(value), n, axes=layer, among=side)
         return leaf.structure.expand(dropped, leaf.shape)
 

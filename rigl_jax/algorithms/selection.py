@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax import checks, topology, trees
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree
+from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import shown
 
 
@@ -43,12 +43,12 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> int:
     if not jointly:
         return min_active
     for leaf in plan.values():
-        if not topology.is_single(leaf):
+        if not leaf.is_unstructured:
             raise ValueError(
                 f"{who}: jointly=True ranks single weights of all leaves; leaf {leaf.name!r} must be unstructured, "
                 f"got structure {leaf.structure.name!r}"
             )
-    total = sum(leaf.n_active * topology.n_layers(leaf) for leaf in plan.values())
+    total = sum(leaf.active_units for leaf in plan.values())
     checks.total(who, "weights that stay active, ranked together,", total)
     if not checks.is_whole(min_active) or sum(_least(leaf, min_active) for leaf in plan.values()) > total:
         raise ValueError(
@@ -58,9 +58,8 @@ def check_jointly(who: str, plan: Plan, jointly: bool, min_active: int) -> int:
     return min_active
 
 
-def _least(leaf: Leaf, min_active: int) -> int:
-    layers, units = topology.n_units(leaf)
-    return layers * min(min_active, units)
+def _least(leaf: LayerPlan, min_active: int) -> int:
+    return leaf.groups * min(min_active, leaf.group_size)
 
 
 def check_loss(who: str, loss: Callable[[PyTree], Array], params: PyTree) -> None:
@@ -84,7 +83,7 @@ def check_callable(who: str, loss: Any) -> None:
 def best(
     plan: Plan,
     ranked: PyTree,
-    n_active: Callable[[Leaf], Any] = lambda leaf: leaf.n_active,
+    n_active: Callable[[LayerPlan], Any] = lambda leaf: leaf.n_active,
     *,
     among: Masks | None = None,
     jointly: bool = False,
@@ -103,7 +102,7 @@ def best(
     if jointly:
         if among is not None:
             ranked = trees.map_masked(lambda mask, s: jnp.where(mask, s, jnp.asarray(-jnp.inf, s.dtype)), among, ranked)
-        total = sum(n_active(leaf) * topology.n_layers(leaf) for leaf in plan.values())
+        total = sum(n_active(leaf) * leaf.layers for leaf in plan.values())
         return topology.prune_jointly(plan, ranked, total, min_active=min_active)
     if among is None:
         among = everything(ranked)

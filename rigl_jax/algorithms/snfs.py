@@ -11,7 +11,7 @@ import optax
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms import reallocation
 from rigl_jax.algorithms.rigl import fraction_schedule
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Rewired, Score, Signals
 
 
 class SnfsState(NamedTuple):
@@ -78,7 +78,7 @@ def snfs(
         return SnfsState(masks, jax.tree.map(lambda mask: jnp.zeros(mask.shape, jnp.float32), masks))
 
     def observe(state: SnfsState, signals: Signals) -> SnfsState:
-        def mean(_: Leaf, m: Array, g: Array) -> Array:
+        def mean(_: LayerPlan, m: Array, g: Array) -> Array:
             new = momentum * m + (1 - momentum) * g.astype(jnp.float32)
             return jnp.where(jnp.isfinite(new), new, m)  # one NaN would stay for good
 
@@ -117,8 +117,7 @@ def _worth_and_drops(plan: Plan, state: SnfsState, share: Any) -> tuple[dict[str
     for pool in reallocation.pools(plan):
         mean = sum(worth[leaf.name] for leaf in pool) / len(pool)
         for leaf in pool:
-            groups, units = topology.n_units(leaf)
-            sparsity = 1 - active[leaf.name] / (groups * units // topology.n_layers(leaf))
+            sparsity = 1 - active[leaf.name] / (leaf.groups * leaf.group_size // leaf.layers)
             nearly_full = (sparsity < 0.2) & (worth[leaf.name] > mean)
             n_drop[leaf.name] = topology.count(
                 jnp.where(nearly_full, jnp.minimum(share, sparsity), share), active[leaf.name]

@@ -88,4 +88,5 @@ def snip(
         skip_step=loss is None,
         plan=plan,
         state=PruningState if loss is None else MaskState,
+        active_only=True,
     )

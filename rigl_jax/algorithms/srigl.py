@@ -11,7 +11,7 @@ import optax
 from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
-from rigl_jax.base import Algorithm, Array, Leaf, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.messages import shown
 
 
@@ -82,7 +82,7 @@ def srigl(
 
         weights, gradients = drop(signals), grow(signals)
 
-        def one(leaf: Leaf, mask: Array, weights: Array, gradients: Array) -> topology.Rewiring:
+        def one(leaf: LayerPlan, mask: Array, weights: Array, gradients: Array) -> topology.Rewiring:
             may_ablate = leaf.structure.sparsity is None and leaf.name not in whole
             return _rewire(leaf, mask, weights, gradients, share, min_salient if may_ablate else None)
 
@@ -91,28 +91,30 @@ def srigl(
         return Rewired(MaskState(masks))
 
     due = schedules.every(period, start=start, stop=stop)
-    return Algorithm(init, update, due, dense_grads=due, skip_step=skip_step, plan=plan, state=MaskState)
+    return Algorithm(
+        init, update, due, dense_grads=due, skip_step=skip_step, plan=plan, state=MaskState, active_only=True
+    )
 
 
 def _rewire(
-    leaf: Leaf, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None
+    leaf: LayerPlan, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None
 ) -> topology.Rewiring:
-    structure, (groups, units) = leaf.structure, topology.n_units(leaf)
+    structure = leaf.structure
     weights, gradients = structure.pool(weights), structure.pool(gradients)
-    active = topology.active_units(structure, mask)
-    axes, layer = structure.axes(active.shape), topology.layer_axes(structure, active.shape)
-    total = groups // topology.n_layers(leaf) * leaf.n_active
+    active = structure.active(mask)
+    axes, layer = structure.axes(active.shape), leaf.layer_axes()
+    total = leaf.active_units // leaf.layers
 
-    n = topology.count_layers(leaf, active)
+    n = leaf.count_units(active)
     n_drop = topology.count(share, n)
     kept = topology.select(weights, n - n_drop, axes=layer, among=active)
     salient = kept | topology.select(gradients, n_drop, axes=layer, among=~kept)
 
     counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
-    fewest = -(-total // units)  # neurons that it takes to hold all weights
+    fewest = -(-total // leaf.group_size)  # neurons that it takes to hold all weights
     needed = -1 if min_salient is None else max(1, int(min_salient * leaf.n_active))
     alive = (counts >= needed) | topology.select(counts.astype(jnp.float32), fewest, axes=layer)
-    each = jnp.where(alive, total // topology.count_layers(leaf, alive), 0)
+    each = jnp.where(alive, total // leaf.count_units(alive), 0)
 
     kept = topology.select(weights, each, axes=axes, among=kept)
     missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)

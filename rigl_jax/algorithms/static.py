@@ -47,5 +47,12 @@ def static(plan: Plan) -> Algorithm:
         return Rewired(state)
 
     return Algorithm(
-        init, update, due=schedules.never, dense_grads=schedules.never, keeps_counts=True, plan=plan, state=MaskState
+        init,
+        update,
+        due=schedules.never,
+        dense_grads=schedules.never,
+        keeps_counts=True,
+        plan=plan,
+        state=MaskState,
+        active_only=True,
     )

@@ -57,6 +57,7 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
         trained=lambda state: selection.everything(state.masks),
         plan=plan,
         state=LatentState,
+        latent=True,
     )
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_jax import checks, scores, topology
+from rigl_jax import checks, scores
 from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import MaskState, static
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Signals
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import shown
 
@@ -63,7 +63,7 @@ def synflow(
     min_active = selection.check_jointly("synflow", plan, jointly, min_active)
     selection.check_callable("synflow", loss)
     if jointly:
-        first = sum(int(_counts(leaf, rounds)[0]) * topology.n_units(leaf)[0] for leaf in plan.values())
+        first = sum(int(_counts(leaf, rounds)[0]) * leaf.groups for leaf in plan.values())
         checks.total("synflow", "weights that stay after the first round, ranked together,", first)
     counts = {name: jnp.asarray(_counts(leaf, rounds)) for name, leaf in plan.items()}
 
@@ -84,8 +84,8 @@ def synflow(
     return static(plan)._replace(init=init, keeps_counts=not jointly)
 
 
-def _counts(leaf: Leaf, rounds: int) -> np.ndarray:
+def _counts(leaf: LayerPlan, rounds: int) -> np.ndarray:
     """int32[rounds], the units left in a group after each round: a geometric series that ends at the plan's count."""
-    _, units = topology.n_units(leaf)
+    units = leaf.group_size
     steps = np.arange(1, rounds + 1) / rounds
     return np.rint(units * (leaf.n_active / units) ** steps).astype(np.int32)

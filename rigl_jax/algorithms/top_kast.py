@@ -12,7 +12,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, schedules, topology
 from rigl_jax.algorithms import selection
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Algorithm, Array, Leaf, Masks, Plan, PyTree, Rewired, Signals
+from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Rewired, Signals
 
 
 class TopKastState(NamedTuple):
@@ -79,12 +79,12 @@ def top_kast(
         trained=lambda state: state.backward,
         plan=plan,
         state=TopKastState,
+        latent=True,
     )
 
 
-def _trained(leaf: Leaf, extra: float) -> int:
-    _, units = topology.n_units(leaf)
-    return min(units, leaf.n_active + math.floor(extra * leaf.n_active))
+def _trained(leaf: LayerPlan, extra: float) -> int:
+    return min(leaf.group_size, leaf.n_active + math.floor(extra * leaf.n_active))
 
 
 @arguments(state=rules.one_of(TopKastState, "the state of top_kast"), scale=rules.scalar)

@@ -29,7 +29,7 @@ from rigl_jax.execution.run import How, run_with
 from rigl_jax.execution.training import Box, check_state, map_inner
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import kind, listed, shown
-from rigl_jax.sparsify import SparseState
+from rigl_jax.transform import SparseState
 
 BLOCK = 1 << 24  # entries of a gradient that are formed at a time: 64 MiB in f32
 MARGIN = 1.25  # candidates aimed at, for one that is grown

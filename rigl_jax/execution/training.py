@@ -31,7 +31,7 @@ from rigl_jax.execution.packed import (
     unpack,
 )
 from rigl_jax.messages import kind, shown
-from rigl_jax.sparsify import SparseState, sparsify
+from rigl_jax.transform import SparseState, sparsify
 
 
 class PackedTraining(NamedTuple):
@@ -116,7 +116,7 @@ def packed_training(
     if not algorithm.active_only:
         raise ValueError(
             "packed_training: this method keeps weights alive behind its masks, or looks at dense gradients on "
-            "ordinary steps; train it masked"
+            "ordinary steps; train it masked (one of your own that does neither says so by active_only=True)"
         )
     masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
     rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))

@@ -38,8 +38,8 @@ import jax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Axes, PyTree, Role, Shape
-from rigl_jax.leaves import n_stacked
 from rigl_jax.messages import kind
+from rigl_jax.structures import n_stacked
 from rigl_jax.tracing.traced_roles import traced_roles
 
 ADDED = re.compile(r"bias(es)?|bias_.*|.*_bias|scales?|offset|gamma|beta|mean|var")

@@ -17,7 +17,6 @@ from experiments.execution import compile_packed
 from experiments.finite import finite
 from experiments.io import checkpoint, digests
 from experiments.step import compile_task, masks, prepare
-from rigl_jax import topology
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
 
 
@@ -182,7 +181,7 @@ def test_nan_gradients_through_a_whole_rewiring_leave_exact_counts():
     compiled = compile_task(task)
     state, _ = compiled.steps[True](compiled.init(), compiled.place(spoiled(next(task.data.train(0)))))
     table, _ = jax.jit(functools.partial(guard.look, task.algorithm))(state.params, state.opt_state.algorithm)
-    assert table[:, 0].tolist() == [topology.active_weights(leaf) for leaf in task.plan.values()]
+    assert table[:, 0].tolist() == [leaf.active_weights for leaf in task.plan.values()]
     assert table[:, 1].tolist() == [0] * len(task.plan)
 
 

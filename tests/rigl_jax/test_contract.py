@@ -18,7 +18,7 @@ import pytest
 from jax import lax
 
 import rigl_jax as rx
-from rigl_jax import structures, topology
+from rigl_jax import structures
 from tests import xla
 
 SHAPES = {
@@ -192,10 +192,9 @@ def test_the_total_ends_exact(algorithm):
     result = run(algorithm)
     total = lost = 0
     for leaf in result.plan.values():
-        groups, units = topology.n_units(leaf)
         counts = per_group(leaf, result.outside[-1].masks[leaf.name])
-        total += groups * leaf.n_active * math.prod(leaf.shape) // (groups * units)
-        lost += (groups * leaf.n_active) % int((counts > 0).sum())  # none unless groups were ablated
+        total += leaf.active_units * math.prod(leaf.shape) // (leaf.groups * leaf.group_size)
+        lost += leaf.active_units % int((counts > 0).sum())  # none unless groups were ablated
     assert sum(int(mask.sum()) for mask in result.outside[-1].masks.values()) == total - lost
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import rigl_jax as rx
-from rigl_jax import quotas, topology
+from rigl_jax import topology
 from rigl_jax.algorithms.itop import ItopState
+from rigl_jax.topology import apportion
 
 SHAPE = (2**15, 2**15)
 FLOATS = {name: jax.ShapeDtypeStruct(SHAPE, jnp.float32) for name in "abcd"}
@@ -32,7 +33,7 @@ HALF = rx.make_plan(FLOATS, 0.4, rx.uniform)  # more active than int32 holds
 )
 def test_shares_are_exact_however_much_room_there_is(amount, weights, room, expected):
     room = room if isinstance(room, np.ndarray) else jnp.array(room)
-    shares = quotas.redistribute(amount, jnp.array(weights, jnp.float32), room)
+    shares = apportion.redistribute(amount, jnp.array(weights, jnp.float32), room)
     assert shares.dtype == jnp.int32
     found = np.asarray(shares, np.int64)
     assert found.sum() == amount
@@ -46,8 +47,8 @@ def test_sums_stop_where_they_would_wrap():
     for most in (2**31 - 1, 2**28, 100):
         counts = rng.integers(0, most, 40)
         expected = np.minimum(np.cumsum(counts), 2**31 - 1)
-        np.testing.assert_array_equal(quotas.running(jnp.asarray(counts, jnp.int32)), expected)
-        assert int(quotas.total(jnp.asarray(counts, jnp.int32))) == expected[-1]
+        np.testing.assert_array_equal(apportion.running(jnp.asarray(counts, jnp.int32)), expected)
+        assert int(apportion.total(jnp.asarray(counts, jnp.int32))) == expected[-1]
 
 
 def test_measures_are_traced():

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rigl_jax as rx
-from rigl_jax import native, topk, topology
+from rigl_jax import native, topology
+from rigl_jax.topology import topk
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=native.reason())
 

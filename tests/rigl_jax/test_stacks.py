@@ -125,7 +125,7 @@ def test_counts_of_a_stack_do_not_move_to_other_leaves():
 def test_a_stack_of_one_layer_is_that_layer():
     params = {"w": PARAMS["stack"][1:2]}
     plan = rx.make_plan(params, 0.5, axes={"w": rx.Axes((1,), (2,), stack=(0,))})
-    assert topology.n_units(plan["w"]) == (1, 48)
+    assert (plan["w"].groups, plan["w"].group_size) == (1, 48)
     algorithm = rx.dsr(plan, threshold=0.05)
     masks = algorithm.init(KEY, params).masks
     after = algorithm.update(algorithm.init(KEY, params), rx.Signals(params, params, jnp.int32(0), KEY)).state.masks

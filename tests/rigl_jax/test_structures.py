@@ -83,7 +83,7 @@ def test_masks_random_pruned_and_rewired(structure, shape, units, size, groups):
     in_group = np.prod(units) // groups
     if structure.sparsity is None:
         assert leaf.n_active == max(1, in_group - in_group // 2)
-    assert topology.n_units(leaf) == (groups, in_group)
+    assert (leaf.groups, leaf.group_size) == (groups, in_group)
 
     @jax.jit
     def all_three(key, scores, grow, n_drop):

@@ -211,7 +211,7 @@ def test_one_network_has_one_plan_in_every_framework(framework, traced):
         layer = "s0" if key == "stack" else key
         size = np.prod(LAYERS[layer])
         assert leaf.n_active == size - int(shared[layer] * size), name
-    assert topology.n_units(plan[names["stack"]]) == (3, 64)
+    assert (plan[names["stack"]].groups, plan[names["stack"]].group_size) == (3, 64)
 
 
 def without(params, name):

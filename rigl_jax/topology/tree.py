@@ -1,19 +1,10 @@
-"""Pruning and rewiring: the only code that makes a mask.
-
-Everything is exact and in integers. The masks are the same for every number and shape of devices. For that each device
-should hold whole units, and for N:M whole groups: otherwise XLA exchanges tiles that straddle two devices, or gathers
-them. Functions of `topk` (selection), `quotas` (shares) and `leaves` (groups, layers and units of a leaf) can be called
-from here.
-
-Where a score is NaN or +inf, `select`, `prune` and `rewire` rank it. A training step does not act on it: the functions
-over trees that rewire leave the masks of such a leaf as they are (`sound`, `hold`).
-"""
+"""Pruning and rewiring of all the weights of a plan."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,118 +12,10 @@ import jax.numpy as jnp
 from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Leaf, Masks, Plan, PyTree, Structure
-from rigl_jax.leaves import active_units as active_units
-from rigl_jax.leaves import active_weights as active_weights
-from rigl_jax.leaves import count_layers as count_layers
-from rigl_jax.leaves import is_single, layer_axes, n_layers, n_units
-from rigl_jax.leaves import unit_size as unit_size
+from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import listed
-from rigl_jax.quotas import redistribute as redistribute
-from rigl_jax.topk import check_count, count_true, select
-from rigl_jax.topk import select_jointly as select_jointly
-
-
-@arguments(scores=rules.array(), n_active=rules.count)
-def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | None = None) -> Array:
-    """A mask of the `n_active` best units of each group.
-
-    Args:
-      structure: how the weight is cut into units and groups.
-      scores: float[*shape], one score for each weight; the structure pools them.
-      n_active: int, or integer array over groups, how many units stay in each group. May be traced.
-      among: bool[*shape], the units that may stay. Default: all.
-
-    Returns:
-      bool[*shape] in the structure.
-
-    Raises:
-      ValueError: scores or `among` of another shape or type, an `n_active` that is no integer.
-
-    >>> from rigl_jax.structures import unstructured
-    >>> prune(unstructured(), jnp.array([[0.1, -2.0], [3.0, 0.5]]), 2).tolist()
-    [[False, False], [True, True]]
-    """
-    checks.structure("prune", structure)
-    checks.same_shape("prune", jnp.shape(scores), scores=scores, among=among)
-    pooled = structure.pool(scores)
-    units = None if among is None else active_units(structure, among)
-    kept = select(pooled, n_active, axes=structure.axes(pooled.shape), among=units)
-    return structure.expand(kept, scores.shape)
-
-
-class Rewiring(NamedTuple):
-    """One weight after drop and growth: its new mask, and the part of it that was not dropped."""
-
-    mask: Array
-    kept: Array
-
-
-@arguments(
-    mask=rules.array(),
-    drop=rules.array(),
-    grow=rules.array(),
-    n_drop=rules.count,
-    n_active=rules.optional(rules.count),
-    regrow_dropped=rules.flag,
-)
-def rewire(
-    structure: Structure,
-    mask: Array,
-    drop: Array,
-    grow: Array,
-    n_drop: Any,
-    n_active: Any = None,
-    *,
-    regrow_dropped: bool = True,
-) -> Rewiring:
-    """Drops the `n_drop` active units that score lowest and grows the inactive ones that score highest.
-
-    The leaf's lowest units are dropped wherever they are (in a stack: of each layer); each group then grows back to
-    its count. For one group, unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). For small groups it is
-    what keeps rewiring alive: a fixed share of each group of 2:4 would round down to nothing.
-
-    Args:
-      structure: how the weight is cut into units and groups.
-      mask: bool[*shape], the current mask, in the structure.
-      drop: float[*shape], the lowest are dropped. Inactive entries are never read.
-      grow: float[*shape], the highest are grown. Entries of kept units are never read.
-      n_drop: int, how many units of the leaf are dropped, in a stack of each layer; or an array over the layers, that
-        broadcasts against the units. May be traced.
-      n_active: int or integer array over groups, how many units are active afterwards. Default: as many as before.
-      regrow_dropped: whether a unit just dropped may be grown again at once (as in the authors' code). If not, such
-        units come back only where nothing else is left, so that the count stays exact.
-
-    Returns:
-      `Rewiring(mask, kept)`, both bool[*shape] and in the structure: the new mask, with exactly `n_active` active units
-      in each group, and the part of it that was not dropped.
-
-    Ties go to the lower index, NaN scores are dropped first and grown last.
-    """
-    checks.structure("rewire", structure)
-    checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
-    check_count("rewire: n_drop", n_drop)
-    active = active_units(structure, mask)
-    axes, layer = structure.axes(active.shape), layer_axes(structure, active.shape)
-    kept = select(structure.pool(drop), count_true(active, layer) - n_drop, axes=layer, among=active)
-    if n_active is None:
-        n_active = count_true(active, axes)
-    n_grow = n_active - count_true(kept, axes)
-    grow = structure.pool(grow)
-    if not regrow_dropped:
-        grow = jnp.where(active & ~kept, -jnp.inf, grow)
-    grown = select(grow, n_grow, axes=axes, among=~kept)
-    return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
-
-
-@arguments(fraction=rules.numbers, n=rules.count)
-def count(fraction: Any, n: Any) -> Array:
-    """How many of `n` units a fraction moves: floor(fraction * n) in float32, from 0 to n.
-
-    This is the authors' rule. Above 2^24 units the product is right to one part in 2^24; the number of active
-    units does not depend on it, because as many are grown as were dropped.
-    """
-    return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * jnp.asarray(n, jnp.float32)).astype(jnp.int32), 0, n)
+from rigl_jax.topology.leaf import Rewiring, count, prune, rewire
+from rigl_jax.topology.topk import select, select_jointly
 
 
 @arguments(plan=rules.plan, key=rules.key)
@@ -184,7 +67,7 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
     """
     checks.of_plan("prune_jointly", plan, scores=scores)
     for leaf in plan.values():
-        if not is_single(leaf):
+        if not leaf.is_unstructured:
             raise ValueError(
                 f"prune_jointly: leaf {leaf.name!r} must be unstructured to compete with others, "
                 f"got structure {leaf.structure.name!r}"
@@ -192,9 +75,9 @@ def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_activ
     given = {name: s for name, s in trees.named_leaves(scores).items() if name in plan}
     wide = jnp.result_type(*given.values()) if given else jnp.float32
     given = {name: s.astype(wide) for name, s in given.items()}
-    layers = {name: n_layers(leaf) for name, leaf in plan.items()}
+    layers = {name: leaf.layers for name, leaf in plan.items()}
     total = sum(leaf.n_active * layers[name] for name, leaf in plan.items()) if n_active is None else n_active
-    safe = {name: select(s, min_active, axes=layer_axes(plan[name].structure, s.shape)) for name, s in given.items()}
+    safe = {name: select(s, min_active, axes=plan[name].layer_axes()) for name, s in given.items()}
     least = sum(layers[name] * min(min_active, s.size // layers[name]) for name, s in given.items())
     for what, n in (("n_active", total), ("min_active times the leaves", least)):
         if not isinstance(n, jax.Array):
@@ -225,11 +108,10 @@ def drop_and_grow(
     """
     checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
 
-    def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
-        groups, units = n_units(leaf)
-        if leaf.n_active == units:
+    def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Rewiring:
+        if leaf.n_active == leaf.group_size:
             return Rewiring(mask, mask)
-        n_drop = count(fraction, groups // n_layers(leaf) * leaf.n_active)
+        n_drop = count(fraction, leaf.active_units // leaf.layers)
         return rewire(leaf.structure, mask, drop, grow, n_drop, regrow_dropped=regrow_dropped)
 
     return settle(plan, masks, trees.map_sparse(one, plan, masks, drop, grow), drop, grow)
@@ -266,7 +148,7 @@ def rewire_tree(
         raise ValueError(f"rewire_tree: n_drop must have a number for each leaf of the plan, it lacks {missing}")
     n_active = n_active or {}
 
-    def one(leaf: Leaf, mask: Array, drop: Array, grow: Array) -> Rewiring:
+    def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Rewiring:
         n, after = n_drop[leaf.name], n_active.get(leaf.name)
         return rewire(leaf.structure, mask, drop, grow, n, after, regrow_dropped=regrow_dropped)
 

@@ -110,6 +110,8 @@ def sparsify(
     def init(params: PyTree) -> SparseState:
         first, later = jax.random.split(key)  # so that no step repeats the draws that made the first masks
         state = algorithm.init(first, params)
+        if algorithm.stored(state) is not state.masks and not algorithm.latent:
+            raise ValueError("sparsify: an algorithm that stores more than its masks must say latent=True")
         optimizer = inner.init(apply_masks(params, state.masks))
         if _contains_sparse_state(optimizer):
             raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
@@ -160,10 +162,10 @@ def sparsify(
         if rewire is None and not isinstance(state.step, jax.core.Tracer):
             rewire = bool(algorithm.due(int(state.step)))  # outside of jit a conditional would compile at every call
         now = jax.random.fold_in(trees.typed_key(state.key, key), state.step)
-        seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, now))
+        seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, now, extra))
 
         def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
-            signals = Signals(optax.apply_updates(params, updates), grads, state.step, now)
+            signals = Signals(optax.apply_updates(params, updates), grads, state.step, now, extra)
             fixed = frozenset() if algorithm.latent else frozen_leaves(params, **extra)
             return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer, fixed)
 
@@ -204,21 +206,35 @@ def _change_masks(
     if fresh is None:
         fresh = jax.tree.map(lambda new, old: new & ~old, trained, algorithm.trained(state))
 
-    def place(u: Array, p: Array, keep: Array | None, new: Array | None, value: Array | None) -> Array:
-        if keep is None:  # dense, or stored whole: a weight that becomes active has lived on
-            return u
-        dtype = jnp.promote_types(u.dtype, p.dtype)
-        u, p = u.astype(dtype), p.astype(dtype)
-        if new is not None:
-            start = 0 if value is None else jnp.where(jnp.isfinite(value), value.astype(dtype), 0)
-            u = jnp.where(new, start - p, u)
-        return jnp.where(keep, u, -p)
-
     nothing = jax.tree.map(lambda _: None, params)
-    values = nothing if result.values is None else result.values
-    placed = jax.tree.map(place, updates, params, stored, fresh, values)
+    values, delta = (nothing if tree is None else tree for tree in (result.values, result.delta))
+    placed = jax.tree.map(_place, updates, params, stored, fresh, values, delta)
     settled = trees.map_masked(lambda new, keep: keep & ~new, fresh, trained)
     return result.state, placed, _restart(inner, optimizer, settled, optax.apply_updates(params, placed))
+
+
+def _place(
+    u: Array, p: Array, keep: Array | None, new: Array | None, value: Array | None, change: Array | None
+) -> Array:
+    """The update of one leaf after a rewiring: a change of what is kept, a start for what is new, -p for the rest.
+
+    `keep` is None where a leaf is dense or stored whole: there a weight that becomes active has lived on.
+    """
+    if keep is None and change is None:
+        return u
+    dtype = jnp.promote_types(u.dtype, p.dtype)
+    u, p = u.astype(dtype), p.astype(dtype)
+    if change is not None:
+        u = u + _finite(change, dtype)
+    if keep is None:
+        return u
+    if new is not None:
+        u = jnp.where(new, (0 if value is None else _finite(value, dtype)) - p, u)
+    return jnp.where(keep, u, -p)
+
+
+def _finite(x: Array, dtype: Any) -> Array:
+    return jnp.where(jnp.isfinite(x), x.astype(dtype), 0)
 
 
 def _without(fixed: frozenset[str], algorithm: Algorithm, result: Rewired, before: Any) -> Rewired:
@@ -243,10 +259,11 @@ def _without(fixed: frozenset[str], algorithm: Algorithm, result: Rewired, befor
                 fields[name] = keep(value, getattr(old, name))
         return new._replace(**fields)
 
-    fresh = result.fresh
-    if fresh is not None:
-        fresh = keep(fresh, jax.tree.map(jnp.zeros_like, fresh))
-    return result._replace(state=state(result.state, before), fresh=fresh)
+    fresh, delta = (
+        None if tree is None else keep(tree, jax.tree.map(jnp.zeros_like, tree))
+        for tree in (result.fresh, result.delta)
+    )
+    return result._replace(state=state(result.state, before), fresh=fresh, delta=delta)
 
 
 def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None) -> Array:

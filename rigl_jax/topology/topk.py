@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks, native, quotas, trees
+from rigl_jax import checks, native, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import kind, shown
+from rigl_jax.topology import apportion
 
 SMALL_GROUP = 16
 """Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
@@ -64,7 +65,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
         raise ValueError(f"select: k must be one number for each group, of shape {counts}, got {jnp.shape(k)}")
     alone = len(set(axes)) == scores.ndim and _on_one_cpu(scores)
-    return _selected(scores, quotas.count(k), among, axes=axes, alone=alone)
+    return _selected(scores, apportion.count(k), among, axes=axes, alone=alone)
 
 
 # Jitted, so that outside of jit it is compiled once for each shape; inside it leaves no trace.
@@ -137,7 +138,7 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
         _check_scores("select_jointly", s, a)
     if not isinstance(k, jax.Array) and sum(s.size for s in scores) >= checks.LARGEST:
         checks.total("select_jointly", "k", int(k))
-    return _selected_jointly(list(scores), quotas.count(k), list(among))
+    return _selected_jointly(list(scores), apportion.count(k), list(among))
 
 
 @functools.partial(jax.jit, inline=True)
@@ -147,7 +148,7 @@ def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None]) 
 
     def total(which: Callable[[Array], Array]) -> Array:
         # Where there are more than int32 holds, the sum stops there, and k is no larger.
-        return quotas.total(jnp.stack([count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys]))
+        return apportion.total(jnp.stack([count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys]))
 
     k = jnp.clip(k, 0, total(lambda key: key > 0))
     threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k, dtype=keys[0].dtype)

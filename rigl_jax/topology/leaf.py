@@ -1,0 +1,114 @@
+"""Pruning and rewiring of one weight."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from rigl_jax import arguments as rules
+from rigl_jax import checks
+from rigl_jax.arguments import arguments
+from rigl_jax.base import Array, Structure
+from rigl_jax.topology.topk import check_count, count_true, select
+
+
+@arguments(structure=rules.structure, scores=rules.array(), n_active=rules.count)
+def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | None = None) -> Array:
+    """A mask of the `n_active` best units of each group.
+
+    Args:
+      structure: how the weight is cut into units and groups.
+      scores: float[*shape], one score for each weight; the structure pools them.
+      n_active: int, or integer array over groups, how many units stay in each group. May be traced.
+      among: bool[*shape], the units that may stay. Default: all.
+
+    Returns:
+      bool[*shape] in the structure.
+
+    Raises:
+      ValueError: scores or `among` of another shape or type, an `n_active` that is no integer.
+
+    >>> from rigl_jax.structures import unstructured
+    >>> prune(unstructured(), jnp.array([[0.1, -2.0], [3.0, 0.5]]), 2).tolist()
+    [[False, False], [True, True]]
+    """
+    checks.same_shape("prune", jnp.shape(scores), scores=scores, among=among)
+    pooled = structure.pool(scores)
+    units = None if among is None else structure.active(among)
+    kept = select(pooled, n_active, axes=structure.axes(pooled.shape), among=units)
+    return structure.expand(kept, scores.shape)
+
+
+class Rewiring(NamedTuple):
+    """One weight after drop and growth: its new mask, and the part of it that was not dropped."""
+
+    mask: Array
+    kept: Array
+
+
+@arguments(
+    structure=rules.structure,
+    mask=rules.array(),
+    drop=rules.array(),
+    grow=rules.array(),
+    n_drop=rules.count,
+    n_active=rules.optional(rules.count),
+    regrow_dropped=rules.flag,
+)
+def rewire(
+    structure: Structure,
+    mask: Array,
+    drop: Array,
+    grow: Array,
+    n_drop: Any,
+    n_active: Any = None,
+    *,
+    regrow_dropped: bool = True,
+) -> Rewiring:
+    """Drops the `n_drop` active units that score lowest and grows the inactive ones that score highest.
+
+    The leaf's lowest units are dropped wherever they are (in a stack: of each layer); each group then grows back to
+    its count. For one group, unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). For small groups it is
+    what keeps rewiring alive: a fixed share of each group of 2:4 would round down to nothing.
+
+    Args:
+      structure: how the weight is cut into units and groups.
+      mask: bool[*shape], the current mask, in the structure.
+      drop: float[*shape], the lowest are dropped. Inactive entries are never read.
+      grow: float[*shape], the highest are grown. Entries of kept units are never read.
+      n_drop: int, how many units of the leaf are dropped, in a stack of each layer; or an array over the layers, that
+        broadcasts against the units. May be traced.
+      n_active: int or integer array over groups, how many units are active afterwards. Default: as many as before.
+      regrow_dropped: whether a unit just dropped may be grown again at once (as in the authors' code). If not, such
+        units come back only where nothing else is left, so that the count stays exact.
+
+    Returns:
+      `Rewiring(mask, kept)`, both bool[*shape] and in the structure: the new mask, with exactly `n_active` active units
+      in each group, and the part of it that was not dropped.
+
+    Ties go to the lower index, NaN scores are dropped first and grown last.
+    """
+    checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
+    check_count("rewire: n_drop", n_drop)
+    active = structure.active(mask)
+    axes, layer = structure.axes(active.shape), structure.layer_axes(active.shape)
+    kept = select(structure.pool(drop), count_true(active, layer) - n_drop, axes=layer, among=active)
+    if n_active is None:
+        n_active = count_true(active, axes)
+    n_grow = n_active - count_true(kept, axes)
+    grow = structure.pool(grow)
+    if not regrow_dropped:
+        grow = jnp.where(active & ~kept, -jnp.inf, grow)
+    grown = select(grow, n_grow, axes=axes, among=~kept)
+    return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
+
+
+@arguments(fraction=rules.numbers, n=rules.count)
+def count(fraction: Any, n: Any) -> Array:
+    """How many of `n` units a fraction moves: floor(fraction * n) in float32, from 0 to n.
+
+    This is the authors' rule. Above 2^24 units the product is right to one part in 2^24; the number of active
+    units does not depend on it, because as many are grown as were dropped.
+    """
+    return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * jnp.asarray(n, jnp.float32)).astype(jnp.int32), 0, n)
