@@ -1,6 +1,4 @@
-"""The methods, one small file each; `ALGORITHMS` is the one table of them."""
-
-from collections.abc import Callable
+"""The methods, one small file each; `registry` is the table of them."""
 
 from rigl_jax.algorithms.ac_dc import ac_dc
 from rigl_jax.algorithms.deep_r import deep_r, langevin
@@ -10,6 +8,7 @@ from rigl_jax.algorithms.granet import granet
 from rigl_jax.algorithms.grasp import grasp
 from rigl_jax.algorithms.itop import explored, itop
 from rigl_jax.algorithms.mest import mest
+from rigl_jax.algorithms.registry import ALGORITHMS, METHODS, Entry
 from rigl_jax.algorithms.rigl import rigl, rigl_inverted, set_
 from rigl_jax.algorithms.snfs import snfs
 from rigl_jax.algorithms.snip import snip
@@ -18,32 +17,11 @@ from rigl_jax.algorithms.static import static
 from rigl_jax.algorithms.ste import dnw, ste
 from rigl_jax.algorithms.synflow import synflow
 from rigl_jax.algorithms.top_kast import exploration_penalty, top_kast
-from rigl_jax.base import Algorithm
-
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    "static": static,
-    "set": set_,
-    "rigl": rigl,
-    "rigl_inverted": rigl_inverted,
-    "itop": itop,
-    "mest": mest,
-    "snfs": snfs,
-    "dsr": dsr,
-    "deep_r": deep_r,
-    "granet": granet,
-    "srigl": srigl,
-    "snip": snip,
-    "grasp": grasp,
-    "synflow": synflow,
-    "gmp": gmp,
-    "ste": ste,
-    "dnw": dnw,
-    "top_kast": top_kast,
-    "ac_dc": ac_dc,
-}
 
 __all__ = [
     "ALGORITHMS",
+    "METHODS",
+    "Entry",
     "ac_dc",
     "deep_r",
     "dnw",

@@ -1,7 +1,5 @@
 """Packed training goes through the masks of a masked run, and streamed growth through those of RigL."""
 
-import inspect
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
+from rigl_jax.algorithms import METHODS
 from rigl_jax.execution import gradient_factors, kernels, masks_of, packed_training, rewire_streamed
 from tests.execution.models import problem
 
@@ -91,10 +90,8 @@ def test_every_algorithm_goes_through_its_masked_masks_or_is_refused(name):
     def loss(params, x=inputs[0]):
         return jnp.mean(jnp.square(jnp.tanh(x @ params["v"]) @ params["w"] - x[:, :8]))
 
-    constructor = rx.ALGORITHMS[name]
     options = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
-    known = inspect.signature(constructor).parameters
-    algorithm = constructor(rx.make_plan(params, 0.75), **{k: v for k, v in options.items() if k in known})
+    algorithm = METHODS[name].example(rx.make_plan(params, 0.75), **options)
     if name in REFUSED:
         with pytest.raises(ValueError, match="packed_training: this method"):
             packed_training(optax.sgd(0.05, momentum=0.9), algorithm, key=jax.random.key(0))

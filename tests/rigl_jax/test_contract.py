@@ -5,7 +5,6 @@ its one run recorded. Options are found by the names that constructors share.
 """
 
 import functools
-import inspect
 import math
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from jax import lax
 
 import rigl_jax as rx
 from rigl_jax import structures
+from rigl_jax.algorithms.registry import FIXED, METHODS
 from tests import xla
 
 SHAPES = {
@@ -63,13 +63,11 @@ def loss(params, x=INPUTS[0]):
     return jnp.mean((features @ flat - 3.0) ** 2) / flat.size + jnp.sum((params["bias"] - x.mean()) ** 2)
 
 
-COMMON = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
+COMMON = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss, "rounds": 4}
 
 
 def construct(algorithm, plan, **others):
-    constructor = rx.ALGORITHMS[algorithm]
-    options = {k: v for k, v in (COMMON | others).items() if k in inspect.signature(constructor).parameters}
-    return constructor(plan, **options)
+    return METHODS[algorithm].example(plan, **COMMON | others)
 
 
 def build(algorithm, key=jax.random.key(0)):  # noqa: B008
@@ -207,7 +205,9 @@ def test_counts_are_kept_where_a_method_says_so():
                 assert (per_group(leaf, now.masks[leaf.name]) == leaf.n_active).all()
 
 
-@pytest.mark.parametrize("algorithm", ["snip", "grasp", "synflow"])
+@pytest.mark.parametrize(
+    "algorithm", [e.name for e in METHODS.values() if e.family == FIXED and "jointly" in e.options]
+)
 def test_one_ranking_over_all_layers_does_not_claim_to_keep_counts(algorithm):
     params = {"small": jnp.full((4, 4), 0.1), "large": jnp.full((4, 1), 3.0)}
     plan = rx.make_plan(params, 0.5, rx.uniform)
@@ -276,10 +276,9 @@ def test_double_precision_changes_no_mask_and_no_type(algorithm):
         for rewire in (True, None):
             after = jax.eval_shape(lambda p, s: tx.update(p, s, p, rewire=rewire), params, state)
             chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
-        if algorithm != "synflow":  # whose rounds would take long, step by step
-            key = jax.random.split(jax.random.key(0))[0]
-            masks = jax.device_get(build(algorithm)[1].init(key, params).masks)
-            chex.assert_trees_all_equal(rx.trees.named_leaves(masks), first)
+        key = jax.random.split(jax.random.key(0))[0]
+        masks = jax.device_get(build(algorithm)[1].init(key, params).masks)
+        chex.assert_trees_all_equal(rx.trees.named_leaves(masks), first)
 
 
 @each_algorithm

@@ -1,13 +1,12 @@
 """JAX's strict modes: nothing here depends on what they refuse."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 import rigl_jax as rx
+from rigl_jax.algorithms import METHODS
 from rigl_jax import schedules, structures
 
 SHAPES = {"a": (8, 6), "b": (8, 6), "n": (8, 4), "f": (6, 5), "k": (4, 6)}
@@ -25,11 +24,9 @@ def loss(params):
 
 
 def transformation(algorithm, wrap=lambda method: method):
-    constructor = rx.ALGORITHMS[algorithm]
     plan = rx.make_plan(PARAMS, 0.5, rx.uniform, rules=RULES)
     common = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss, "rounds": 3}
-    options = {k: v for k, v in common.items() if k in inspect.signature(constructor).parameters}
-    return rx.sparsify(optax.sgd(0.1), wrap(constructor(plan, **options)), key=jax.random.key(0))
+    return rx.sparsify(optax.sgd(0.1), wrap(METHODS[algorithm].example(plan, **common)), key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("algorithm", rx.ALGORITHMS)

@@ -5,7 +5,6 @@ whatever operation, shows as an array of its whole size.
 """
 
 import functools
-import inspect
 import math
 import re
 
@@ -18,6 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
+from rigl_jax.algorithms import METHODS
 from rigl_jax import structures
 
 SIZE = 1024  # of every kernel, so that one number tells a whole weight from a part of it
@@ -44,10 +44,8 @@ def loss(params):
 
 def build(algorithm, rules=None, **options):
     plan = rx.make_plan(PARAMS, 0.5, rx.uniform, rules=rules)
-    constructor = rx.ALGORITHMS[algorithm]
     options = {"period": 2, "fraction": 0.5, "stop": 6, "loss": loss, **options}
-    known = inspect.signature(constructor).parameters
-    method = constructor(plan, **{k: v for k, v in options.items() if k in known})
+    method = METHODS[algorithm].example(plan, **options)
     return rx.sparsify(optax.sgd(0.125, momentum=0.5), method, key=jax.random.key(0))
 
 
