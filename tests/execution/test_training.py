@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
-from rigl_jax.algorithms import METHODS
+from rigl_jax.algorithms import registry
 from rigl_jax.execution import gradient_factors, kernels, masks_of, packed_training, rewire_streamed
 from tests.execution.models import problem
 
@@ -91,7 +91,7 @@ def test_every_algorithm_goes_through_its_masked_masks_or_is_refused(name):
         return jnp.mean(jnp.square(jnp.tanh(x @ params["v"]) @ params["w"] - x[:, :8]))
 
     options = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
-    algorithm = METHODS[name].example(rx.make_plan(params, 0.75), **options)
+    algorithm = registry.METHODS[name].example(rx.make_plan(params, 0.75), **options)
     if name in REFUSED:
         with pytest.raises(ValueError, match="packed_training: this method"):
             packed_training(optax.sgd(0.05, momentum=0.9), algorithm, key=jax.random.key(0))

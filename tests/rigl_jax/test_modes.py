@@ -6,8 +6,8 @@ import optax
 import pytest
 
 import rigl_jax as rx
-from rigl_jax.algorithms import METHODS
 from rigl_jax import schedules, structures
+from rigl_jax.algorithms import METHODS
 
 SHAPES = {"a": (8, 6), "b": (8, 6), "n": (8, 4), "f": (6, 5), "k": (4, 6)}
 RULES = [

@@ -17,8 +17,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax.algorithms import METHODS
 from rigl_jax import structures
+from rigl_jax.algorithms import METHODS
 
 SIZE = 1024  # of every kernel, so that one number tells a whole weight from a part of it
 SHAPES = {"dense": (32, 32), "conv": (2, 2, 16, 16)}
