@@ -59,7 +59,7 @@ def make_plan(
       axes: `{regex: rx.Axes}`: which axes of a leaf are inputs, outputs and layers of a stack, for leaves of which
         neither a trace nor names tell it right. Whether a leaf is sparse is not theirs to say, but that of `rules`.
       apply: the model, `apply(params, *inputs)`. It is traced once, and the products it makes tell which leaves are
-        kernels and which axes are what. Without it names, modules and biases tell (`rigl_jax.tracing.roles` says how).
+        kernels and which axes are what. Without it names, modules and biases tell (see `tracing.named_roles`).
       inputs: of `apply`, arrays or `jax.ShapeDtypeStruct`.
 
     Returns:

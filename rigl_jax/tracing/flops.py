@@ -20,14 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import numpy as np
 
 from rigl_jax import checks, trees
-from rigl_jax.base import Masks, PyTree, Shape
+from rigl_jax.base import Masks, PyTree
 from rigl_jax.messages import shown
 from rigl_jax.tables import table
-from rigl_jax.tracing import primitives
+from rigl_jax.tracing import geometry, primitives
+from rigl_jax.tracing.walk import Rule, Walker
 
 Origin = dict[str, float] | None
 """Where a value comes from: `{leaf name: share of it}`, `{}` for a constant, None for anything computed from data."""
@@ -138,20 +138,21 @@ def flops(
         raise ValueError(f"flops: while_trips must be a whole number, 0 or more, got {shown(while_trips)}")
     leaves = trees.named_leaves(params)
     density = dict.fromkeys(leaves, 1.0) | ({} if masks is None else _densities(params, leaves, masks))
-    jaxpr = jax.make_jaxpr(apply)(params, *inputs).jaxpr
+    program = jax.make_jaxpr(apply)(params, *inputs)
     owned: list[Origin] = [{name: 1.0} for name in leaves]
-    data = [None] * (len(jaxpr.invars) - len(owned))
+    data = [None] * (len(program.jaxpr.invars) - len(owned))
     sizes = {name: math.prod(np.shape(leaf)) for name, leaf in leaves.items()}
-    _, products = _walk(jaxpr, owned + data, _Context(sizes, while_trips))
-    return Flops(tuple(products), density)
+    counted = _Counted(sizes, while_trips, [])
+    Walker(RULES, _other, lambda *_: {}, counted)(program, owned + data)
+    return Flops(tuple(counted.products), density)
 
 
-_Walked = tuple[list[Origin], list[Product]]  # origins of the outputs, and the products on the way
+class _Counted(NamedTuple):
+    """The context of the rules."""
 
-
-class _Context(NamedTuple):
     sizes: dict[str, int]  # of the parameter leaves
     while_trips: int | None
+    products: list[Product]
 
 
 def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[str, float]:
@@ -161,73 +162,127 @@ def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[
     return {name: np.count_nonzero(mask) / max(1, np.size(mask)) for name, mask in parallel if mask is not None}
 
 
-def _walk(jaxpr: Any, origins: Sequence[Origin], context: _Context) -> _Walked:
-    """Origins of the outputs of an (open) jaxpr, given those of its inputs, and its products."""
-    known = dict(zip(jaxpr.invars, origins, strict=True))
-
-    def origin(atom: Any) -> Origin:
-        return {} if isinstance(atom, jex.Literal) else known.get(atom, {})  # what is not an input is a constant
-
-    products = []
-    for equation in jaxpr.eqns:
-        outs, found = _equation(equation, [origin(atom) for atom in equation.invars], context)
-        known.update(zip(equation.outvars, outs, strict=True))
-        products += found
-    return [origin(atom) for atom in jaxpr.outvars], products
+# --- products ------------------------------------------------------------------------------------------------------
 
 
-def _equation(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
-    name, params = equation.primitive.name, equation.params
-    if name in _TERMS:
-        outputs = math.prod(equation.outvars[0].aval.shape)
-        shapes = [atom.aval.shape for atom in equation.invars]
-        return [None], _charge(ins[:2], outputs * _TERMS[name](shapes, params), outputs, context)
-    if name == "scan":
-        body, consts, carry = primitives.scan(equation)
-        outs, found = _loop(body.jaxpr, ins, consts, carry, context)
-        return outs, _repeat(found, params["length"])
-    if name == "while":
-        return _while(equation, ins, context)
-    if name == "cond":
-        branches = [_walk(branch.jaxpr, ins[1:], context) for branch in primitives.branches(equation)]
-        outs = [_join(list(outs)) for outs in zip(*(outs for outs, _ in branches), strict=True)]
-        return outs, max((found for _, found in branches), key=lambda found: sum(p.macs for p in found))
-    if name == "optimization_barrier":  # output i is input i
-        return ins, []
-    inner = [held.jaxpr for held in primitives.held(equation)]
-    arity = len(ins), len(equation.outvars)
-    if len(inner) == 1 and (len(inner[0].invars), len(inner[0].outvars)) == arity:  # a call
-        outs, found = _walk(inner[0], ins, context)
-        devices = math.prod(params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", ()))
-        return outs, _repeat(found, devices)  # the body of shard_map is the work of one device
-    if any(_has_products(jaxpr) for jaxpr in inner):
-        raise ValueError(f"flops: expected primitives that can be counted, got products inside {name!r}")
-    return [_merge(equation, ins, context)] * len(equation.outvars), []
+def charge(walker: Walker, operands: Sequence[Origin], macs: float, outputs: float) -> None:
+    """Counts a product, shared out among the leaves that own its weight operand: what the rule of a primitive that
+    multiplies does, as in `RULES["mine"] = lambda walker, eqn, ins: [charge(walker, ins, macs, outputs)]`.
+    """
+    shares: dict[str | None, float] = {**_largest(operands, walker.context)}
+    rest = 1.0 - math.fsum(shares.values())
+    if rest > 1e-9:
+        shares[None] = rest
+    walker.context.products.extend(Product(name, share * macs, share * outputs) for name, share in shares.items())
 
 
-def _while(equation: Any, ins: list[Origin], context: _Context) -> _Walked:
+def _product(terms: Callable[[Any], float]) -> Rule:
+    """The rule of a product with so many terms in each output."""
+
+    def rule(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
+        outputs = math.prod(eqn.outvars[0].aval.shape)
+        charge(walker, ins[:2], outputs * terms(eqn), outputs)
+        return [None]
+
+    return rule
+
+
+def _dot_terms(eqn: Any) -> float:
+    shape = eqn.invars[0].aval.shape
+    return math.prod(shape[axis] for axis in geometry.dot(eqn).summed[0])
+
+
+def _ragged_terms(eqn: Any) -> float:
+    given, shape = eqn.params["ragged_dot_dimension_numbers"], eqn.invars[0].aval.shape
+    (summed, _), _ = given.dot_dimension_numbers
+    terms = math.prod(shape[axis] for axis in summed)
+    if set(given.lhs_ragged_dimensions) & set(summed):  # a weight gradient: a group sums its own part
+        return terms / eqn.invars[2].aval.shape[-1]
+    return terms
+
+
+def _convolution_terms(eqn: Any) -> float:
+    _, *summed = geometry.conv(eqn).kernel  # channels of one group, window
+    shape = eqn.invars[1].aval.shape
+    return math.prod(shape[axis] for axis in summed) / math.prod(eqn.params["lhs_dilation"])
+
+
+# --- loops and branches --------------------------------------------------------------------------------------------
+
+
+def _apart(walker: Walker, program: Any, ins: list[Origin]) -> tuple[list[Origin], list[Product]]:
+    """Origins of a program's outputs, and its products, which are not yet counted."""
+    products: list[Product] = []
+    return walker._replace(context=walker.context._replace(products=products))(program, ins), products
+
+
+def _add(walker: Walker, products: Sequence[Product], trips: int) -> None:
+    if trips:
+        walker.context.products.extend(Product(name, trips * macs, trips * out) for name, macs, out in products)
+
+
+def _loop(
+    walker: Walker, body: Any, ins: list[Origin], n_consts: int, n_carry: int
+) -> tuple[list[Origin], list[Product]]:
+    """One trip of a loop, with the origins that its carry has after any number of trips."""
+    consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
+    while True:  # ends: constant -> leaf -> data is the longest way a carry can go
+        outs, found = _apart(walker, body, consts + carry + scanned)
+        widened = [_join([before, after]) for before, after in zip(carry, outs, strict=False)]
+        if widened == carry:
+            return carry + outs[n_carry:], found
+        carry = widened
+
+
+def _scan(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
+    body, consts, carry = primitives.scan(eqn)
+    outs, found = _loop(walker, body, ins, consts, carry)
+    _add(walker, found, eqn.params["length"])
+    return outs
+
+
+def _while(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
     """The body and the condition, `while_trips` times each."""
-    condition, body, tests, consts = primitives.while_loop(equation)
-    outs, found = _loop(body.jaxpr, ins[tests:], consts, len(ins) - tests - consts, context)
-    found = _walk(condition.jaxpr, ins[:tests] + outs, context)[1] + found
-    if found and context.while_trips is None:
+    condition, body, tests, consts = primitives.while_loop(eqn)
+    outs, found = _loop(walker, body, ins[tests:], consts, len(ins) - tests - consts)
+    found = _apart(walker, condition, ins[:tests] + outs)[1] + found
+    trips = walker.context.while_trips
+    if found and trips is None:
         owners = ", ".join(sorted({repr(product.name) for product in found}))
         raise ValueError(
             "flops: a trace cannot tell how often a while_loop runs: expected while_trips=... (or a scan), got None; "
             f"the loop holds products of {owners}"
         )
-    return outs, _repeat(found, context.while_trips or 0)
+    _add(walker, found, trips or 0)
+    return outs
 
 
-def _loop(body: Any, ins: list[Origin], n_consts: int, n_carry: int, context: _Context) -> _Walked:
-    """One trip of a loop, with the origins that its carry has after any number of trips."""
-    consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-    while True:  # ends: constant -> leaf -> data is the longest way a carry can go
-        outs, found = _walk(body, consts + carry + scanned, context)
-        widened = [_join([before, after]) for before, after in zip(carry, outs, strict=False)]
-        if widened == carry:
-            return carry + outs[n_carry:], found
-        carry = widened
+def _cond(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
+    branches = [_apart(walker, branch, ins[1:]) for branch in primitives.branches(eqn)]
+    _add(walker, max((found for _, found in branches), key=lambda found: sum(p.macs for p in found)), 1)
+    return [_join(list(outs)) for outs in zip(*(outs for outs, _ in branches), strict=True)]
+
+
+# --- other operations ----------------------------------------------------------------------------------------------
+
+
+def _other(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
+    """A primitive without a rule: it costs nothing, unless it holds programs with products."""
+    if (inner := primitives.wrapped(eqn)) is not None:
+        outs, found = _apart(walker, inner, ins)
+        _add(walker, found, primitives.devices(eqn))
+        return outs
+    if any(_has_products(held.jaxpr) for held in primitives.held(eqn)):
+        name = eqn.primitive.name
+        raise ValueError(f"flops: expected primitives that can be counted, got products inside {name!r}")
+    return [_join(ins)] * len(eqn.outvars)
+
+
+def _has_products(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive.name in _PRODUCTS or any(_has_products(held.jaxpr) for held in primitives.held(eqn))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _join(origins: list[Origin]) -> Origin:
@@ -236,61 +291,43 @@ def _join(origins: list[Origin]) -> Origin:
     return next(iter(owners), {}) if all(owner == owners[0] for owner in owners) else None
 
 
-def _merge(equation: Any, ins: list[Origin], context: _Context) -> Origin:
-    """Origin of the result of an operation that is not a product."""
+def _factors(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
+    """Zeros of a factor are zeros of the result."""
+    return [None if None in ins else _largest(ins, walker.context)]
+
+
+def _parts(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
+    """Arrays put together belong to their parts, by size."""
     if None in ins:
-        return None
-    if equation.primitive.name in ("mul", "div"):  # zeros of a factor are zeros of the result
-        return _largest(ins, context)
-    if equation.primitive.name not in ("concatenate", "stack"):
-        return _join(ins)
+        return [None]
     parts: dict[str, float] = {}
-    whole = max(1, math.prod(equation.outvars[0].aval.shape))
-    for atom, origin in zip(equation.invars, ins, strict=True):
+    whole = max(1, math.prod(eqn.outvars[0].aval.shape))
+    for atom, origin in zip(eqn.invars, ins, strict=True):
         for name, share in (origin or {}).items():
             parts[name] = parts.get(name, 0.0) + share * math.prod(atom.aval.shape) / whole
-    return parts
+    return [parts]
 
 
-def _largest(ins: Sequence[Origin], context: _Context) -> dict[str, float]:
+def _largest(ins: Sequence[Origin], counted: _Counted) -> dict[str, float]:
     """The owner with the most weights; of equals the last: in `x @ w` it is the right one."""
     owners = [origin for origin in reversed(ins) if origin]
-    return max(owners, key=lambda owner: sum(context.sizes[name] for name in owner), default={})
+    return max(owners, key=lambda owner: sum(counted.sizes[name] for name in owner), default={})
 
 
-def _charge(ins: Sequence[Origin], macs: float, outputs: int, context: _Context) -> list[Product]:
-    """A product, shared out among the leaves that own its weight operand."""
-    shares: dict[str | None, float] = {**_largest(ins, context)}
-    rest = 1.0 - math.fsum(shares.values())
-    if rest > 1e-9:
-        shares[None] = rest
-    return [Product(name, share * macs, share * outputs) for name, share in shares.items()]
-
-
-def _repeat(products: list[Product], trips: int) -> list[Product]:
-    return [Product(name, trips * macs, trips * outputs) for name, macs, outputs in products if trips]
-
-
-def _dot_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
-    """Terms summed into one output."""
-    ragged = params.get("ragged_dot_dimension_numbers")
-    (contracted, _), _ = ragged.dot_dimension_numbers if ragged else params["dimension_numbers"]
-    terms = math.prod(shapes[0][axis] for axis in contracted)
-    if ragged and set(ragged.lhs_ragged_dimensions) & set(contracted):  # a weight gradient: a group sums its own part
-        return terms / shapes[2][-1]
-    return terms
-
-
-def _convolution_terms(shapes: Sequence[Shape], params: Mapping[str, Any]) -> float:
-    _, *summed = params["dimension_numbers"].rhs_spec  # output channels, input channels of one group, window
-    return math.prod(shapes[1][axis] for axis in summed) / math.prod(params["lhs_dilation"])
-
-
-_TERMS = {"dot_general": _dot_terms, "ragged_dot_general": _dot_terms, "conv_general_dilated": _convolution_terms}
-
-
-def _has_products(jaxpr: Any) -> bool:
-    return any(
-        equation.primitive.name in _TERMS or any(_has_products(held.jaxpr) for held in primitives.held(equation))
-        for equation in jaxpr.eqns
-    )
+_PRODUCTS: dict[str, Rule] = {
+    "dot_general": _product(_dot_terms),
+    "ragged_dot_general": _product(_ragged_terms),
+    "conv_general_dilated": _product(_convolution_terms),
+}
+RULES: dict[str, Rule] = {
+    **_PRODUCTS,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "mul": _factors,
+    "div": _factors,
+    "concatenate": _parts,
+    "stack": _parts,
+    "optimization_barrier": lambda walker, eqn, ins: ins,  # output i is input i
+}
+"""What a primitive costs (`charge`), and the origins of its results; others are free, see `flops`."""

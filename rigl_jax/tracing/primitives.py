@@ -6,6 +6,7 @@ only, and from shapes and numbers of operands where these tell it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,6 +56,23 @@ def called(eqn: Any) -> jex.ClosedJaxpr | None:
         return None
     (inner,) = held(eqn)
     return inner
+
+
+def wrapped(eqn: Any) -> jex.ClosedJaxpr | None:
+    """The only program that an equation holds, if it has as many inputs and outputs: that of `shard_map` and its like.
+
+    On `devices(eqn)` devices, each of which has a part of the arrays.
+    """
+    programs = held(eqn)
+    if len(programs) != 1:
+        return None
+    inner = programs[0].jaxpr
+    return programs[0] if (len(inner.invars), len(inner.outvars)) == (len(eqn.invars), len(eqn.outvars)) else None
+
+
+def devices(eqn: Any) -> int:
+    """How many devices run the program that an equation wraps, each on its part."""
+    return math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params.get("newly_manual_axes", ()))
 
 
 def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:

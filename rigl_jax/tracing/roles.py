@@ -1,57 +1,22 @@
 """What each leaf is for its network: a kernel or not, and which of its axes are inputs and outputs.
 
-Where the model is given, it is traced and its products tell (`traced_roles`): what is summed over is an input; what
-has a product of its own for each index (scan, vmap, experts) is a stack. Layers that read one input, and whose outputs
-no later weight keeps apart, look like outputs in a trace: there, and for leaves whose use is not seen, the params tell.
-Without a model they tell alone, in this order:
-
-1. The module that holds the leaf, where the tree has modules and not only their names: what has `in_features` (or
-   `in_channels` and `kernel_size`) holds a kernel (out, in, *window), what has `num_embeddings` a table, what has `eps`
-   a scale. Equinox's modules are so; it is not imported for that.
-2. The leaf's last name, and the bias beside it. `kernel`, `w` and names that say nothing are (*window, in, out), as
-   in Flax and Haiku; `weight` is (out, in, *window), as in PyTorch, unless its bias only fits the other way round.
-   `bias`, `scale`, `offset` and their like are no kernels, and neither are embeddings, positions and tokens, nor a
-   weight that has the shape of its bias. Attributes of modules that are not known are kernels whose axes are not known.
-   What lies directly in a module that is named as a normalisation (`norm`, `ln`, `rms`) is no kernel, and two or three
-   axes directly in one that is named as an embedding (`embed`, `pos`; not `patch_embed`) are a table. What is called
-   `kernel`, or has a bias of fewer axes beside it, is a kernel there too.
-3. A bias of several axes says more: (layers, out) beside (layers, in, out) is a stack of layers, (heads, size) beside
-   (in, heads, size) are several output axes. Where neither fits, scan and vmap may have put the layers elsewhere, at
-   one index in kernel and bias, from the front or from the back: (out, layers) beside (in, layers, out). Where several
-   of these fit, none is taken. Layers along axes -1 and -2 have the shapes of heads and are not told from them by their
-   bias: `axes=` or a trace does. Without a bias three axes may be a stack, heads or a 1-D convolution: they are not
-   known. `query`, `key`, `value` and the `out` beside them are read as attention.
-
-A convolution with one input channel to each output is depthwise if there are several of them, or if its path says so
-(`depthwise`, `dw`); a single one is the first layer on grey images. Where the path says so, (out, 1, k, k) is read with
-outputs first, whatever the leaf's name.
+Where the model is given, it is traced and its products tell (`uses`): what is summed over is an input; what has a
+product of its own for each index (scan, vmap, experts) is a stack. Layers that read one input, and whose outputs no
+later weight keeps apart, look like outputs in a trace: there, and for leaves whose use is not seen, the params tell.
+Without a model they tell alone, as the head of `named_roles` says.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-
-from rigl_jax import checks, trees
+from rigl_jax import checks, messages, trees
 from rigl_jax.base import Axes, PyTree, Role, Shape
-from rigl_jax.messages import kind
-from rigl_jax.structures import n_stacked
-from rigl_jax.tracing.traced_roles import traced_roles
+from rigl_jax.tracing.named_roles import named_roles
+from rigl_jax.tracing.uses import INPUT, OUTPUT, STACK, Data, Use, traced, weights
 
-ADDED = re.compile(r"bias(es)?|bias_.*|.*_bias|scales?|offset|gamma|beta|mean|var")
-TABLE = re.compile(
-    r"(?!.*(patch|un)_emb)(.*_)?"
-    r"((pos|tok|token|word)?(emb|embeds?|embeddings?)|pos|positions?|(pos|position|positional)_?enc(odings?)?"
-    r"|wte|wpe|tokens?)(_?\d+)?"
-)
-NORM = re.compile(r".*norm(s|\dd|ali[sz]\w+)?(_.*|\d*)|(bn|ln|rms)(_.*|\d*)")
-DEPTHWISE = re.compile(r".*depth_?wise.*|(.*_)?dw(_?conv)?_?\d*")
-
-NOT_MULTIPLIED, LOOKED_UP, DEPTHWISE_REASON = "bias or scale", "embedding", "depthwise"
 ONE_AXIS = "one axis"
 
 
@@ -61,7 +26,7 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Seque
     Args:
       params: the weights, or their shapes.
       apply: the model, `apply(params, *inputs)`; it is traced, not run. None: names and modules decide, as the head of
-        this file says.
+        `rigl_jax.tracing.named_roles` says.
       inputs: of the model, arrays or shapes.
 
     Returns:
@@ -73,14 +38,14 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Seque
     Axes(inputs=(1,), outputs=(0,), window=(), stack=())
     """
     check_model("roles", apply, inputs)
-    found = _named(params)
+    found = named_roles(params)
     if apply is not None:
         try:
-            traced = traced_roles(params, apply, tuple(inputs))
+            shapes, program = traced(params, apply, tuple(inputs))
         except Exception as error:  # whatever the model does with such params and inputs
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"roles: apply(params, *inputs) could not be traced: {why}") from error
-        for name, role in traced.items():
+        for name, role in _traced_roles(shapes, program).items():
             found[name] = _with_stack(role, found[name])
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     return {name: _settled(role, shapes[name]) for name, role in found.items()}
@@ -95,7 +60,7 @@ def check_model(who: str, apply: Any, inputs: Any) -> None:
     if apply is not None:
         checks.functions(who, apply=apply)
     if not isinstance(inputs, (tuple, list)):
-        raise ValueError(f"{who}: inputs must be a tuple of apply's inputs, got {kind(inputs)}")
+        raise ValueError(f"{who}: inputs must be a tuple of apply's inputs, got {messages.kind(inputs)}")
 
 
 def _with_stack(traced: Role, named: Role) -> Role:
@@ -116,191 +81,51 @@ def _settled(role: Role, shape: Shape) -> Role:
     return role
 
 
-class _Leaf(NamedTuple):
-    """What is known of a leaf without a trace."""
-
-    path: tuple[str, ...]  # lower case
-    shape: Shape
-    module: Any  # that holds it, or None
-    siblings: Mapping[str, Shape]  # leaves beside it, by their last name
-    attention: bool  # whether its module is beside a query, a key and a value
-
-
-def _named(params: PyTree) -> dict[str, Role]:
-    leaves = _leaves(params)
-    told = {name: _of_module(leaf) for name, leaf in leaves.items()}
-    found = {name: told[name] or _of_name(leaf) for name, leaf in leaves.items()}
-    lone = {name for name, leaf in leaves.items() if told[name] is None and _one_channel(leaf, found[name])}
-    several = sum(n_stacked(leaves[name].shape, found[name].axes) for name in lone) > 1
-    for name in lone:
-        if several or _depthwise(leaves[name]):
-            found[name] = found[name]._replace(dense=DEPTHWISE_REASON)
-    return found
-
-
-def _leaves(params: PyTree) -> dict[str, _Leaf]:
-    names = jax.tree.leaves(trees.names(params))
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    given = [(name, path, x) for name, (path, x) in zip(names, flat, strict=True) if hasattr(x, "shape")]
-    parts = {name: tuple(re.split(r"[/.]", name.lower())) for name in names}
-    beside: dict[tuple[str, ...], dict[str, Shape]] = {}
-    modules: dict[tuple[str, ...], set[str]] = {}
-    for name, _, x in given:
-        *rest, own = parts[name]
-        beside.setdefault(tuple(rest), {})[own] = tuple(x.shape)
-        if rest:
-            modules.setdefault(tuple(rest[:-1]), set()).add(rest[-1])
-    return {
-        name: _Leaf(
-            parts[name],
-            tuple(x.shape),
-            _holder(params, path),
-            beside[parts[name][:-1]],
-            {"query", "key", "value"} <= modules.get(parts[name][:-2], set()),
-        )
-        for name, path, x in given
+def _traced_roles(shapes: Mapping[str, Sequence[int]], program: Any) -> dict[str, Role]:
+    """The roles of the leaves whose use is seen in a program, whose first inputs they are; others are left out."""
+    walker, owned = weights(shapes)
+    walker(program, [*owned, *[Data({})] * (len(program.jaxpr.invars) - len(owned))])
+    seen = walker.context
+    found = {
+        name: _role([_layered(use, seen.apart[name]) for use in uses], shapes[name]) for name, uses in seen.uses.items()
     }
+    return {name: role for name, role in found.items() if role is not None}
 
 
-def _holder(tree: Any, path: Any) -> Any:
-    """The module whose attribute the leaf is, if it is one."""
-    if path and str(path[-1]) == ".value":  # NNX wraps each array in a variable
-        path = path[:-1]
-    if not path or not isinstance(path[-1], jax.tree_util.GetAttrKey):
+def _role(uses: list[Use], shape: Sequence[int]) -> Role | None:
+    """Of several uses: looked up at all is a table; else the first product tells, of layers in a stack if any does."""
+    by_kind = {use.kind: use for use in reversed(uses)}
+    if use := by_kind.get("lookup"):
+        return Role(_axes(use.parts, shape), "embedding")
+    if "product" in by_kind or "depthwise" in by_kind:
+        products = [(use.kind, _axes(use.parts, shape)) for use in uses if use.kind in ("product", "depthwise")]
+        kind, axes = next((found for found in products if found[1] and found[1].stack), products[0])
+        return None if axes is None else Role(axes, None if kind == "product" else kind)
+    return Role(None, "bias or scale") if uses and "unknown" not in by_kind else None
+
+
+def _layered(use: Use, apart: set[int]) -> Use:
+    """Outputs that are kept apart from then on are layers, if there are other outputs."""
+    outputs = {axis for axis, kind in use.parts.items() if kind == OUTPUT}
+    if use.kind != "product" or not outputs - apart:
+        return use
+    return use._replace(parts={**use.parts, **dict.fromkeys(outputs & apart, STACK)})
+
+
+def _axes(parts: Mapping[int, str], shape: Sequence[int]) -> Axes | None:
+    """What a use says, completed.
+
+    An axis from which one index was taken is a stack; one that was summed over against another weight is what is
+    missing, of inputs and outputs.
+    """
+    kinds = dict(parts)
+    missing = [axis for axis in range(len(shape)) if axis not in kinds]
+    for kind in (INPUT, OUTPUT):
+        if missing and kind not in kinds.values() and STACK not in kinds.values():
+            kinds |= dict.fromkeys(missing, kind)
+            missing = []
+    kinds |= dict.fromkeys(missing, STACK)
+    if not {INPUT, OUTPUT} <= set(kinds.values()):
         return None
-    for key in path[:-1]:
-        try:
-            if isinstance(key, jax.tree_util.GetAttrKey):
-                tree = getattr(tree, key.name)
-            else:
-                tree = tree[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            return None
-    return None if isinstance(tree, tuple) else tree
-
-
-def _of_module(leaf: _Leaf) -> Role | None:
-    module, own, n = leaf.module, leaf.path[-1], len(leaf.shape)
-    has = lambda *names: all(hasattr(module, name) for name in names)  # noqa: E731
-    if module is None or own not in ("weight", "weight_ih", "weight_hh"):
-        return None
-    if has("num_embeddings"):
-        return Role(Axes((n - 2,), (n - 1,), stack=tuple(range(n - 2))), LOOKED_UP)
-    if has("eps"):
-        return Role(None, NOT_MULTIPLIED)
-    window = 0
-    if has("in_channels", "kernel_size"):
-        window = len(module.kernel_size)
-    elif not has("in_features") and own == "weight":
-        return None
-    axes = _trailing(n, "oi", window)
-    if axes is None:
-        return None
-    groups = getattr(module, "groups", 1)
-    depthwise = window and isinstance(groups, int) and groups > 1 and leaf.shape[axes.inputs[0]] == 1
-    return Role(axes, DEPTHWISE_REASON if depthwise else None)
-
-
-def _of_name(leaf: _Leaf) -> Role:
-    *_, parent, own = ("", *leaf.path)
-    n = len(leaf.shape)
-    bias = next((leaf.siblings[b] for b in ("bias", "b") if b in leaf.siblings and b != own), None)
-    if ADDED.fullmatch(own) or (own == "b" and n < len(leaf.siblings.get("w", ()))):
-        return Role(None, NOT_MULTIPLIED)
-    table = Axes((n - 2,), (n - 1,), stack=tuple(range(n - 2))) if n > 1 else None
-    token = own == "cls" and math.prod(leaf.shape[:-1]) == 1  # else a classifier
-    if TABLE.fullmatch(own) or token:
-        return Role(table, LOOKED_UP)
-    if any(leaf.siblings.get(added) == leaf.shape for added in ("bias", "offset", "beta")):
-        return Role(None, NOT_MULTIPLIED)
-    if own != "kernel" and (bias is None or len(bias) >= n):
-        if NORM.fullmatch(parent):
-            return Role(None, NOT_MULTIPLIED)
-        if n in (2, 3) and bias is None and TABLE.fullmatch(parent):
-            return Role(table, LOOKED_UP)
-    return Role(_layout(leaf, own, parent, bias) if n > 1 else None)
-
-
-def _layout(leaf: _Leaf, own: str, parent: str, bias: Shape | None) -> Axes | None:
-    """The axes by name and bias, None where several readings are left."""
-    n = len(leaf.shape)
-    ask = leaf.module is not None and own != "kernel"  # an attribute of a module that is not known: either way round
-    if own in ("kernel", "w") and (attention := _attention(leaf, parent)):
-        return attention
-    if _depthwise(leaf) and n > 3 and leaf.shape[1] == 1 < leaf.shape[2] and len(set(leaf.shape[2:])) == 1:
-        return _trailing(n, "oi", n - 2)
-    orders = ["io", "oi"] if ask else ["io"]
-    if own == "weight" or own.startswith("weight_"):
-        orders = ["oi", "io"]
-    fitting = [found for order in orders if (found := _by_bias(leaf.shape, bias, order))]
-    if not fitting and bias:
-        fitting = [found for order in orders if (found := _by_inner_stack(leaf.shape, bias, order))]
-    if fitting:
-        return fitting[0][0] if len(fitting[0]) == 1 and not (ask and len(fitting) > 1) else None
-    return None if n == 3 or ask else _trailing(n, orders[0], max(n - 2, 0))
-
-
-def _attention(leaf: _Leaf, parent: str) -> Axes | None:
-    n = len(leaf.shape)
-    if n < 3 or not leaf.attention:
-        return None
-    stack = tuple(range(n - 3))
-    if parent in ("query", "key", "value"):
-        return Axes((n - 3,), (n - 2, n - 1), stack=stack)
-    return Axes((n - 3, n - 2), (n - 1,), stack=stack) if parent == "out" else None
-
-
-def _by_bias(shape: Shape, bias: Shape | None, order: str) -> list[Axes]:
-    """The axes for which the bias has one number for each layer and output."""
-    while bias and len(bias) > 1 and bias[-1] == 1:  # Equinox's convolutions: (out, 1, 1)
-        bias = bias[:-1]
-    if not bias:
-        return []
-    n, rank = len(shape), len(bias)
-    found = []
-    axes = _trailing(n, order, n - rank - 1)
-    if axes is not None and bias == tuple(shape[i] for i in (*axes.stack, *axes.outputs)):
-        found.append(axes)
-    if order == "io" and 1 < rank < n and shape[n - rank :] == bias:
-        found.append(Axes(tuple(range(n - rank)), tuple(range(n - rank, n))))
-    return found
-
-
-def _by_inner_stack(shape: Shape, bias: Shape, order: str) -> list[Axes]:
-    """The axes for which kernel and bias have their layers at one index, from the front or from the back."""
-    found = []
-    for i, size in enumerate(bias):
-        for at in {i, i + len(shape) - len(bias)}:
-            if shape[at : at + 1] != (size,):
-                continue
-            inner = _by_bias(shape[:at] + shape[at + 1 :], bias[:i] + bias[i + 1 :], order)
-            found += [_with_layers(axes, at) for axes in inner]
-    return list(dict.fromkeys(found))
-
-
-def _with_layers(axes: Axes, at: int) -> Axes:
-    """The axes of a leaf where those of each layer are `axes` and the layers lie along axis `at`."""
-    moved = Axes(*(tuple(axis + (axis >= at) for axis in part) for part in axes))
-    return moved._replace(stack=tuple(sorted((*moved.stack, at))))
-
-
-def _depthwise(leaf: _Leaf) -> bool:
-    return any(DEPTHWISE.fullmatch(part) for part in leaf.path)
-
-
-def _trailing(n: int, order: str, window: int) -> Axes | None:
-    """(stack..., window..., in, out) or (stack..., out, in, window...), None for too few axes."""
-    stack = n - 2 - window
-    if stack < 0 or window < 0:
-        return None
-    if order == "io":
-        return Axes((n - 2,), (n - 1,), tuple(range(stack, n - 2)), tuple(range(stack)))
-    return Axes((stack + 1,), (stack,), tuple(range(stack + 2, n)), tuple(range(stack)))
-
-
-def _one_channel(leaf: _Leaf, role: Role) -> bool:
-    if role.dense is not None:
-        return False
-    if role.axes is None:  # (window, in, out) or (out, in, window), or a stack of columns
-        return len(leaf.shape) == 3 and leaf.shape[1] == 1 and leaf.module is None
-    return bool(role.axes.window) and all(leaf.shape[i] == 1 for i in role.axes.inputs)
+    found = {kind: tuple(axis for axis in range(len(shape)) if kinds[axis] == kind) for kind in Axes._fields}
+    return Axes(**found)
