@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo sanitize test test-plain test-newest test-library fashion_mnist soak lint format clean
 # The tests of the library itself, without those that train through configs.
-LIBRARY_TESTS := tests/rigl_jax tests/execution tests/test_docstrings.py tests/test_readme.py
+LIBRARY_TESTS := tests/rigl_jax tests/execution tests/test_docstrings.py tests/test_docs.py
+# Files are spread over the cores; plain `pytest FILE` runs in one process.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The newest Python on this machine, on the path or from pyenv, that the newest JAX runs on; empty if there is none.
 NEWEST ?= $(shell for minor in 14 13 12; do \
 	for python in python3.$$minor $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.$$minor.*/bin/python; do \
@@ -33,7 +35,7 @@ sanitize: $(VENV)/installed-experiments-notebooks-tests  ## Run the native tests
 	$(BIN)/python rigl_jax/native/build.py --sanitize build/sanitize/_native.so
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 RIGL_JAX_NATIVE_LIBRARY=$(CURDIR)/build/sanitize/_native.so \
-	  $(BIN)/python -m pytest -n 0 tests/execution/test_native_linear.py tests/execution/test_native_conv.py \
+	  $(BIN)/python -m pytest tests/execution/test_native_linear.py tests/execution/test_native_conv.py \
 	  tests/rigl_jax/test_native_select.py tests/execution/test_damaged.py
 
 demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL beside its dense, static and SET twins
@@ -42,10 +44,10 @@ demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL be
 
 test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
 	$(NATIVE)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the library without its native kernels, in plain JAX
-	RIGL_JAX_NATIVE=0 $(BIN)/python -m pytest $(LIBRARY_TESTS)
+	RIGL_JAX_NATIVE=0 $(PYTEST) $(LIBRARY_TESTS)
 
 test-newest:  ## Test the library in .venv-newest, on the newest Python of this machine and the newest JAX
 	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested")
@@ -53,7 +55,7 @@ test-newest:  ## Test the library in .venv-newest, on the newest Python of this 
 test-library: $(VENV)/installed-experiments-notebooks-tests
 	$(NATIVE)
 	$(BIN)/python -c "import sys, jax; print('Python', sys.version.split()[0], 'jax', jax.__version__)"
-	$(BIN)/python -m pytest $(LIBRARY_TESTS)
+	$(PYTEST) $(LIBRARY_TESTS)
 
 fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw IDX files (IDX=folder) and train on it
 	$(NATIVE)

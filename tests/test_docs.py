@@ -1,5 +1,6 @@
-"""Code in the documentation runs, and the pages that are generated are up to date."""
+"""Code in README.md and docs/ runs, generated parts are up to date, and links lead somewhere."""
 
+import importlib.util
 import pathlib
 import re
 
@@ -7,17 +8,58 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import rigl_jax as rx
-from experiments import gallery
+from experiments import gallery, report
 from experiments.benchmarks import page as benchmark_page
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+
+
+def blocks(page):
+    """The Python blocks of a page, without those marked as not run."""
+    return re.findall(r"(?<!<!-- not run -->\n)^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def users_names():
+    """What a reader has before reading: params, a loss and a batch."""
+
+    def loss(params, batch):
+        hidden = jax.nn.relu(batch @ params["first"]["kernel"] + params["first"]["bias"][None])
+        return jnp.mean((hidden @ params["last"]["kernel"]) ** 2)
+
+    first, last = jax.random.normal(jax.random.key(1), (2, 8, 8))
+    params = {"first": {"kernel": first, "bias": jnp.zeros(8)}, "last": {"kernel": last}}
+    return {"steps": 3, "params": params, "batch": jnp.ones((4, 8)), "loss": loss}
+
+
+def test_the_ten_lines_of_the_readme():
+    (code,) = blocks("README.md")
+    assert len([line for line in code.splitlines() if line.strip() and line[0] != "#"]) <= 10
+    exec(code, names := users_names())
+    rx.check_masked(names["params"], names["state"].masks)
+    assert int(names["state"].step) == 1
+
+
+def test_the_cookbook(capsys):
+    names = users_names()
+    for code in blocks("docs/cookbook.md"):
+        exec(code, names)
+    assert names["packed"].values["first"]["kernel"].shape == (names["plan"]["first/kernel"].n_active,)
+    assert int(names["state"].step) == names["steps"]
+    rx.check_masked(names["params"], names["masks"])
+    np.testing.assert_allclose(
+        names["small"].apply(names["small"].params, names["batch"]),
+        names["loss"](names["params"], names["batch"]),
+        rtol=1e-5,
+    )
+    assert "first/kernel" in capsys.readouterr().out
 
 
 def test_the_example_of_adding_an_algorithm():
-    page = (ROOT / "docs" / "adding_an_algorithm.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = blocks("docs/adding_an_algorithm.md")
     assert len([line for line in code.splitlines() if line.strip()]) < 40
     names = {}
     exec(code, names)
@@ -37,22 +79,31 @@ def test_the_example_of_adding_an_algorithm():
     assert int(state.algorithm.rewirings) == 1
 
 
-def test_pages_name_files_that_exist():
-    for page in (ROOT / "docs").glob("*.md"):
-        for path in re.findall(r"\]\((?!http|#)([^)]+)\)", page.read_text()):
-            assert (page.parent / path).exists(), f"{page.name}: {path}"
-        for path in re.findall(r"`(tests/[\w/]+\.py|experiments/[\w/]+\.py|rigl_jax/[\w/]+\.py)`", page.read_text()):
-            assert (ROOT / path).exists(), f"{page.name}: {path}"
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page):
+    text, folder = PAGES[page], (ROOT / page).parent
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", text):
+        assert (folder / path).exists(), path
+    for path in re.findall(r"\b(?:tests|experiments|rigl_jax|configs)/[\w/]+\.(?:py|json)\b", text):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m (experiments[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
+    for command in re.findall(r"\bmake ([a-z][\w-]+)(?=`|    #)", text):
+        assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
 
 
-def test_the_gallery_is_up_to_date(monkeypatch):
+def test_the_index_lists_every_page_and_the_command_line_every_config():
+    listed = set(re.findall(r"\]\((\w+\.md)\)", PAGES["docs/README.md"]))
+    assert listed == {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    configs = set(re.findall(r"^\| `(\w+)` \|", PAGES["docs/command_line.md"], re.MULTILINE))
+    assert configs == {path.stem for path in ROOT.glob("configs/*.py")} - {"__init__", "common"}
+
+
+def test_generated_pages_and_tables_are_those_of_the_records(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert gallery.PAGE.read_text() == gallery.page()
     assert {path.stem for path in gallery.PICTURES.glob("*.png")} == set(rx.ALGORITHMS)
-
-
-def test_the_benchmark_tables_are_those_of_the_records(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    assert report.main(["--check"]) == 0
     for page in benchmark_page.PAGES:
         assert "<!-- bench:" in page.read_text()
         assert page.read_text() == benchmark_page.fill(page.read_text())
