@@ -13,36 +13,29 @@ from experiments import import_idx, launch, main, train
 from experiments.data import load
 from experiments.io import checkpoint, export
 from experiments.report.main import main as report
-from tests.bad_input import ROOT, changed, check, one_line
+from tests.errors import ROOT, one_line, refused
+from tests.test_bad_input import changed
 
 # ml_collections reads config files in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"config.json": "[]"}, r"config.json: expected a JSON object, got list"),
-        ({"config.json": "{"}, r"config.json: not JSON"),
-        ({"summary.json": "{}"}, r"summary.json: expected the summary of a run, it lacks test_accuracy, steps"),
-        ({"summary.json": "3"}, r"summary.json: expected a JSON object, got int"),
-    ],
-    ids=str,
+    ("name", "text"),
+    [("config.json", "[]"), ("config.json", "{"), ("summary.json", "{}"), ("summary.json", "3")],
 )
-def test_a_workdir_of_something_else_is_refused(files, message, tmp_path):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_workdir_of_something_else_is_refused(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with refused(name):
         train.train(changed(), tmp_path)
-    check(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_what_is_wrong_with_a_config_is_told_before_what_changed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(changed()))
-    with pytest.raises(ValueError, match=r"'Dense_9/kernel' applies to nothing"):
+    with refused("Dense_9/kernel"):
         train.train(changed(rules=[["Dense_9/kernel", "dense"]], seed=7), tmp_path)
-    with pytest.raises(ValueError, match=r"made with another config \(seed: 0 -> 7\)"):
+    with refused("seed", "7"):
         train.train(changed(seed=7), tmp_path)
 
 
@@ -51,78 +44,68 @@ SUMMARY = dict.fromkeys(("dataset", "model", "method", "distribution"), "x") | d
 ) | {"flops_inference_x_dense": 1, "flops_training_x_dense": 1}  # fmt: skip
 
 
+RUN = {"config.json": "{}", "metrics.jsonl": "", "summary.json": json.dumps(SUMMARY)}
+
+
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("files", "named"),
     [
-        ({}, "none has a config.json"),
-        ({"config.json": "[]"}, "config.json: expected a JSON object, got list"),
-        ({"config.json": "{"}, "config.json: not JSON"),
-        ({"summary.json": "{}"}, r"summary.json lacks dataset, model, method"),
-        ({"summary.json": "[]"}, r"summary.json: expected a JSON object, got list"),
-        ({"summary.json": json.dumps(SUMMARY | {"test_accuracy": None})}, r"test_accuracy must be a number, got None"),
-        ({"summary.json": json.dumps(SUMMARY), "metrics.jsonl": "{\n"}, r"metrics.jsonl line 1: not JSON"),
-        ({"summary.json": json.dumps(SUMMARY), "metrics.jsonl": "[]\n"}, r"line 1: expected a JSON object, got list"),
-        (
-            {"metrics.jsonl": '{"step": 0, "kind": "masks"}\n'},
-            r"line 1: density of a line of kind masks must be .*missing",
-        ),
-        ({"summary.json": json.dumps(SUMMARY)}, r"metrics.jsonl is missing although the run has a summary"),
+        ({}, "config.json"),
+        (RUN | {"config.json": "[]"}, "config.json list"),
+        (RUN | {"config.json": "{"}, "config.json"),
+        (RUN | {"summary.json": "{}"}, "summary.json dataset model method"),
+        (RUN | {"summary.json": "[]"}, "summary.json list"),
+        (RUN | {"summary.json": json.dumps(SUMMARY | {"test_accuracy": None})}, "test_accuracy None"),
+        (RUN | {"metrics.jsonl": "{\n"}, "metrics.jsonl 1"),
+        (RUN | {"metrics.jsonl": "[]\n"}, "metrics.jsonl 1 list"),
+        (RUN | {"metrics.jsonl": '{"step": 0, "kind": "masks"}\n'}, "metrics.jsonl 1 density masks"),
+        ({name: RUN[name] for name in ("config.json", "summary.json")}, "metrics.jsonl"),
     ],
     ids=str,
 )
-def test_a_report_of_damaged_runs(files, message, tmp_path, capsys):
+def test_a_report_of_damaged_runs(files, named, tmp_path, capsys):
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
-    for name, text in ({"config.json": "{}", "metrics.jsonl": ""} | files if files else {}).items():
-        if name != "metrics.jsonl" or name in files or "kind" in message or "number" in message or "lacks" in message:
-            (run / name).write_text(text)
+    for name, text in files.items():
+        (run / name).write_text(text)
     assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
-    one_line(capsys, message, start="report: ")
+    one_line(capsys, *named.split(), start="report: ")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "expected the summary of a run, it lacks"),
-        ("[]", "expected a JSON object, got list"),
-        (json.dumps(SUMMARY), "one has no config.json"),
-    ],
-)
-def test_an_export_of_damaged_runs(text, message, tmp_path, capsys):
+@pytest.mark.parametrize(("text", "named"), [("{}", "summary"), ("[]", "list"), (RUN["summary.json"], "config.json")])
+def test_an_export_of_damaged_runs(text, named, tmp_path, capsys):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "summary.json").write_text(text)
     assert export.main([str(tmp_path), str(tmp_path / "out")]) == 2
-    one_line(capsys, message)
+    one_line(capsys, "one", named)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (("digts", 8), r"load: unknown data set 'digts'; did you mean 'digits'\?"),
-        (("fashion_mnist", 8), r"load: data set 'fashion_mnist' is not prepared in .*; type: "),
-        (("", 8), r"load: dataset must be a name such as 'digits', given ''"),
-        ((3, 8), r"load: dataset must be a name .*given 3"),
-        (("digits", 0), r"load: batch_size must be an integer of at least 1, given 0"),
-        (("digits", 10**6), r"load: batch_size 1000000 is larger than the 1437 examples of 'digits'"),
-        (("half", 8), r"load: TFDS cannot open 'half' in .*: Dataset half not found"),
+        (("digts", 8), "digts digits"),
+        (("fashion_mnist", 8), "fashion_mnist"),
+        (("", 8), "dataset"),
+        ((3, 8), "dataset 3"),
+        (("digits", 0), "batch_size 0"),
+        (("digits", 10**6), "batch_size 1000000"),
+        (("half", 8), "half"),
     ],
     ids=str,
 )
-def test_a_data_set_that_cannot_be_opened(arguments, message, tmp_path):
+def test_a_data_set_that_cannot_be_opened(arguments, named, tmp_path):
     (tmp_path / "half" / "1.0.0").mkdir(parents=True)  # where writing it was cut short
-    with pytest.raises(ValueError, match=message) as caught:
+    with refused(*named.split()):
         load(*arguments, seed=0, data_dir=str(tmp_path))
-    check(caught.value)
     assert [path.name for path in tmp_path.rglob("*")] == ["half", "1.0.0"]
 
 
 def test_what_to_type_is_quoted_for_the_shell(tmp_path):
-    with pytest.raises(ValueError, match=r"type: ") as caught:
+    with refused("fashion_mnist") as caught:
         load("fashion_mnist", 8, seed=0, data_dir=str(tmp_path / "my data; x"))
-    command = str(caught.value).split("&& ")[1].split("; or: ")[0]
-    assert shlex.split(command)[-1] == str(tmp_path / "my data; x")
+    assert shlex.quote(str(tmp_path / "my data; x")) in str(caught.value)
 
 
 IMAGES = b"\0\0\x08\x03" + bytes((0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2)) + bytes(8)
@@ -130,21 +113,21 @@ LABELS = b"\0\0\x08\x01\0\0\0\2\0\1"
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    "images",
     [
-        (None, r"must hold one file train-images-idx3-ubyte"),
-        (b"", r"train-images-idx3-ubyte must start with the IDX magic 00 00 TYPE AXES, given nothing"),
-        (b"\x80\x04magic", r"must start with the IDX magic 00 00 TYPE AXES, given 80 04 6d 61"),
-        (b"\0\0\x0d" + IMAGES[3:], r"must hold unsigned bytes \(IDX type 0x08\), given type 0x0d"),
-        (IMAGES[:9], r"is truncated: a header of 3 axes takes 12 bytes, given 5"),
-        (IMAGES[:-1], r"must hold 8 bytes for its shape \(2, 2, 2\), given 7, truncated"),
-        (IMAGES + b"x", r"must hold 8 bytes for its shape \(2, 2, 2\), given more"),
-        (b"\x1f\x8b" + IMAGES, r"must be a whole gzip file"),
-        (b"\0\0\x08\x03" + b"\xff" * 12, r"must hold 79228162458924105385300197375 bytes"),
+        None,
+        b"",
+        b"\x80\x04magic",
+        b"\0\0\x0d" + IMAGES[3:],
+        IMAGES[:9],
+        IMAGES[:-1],
+        IMAGES + b"x",
+        b"\x1f\x8b" + IMAGES,
+        b"\0\0\x08\x03" + b"\xff" * 12,
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_half_written_idx_files(images, message, tmp_path, capsys):
+def test_half_written_idx_files(images, tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     for name, content in (("train-labels-idx1", LABELS), ("t10k-images-idx3", IMAGES), ("t10k-labels-idx1", LABELS)):
@@ -152,29 +135,22 @@ def test_half_written_idx_files(images, message, tmp_path, capsys):
     if images is not None:
         (source / "train-images-idx3-ubyte").write_bytes(images)
     assert import_idx.main(["--name", "own", "--source", str(source), "--data_dir", str(target)]) == 1
-    one_line(capsys, message)
+    one_line(capsys, "train-images-idx3-ubyte")
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "named"),
     [
-        ("truncated", r"checkpoint 1 is damaged and set aside \(state/d/.* bytes, not"),
-        ("foreign", r"checkpoint 1 is damaged and set aside \(sums.json is missing\)"),
-        ("empty", r"checkpoint 1 is damaged and set aside \(sums.json lists nothing\)"),
-        ("deep", r"checkpoint 1 is damaged and set aside \(sums.json is not the list of its files\)"),
-        ("listless", r"checkpoint 1 is damaged and set aside \(sums.json is not the list of its files\)"),
-        ("file", r"checkpoint: cannot write to .*; of earlier ones there is none yet"),
+        ("truncated", "state/d"),
+        ("foreign", "sums.json"),
+        ("empty", "sums.json"),
+        ("deep", "sums.json"),
+        ("listless", "sums.json"),
     ],
 )
-def test_checkpoints_of_something_else(damage, message, tmp_path):
+def test_checkpoints_of_something_else(damage, named, tmp_path):
     folder, said = tmp_path / "checkpoints", []
-    if damage == "file":
-        folder.write_text("x")
-        with pytest.raises(OSError, match=message) as caught:
-            checkpoint.open_checkpoints(folder, keep=1)
-        assert "\n" not in str(caught.value)
-        return
     if damage == "foreign":
         (folder / "1").mkdir(parents=True)
         (folder / "1" / "state.pickle").write_bytes(b"cbuiltins\nprint\n(S'run'\ntR.")
@@ -193,8 +169,15 @@ def test_checkpoints_of_something_else(damage, message, tmp_path):
     assert store.restore({"w": shape}) is None
     store.close()
     (told,) = said
-    assert re.match(message, told)
+    assert "checkpoint 1 " in told
+    assert named in told
     assert "\n" not in told
+
+
+def test_a_file_in_the_place_of_the_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").write_text("x")
+    with refused("checkpoints", error=OSError):
+        checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1)
 
 
 def test_a_whole_checkpoint_that_does_not_fit_stays(tmp_path):
@@ -202,12 +185,9 @@ def test_a_whole_checkpoint_that_does_not_fit_stays(tmp_path):
     store.save(1, {"w": jnp.ones(3)}, {}, None)
     store.close()
     store = checkpoint.open_checkpoints(tmp_path, keep=1)
-    with pytest.raises(
-        ValueError, match=r"checkpoint 1 is whole but does not fit this run: .*\(4,\).*\(3,\)"
-    ) as caught:
+    with refused("checkpoint 1", "(4,)", "(3,)"):
         store.restore({"w": jax.ShapeDtypeStruct((4,), "float32", sharding=jnp.ones(3).sharding)})
     store.close()
-    assert "\n" not in str(caught.value)
     assert (tmp_path / "1").is_dir()
 
 
@@ -225,47 +205,44 @@ def test_nothing_that_is_read_can_hold_code():
 SMOKE = str(ROOT / "configs" / "digits_mlp.py") + ":smoke"
 
 
+RUN_IN = ["--config", SMOKE, "--workdir=run"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["--wordir=x"], r"unknown flag --wordir; did you mean --workdir\?"),
-        (["--workdir=run"], r"--config is missing"),
-        (["--config", SMOKE], r"--workdir is missing"),
-        (["--config=", "--workdir=run"], r"--config is missing"),
-        (["--config=nothing.py", "--workdir=run"], r"get_config of the config file gives None"),
-        (["--config=binary.py", "--workdir=run"], r"main: reading the config, .*: SyntaxError: .*null bytes"),
-        (["--config", SMOKE, "--workdir=bad.py"], r"train: workdir must be a folder.* got the file bad.py"),
-        (["--config=none.py", "--workdir=run"], r"there is no config file none.py"),
-        (["--config", SMOKE + ",smok", "--workdir=run"], r"unknown variant 'smok', expected one of smoke"),
-        (["--config", SMOKE, "--workdir=run", "more"], r"expected only --flags, got 'more'"),
-        (["--config", SMOKE, "--workdir=run", "--config.sed=1"], r"--config.sed; did you mean --config.seed\?"),
-        (["--config", SMOKE, "--workdir=run", "--config.steps=many"], r"--config.steps=many"),
-        (
-            ["--config", SMOKE, "--workdir=run", "--config.model.features=(0,3)"],
-            r"config.model.features: .*got \[0, 3\]",
-        ),
-        (
-            ["--config", SMOKE, "--workdir=run", "--config.seed=" + "9" * 30],
-            r"config.seed: expected less than 4294967296",
-        ),
-        (["--config", SMOKE, "--workdir=run", "--config.seed=-1"], r"config.seed: expected 0 or more, got -1"),
-        (["--config", SMOKE, "--workdir=run", "--config.method.name=rgl"], r"unknown name 'rgl'.*did you mean 'rigl'"),
-        (["--config", SMOKE, "--workdir=run", "--config.dataset.batch_size=0"], r"batch_size: expected a whole.*got 0"),
-        (["--config", SMOKE, "--workdir=run", "--config.dataset.name=digts"], r"did you mean 'digits'"),
-        (["--config", SMOKE, "--workdir=run", "--config.mesh.data=3"], r"config.mesh: .*8 devices"),
-        (["--config=bad.py", "--workdir=run"], r"main: reading the config, .*bad.py, line 1: SyntaxError: "),
-        (["--config", SMOKE, "--workdir="], r"--workdir is missing"),
-        (["--config=leave.py", "--workdir=run"], r"main: reading the config, .*leave.py, line 4: SystemExit: 0"),
-        (["--config=name.py", "--workdir=run"], r"main: reading the config, .*name.py, line 2: NameError: .*'steps'"),
-        (["--config=empty.py", "--workdir=run"], r"the config file must give get_config\(variant\), it raises module"),
-        (
-            ["--config=three.py", "--workdir=run"],
-            r"config: expected sections of numbers, words and lists by name, got i",
-        ),
+        (["--workdir=run"], "--config"),
+        (["--config=", "--workdir=run"], "--config"),
+        (["--config", SMOKE], "--workdir"),
+        (["--config", SMOKE, "--workdir="], "--workdir"),
+        (["--config", SMOKE, "--wordir=run"], "--wordir --workdir"),
+        (["--config", SMOKE, "--workdir=bad.py"], "workdir bad.py"),
+        (["--config", SMOKE + ",smok", "--workdir=run"], "smok smoke"),
+        ([*RUN_IN, "more"], "more"),
+        ([*RUN_IN, "--config.sed=1"], "--config.sed --config.seed"),
+        ([*RUN_IN, "--config.sparsty=1"], "--config.sparsty --config.sparsity"),
+        ([*RUN_IN, "--config.method.nam=1"], "--config.method.nam --config.method.name"),
+        ([*RUN_IN, "--config.steps=many"], "config.steps many"),
+        ([*RUN_IN, "--config.sparsity=1.2"], "sparsity 1.2"),
+        ([*RUN_IN, "--config.model.features=(0,3)"], "config.model.features"),
+        ([*RUN_IN, "--config.seed=" + "9" * 30], "config.seed"),
+        ([*RUN_IN, "--config.seed=-1"], "config.seed -1"),
+        ([*RUN_IN, "--config.method.name=rgl"], "rgl rigl"),
+        ([*RUN_IN, "--config.dataset.batch_size=0"], "batch_size 0"),
+        ([*RUN_IN, "--config.dataset.name=digts"], "digts digits"),
+        ([*RUN_IN, "--config.mesh.data=3"], "config.mesh 8"),
+        (["--config=none.py", "--workdir=run"], "none.py"),
+        (["--config=nothing.py", "--workdir=run"], "get_config"),
+        (["--config=binary.py", "--workdir=run"], "config SyntaxError"),
+        (["--config=bad.py", "--workdir=run"], "bad.py 1 SyntaxError"),
+        (["--config=leave.py", "--workdir=run"], "leave.py 4 SystemExit"),
+        (["--config=name.py", "--workdir=run"], "name.py 2 NameError steps"),
+        (["--config=empty.py", "--workdir=run"], "get_config"),
+        (["--config=three.py", "--workdir=run"], "config"),
     ],
-    ids=lambda value: value[-1][-30:] if isinstance(value, list) else "",
+    ids=lambda value: value[-1][-30:] if value and isinstance(value, list) else "",
 )
-def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatch, capsys):
+def test_the_command_names_what_is_wrong(arguments, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("def get_config(:")
     (tmp_path / "name.py").write_text("def get_config():\n    return steps")
@@ -276,25 +253,27 @@ def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatc
     (tmp_path / "three.py").write_text("def get_config():\n    return 3")
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps the last config file
     assert main.main(["main", *arguments]) == 2
-    one_line(capsys, message)
+    one_line(capsys, *named.split())
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["--config", SMOKE, "--methods", "rigl,rgl"], r"launch: run rgl-s0: config.method.name: unknown name 'rgl'"),
-        (["--config", "none.py"], r"launch: run dense-s0: main: there is no config file .*none.py"),
-        (["--config", SMOKE + ",smok"], r"launch: run dense-s0: .*unknown variant 'smok'"),
-        (["--study", "fashion_mnits"], r"launch: unknown study 'fashion_mnits'.*did you mean 'fashion_mnist'"),
-        (["--config", SMOKE, "--jobs", "0"], r"launch: expected 1 or more, got --jobs 0"),
-        (["--config", SMOKE, "--methods", "rigl,set,rigl"], r"launch: --methods names 'rigl' twice"),
-        (["--config", SMOKE, "--hosts", "a,b", "--port", "0"], r"launch: --port must be from 1 to 65535, got 0"),
+        (["--config", SMOKE, "--methods", "rigl,rgl"], "rgl-s0 config.method.name rgl"),
+        (["--config", "none.py"], "none.py"),
+        (["--config", SMOKE + ",smok"], "smok"),
+        (["--study", "fashion_mnits"], "fashion_mnits fashion_mnist"),
+        (["--config", SMOKE, "--jobs", "0"], "--jobs 0"),
+        (["--config", SMOKE, "--methods", "rigl,set,rigl"], "--methods rigl"),
+        (["--config", SMOKE, "--hosts", "a,b", "--port", "0"], "--port 0"),
+        *((["--config", SMOKE, f"--hosts={hosts}"], "--hosts") for hosts in ("one", "a,a", "a,b;c", "")),
+        *((["--config", SMOKE, f"--tpu={place}"], "--tpu") for place in ("-x:zone", "a:b:c", "slice", "")),
     ],
     ids=lambda value: value[-1][-20:] if isinstance(value, list) else "",
 )
-def test_a_sweep_with_a_wrong_config_starts_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_sweep_with_a_wrong_config_starts_nothing(arguments, named, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(launch, "start", None)  # calling it would fail otherwise
     assert launch.main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
-    one_line(capsys, message)
+    one_line(capsys, *named.split())
     assert not (tmp_path / "runs").exists()

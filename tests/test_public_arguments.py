@@ -21,7 +21,7 @@ from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
 from rigl_jax.execution import kernels
 from rigl_jax.tracing import flops
-from tests.bad_input import check
+from tests.errors import check, refused
 
 MODULES = {
     "": rx,
@@ -336,9 +336,9 @@ def test_nonsense_is_refused_in_one_line(name):
 
 
 def test_a_wrong_call_is_pythons_own_error():
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'k'"):
+    with pytest.raises(TypeError, match="'k'"):
         topology.select(ONES)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'kk'"):
+    with pytest.raises(TypeError, match="'kk'"):
         topology.select(ONES, 2, kk=3)
 
 
@@ -349,7 +349,7 @@ def test_checked_functions_look_as_they_are_written():
 
 
 def test_rules_of_unknown_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"arguments: nothing has no \['y'\]"):
+    with refused("y"):
         arguments.arguments(y=arguments.flag)(nothing)
 
 
@@ -381,23 +381,20 @@ CONV = CALLS["kernels.conv"]
     ],
 )
 def test_odd_paddings_and_strides(argument, value):
-    with pytest.raises(ValueError, match=f"^conv: .*{argument}") as caught:
+    with refused("conv", argument):
         kernels.conv(**CONV | {argument: value})
-    check(caught.value)
 
 
 @pytest.mark.parametrize("value", [(-1,), (2,), (0.0,), [0], 0, (0, 0), ("a",), (True,)])
 def test_odd_axes_of_a_selection(value):
-    with pytest.raises(ValueError, match=r"^select: axes must be") as caught:
+    with refused("axes"):
         topology.select(ONES, 1, axes=value)
-    check(caught.value)
 
 
 @pytest.mark.parametrize("value", [True, np.ones(2), np.array([True]), [1, 2], 1j])
 def test_odd_counts_of_a_selection(value):
-    with pytest.raises(ValueError, match=r"^select: k must be") as caught:
+    with refused("k"):
         topology.select(ONES, value)
-    check(caught.value)
 
 
 @pytest.mark.parametrize("k", [2**40, 2**70, np.array(2**40), np.int64(2**40), np.int8(100)])

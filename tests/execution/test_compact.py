@@ -10,6 +10,7 @@ from rigl_jax import apply_masks
 from rigl_jax.execution.compact import compact
 from rigl_jax.execution.packed import pack, unpack
 from rigl_jax.execution.run import run_packed
+from tests.errors import refused
 
 
 class MLP(nn.Module):
@@ -295,9 +296,9 @@ def test_weights_that_are_tied_cast_or_transposed():
 
 def test_a_mask_that_does_not_fit_is_named():
     params, masks = hand(np.ones((2, 4)), np.ones((4, 3)))
-    with pytest.raises(ValueError, match=r"mask of leaf 'a' must be bool\[2, 4\], got bool\[4, 3\]"):
+    with refused("mask", "a"):
         compact(two_layers, params, {**masks, "a": masks["b"]}, jnp.ones((5, 2)))
-    with pytest.raises(ValueError, match="parallel to params"):
+    with refused("params"):
         compact(two_layers, params, {"a": None}, jnp.ones((5, 2)))
 
 

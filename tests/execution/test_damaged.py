@@ -15,6 +15,7 @@ import pytest
 import rigl_jax as rx
 from rigl_jax import native
 from rigl_jax.execution import Packed, kernels, masks_of, packed_training
+from tests.errors import refused
 
 SCRIPT = pathlib.Path(__file__).with_name("damage.py")
 
@@ -79,7 +80,7 @@ def test_arithmetic_on_packed_is_refused_and_on_values_is_not(kind):
         packed._replace(values=jax.tree.map(lambda v: v[:-1], packed.values)),
     ):
         for function in (rx.unpack, masks_of):
-            with pytest.raises(ValueError, match=f"leaf '{kind}'"):
+            with refused(kind):
                 function(changed)
     doubled = packed._replace(values=jax.tree.map(jnp.add, packed.values, packed.values))
     np.testing.assert_array_equal(rx.unpack(doubled)[kind], 2 * masks_of(packed)[kind])
@@ -105,7 +106,7 @@ def test_every_array_of_a_pattern_is_looked_at(kind):
         if (swapped == leaf).all():
             swapped.flat[0] += 1
         changed = Packed(packed.values, jax.tree.unflatten(structure, [*leaves[:k], swapped, *leaves[k + 1 :]]))
-        with pytest.raises(ValueError, match=f"leaf '{kind}'"):
+        with refused(kind):
             rx.unpack(changed)
 
 
@@ -115,12 +116,12 @@ def test_training_refuses_a_sum_of_packed_weights():
     packed, state = training.init(params)
     summed = jax.tree.map(jnp.add, packed, packed)
     for call in (training.update, training.rewire):
-        with pytest.raises(ValueError, match=r"^packed_training: (update|rewire): leaf 'w'"):
+        with refused("w"):
             call(packed.values if call is training.update else params, state, summed)
     for changed in (jax.tree.map(lambda a: a / 2, packed), jax.tree.map(lambda a: a[:-1], packed)):
-        with pytest.raises(ValueError, match=r"^packed_training: update: leaf 'w'"):
+        with refused("w"):
             jax.eval_shape(training.update, changed.values, state, changed)
-    with pytest.raises(ValueError, match=r"^packed_training: update: patterns must be parallel[^\n]*$"):
+    with refused("patterns"):
         training.update(packed.values, state, packed._replace(patterns=None))
 
 
@@ -150,13 +151,13 @@ def test_training_refuses_a_sum_of_packed_weights():
     ],
 )
 def test_positions_are_checked(entries, shape, options, named):
-    with pytest.raises(ValueError, match=f"make_pattern_at: .*{named}"):
+    with refused("make_pattern_at", named):
         kernels.make_pattern_at(np.array(entries, None if entries else int), shape, **options)
 
 
 def test_a_folded_pattern_of_another_matrix_is_refused():
     pattern = packed_of("folded").patterns["folded"]
-    with pytest.raises(ValueError, match="Folded"):
+    with refused("Folded"):
         kernels.scatter(jnp.ones(pattern.nnz), dataclasses.replace(pattern, split=2))
 
 
@@ -178,5 +179,5 @@ def test_no_positions_make_an_empty_pattern(shape, entries):
     ],
 )
 def test_patterns_are_not_made_of_what_jit_traces(name, function):
-    with pytest.raises(ValueError, match=f"^{name} must be an array.* not traced by jit, got"):
+    with refused(*name.split(": ")):
         jax.eval_shape(function, jnp.eye(4, dtype=bool))

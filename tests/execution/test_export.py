@@ -16,6 +16,7 @@ from rigl_jax.execution import kernels
 from rigl_jax.execution.compact import compact
 from rigl_jax.execution.export import export_onnx, load_safetensors, save_safetensors
 from rigl_jax.execution.packed import Packed, Whole, masks_of, pack, unpack
+from tests.errors import refused
 
 
 def weights(dtype=jnp.float32, density=0.1):
@@ -107,34 +108,28 @@ def test_a_file_that_cannot_be_read_says_why(safetensors, tmp_path):
     save_safetensors(path, packed)
     whole = path.read_bytes()
     shape = b'\\"shape\\": '
-    for content, message in [
-        (whole[:-5], "f is damaged, or no safetensors file"),
-        (b"not a file of tensors at all", "f is damaged, or no safetensors file"),
-        (
-            whole[:-1] + bytes([whole[-1] ^ 1]),
-            "f is damaged, .* the bytes of tensor .* are not those that were written",
-        ),
-        (whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "), "damaged, .* metadata are not those that were"),
-    ]:
+    for content in (
+        whole[:-5],
+        b"not a file of tensors at all",
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        whole.replace(shape + b"[64, 32]", shape + b"[4, 3]  "),
+    ):
         assert content != whole
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with refused(str(path)):
             load_safetensors(path)
     safetensors.save_file({"w": np.ones(3)}, path)
-    with pytest.raises(ValueError, match=r"must be written by save_safetensors, .* got no metadata"):
+    with refused("save_safetensors"):
         load_safetensors(path)
-    for about, message in [
-        ({"version": 1, "leaves": {"w": 3}}, "is damaged"),
-        ({"version": 1, "leaves": {"w": {"shape": ["\x1b[2J"], "crc32": {}}}}, r"no shape \['\\x1b\[2J'\]$"),
-        ({"version": 2, "leaves": {}}, "f is damaged.* 'crc32'$"),
-        ({"version": 3}, "it is of version 3$"),
-        ({"version": 0}, "it is of version 0$"),
-        ({"version": True}, "it is of version True$"),
-        ({"version": 1.0}, "it is of version 1.0$"),
-        ({"version": "2\x1b[31m\n\x07"}, r"it is of version '2\\x1b\[31m\\n\\x07'$"),
+    for about, named in [
+        ({"version": 1, "leaves": {"w": 3}}, "f"),
+        ({"version": 1, "leaves": {"w": {"shape": ["\x1b[2J"], "crc32": {}}}}, r"['\x1b[2J']"),
+        ({"version": 2, "leaves": {}}, "crc32"),
+        *(({"version": version}, f"version {version}") for version in (3, 0, True, 1.0)),
+        ({"version": "2\x1b[31m\n\x07"}, r"'2\x1b[31m\n\x07'"),
     ]:
         safetensors.save_file({"w": np.ones(3)}, path, {"rigl_jax.packed": json.dumps(about)})
-        with pytest.raises(ValueError, match=message):
+        with refused(named):
             load_safetensors(path)
     with pytest.raises(FileNotFoundError):
         load_safetensors(tmp_path / "absent")
@@ -167,7 +162,7 @@ def test_what_a_file_says_of_its_bytes_is_checked_too(safetensors, tmp_path, wha
         content = content.replace(old.encode(), new.encode())
     path.write_bytes(content)
     for like in (None, params):
-        with pytest.raises(ValueError, match=r"load_safetensors: .*f is damaged, or"):
+        with refused("f"):
             load_safetensors(path, like=like)
 
 
@@ -181,10 +176,10 @@ def test_files_of_version_1_are_read_and_compared_with_like(safetensors, tmp_pat
         assert equal(unpack(again), like)
         assert unpack(again)["w"].dtype == np.float32
     for name in like:
-        with pytest.raises(ValueError, match=f"leaf '{name}' is bfloat16.* in like, and float32.* in "):
+        with refused(name, "like"):
             load_safetensors(path, like={**like, name: like[name].astype(jnp.bfloat16)})
     path.write_bytes(path.read_bytes().replace(b'"v":{"dtype":"F32"', b'"v":{"dtype":"I32"'))
-    with pytest.raises(ValueError, match=r"leaf 'v' is float32\[2, 3\] in like, and int32\[2, 3\] in "):
+    with refused("v", "like"):
         load_safetensors(path, like=like)
 
 
@@ -238,27 +233,26 @@ def test_tensors_that_do_not_fit_together_are_refused(safetensors, tmp_path, ten
     """Their checksums are right: files that something else wrote, or that were changed on purpose."""
     path = _written(safetensors, tmp_path / "f", tensors, shapes)
     for like in (None, {"w": jnp.ones((4, 4))}):
-        with pytest.raises(ValueError, match=r"load_safetensors: .*f is damaged.* leaf 'w'") as caught:
+        with refused("f", "w"):
             load_safetensors(path, like=like)
-        assert "\n" not in str(caught.value)
 
 
 def test_every_tensor_has_a_checksum(safetensors, tmp_path):
     tensors = {"w": np.ones(3, np.float32), "v": np.ones(3, np.float32)}
     about = {"version": 1, "leaves": {"w": {"shape": [3], "crc32": {}}}}
     safetensors.save_file(tensors, tmp_path / "f", {"rigl_jax.packed": json.dumps(about)})
-    with pytest.raises(ValueError, match=r"is damaged.*leaf 'w'"):
+    with refused("w"):
         load_safetensors(tmp_path / "f")
     about["leaves"]["w"]["crc32"]["w"] = zlib.crc32(tensors["w"].tobytes())
     safetensors.save_file(tensors, tmp_path / "f", {"rigl_jax.packed": json.dumps(about)})
-    with pytest.raises(ValueError, match=r"is damaged.*every tensor must belong to one leaf"):
+    with refused("f"):
         load_safetensors(tmp_path / "f")
 
 
 def test_leaves_that_no_nested_dicts_hold_need_a_tree(safetensors, tmp_path):
     tree = {"a": jnp.ones(2), "a/b": jnp.zeros(3)}
     save_safetensors(tmp_path / "f", Packed(tree, dict.fromkeys(tree)))
-    with pytest.raises(ValueError, match=r"a leaf 'a' and a leaf 'a/b'.*expected like="):
+    with refused("a", "a/b", "like"):
         load_safetensors(tmp_path / "f")
     assert equal(load_safetensors(tmp_path / "f", like=tree).values, tree)
 
@@ -271,7 +265,7 @@ def test_a_weight_that_does_not_fit_dense_is_read_beside_its_like(safetensors, t
     packed = Packed({"w": jnp.arange(1.0, 10)}, {"w": kernels.make_pattern_at(entries, shape)})
     save_safetensors(tmp_path / "f", packed)
     assert (tmp_path / "f").stat().st_size < 500
-    with pytest.raises(ValueError, match=r"leaf 'w' of .* has the shape .*expected like="):
+    with refused("w", "like"):
         load_safetensors(tmp_path / "f")
     again = load_safetensors(tmp_path / "f", like=packed)
     assert jax.tree.structure(again) == jax.tree.structure(packed)
@@ -282,11 +276,11 @@ def test_a_tree_that_is_not_the_files_is_refused(safetensors, tmp_path):
     params, masks = weights()
     save_safetensors(tmp_path / "f", pack(params, masks))
     wrong = {**params, "net": {**params["net"], "a": jnp.ones((2, 2))}}
-    with pytest.raises(ValueError, match=r"leaf 'net/a' is float32\[2, 2\] in like, and float32\[64, 32\] in "):
+    with refused("net/a", "like"):
         load_safetensors(tmp_path / "f", like=wrong)
-    with pytest.raises(ValueError, match=r"leaf 'more' is float32\[\] in like, and nothing in "):
+    with refused("more", "like"):
         load_safetensors(tmp_path / "f", like={**params, "more": jnp.ones(())})
-    with pytest.raises(ValueError, match=r"leaf 'scale' is nothing in like, and float32\[\] in "):
+    with refused("scale", "like"):
         load_safetensors(tmp_path / "f", like={"net": params["net"]})
 
 
@@ -315,7 +309,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
         "safetensors": lambda: save_safetensors(tmp_path / "f", Packed({}, {})),
         "jax2onnx": lambda: export_onnx(tmp_path / "f", lambda p, x: x, {}, jnp.ones(2)),
     }
-    with pytest.raises(ImportError, match=rf"needs the package {missing}: pip install 'rigl_jax\[export\]'"):
+    with refused(missing, "rigl_jax[export]", error=ImportError):
         write[missing]()
 
 
@@ -366,7 +360,7 @@ def test_a_model_that_asks_for_its_batch_is_exported_with_a_fixed_one(tmp_path):
     def apply(p, x):
         return {"y": x.reshape(len(x), -1) @ p["w"], "x": x[..., 0]}
 
-    with pytest.raises(ValueError, match=r"export_onnx: expected a model for any batch size.*dynamic_batch=False"):
+    with refused("dynamic_batch"):
         export_onnx(tmp_path / "f", apply, params, x)
     assert not list(tmp_path.iterdir())
     export_onnx(tmp_path / "f", apply, params, x, dynamic_batch=False)

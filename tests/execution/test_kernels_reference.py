@@ -66,24 +66,6 @@ def test_positions_make_the_pattern_of_their_mask():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_pattern_errors():
-    with pytest.raises(ValueError, match="mask must have shape"):
-        kernels.make_pattern(np.ones(4, bool))
-    with pytest.raises(ValueError, match="height must be one of"):
-        kernels.make_pattern(np.ones((4, 4), bool), height=2)
-    with pytest.raises(ValueError, match="multiple of height 4"):
-        kernels.make_pattern(np.ones((4, 6), bool), height=4)
-    with pytest.raises(ValueError, match="whole runs of 4"):
-        kernels.make_pattern(np.eye(4, dtype=bool), height=4)
-    with pytest.raises(ValueError, match="multiple of 9"):
-        kernels.make_pattern(np.ones((3, 3, 2, 2), bool), block=8)
-    pattern = kernels.make_pattern(np.ones((4, 4), bool))
-    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 4\)"):
-        kernels.matmul(jnp.ones((2, 3)), jnp.ones(16), pattern)
-    with pytest.raises(ValueError, match=r"values must have shape \(16,\)"):
-        kernels.matmul(jnp.ones((2, 4)), jnp.ones(15), pattern)
-
-
 def test_segments_hold_the_mask():
     mask, _, _ = problem()
     pattern = kernels.make_pattern(mask, block=7)
@@ -173,13 +155,6 @@ def test_tiles(dtype, density):
     np.testing.assert_allclose(got, want_dw * mask, atol=2 * tolerance)
 
 
-def test_tile_errors():
-    with pytest.raises(ValueError, match="whole tiles"):
-        kernels.make_block_pattern(np.ones((5, 4), bool), (2, 2))
-    with pytest.raises(ValueError, match="some are cut"):
-        kernels.make_block_pattern(np.eye(4, dtype=bool), (2, 2))
-
-
 @pytest.mark.parametrize("width", [1, 4])
 def test_n_of_m(width):
     rng = np.random.default_rng(0)
@@ -194,13 +169,6 @@ def test_n_of_m(width):
     np.testing.assert_allclose(y, want_y, atol=1e-5)
     np.testing.assert_allclose(dx, want_dx, atol=1e-5)
     np.testing.assert_allclose(kernels.scatter(dvalues, pattern), want_dw * mask, atol=1e-5)
-
-
-def test_n_of_m_errors():
-    with pytest.raises(ValueError, match="must divide into 2:4"):
-        kernels.make_nm_pattern(np.ones((6, 4), bool), 2, 4)
-    with pytest.raises(ValueError, match="2 of every 4 inputs"):
-        kernels.make_nm_pattern(np.ones((8, 4), bool), 2, 4)
 
 
 # ---- transformations

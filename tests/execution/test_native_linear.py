@@ -124,13 +124,6 @@ def test_rewiring_at_equal_nnz_compiles_nothing():
     assert len(traces) == 1
 
 
-def test_unknown_level_is_an_error():
-    mask, dense, x, _ = problem(4, 8, 8, 0.5)
-    pattern = make_pattern(mask)
-    with pytest.raises(ValueError, match="level must be one of"):
-        matmul(x, gather(dense, pattern), pattern, level="avx9")
-
-
 def test_concurrent_calls_share_the_pool_without_deadlock():
     problems = [problem(128, 300, 200, 0.3, seed=seed) for seed in range(6)]
     patterns = [make_pattern(mask) for mask, *_ in problems]

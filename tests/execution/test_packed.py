@@ -8,6 +8,7 @@ import pytest
 
 import rigl_jax as rx
 from rigl_jax.execution import Packed, Whole, best_pattern, kernels, masks_of, nbytes, packed
+from tests.errors import refused
 
 SHAPES = [(), (3,), (4, 5), (3, 3, 2, 4), (2, 3, 4)]
 
@@ -78,16 +79,10 @@ def test_bytes_follow_density():
 
 def test_errors_name_the_leaf():
     params, masks = {"a": {"w": jnp.ones((2, 3))}}, {"a": {"w": jnp.ones((2, 3), bool)}}
-    with pytest.raises(ValueError, match=r"leaf 'a/w' must be bool\[2, 3\], got bool\[3, 2\]"):
-        rx.pack(params, {"a": {"w": jnp.ones((3, 2), bool)}})
-    with pytest.raises(ValueError, match=r"leaf 'a/w' must be bool.*got float32"):
-        rx.pack(params, {"a": {"w": jnp.ones((2, 3))}})
-    with pytest.raises(ValueError, match="leaf 'a/w' is traced"):
-        jax.jit(rx.pack)(params, masks)
     half = {"a": {"w": jnp.array([[True, False, False], [False, True, False]])}}
-    with pytest.raises(ValueError, match="leaf 'a/w', got that of another mask"):
+    with refused("a/w"):
         rx.pack(params, half, choose=lambda name, mask: kernels.make_pattern(np.roll(mask, 1, axis=1)))
-    with pytest.raises(ValueError, match="pattern of the mask of leaf 'a/w'"):
+    with refused("pattern", "a/w"):
         rx.pack(params, masks, choose=lambda name, mask: kernels.make_pattern(~mask))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rigl_jax.execution.kernels import block, pallas
+from tests.errors import refused
 
 CASES = {
     "ordinary": ((4, 3), 0.4, 16),
@@ -54,9 +55,9 @@ def test_bfloat16_sums_in_float32():
 
 def test_errors():
     x, values, pattern = case("ordinary")
-    with pytest.raises(ValueError, match=r"pallas matmul: x must have shape \(\.\.\., 32\), got \(16, 31\)"):
+    with refused("x"):
         pallas.matmul(x[:, :31], values, pattern)
-    with pytest.raises(ValueError, match="pallas matmul: values must have shape"):
+    with refused("values"):
         pallas.matmul(x, values[1:], pattern)
 
 
@@ -69,5 +70,5 @@ def test_tiles_that_a_tpu_compiles(tile):
     if tile[0] % 128 == 0 == tile[1] % 128:
         jax.export.export(jax.jit(jax.grad(loss, argnums=(0, 1))), platforms=["tpu"])(*shapes)
     else:
-        with pytest.raises(ValueError, match=r"pallas matmul: on a TPU tiles .* multiples of 128"):
+        with refused("tiles"):
             jax.eval_shape(loss, *shapes)

@@ -10,6 +10,7 @@ import pytest
 import rigl_jax as rx
 from rigl_jax.algorithms import registry
 from rigl_jax.execution import gradient_factors, kernels, masks_of, packed_training, rewire_streamed
+from tests.errors import refused
 from tests.execution.models import problem
 
 INNER = {
@@ -93,7 +94,7 @@ def test_every_algorithm_goes_through_its_masked_masks_or_is_refused(name):
     options = {"period": 2, "stop": 6, "fraction": 0.5, "loss": loss}
     algorithm = registry.METHODS[name].example(rx.make_plan(params, 0.75), **options)
     if name in REFUSED:
-        with pytest.raises(ValueError, match="packed_training: this method"):
+        with refused("packed_training"):
             packed_training(optax.sgd(0.05, momentum=0.9), algorithm, key=jax.random.key(0))
         return
     first = algorithm.init(jax.random.split(jax.random.key(7))[0], params).masks
@@ -164,28 +165,24 @@ def test_gradients_of_another_form_are_refused():
     _, params, plan, _ = problem()
     training = packed_training(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0))
     packed, state = training.init(params)
-    with pytest.raises(ValueError, match=r"update: the gradient of leaf 'Conv_0/kernel' .*parallel to packed.values"):
+    with refused("Conv_0/kernel", "packed.values"):
         training.update(params, state, packed)
-    with pytest.raises(ValueError, match=r"rewire: the gradient of leaf 'Conv_0/kernel' .*parallel to params"):
+    with refused("Conv_0/kernel"):
         training.rewire(packed.values, state, packed)
 
 
 @pytest.mark.parametrize("make", [rx.snfs, rx.top_kast, rx.ste], ids=lambda f: f.__name__)
 def test_methods_that_need_more_than_active_weights_are_refused(make):
     _, _, plan, _ = problem()
-    with pytest.raises(ValueError, match="packed_training: this method"):
+    with refused("packed_training"):
         packed_training(optax.sgd(0.1), make(plan), key=jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("inner", "message"),
-    [(optax.adafactor(0.1), "looks at weights as matrices"), (optax.contrib.muon(0.1), "by their number of axes")],
-    ids=["adafactor", "muon"],
-)
-def test_optimizers_of_matrices_are_refused(inner, message):
+@pytest.mark.parametrize("inner", [optax.adafactor(0.1), optax.contrib.muon(0.1)], ids=["adafactor", "muon"])
+def test_optimizers_of_matrices_are_refused(inner):
     params = {"w": jnp.ones((16, 32)), "b": jnp.zeros(32)}
     training = packed_training(inner, rx.static(rx.make_plan(params, 0.8)), key=jax.random.key(0))
-    with pytest.raises(ValueError, match=message):
+    with refused("packed_training", "optimizer"):
         training.init(params)
 
 
@@ -193,7 +190,7 @@ def test_packed_weights_are_not_packed_again():
     _, params, plan, _ = problem()
     training = packed_training(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0))
     packed, _ = training.init(params)
-    with pytest.raises(ValueError, match="init takes params, got packed weights"):
+    with refused("params"):
         training.init(packed)
 
 
@@ -209,20 +206,20 @@ def test_states_of_masked_and_packed_runs_are_told_apart():
         chex.assert_trees_all_equal(again, packed)
         grads = packed.values
         wrong = [
-            ("pack", lambda t=training, s=state, d=dense: t.pack(d, s), "packed already"),
-            ("pack", lambda t=training, m=masked, p=packed: t.pack(p, m), "takes params"),
-            ("pack", lambda t=training, d=dense: t.pack(d, None), "takes the state of a masked run"),
-            ("pack: like", lambda t=training, m=masked, d=dense: t.pack(d, m, d), "packed weights"),
-            ("unpack", lambda t=training, m=masked, p=packed: t.unpack(p, m), "state"),
-            ("unpack", lambda t=training, s=state, d=dense: t.unpack(d, s), "packed weights"),
-            ("update", lambda t=training, m=masked, p=packed, g=grads: t.update(g, m, p), "state"),
-            ("update", lambda t=training, p=packed, g=grads: t.update(g, g, p), "state"),
-            ("rewire", lambda t=training, m=masked, p=packed, d=dense: t.rewire(d, m, p), "state"),
+            ("pack state", lambda t=training, s=state, d=dense: t.pack(d, s)),
+            ("pack params", lambda t=training, m=masked, p=packed: t.pack(p, m)),
+            ("pack state", lambda t=training, d=dense: t.pack(d, None)),
+            ("pack like", lambda t=training, m=masked, d=dense: t.pack(d, m, d)),
+            ("unpack state", lambda t=training, m=masked, p=packed: t.unpack(p, m)),
+            ("unpack packed", lambda t=training, s=state, d=dense: t.unpack(d, s)),
+            ("update state", lambda t=training, m=masked, p=packed, g=grads: t.update(g, m, p)),
+            ("update state", lambda t=training, p=packed, g=grads: t.update(g, g, p)),
+            ("rewire state", lambda t=training, m=masked, p=packed, d=dense: t.rewire(d, m, p)),
         ]
-        for who, call, what in wrong:
-            with pytest.raises(ValueError, match=f"^packed_training: {who}.*{what}"):
+        for named, call in wrong:
+            with refused(*named.split()):
                 call()
-        with pytest.raises(ValueError, match=r"^rewire_streamed: state must be that of a packed run"):
+        with refused("state"):
             rewire_streamed(inner, {}, masked, packed, 0.3)
 
 
@@ -230,9 +227,9 @@ WEIGHTS = {"kernel": jnp.arange(1.0, 129.0).reshape(16, 8), "bias": jnp.ones(8)}
 PLANNED = rx.make_plan(WEIGHTS, 0.75)
 ADAM, MOMENTUM = optax.adam(0.1), optax.sgd(0.1, momentum=0.9)
 OTHERS = {
-    "optimizer": (MOMENTUM, rx.rigl(PLANNED), "same inner optimizer .*leaf '0/trace/bias'"),
-    "algorithm": (ADAM, rx.dsr(PLANNED), "DsrState, got MaskState"),
-    "leaves": (ADAM, rx.rigl(rx.make_plan(WEIGHTS, 0.5, rules=[(".*", rx.unstructured())])), "leaf 'bias'"),
+    "optimizer": (MOMENTUM, rx.rigl(PLANNED), "0/trace/bias"),
+    "algorithm": (ADAM, rx.dsr(PLANNED), "MaskState"),
+    "leaves": (ADAM, rx.rigl(rx.make_plan(WEIGHTS, 0.5, rules=[(".*", rx.unstructured())])), "bias"),
 }
 
 
@@ -244,7 +241,7 @@ def trained(inner=ADAM, algorithm=None):
 def test_the_state_of_another_run_is_refused(other):
     packed, state = trained().init(WEIGHTS)
     masked = trained().unpack(packed, state)
-    inner, algorithm, message = OTHERS[other]
+    inner, algorithm, named = OTHERS[other]
     training = trained(inner, algorithm)
     calls = {
         "update": lambda: training.update(packed.values, state, packed),
@@ -253,7 +250,7 @@ def test_the_state_of_another_run_is_refused(other):
         "pack": lambda: training.pack(*masked),
     }
     for who, call in calls.items():
-        with pytest.raises(ValueError, match=rf"^packed_training: {who}: the state must be [^\n]*{message}[^\n]*$"):
+        with refused(who, "state", named):
             call()
 
 
@@ -267,9 +264,9 @@ def test_a_state_that_does_not_fit_the_packed_weights_is_refused():
         lambda: training.unpack(other, state),
         lambda: rewire_streamed(ADAM, {}, state, other, 0.3),
     ):
-        with pytest.raises(ValueError, match=r"leaf '0/mu/kernel' must have shape \(26,\), got shape \(32,\)"):
+        with refused("0/mu/kernel"):
             call()
-    with pytest.raises(ValueError, match=r"^rewire_streamed: the state must be of the same inner optimizer"):
+    with refused("state"):
         rewire_streamed(MOMENTUM, {}, state, packed, 0.3)
 
 
@@ -282,7 +279,7 @@ def test_masks_of_other_counts_go_on_as_in_a_masked_run():
     _, state = tx.update(WEIGHTS, state, params, rewire=True)
     assert int(state.masks["kernel"].sum()) == 8
     chex.assert_trees_all_equal(masks_of(packed), state.masks)
-    with pytest.raises(ValueError, match="leaf 'kernel' must have 32 active weights by the plan, got 8"):
+    with refused("kernel", "8"):
         rx.check_masked(rx.unpack(packed), masks_of(packed), PLANNED)
 
 
@@ -368,7 +365,7 @@ def test_ties_and_nan(k, scores):
 def test_a_weight_inside_a_loop_cannot_be_streamed():
     packed = rx.pack({"w": jnp.eye(4)}, {"w": jnp.eye(4, dtype=bool)})
     loss = lambda p, x: jax.lax.scan(lambda c, _: (c @ p["w"], None), x, None, length=2)[0].sum()  # noqa: E731
-    with pytest.raises(ValueError, match="leaf 'w' is used inside a scan"):
+    with refused("w", "scan"):
         gradient_factors(loss)(packed, jnp.ones((2, 4)))
 
 
@@ -377,10 +374,10 @@ def test_streamed_errors_name_the_leaf():
     inner = optax.sgd(0.1)
     training = packed_training(inner, rx.rigl(plan), key=jax.random.key(0))
     packed, state = training.init(params)
-    with pytest.raises(ValueError, match=r"rewire_streamed: leaf 'Conv_0/kernel' must be packed as single weights"):
+    with refused("Conv_0/kernel"):
         rewire_streamed(inner, {}, state, rx.pack(params, masks_of(packed), choose=lambda name, mask: None), 0.3)
     some = rx.pack({"w": jnp.eye(4)}, {"w": jnp.eye(4, dtype=bool)})
-    with pytest.raises(ValueError, match="leaf 'w' has no gradient factors"):
+    with refused("w"):
         rewire_streamed(inner, {}, state._replace(inner=inner.init(some.values)), some, 0.3)
 
 
@@ -395,11 +392,11 @@ def test_factors_that_do_not_fit_the_weight_are_refused(left, right):
     training = packed_training(inner, rx.static(rx.make_plan({"w": jnp.ones((4, 6))}, 0.5)), key=jax.random.key(0))
     state = training.init({"w": jnp.ones((4, 6))})[1]._replace(inner=inner.init(packed.values))
     for factors in (rx.execution.Factors(jnp.ones(left), jnp.ones(right)), jnp.ones(left), None):
-        with pytest.raises(ValueError, match=r"rewire_streamed: gradients of leaf 'w' must be Factors of shapes"):
+        with refused("gradients", "w"):
             rewire_streamed(inner, {"w": factors}, state, packed, 0.3)
 
 
 def test_more_than_there_is_cannot_be_grown():
     factors, pattern = rx.execution.Factors(jnp.ones((1, 3)), jnp.ones((1, 2))), kernels.make_pattern(np.ones((3, 2)))
-    with pytest.raises(ValueError, match="top_products: k must be from 0 to 5, got 6"):
+    with refused("k"):
         rx.execution.streaming.top_products(factors, 6, exclude=np.array([0]), pattern=pattern)

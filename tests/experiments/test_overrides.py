@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import build, main
+from tests.errors import refused
 
 # ml_collections reads config files in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -50,20 +51,20 @@ def test_a_value_may_stand_apart():
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    "argument",
     [
-        ("optimizer.b3=0.9", r"^main: unknown flag --config.optimizer.b3; did you mean --config.optimizer.b[12]\?"),
-        ("method.perod=3", r"unknown flag --config.method.perod; did you mean --config.method.period\?"),
-        ("dataset.seed=3", r"unknown flag --config.dataset.seed"),
-        ("mesh.2x=3", r"^main: Could not parse 'mesh.2x'"),
-        ("optimizer.b2=fast", r"^config.optimizer.b2: expected a number in \[0, 1\), got 'fast'"),
-        ("optimizer.momentum=None", r"^config.optimizer.momentum: expected a number"),
-        ("model.width=[[[", r"^config.model.width: expected a whole number"),
-        ("method.grow=magnitude", r"^config.method.grow: takes a function, which a config cannot name"),
+        "optimizer.b3=0.9",
+        "method.perod=3",
+        "dataset.seed=3",
+        "mesh.2x=3",
+        "optimizer.b2=fast",
+        "optimizer.momentum=None",
+        "model.width=[[[",
+        "method.grow=magnitude",
     ],
     ids=lambda value: value.split("=")[0],
 )
-def test_what_is_wrong_is_named(argument, message):
+def test_what_is_wrong_is_named(argument):
     name = {"optimizer.b2=fast": "optimizer.name=adam", "model.width=[[[": "model.name=wide_resnet"}.get(argument)
-    with pytest.raises(ValueError, match=message):
+    with refused(argument.split("=")[0]):
         parsed(f"--config.{argument}", *([f"--config.{name}"] if name else []))

@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments import report
 from experiments.report import drawing, figures, methods
 from experiments.report.main import main
+from tests.errors import refused
 
 LEAVES = ("Dense_0/kernel", "Dense_1/kernel")
 
@@ -100,10 +101,10 @@ def test_damaged_line_names_file_and_line(runs_dir):
     path = runs_dir / "digits-rigl-0.75-s1" / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:20], *lines[3:]]) + "\n")
-    with pytest.raises(ValueError, match=re.escape(f"{path} line 3: not JSON")):
+    with refused(f"{path} line 3"):
         report.read(runs_dir)
     path.write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match=re.escape(f"{path} line 1: expected an object")):
+    with refused(f"{path} line 1"):
         report.read(runs_dir)
 
 
@@ -112,18 +113,18 @@ def test_last_line_may_be_half_written_only_while_a_run_goes_on(runs_dir):
         path = runs_dir / name / "metrics.jsonl"
         path.write_text(path.read_text() + '{"step": 5, "ki')
     assert report.read_run(runs_dir / "digits-set-0.75-s0").last_step == 4
-    with pytest.raises(ValueError, match="not JSON"):
+    with refused("JSON"):
         report.read_run(runs_dir / "digits-static-0.75-s0")
 
 
 def test_wrong_folders_are_told(tmp_path, runs_dir):
-    with pytest.raises(ValueError, match="there is no folder"):
+    with refused("folder"):
         report.read(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"none has a config\.json"):
+    with refused("config.json"):
         report.read(tmp_path / "empty")
     (runs_dir / "digits-rigl-0.75-s0" / "summary.json").write_text('{"method": "rigl"}')
-    with pytest.raises(ValueError, match=r"summary\.json lacks dataset, model, sparsity"):
+    with refused("summary.json", "dataset", "model", "sparsity"):
         report.rows(report.read(runs_dir))
 
 
@@ -189,7 +190,7 @@ def test_dense_runs_ignore_settings_of_masks(tmp_path):
 def test_the_same_seed_twice_is_an_error(tmp_path):
     write_run(tmp_path / "a", "rigl", 0, 0.9)
     write_run(tmp_path / "b", "rigl", 0, 0.9)
-    with pytest.raises(ValueError, match=r"one run a seed, got seeds \[0, 0\].*a/digits.*b/digits"):
+    with refused("a/digits", "b/digits"):
         report.rows(report.read(tmp_path))
 
 
@@ -259,7 +260,7 @@ def test_pixels():
     assert report.pixel_counts(colour).tolist() == [[0, 3], [0, 0]]
     assert report.pixel_counts(np.ones((3, 3, 2, 5), bool)).tolist() == [[10] * 3] * 3
     assert report.pixel_counts(np.ones((6, 2), bool)).shape == (1, 6)
-    with pytest.raises(ValueError, match=r"expected 16 bits for shape \(4, 4\), got 1 bytes"):
+    with refused("shape"):
         report.unpack_mask(picture(0, mask[:2]) | {"shape": [4, 4]})
 
 
@@ -329,9 +330,9 @@ def test_readme_is_written_and_checked(readme, capsys):
 
 
 def test_readme_mistakes(readme):
-    with pytest.raises(ValueError, match=r"no records named 'dmo'.*did you mean 'demo'"):
+    with refused("dmo", "demo"):
         report.fill("<!-- table:dmo -->\n<!-- /table -->", readme.parent)
-    with pytest.raises(ValueError, match='after "<!-- table:demo -->"'):
+    with refused("demo"):
         report.fill("<!-- table:demo -->\n<!-- table:demo -->\n<!-- /table -->", readme.parent)
     assert report.fill("no tables\n", readme.parent) == "no tables\n"
 

@@ -17,6 +17,7 @@ from experiments.io import checkpoint, files, run_directory, sums
 from experiments.io.lock import locked
 from experiments.step import compile_task, prepare
 from experiments.train import train
+from tests.errors import refused
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
 
 
@@ -63,18 +64,18 @@ def test_a_renamed_checkpoint_neither_ends_a_run_nor_is_kept_for_ever(number, ru
 
 def lost_config(runs, run):
     (run / "config.json").unlink()
-    return {"seed": 1}, r"checkpoint 3 is of another run \(seed: 0 -> 1\)"
+    return {"seed": 1}, ("checkpoint 3", "seed")
 
 
 def lost_config_and_method(runs, run):
     (run / "config.json").unlink()
-    return {"sparsity": 0.8}, r"checkpoint 3 is of another run \(sparsity: 0.9 -> 0.8\)"
+    return {"sparsity": 0.8}, ("checkpoint 3", "sparsity")
 
 
 def checkpoint_of_another_run(runs, run):
     state, facts = restored(run)
     saved(run, 4, state, facts, config=files.read_json(run / "config.json") | {"seed": 1})
-    return {}, r"checkpoint 4 is of another run \(seed: 1 -> 0\)"
+    return {}, ("checkpoint 4", "seed")
 
 
 def checkpoint_from_before_and_lost_config(runs, run):
@@ -82,14 +83,14 @@ def checkpoint_from_before_and_lost_config(runs, run):
     shutil.rmtree(run / "checkpoints")
     saved(run, 3, state, facts)
     (run / "config.json").unlink()
-    return {"seed": 1}, r"checkpoint 3 .* does not say of which run it is, nor does a config.json"
+    return {"seed": 1}, ("checkpoint 3", "config.json")
 
 
 def half_a_summary_and_no_checkpoint(runs, run):
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     (run / "summary.json").write_text('{"steps": 6,')
-    return {}, r"summary.json: not JSON"
+    return {}, ("summary.json",)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +104,10 @@ def half_a_summary_and_no_checkpoint(runs, run):
     ],
 )
 def test_what_is_not_this_run_is_refused_and_stays_as_it_was(change, runs, half):
-    values, message = change(runs, half)
+    values, named = change(runs, half)
     before = content(half)
-    with pytest.raises(ValueError, match=message) as caught:
+    with refused(*named):
         train(configured(**values), half, devices=ONE)
-    assert "\n" not in str(caught.value)
     assert content(half) == before
 
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run_before_it_starts_anew(ha
     before = content(half)
     with monkeypatch.context() as patched:
         patched.setattr(sums, "_crc", refuse)
-        with pytest.raises(OSError, match=r"checkpoint: cannot read .*/checkpoints/3/.*: Permission denied"):
+        with refused("checkpoints/3", error=OSError):
             train(configured(), half, devices=ONE)
     assert content(half) == before
 

@@ -13,6 +13,7 @@ from configs import digits_mlp
 from experiments import sharding
 from experiments.io import digests
 from experiments.step import compile_task, prepare
+from tests.errors import refused
 
 SHAPES = {
     "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")},
@@ -36,13 +37,13 @@ def test_a_mesh_takes_the_devices_that_are_left():
     "axes", [{"data": 3}, {"model": 8}, {"data": -1, "model": -1}, {"data": 0}, {"data": -1, "m": 3}]
 )
 def test_a_mesh_that_does_not_fit(axes):
-    with pytest.raises(ValueError, match=r"^config\.mesh: "):
+    with refused("config.mesh"):
         sharding.mesh(axes, ALL())
 
 
 def test_a_part_of_the_batch_belongs_to_one_process():
     devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
-    with pytest.raises(ValueError, match="over several processes"):
+    with refused("processes"):
         sharding.mesh({"data": 1, "model": 4}, devices)
 
 
@@ -63,24 +64,24 @@ def test_rules_count_axes_from_the_last():
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
+    ("rule", "named"),
     [
-        (("dense/kernl", "fsdp"), "did you mean 'dense/kernel'?"),
-        (("dense/bias", (None, "model")), r"'dense/bias' of shape \(6,\) has fewer axes"),
-        (("dense/kernel", ("modle",)), "no mesh axis 'modle' for leaf 'dense/kernel'; there is data, model"),
-        (("dense/kernel", ("model",)), r"'dense/kernel' of shape \(16, 6\) does not divide by 4 at 'model'"),
-        (("dense/kernel", "model"), r"config.sharding\[0\]: expected"),
-        (("dense/kernel",), r"config.sharding\[0\]: expected"),
+        (("dense/kernl", "fsdp"), "dense/kernl dense/kernel"),
+        (("dense/bias", (None, "model")), "dense/bias"),
+        (("dense/kernel", ("modle",)), "modle dense/kernel data model"),
+        (("dense/kernel", ("model",)), "dense/kernel model"),
+        (("dense/kernel", "model"), "config.sharding[0]"),
+        (("dense/kernel",), "config.sharding[0]"),
     ],
 )
-def test_a_wrong_rule(rule, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_rule(rule, named):
+    with refused(*named.split()):
         sharding.specs((rule,), SHAPES, grid(data=2, model=4))
 
 
 def test_drift_is_told_with_who_holds_what():
     sharding.compare(np.full((2, 4), 7, np.uint32), 100)
-    with pytest.raises(ValueError, match=r"after step 100 \(process 0: 00000007; process 1: 00000007, 00000008\)"):
+    with refused("100", "00000008"):
         sharding.compare(np.array([[7, 7], [7, 8]], np.uint32), 100)
 
 

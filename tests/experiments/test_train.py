@@ -11,6 +11,7 @@ from experiments import measure
 from experiments.io import checkpoint
 from experiments.step import compile_task, cross_entropy, evaluate, prepare
 from experiments.train import train
+from tests.errors import refused
 from tests.experiments.runs import ONE, UNTIMED, compiled_once, configured, lines  # noqa: F401
 
 
@@ -79,7 +80,7 @@ def test_a_finished_run_is_not_repeated(straight):
 
 def test_another_config_is_refused_with_what_differs(straight):
     run, _ = straight
-    with pytest.raises(ValueError, match=r"another config \(seed: 0 -> 1; sparsity: 0.9 -> 0.5\)"):
+    with refused("seed", "sparsity"):
         train(configured(seed=1, sparsity=0.5), run, devices=ONE)
 
 
@@ -101,8 +102,7 @@ def test_packed_weights_lie_whole_on_each_device(tmp_path):
     config = configured(execution="packed")
     config.unlock()
     config.mesh = {"data": 4, "model": 2}
-    message = r"config.execution: packed weights lie whole .* got mesh \{'data': 4, 'model': 2\}"
-    with pytest.raises(ValueError, match=message):
+    with refused("config.execution", "model"):
         train(config, tmp_path / "run", devices=jax.devices()[:8])
 
 
@@ -157,7 +157,7 @@ def test_a_dense_run_has_no_masks_and_learns(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = configured()
     config.schedule.peak = 1e15
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d, .*checkpoint"):
+    with refused("step", error=FloatingPointError):
         train(config, tmp_path / "run", devices=ONE)
 
 

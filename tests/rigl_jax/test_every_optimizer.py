@@ -11,9 +11,10 @@ import optax.contrib
 import pytest
 
 import rigl_jax as rx
+from tests.errors import refused
 from tests.rigl_jax.test_sparsify import moments
 
-REFUSED = {"lbfgs": "cannot be told apart", "sm3": "cannot be told apart", "galore": "no place of its own"}
+REFUSED = {"lbfgs", "sm3", "galore"}
 # These ask for the loss beside the gradient.
 WITH_VALUE = {"momo", "momo_adam", "polyak_sgd"}
 # Not plain-gradient optimizers: they want a gradient for each example, or rest on another optimizer given to them.
@@ -62,7 +63,7 @@ def test_the_table_is_not_empty():
     assert {"adam", "lamb", "muon", "prodigy", "schedule_free_adamw", "sm3", "lbfgs"} <= SHIPPED.keys()
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED.keys() - REFUSED.keys()))
+@pytest.mark.parametrize("name", sorted(SHIPPED.keys() - REFUSED))
 def test_zeros_and_counts_hold_over_50_steps_and_5_rewirings(name):
     params = problem()
     plan = rx.make_plan(params, 0.6)
@@ -99,17 +100,17 @@ def test_zeros_and_counts_hold_over_50_steps_and_5_rewirings(name):
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_refused_with_the_reason(name):
+def test_refused_by_name(name):
     params = problem()
     tx = rx.sparsify(build(name), rx.static(rx.make_plan(params, 0.5)), key=jax.random.key(0))
-    with pytest.raises(ValueError, match=REFUSED[name]):
+    with refused("sparsify", "inner"):
         tx.init(params)
 
 
 def test_a_history_of_weights_is_refused():
     params = problem()
     tx = rx.sparsify(optax.scale_by_lbfgs(memory_size=3), rx.static(rx.make_plan(params, 0.5)), key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"array of shape \(3, 8\) for leaf 'b' of shape \(8,\)"):
+    with refused("b"):
         tx.init(params)
 
 

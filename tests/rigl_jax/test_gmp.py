@@ -47,8 +47,6 @@ def test_the_cubic():
     assert float(s(10**6)) == np.float32(0.9)
     for step in (150, 200, 250):
         assert float(s(step)) == pytest.approx(0.9 + (0.2 - 0.9) * (1 - (step - 100) / 200) ** 3, rel=1e-6)
-    with pytest.raises(ValueError, match="cubic: stop must be after start=5, got 5"):
-        schedules.cubic(0.0, 0.9, 5, 5)
 
 
 @pytest.mark.parametrize("length", [3, 6, 7, 11, 49, 1000])
@@ -145,16 +143,3 @@ def test_training_cost_follows_the_schedule():
     assert rx.training_cost(algorithm, sparse, 1.0, 10) == pytest.approx(3 * sparse.mean())
     recovering = rx.gmp(PLAN, start=0, stop=9, recover=True)
     assert rx.training_cost(recovering, sparse, 1.0, 10) == pytest.approx(2 * sparse.mean() + 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stop": 0}, "gmp: stop must be after start=0, got 0"),
-        ({"stop": 9, "initial": 1.0}, r"gmp: initial is a sparsity, in \[0, 1\), got 1.0"),
-        ({"stop": 9, "period": 0}, "period must be a whole number of steps, at least 1"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        rx.gmp(PLAN, **options)

@@ -84,14 +84,6 @@ def test_no_layer_starts_sparser_than_it_ends():
     assert int(jax.jit(algorithm.init)(jax.random.key(0), PARAMS).masks["b"].sum()) == 30
 
 
-@pytest.mark.parametrize(
-    "options", [{"stop": None}, {"stop": 60, "prune_stop": 61}, {"start": 30, "stop": 60, "prune_stop": 20}]
-)
-def test_bad_schedules(options):
-    with pytest.raises(ValueError, match="granet: prune_stop must be a step from start="):
-        granet(PLAN, **options)
-
-
 @pytest.mark.parametrize(("wanted", "value", "moment"), [(4, 0.0, 0.0), (3, 5.0, 19.0)], ids=["pruned", "dropped"])
 def test_a_weight_pruned_and_regrown_starts_anew_and_one_dropped_and_regrown_goes_on(wanted, value, moment):
     """Of 8 weights 4 are pruned, then the least of the others is dropped and the one of the largest gradient grown."""

@@ -144,9 +144,3 @@ def test_multi_steps_with_a_skipped_step_updates_weights_a_call_later():
     for params, state in history:
         rx.check_masked(params, state.masks)
         assert not np.asarray(state.inner.acc_grads["w"])[~np.asarray(state.masks["w"])].any()
-
-
-@pytest.mark.parametrize("n", [0, 1.5])
-def test_bad_n(n):
-    with pytest.raises(ValueError, match=f"accumulate_growth: n must be a whole number of steps, at least 1, got {n}"):
-        rx.accumulate_growth(rx.rigl(PLAN), n)

@@ -8,6 +8,7 @@ import pytest
 
 import rigl_jax as rx
 from rigl_jax.landscape import barrier, bezier, bezier_path, interpolate, path_losses
+from tests.errors import refused
 
 KEY = jax.random.key(0)
 TS = jnp.linspace(0, 1, 33)
@@ -73,15 +74,11 @@ def test_a_sparse_path_stays_in_the_union_of_the_supports():
 
 def test_bad_input():
     a, b = ends()
-    with pytest.raises(
-        ValueError, match=r"interpolate: b must be parallel to a; leaf 'w' has shape \(6, 4\) in a, \(2,\)"
-    ):
+    with refused("b", "w"):
         interpolate(convex, a, {**b, "w": jnp.ones(2)}, TS)
-    with pytest.raises(
-        ValueError, match=r"bezier_path: b must be parallel to a; leaf 'b' has shape \(4,\) in a, None in b"
-    ):
+    with refused("b", "a"):
         bezier_path(convex, a, {"w": b["w"]}, steps=1, key=KEY)
-    with pytest.raises(ValueError, match="bezier_path: degree must be a whole number, at least 2, got 1"):
+    with refused("degree"):
         bezier_path(convex, a, b, steps=1, key=KEY, degree=1)
-    with pytest.raises(ValueError, match=r"bezier_path: the mask of leaf 'w' must be bool\[6, 4\]"):
+    with refused("w"):
         bezier_path(convex, a, b, {"w": jnp.ones((2, 2), bool), "b": None}, steps=1, key=KEY)

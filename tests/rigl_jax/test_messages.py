@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
+from tests.errors import refused
 
 
 class Strange:
@@ -59,9 +60,8 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("value", VALUES)
 def test_whatever_was_given_is_told_in_one_short_line(call, value):
-    with pytest.raises(ValueError, match=r".+") as error:
+    with refused() as error:
         CALLS[call](VALUES[value])
-    assert "\n" not in str(error.value)
     assert len(str(error.value)) < 800
 
 
@@ -79,7 +79,7 @@ def many(n):
     ],
 )
 def test_of_many_leaves_the_first_are_told(call):
-    with pytest.raises(ValueError, match="and 488 more") as error:
+    with refused("488") as error:
         call(many(500))
     assert len(str(error.value)) < 800
 
@@ -95,6 +95,6 @@ def test_each_rule_is_compiled_once(monkeypatch):
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u2028b", "a\r\t"], ids=ascii)
 def test_a_name_is_told_in_one_line_whatever_it_holds(name):
-    with pytest.raises(ValueError, match=r"leaves are a\\") as error:
+    with refused(ascii(name)[1:-1]) as error:
         rx.make_plan({name: PARAMS["w"]}, 0.5, rules=[("x", None)])
     assert str(error.value).isprintable()

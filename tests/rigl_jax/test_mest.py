@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import rigl_jax as rx
 from rigl_jax.algorithms import mest
@@ -46,8 +45,3 @@ def test_a_weight_that_comes_back_starts_from_zero():
     updates, state = jax.jit(tx.update, static_argnames="rewire")(G, state, W, rewire=True)
     assert (state.masks["w"] & M["w"]).any(), "some are drawn again"
     assert not optax.apply_updates(W, updates)["w"].any()
-
-
-def test_bad_weight():
-    with pytest.raises(ValueError, match=r"mest: gradient_weight must be at least 0, got -1"):
-        mest(PLAN, gradient_weight=-1)

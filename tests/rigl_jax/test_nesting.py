@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import rigl_jax as rx
+from tests.errors import refused
 
 
 class Net(nnx.Module):
@@ -206,7 +207,7 @@ def test_what_was_never_active_in_a_frozen_leaf_is_not_explored():
 def test_a_method_that_moves_counts_is_refused_a_frozen_leaf():
     params, _ = as_dict()
     tx = rx.sparsify(freezing("partition"), rx.dsr(rx.make_plan(params, 0.5)), key=jax.random.key(0))
-    with pytest.raises(ValueError, match="'second/kernel'"):
+    with refused("second/kernel"):
         tx.update(params, tx.init(params), params)
 
 

@@ -126,16 +126,3 @@ def test_short_floats_keep_their_type():
     updates, state = tx.update(params, tx.init(params), params)
     assert updates["w"].dtype == state[0].mu["w"].dtype == jnp.bfloat16
     np.testing.assert_allclose(np.abs(updates["w"].astype(jnp.float32)), 0.1, rtol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"b2": 1.0}, r"per_weight_adam: b2 is a decay rate, in \[0, 1\), got 1.0"),
-        ({"warmup": -1}, "per_weight_adam: warmup must be a whole number of steps, 0 or more, got -1"),
-        ({"warmup": 1.5}, "per_weight_adam: warmup must be a whole number of steps, 0 or more, got 1.5"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        rx.per_weight_adam(0.1, **options)

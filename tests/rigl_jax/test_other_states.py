@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
+from tests.errors import refused
 
 PARAMS = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 6)), "bias": jnp.ones(6)}
 PLAN = rx.make_plan(PARAMS, 0.5)
@@ -21,19 +22,19 @@ def only(names):
 
 
 OTHERS = {
-    "sgd": (built(optax.sgd(0.1)), "'0/count'"),
-    "momentum": (built(optax.sgd(0.1, momentum=0.9)), "'0/count'"),
-    "adam of other params": (built(optax.masked(optax.adam(0.1), {"a": True, "b": False, "bias": True})), "'0/count'"),
-    "itop": (built(algorithm=rx.itop(PLAN)), "MaskState, got ItopState"),
-    "top_kast": (built(algorithm=rx.top_kast(PLAN)), "MaskState, got TopKastState"),
-    "accumulated": (built(algorithm=rx.accumulate_growth(rx.rigl(PLAN), 2)), "MaskState, got AccumulatedState"),
-    "gmp, dense at first": (built(algorithm=rx.gmp(PLAN, stop=100)), "MaskState, got PruningState"),
-    "snip, dense at first": (built(algorithm=rx.snip(PLAN)), "MaskState, got PruningState"),
-    "ste, whose weights live on": (built(algorithm=rx.ste(PLAN)), "MaskState, got LatentState"),
-    "fewer leaves": (built(algorithm=rx.rigl(only(["a"]))), "leaf 'b'"),
+    "sgd": (built(optax.sgd(0.1)), "0/count"),
+    "momentum": (built(optax.sgd(0.1, momentum=0.9)), "0/count"),
+    "adam of other params": (built(optax.masked(optax.adam(0.1), {"a": True, "b": False, "bias": True})), "0/count"),
+    "itop": (built(algorithm=rx.itop(PLAN)), "ItopState"),
+    "top_kast": (built(algorithm=rx.top_kast(PLAN)), "TopKastState"),
+    "accumulated": (built(algorithm=rx.accumulate_growth(rx.rigl(PLAN), 2)), "AccumulatedState"),
+    "gmp, dense at first": (built(algorithm=rx.gmp(PLAN, stop=100)), "PruningState"),
+    "snip, dense at first": (built(algorithm=rx.snip(PLAN)), "PruningState"),
+    "ste, whose weights live on": (built(algorithm=rx.ste(PLAN)), "LatentState"),
+    "fewer leaves": (built(algorithm=rx.rigl(only(["a"]))), "b"),
     "more leaves": (
         built(algorithm=rx.rigl(only(["a", "b", "bias"]))),
-        "leaf 'bias'",
+        "bias",
     ),
 }
 
@@ -41,15 +42,15 @@ OTHERS = {
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_state_of_another_run_is_refused(other, jitted):
-    tx, message = OTHERS[other]
+    tx, named = OTHERS[other]
     update = jax.jit(built().update) if jitted else built().update
-    with pytest.raises(ValueError, match=f"sparsify: the state must be .*{message}"):
+    with refused("sparsify", "state", named):
         update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
 def test_the_state_within_an_accumulation_is_checked_too():
     theirs = built(algorithm=rx.accumulate_growth(rx.itop(PLAN), 2)).init(PARAMS)
-    with pytest.raises(ValueError, match="MaskState, got ItopState"):
+    with refused("ItopState"):
         built(algorithm=rx.accumulate_growth(rx.rigl(PLAN), 2)).update(PARAMS, theirs, PARAMS)
 
 
@@ -68,7 +69,7 @@ def test_a_new_plan_on_an_old_state_is_told_by_the_check():
     state = built().init(PARAMS)
     params = rx.apply_masks(PARAMS, state.masks)
     rx.check_masked(params, state.masks, PLAN)
-    with pytest.raises(ValueError, match=r"leaf '.*' must have \d+ active weights by the plan, got \d+"):
+    with refused("plan"):
         rx.check_masked(params, state.masks, rx.make_plan(PARAMS, 0.8))
-    with pytest.raises(ValueError, match="leaf 'b' must have 0 active weights by the plan"):
+    with refused("b"):
         rx.check_masked(params, state.masks, {"a": PLAN["a"]})

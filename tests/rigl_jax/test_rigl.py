@@ -231,21 +231,3 @@ def test_the_network_computes_the_same_right_after_growth():
     updates, _ = tx.update(grads, state, params, rewire=True)
     kept = oracles.top(np.abs(params["w"]), 40 - int(np.float32(0.3) * 40), masks["w"])
     np.testing.assert_array_equal(optax.apply_updates(params, updates)["w"], np.where(kept, params["w"], 0))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"fraction": 1.5},
-            r"rigl: fraction is the share .*, in \[0, 1\], or a schedule of it, got 1.5",
-        ),
-        ({"fraction": "0.3"}, r"rigl: fraction is the share .* or a schedule of it, got '0.3'"),
-        ({"fraction": None}, r"rigl: fraction is the share .* or a schedule of it, got None"),
-        ({"period": 0}, "period must be a whole number of steps, at least 1"),
-        ({"count_skipped": False, "skip_step": False}, "count_skipped=False needs skip_step=True"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        rx.rigl(PLAN, **options)

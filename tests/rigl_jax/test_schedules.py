@@ -73,19 +73,6 @@ def test_inverse_power():
     assert float(fraction(100)) == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"period": 0}, "period must be a whole number of steps, at least 1, got 0"),
-        ({"period": 5, "start": -1}, "start must be a step, 0 or later, got -1"),
-        ({"period": 5, "start": 10, "stop": 9}, "stop must not be before start=10, got 9"),
-    ],
-)
-def test_bad_schedules(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        schedules.every(**arguments)
-
-
 def test_the_ports_that_count_before_they_ask_are_told_right():
     """`step += 1; if step % period == 0 and step < t_end` of rigl-torch and SRigL, and their cosine over (0, t_end)."""
     period, t_end = 10, 60

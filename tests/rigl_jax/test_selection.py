@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import rigl_jax as rx
+from tests.errors import refused
 
 PARAMS = {"a": jnp.arange(1.0, 9.0).reshape(2, 4), "b": jnp.ones((4, 4))}
 PLAN = rx.make_plan(PARAMS, 0.5, rx.uniform)  # 12 of 24
@@ -26,28 +27,16 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_ranking_needs_single_weights_and_room(name):
-    with pytest.raises(ValueError, match=f"{name}: jointly=True .* leaf 'a' must be unstructured, got .* 'fan_in'"):
+    with refused("jointly", "a", "fan_in"):
         METHODS[name](FAN_IN, jointly=True)
     for min_active in (-1, 7, 1.5):  # 7 of each would be 14 of 12: the total would not be exact
-        with pytest.raises(ValueError, match=f"{name}: min_active .* plan's total of 12 .*, got {min_active}"):
+        with refused("min_active"):
             METHODS[name](PLAN, jointly=True, min_active=min_active)
     METHODS[name](PLAN, jointly=True, min_active=6)
 
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (3, "loss must be a function of the params, got 3"),
-        (lambda p: p["a"][0], "loss must return one real number, got .*4"),
-        (lambda p: (flow(p), 1.0), "loss must return one real number"),
-    ],
-)
-def test_a_loss_is_a_function_to_one_number(name, loss, message):
-    with pytest.raises(ValueError, match=f"{name}: {message}"):
+@pytest.mark.parametrize("loss", [3, lambda p: p["a"][0], lambda p: (flow(p), 1.0)])
+def test_a_loss_is_a_function_to_one_number(name, loss):
+    with refused("loss"):
         METHODS[name](PLAN, loss=loss).init(jax.random.key(0), PARAMS)
-
-
-def test_snip_starts_at_a_step():
-    with pytest.raises(ValueError, match=r"snip: start.* got 1.5"):
-        rx.snip(PLAN, start=1.5)  # no step is 1.5: the network would stay dense for ever

@@ -174,8 +174,3 @@ def test_moving_counts_never_lose_a_weight_nor_a_layer():
         state = update(state, Signals(worth, None, jnp.int32(step), jax.random.key(step))).state
         assert sum(counts(state.masks).values()) == total
         assert min(counts(state.masks).values()) >= 1
-
-
-def test_bad_momentum():
-    with pytest.raises(ValueError, match=r"snfs: momentum must be in \[0, 1\), got 1"):
-        snfs(rx.make_plan(PARAMS, 0.5), momentum=1)

@@ -111,12 +111,6 @@ def test_it_costs_one_dense_gradient():
     assert rx.training_cost(rx.snip(PLAN), sparse=0.2, dense=1.0, steps=10) == pytest.approx((10 * 0.6 + 0.8) / 10)
 
 
-@pytest.mark.parametrize("options", [{"start": -1}, {"start": 3, "loss": loss}])
-def test_bad_start(options):
-    with pytest.raises(ValueError, match="snip: start"):
-        rx.snip(PLAN, **options)
-
-
 def test_taylor_squares():
     params = network()
     grads = jax.grad(loss)(params)

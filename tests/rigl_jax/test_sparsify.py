@@ -9,6 +9,7 @@ import pytest
 
 import rigl_jax as rx
 from rigl_jax.tracing.invariants import rests
+from tests.errors import refused
 
 
 def problem():
@@ -274,23 +275,6 @@ def test_inside_pmap_and_shard_map_masks_follow_the_mean_gradient():
     chex.assert_trees_all_equal(jax.jit(mapped)(stacked, state, params), expected.masks)
 
 
-def test_misuse_is_told():
-    params = problem()
-    plan = rx.make_plan(params, 0.5)
-    tx = rx.sparsify(optax.sgd(0.1), rx.static(plan), key=jax.random.key(0))
-    state = tx.init(params)
-    with pytest.raises(ValueError, match="update needs the params"):
-        tx.update(params, state)
-    with pytest.raises(ValueError, match="leaf 'a/bias' is missing"):
-        tx.update({"b": params["b"]}, state, params)
-    with pytest.raises(ValueError, match=r"gradient of leaf 'b/kernel' must have shape \(8, 4\), got \(2,\)"):
-        tx.update({**params, "b": {"kernel": jnp.ones(2)}}, state, params)
-    with pytest.raises(ValueError, match="another sparsify"):
-        rx.sparsify(optax.chain(tx), rx.static(plan), key=jax.random.key(0)).init(params)
-    with pytest.raises(ValueError, match="must be a PRNG key"):
-        rx.sparsify(optax.sgd(0.1), rx.static(plan), key=0)
-
-
 def test_a_transformation_around_sparsify_is_found():
     params = problem()
     tx = optax.chain(
@@ -301,7 +285,7 @@ def test_a_transformation_around_sparsify_is_found():
     params = rx.apply_masks(params, state[0].masks)
     updates, state = tx.update(gradients(params, 0), state, params)
     params = optax.apply_updates(params, updates)
-    with pytest.raises(ValueError, match="leaf 'a/kernel' must be 0 off its mask, got"):
+    with refused("a/kernel"):
         rx.check_masked(params, state[0].masks)
 
 
@@ -323,6 +307,6 @@ def test_sparsity_measures():
 @pytest.mark.parametrize("value", [jnp.inf, -jnp.inf, jnp.nan])
 def test_infinite_and_nan_weights_off_the_mask_are_told_from_others(value):
     masks = {"w": jnp.array([True, False, False])}
-    with pytest.raises(ValueError, match=r"'w'.* 1 infinite or NaN"):
+    with refused("w", "NaN"):
         rx.check_masked({"w": jnp.array([1.0, value, 2.0])}, masks)
     rx.check_masked({"w": jnp.array([value, 0.0, 0.0])}, masks)

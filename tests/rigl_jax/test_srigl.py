@@ -128,14 +128,6 @@ def test_unstructured_leaves_are_rigl():
     np.testing.assert_array_equal(new, oracles.drop_and_grow(mask, np.abs(w), np.abs(g), int(np.float32(0.3) * 40)))
 
 
-def test_bad_options():
-    plan = plan_for((4, 3), 2)
-    with pytest.raises(ValueError, match=r"srigl: min_salient is a share of the fan-in, in \[0, 1\], got 3"):
-        srigl(plan, min_salient=3)
-    with pytest.raises(ValueError, match=r"srigl: never_ablate: the rule 'head' applies to nothing.*leaves are w"):
-        srigl(plan, never_ablate=["head"])
-
-
 def test_one_name_is_a_list_of_one():
     plan = rx.make_plan({"head": jnp.zeros((8, 5))}, 0.5, rules=[("head", structures.fan_in())])
     assert srigl(plan, never_ablate="head").skip_step

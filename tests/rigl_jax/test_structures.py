@@ -177,39 +177,6 @@ def test_a_mixture_by_rules():
     assert len(set(np.asarray(masks["mlp"]["kernel"].sum(0)).tolist())) == 1
 
 
-@pytest.mark.parametrize(
-    ("structure", "shape", "message"),
-    [
-        (block(4, 4), (6, 8), r"make_plan: leaf 'a/w': block\(4, 4\) needs axis 0 to be a multiple of 4, got shape"),
-        (block(2, 4), (6, 6), r"needs axis 1 to be a multiple of 4, got shape \(6, 6\)"),
-        (block(1, 1), (6,), r"block\(1, 1\) needs a weight of 2 axes or more, got shape \(6,\)"),
-        (n_of_m(2, 4), (6, 8), r"'a/w': n_of_m\(2, 4\) needs axis 0 to be a multiple of 4"),
-        (n_of_m(2, 4, axis=3), (8, 8), r"n_of_m\(2, 4, axis=3\) needs a weight that has axis 3, got shape \(8, 8\)"),
-        (fan_in(), (8,), "fan_in needs a weight of 2 axes or more"),
-        (channel(axis=-3), (8, 8), r"channel\(axis=-3\) needs a weight that has axis -3"),
-    ],
-)
-def test_what_does_not_fit_is_an_error_at_plan_time(structure, shape, message):
-    with pytest.raises(ValueError, match=message):
-        rx.make_plan({"a": {"w": jnp.zeros(shape)}}, 0.5, rx.uniform, rules=[(".*", structure)])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: n_of_m(5, 4), "n must be at most m, got 5 of 4"),
-        (lambda: n_of_m(0, 4), "sizes must be integers of at least 1, got 0, 4"),
-        (lambda: block("2", 2), r"sizes must be integers of at least 1, got '2', 2"),
-        (lambda: block(True, 2), "sizes must be integers of at least 1, got True, 2"),
-        (lambda: channel("out"), "axis must be an integer such as -2, got 'out'"),
-        (lambda: n_of_m(2, 4, axis=1.5), "axis must be an integer such as -2, got 1.5"),
-    ],
-)
-def test_impossible_structures(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 def test_sizes_may_come_from_numpy():
     assert block(np.int64(2), 2).units((4, 4)) == (2, 2)
 

@@ -10,6 +10,7 @@ import pytest
 import rigl_jax as rx
 from rigl_jax import topology
 from tests import oracles
+from tests.errors import refused
 
 # Few distinct shapes: each is compiled once and then serves every example.
 SIZES = (1, 2, 7, 40)
@@ -100,11 +101,6 @@ def test_select_traces_once_for_every_k():
         assert int(select(jnp.arange(6.0), k).sum()) == k
 
 
-def test_select_refuses_integers():
-    with pytest.raises(ValueError, match=r"scores must be .*float32, got int32"):
-        topology.select(jnp.arange(3), 1)
-
-
 def test_select_of_sharded_scores_equals_select_of_whole():
     scores = jnp.round(jax.random.normal(jax.random.key(1), (16, 24)), 1)  # many ties
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -192,7 +188,7 @@ def test_random_masks_are_uniform_over_positions():
 
 def test_params_that_do_not_fit_the_plan_are_named():
     plan = rx.make_plan({"a": jnp.ones((4, 4))}, 0.5)
-    with pytest.raises(ValueError, match=r"'a' was planned with shape \(4, 4\), got \(4, 5\)"):
+    with refused("a"):
         topology.random_masks(plan, jax.random.key(0), {"a": jnp.ones((4, 5))})
-    with pytest.raises(ValueError, match="no leaf 'a'; they have b"):
+    with refused("a", "b"):
         topology.random_masks(plan, jax.random.key(0), {"b": jnp.ones((4, 4))})

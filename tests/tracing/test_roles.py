@@ -12,6 +12,7 @@ from flax import linen, nnx
 import rigl_jax as rx
 from rigl_jax import topology
 from rigl_jax.description import letters
+from tests.errors import refused
 
 IDS, IMAGES, KEY = jnp.zeros((2, 5), int), jnp.zeros((2, 9, 9, 1)), jax.random.key(0)
 
@@ -320,7 +321,7 @@ def test_the_attributes_of_a_module_that_is_not_known_are_asked_for():
     odd = Odd(jnp.zeros((5, 8)), jnp.zeros((4, 8)))
     assert rx.roles(odd)["w"].axes is None
     fan_in = [("w", rx.fan_in()), (".*", None)]
-    with pytest.raises(ValueError, match=r"make_plan: leaf 'w': fan_in must know which axes of shape \(4, 8\)"):
+    with refused("w", "fan_in"):
         rx.make_plan(odd, 0.5, rules=fan_in)
     assert rx.make_plan(odd, 0.5)["w"].n_active == rx.make_plan({"w": odd.w, "table": odd.table}, 0.5)["w"].n_active
     given = rx.make_plan(odd, 0.5, rules=fan_in, axes={"w": rx.Axes((1,), (0,))})
@@ -433,23 +434,17 @@ def test_members_that_share_their_input_are_told_by_their_modules():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "named"),
     [
-        ({"axes": {"w": rx.Axes((0,), (0,))}}, r"make_plan: axes\['w'\].* name every axis of shape \(4, 6\) once"),
-        ({"axes": {"w": rx.Axes((0, 1), ())}}, r"make_plan: axes\['w'\].*input and output axes"),
-        ({"axes": {"w": (0, 1)}}, r"make_plan: axes\['w'\].*rx.Axes"),
-        ({"axes": {"v": rx.Axes((0,), (1,))}}, r"make_plan: axes: the rule 'v' applies to nothing"),
-        ({"axes": [("w", rx.Axes((0,), (1,)))]}, "make_plan: axes must be"),
-        ({"apply": "model"}, "make_plan: apply must be a function"),
-        (
-            {"apply": lambda p, x: x @ p["w"], "inputs": (jnp.ones((2, 5)),)},
-            r"apply\(params, \*inputs\) could not be traced",
-        ),
-        ({"apply": lambda p, x: x @ p["w"], "inputs": jnp.ones((2, 4))}, "make_plan: inputs must be a tuple"),
+        *(({"axes": {"w": axes}}, "axes w") for axes in (rx.Axes((0,), (0,)), rx.Axes((0, 1), ()), (0, 1))),
+        ({"axes": {"v": rx.Axes((0,), (1,))}}, "axes v"),
+        ({"axes": [("w", rx.Axes((0,), (1,)))]}, "axes"),
+        ({"apply": lambda p, x: x @ p["w"], "inputs": (jnp.ones((2, 5)),)}, "apply inputs"),
+        ({"apply": lambda p, x: x @ p["w"], "inputs": jnp.ones((2, 4))}, "inputs"),
     ],
 )
-def test_what_cannot_be_is_told(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_is_told(given, named):
+    with refused(*named.split()):
         rx.make_plan({"w": jnp.zeros((4, 6))}, 0.5, **given)
 
 
