@@ -1,8 +1,8 @@
-"""Dead units removed: a masked model becomes a smaller dense one that computes the same function.
+"""Dead channels removed: a masked model becomes a smaller dense one that computes the same function.
 
-A unit (a neuron, a channel) is dead if nothing that it reaches is read any more, or if no input reaches it, so that it
+A channel (or neuron) is dead if nothing that it reaches is read any more, or if no input reaches it, so that it
 always outputs the same number. The first is cut out; the second too, once the biases it feeds hold what it added. The
-model's own jaxpr says which rows, columns and biases make up a unit, so any function of params can be compacted.
+model's own jaxpr says which rows, columns and biases make up a channel, so any function of params can be compacted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import numpy as np
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree, Shape
 from rigl_jax.tracing import primitives
-from rigl_jax.tracing.channels import Labels, read_units
-from rigl_jax.tracing.constants import Product, read_products
-from rigl_jax.tracing.program import Custom, Program, Step, evaluate, trace
+from rigl_jax.tracing.channels import Labels, read_channels
+from rigl_jax.tracing.constants import Contraction, read_contractions
+from rigl_jax.tracing.program import Program, evaluate, trace
+from rigl_jax.tracing.walk import Rule
 
 Kept = dict[str, dict[int, np.ndarray]]
 """`{leaf: {axis: int64[new size]}}`: the ascending positions that are left of every axis that shrank."""
 
 
 class Compact(NamedTuple):
-    """A model without its dead units.
+    """A model without its dead channels.
 
     Attributes:
       params: a tree like the params, with smaller arrays, and zeros where the small masks are False.
@@ -35,7 +36,7 @@ class Compact(NamedTuple):
       apply: `(params, *inputs) -> outputs`, the given `apply` at the smaller shapes. Takes any batch size that the
         given one takes. Traced on every call, so jit it. Its gradients are those of the given one: functions with
         derivatives of their own (`jax.custom_jvp`, `jax.custom_vjp`) keep them.
-      kept: which positions are left of every axis that shrank; empty if no unit was dead.
+      kept: which positions are left of every axis that shrank; empty if no channel was dead.
       shapes: `{leaf: (shape before, shape now)}` of the same leaves. To build the model itself anew, read its widths
         here, as in `MLP(features=(compact.shapes["Dense_0/kernel"][1][1], ...))`: its own `apply` then takes params.
     """
@@ -48,16 +49,16 @@ class Compact(NamedTuple):
 
 
 def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: Any) -> Compact:
-    """Removes the units of a model that contribute nothing, biases folded in. Runs on the host, outside of jit.
+    """Removes the channels of a model that contribute nothing, biases folded in. Runs on the host, outside of jit.
 
-    Exact up to rounding, for finite activations. A unit is removed only if that is certain everywhere it occurs (a
+    Exact up to rounding, for finite activations. A channel is removed only if that is certain everywhere it occurs (a
     residual stream occurs in many places). These stay as they are:
-      * inputs and outputs of the model, and one unit of every axis, even if all are dead;
-      * units that meet anything but products, unpadded axes of pooling, reshapes that keep them apart, transposes,
+      * inputs and outputs of the model, and one channel of every axis, even if all are dead;
+      * channels that meet anything but products, unpadded axes of pooling, reshapes that keep them apart, transposes,
         reductions over other axes and elementwise operations: normalisation over features, attention, grouped and
         depthwise convolutions, loops, concatenations, or arrays that `apply` closes over (pass batch statistics as
         part of `params`, with None for masks);
-      * units without inputs whose number is not 0 and that feed a padded convolution, where it would miss at the
+      * channels without inputs whose number is not 0 and that feed a padded convolution, where it would miss at the
         borders, a transposed convolution with strides, where it would miss between the pixels, or a layer without a
         bias of its own to take it. A bias is a one-dimensional, unmasked weight, used
         once: added to the product, or subtracted from it, as a running mean is.
@@ -87,12 +88,12 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     parallel = jax.tree.structure(params).flatten_up_to(masks)
     weights = [_masked(leaf, mask) for leaf, mask in zip(leaves.values(), parallel, strict=True)]
     program = trace(apply, params, *inputs)
-    labels, units = read_units(program, len(weights))
-    products, beyond = read_products(program, weights, labels)
-    units.fix(tuple(beyond))
+    labels, channels = read_channels(program, len(weights))
+    products, beyond = read_contractions(program, weights, labels)
+    channels.fix(tuple(beyond))
     biases = _biases(program, labels, products, [mask is None for mask in parallel])
     own = [labels[i] for i in program.inputs[: len(weights)]]
-    gone = _gone(units.roots(), products, [bias is not None for bias in biases], own)
+    gone = _gone(channels.roots(), products, [bias is not None for bias in biases], own)
     kept = {
         name: {k: np.flatnonzero(~gone[a]) for k, a in enumerate(axes) if a is not None and gone[a].any()}
         for name, axes in zip(leaves, own, strict=True)
@@ -132,9 +133,9 @@ def _cut(array: np.ndarray, kept: dict[int, np.ndarray]) -> np.ndarray:
 _Bias = tuple[int, int]  # a leaf, and the sign with which it is added
 
 
-def _gone(roots: np.ndarray, products: list[Product], foldable: list[bool], own: list[Labels]) -> np.ndarray:
-    """bool[positions]: those of dead units."""
-    last = np.zeros(len(roots), np.int64)  # by roots: the last product that reads a unit
+def _gone(roots: np.ndarray, products: list[Contraction], foldable: list[bool], own: list[Labels]) -> np.ndarray:
+    """bool[positions]: those of dead channels."""
+    last = np.zeros(len(roots), np.int64)  # by roots: the last product that reads a channel
     for order, product in enumerate(products):
         last[roots[product.rows]] = order
     held = np.zeros(len(roots), bool)
@@ -144,13 +145,13 @@ def _gone(roots: np.ndarray, products: list[Product], foldable: list[bool], own:
         emptied = [roots[a[0]] for axes in own for a in axes if a is not None and gone[a].all()]
         if not emptied:
             return gone
-        # An axis keeps one unit. The latest layer first: its unit keeps units before it alive, which then will do.
+        # An axis keeps one channel. The latest layer first: what its channel keeps alive before it will then do.
         held[max(emptied, key=last.__getitem__)] = True
 
 
-def _dead(roots: np.ndarray, products: list[Product], foldable: list[bool], held: np.ndarray) -> np.ndarray:
-    """A unit lives if it is held, or if a product needs one of its rows for a living output. Found from the end on."""
-    read = np.zeros(len(roots), bool)  # by roots: units that some product sums; of others nothing is known
+def _dead(roots: np.ndarray, products: list[Contraction], foldable: list[bool], held: np.ndarray) -> np.ndarray:
+    """A channel lives if it is held, or a product needs one of its rows for a living output. Found from the end on."""
+    read = np.zeros(len(roots), bool)  # by roots: channels that some product sums; of others nothing is known
     for product in products:
         read[roots[product.rows]] = True
     gone = np.zeros(len(roots), bool)
@@ -167,39 +168,43 @@ def _dead(roots: np.ndarray, products: list[Product], foldable: list[bool], held
 
 
 def _biases(
-    program: Program, labels: dict[int, Labels], products: list[Product], dense: list[bool]
+    program: Program, labels: dict[Any, Labels], products: list[Contraction], dense: list[bool]
 ) -> list[_Bias | None]:
     """For every product the weight that can take what its rows carry."""
-    uses, made_by = program.uses, {step.outs[0]: step for step in program.steps}
-    weights = {value: leaf for leaf, value in enumerate(program.inputs[: len(dense)]) if dense[leaf]}
+    uses, made_by = program.uses, {eqn.outvars[0]: eqn for eqn in program.equations}
+    weights = {variable: leaf for leaf, variable in enumerate(program.inputs[: len(dense)]) if dense[leaf]}
+    readers = {variable: eqn for eqn in program.equations for variable in eqn.invars}
 
-    def source(value: int) -> int | None:
-        """The weight that a value is, seen through changes of rank and type."""
-        while uses[value] == 1 and value in made_by and made_by[value].name in _VIEWS:
-            value = made_by[value].ins[0]
-        return weights.get(value) if uses[value] == 1 else None
+    def source(variable: Any) -> int | None:
+        """The weight that a variable is, seen through changes of rank and type."""
+        while uses[variable] == 1 and variable in made_by and made_by[variable].primitive.name in _VIEWS:
+            variable = made_by[variable].invars[0]
+        return weights.get(variable) if uses[variable] == 1 else None
 
-    def reader(value: int) -> Step | None:
-        """The only operation that reads a value."""
-        return next((step for step in program.steps if value in step.ins), None) if uses[value] == 1 else None
+    def reader(variable: Any) -> tuple[Any, str]:
+        """The only operation that reads a variable, and its primitive."""
+        eqn = readers.get(variable) if uses[variable] == 1 else None
+        return eqn, "" if eqn is None else eqn.primitive.name
 
-    def bias(product: Product) -> _Bias | None:
+    def bias(product: Contraction) -> _Bias | None:
         value, axis = product.out, product.axis
-        while (step := reader(value)) is not None and step.name in ("convert_element_type", "transpose"):
-            value = step.outs[0]
-            axis = step.params["permutation"].index(axis) if step.name == "transpose" else axis
-        if step is None or step.name not in ("add", "sub") or (step.name == "sub" and step.ins[0] != value):
+        eqn, name = reader(value)
+        while name in ("convert_element_type", "transpose"):
+            value = eqn.outvars[0]
+            axis = eqn.params["permutation"].index(axis) if name == "transpose" else axis
+            eqn, name = reader(value)
+        if name not in ("add", "sub") or (name == "sub" and eqn.invars[0] is not value):
             return None
-        other = step.ins[1] if step.ins[0] == value else step.ins[0]
+        other = eqn.invars[1] if eqn.invars[0] is value else eqn.invars[0]
         leaf, n = source(other), len(product.columns)
-        if leaf is None or program.avals[program.inputs[leaf]].shape != (n,):
+        if leaf is None or program.inputs[leaf].aval.shape != (n,):
             return None
-        whole, shape = program.avals[value].shape, program.avals[other].shape
-        if len(shape) != len(whole) or shape[axis] != n or program.avals[step.outs[0]].shape != whole:
+        whole, shape = value.aval.shape, other.aval.shape
+        if len(shape) != len(whole) or shape[axis] != n or eqn.outvars[0].aval.shape != whole:
             return None
         own, there = labels[program.inputs[leaf]][0], labels[other][axis]
         same = n == 1 or (own is not None and there is not None and np.array_equal(own, there))
-        return (leaf, 1 if step.name == "add" else -1) if same else None
+        return (leaf, 1 if name == "add" else -1) if same else None
 
     return [bias(product) for product in products]
 
@@ -208,9 +213,9 @@ _VIEWS = ("reshape", "broadcast_in_dim", "convert_element_type", "squeeze")
 
 
 def _folded(
-    weights: list[np.ndarray], products: list[Product], biases: list[_Bias | None], gone: np.ndarray
+    weights: list[np.ndarray], products: list[Contraction], biases: list[_Bias | None], gone: np.ndarray
 ) -> list[np.ndarray]:
-    """The weights, with what dead units added in the biases."""
+    """The weights, with what dead channels added in the biases."""
     weights = list(weights)
     for product, bias in zip(products, biases, strict=True):
         dead = gone[product.rows]
@@ -227,67 +232,70 @@ def _at_smaller_shapes(apply: Callable[..., Any], full: PyTree, kept: Kept) -> C
     def run(params: PyTree, *inputs: Any) -> Any:
         program = trace(apply, full, *inputs)
         leaves = trees.named_leaves(full)
-        labels, units = read_units(program, len(leaves))
-        roots = units.roots()
+        labels, channels = read_channels(program, len(leaves))
+        roots = channels.roots()
         gone = np.zeros(len(roots), bool)
-        for name, value in zip(leaves, program.inputs, strict=False):
+        for name, variable in zip(leaves, program.inputs, strict=False):
             for axis, positions in kept.get(name, {}).items():
-                whole = labels[value][axis]
+                whole = labels[variable][axis]
                 if whole is not None:
                     gone[roots[np.delete(whole, positions)]] = True
         if gone[0]:
             raise ValueError("compact: these inputs take the model another way than those it was compacted with")
 
-        def places(value: int) -> list[np.ndarray]:
-            shape = program.avals[value].shape
-            axes = labels.get(value, (None,) * len(shape))
+        def places(variable: Any) -> list[np.ndarray]:
+            """The positions left of each axis."""
             return [
-                np.arange(n) if a is None else np.flatnonzero(~gone[roots[a]]) for n, a in zip(shape, axes, strict=True)
+                np.arange(n) if a is None else np.flatnonzero(~gone[roots[a]])
+                for n, a in zip(variable.aval.shape, labels[variable], strict=True)
             ]
 
-        def size(step: Step) -> tuple[int, ...]:
-            return tuple(map(len, places(step.outs[0])))
-
-        rules = {
-            "reshape": lambda step, xs: jax.lax.reshape(xs[0], size(step), step.params["dimensions"]),
-            "broadcast_in_dim": lambda step, xs: jax.lax.broadcast_in_dim(
-                xs[0], size(step), step.params["broadcast_dimensions"]
-            ),
-        }
-        around = functools.partial(_with_own_derivatives, program, places)
-        return evaluate(program, jax.tree.leaves((params, inputs)), rules, around)
+        around = functools.partial(_with_own_derivatives, places)
+        return evaluate(program, jax.tree.leaves((params, inputs)), _resized(places), around)
 
     return run
 
 
+_Places = Callable[[Any], list[np.ndarray]]
+
+
+def _resized(places: _Places) -> dict[str, Rule]:
+    """Operations that have a size written down."""
+
+    def size(eqn: Any) -> tuple[int, ...]:
+        return tuple(map(len, places(eqn.outvars[0])))
+
+    return {
+        "reshape": lambda walker, eqn, xs: [jax.lax.reshape(xs[0], size(eqn), eqn.params["dimensions"])],
+        "broadcast_in_dim": lambda walker, eqn, xs: [
+            jax.lax.broadcast_in_dim(xs[0], size(eqn), eqn.params["broadcast_dimensions"])
+        ],
+    }
+
+
 def _with_own_derivatives(
-    program: Program,
-    places: Callable[[int], list[np.ndarray]],
-    custom: Custom,
-    outs: Sequence[int],
-    run: Callable[..., list[Array]],
-    operands: Sequence[Any],
+    places: _Places, call: Any, outs: Sequence[Any], run: Callable[..., list[Array]], operands: Sequence[Any]
 ) -> list[Array]:
     """A call with derivatives of its own, on arrays that shrank. See `Around`.
 
-    Its rule is written for the full shapes. It is asked there, removed units being 0, and only where a derivative is
-    taken; the call itself runs at the smaller shapes. `places(value)` are the positions left of each axis.
+    Its rule is written for the full shapes. It is asked there, removed channels being 0, and only where a derivative is
+    taken; the call itself runs at the smaller shapes.
     """
 
-    def cut(i: int) -> bool:
-        return any(len(kept) < n for kept, n in zip(places(i), program.avals[i].shape, strict=True))
+    def cut(variable: Any) -> bool:
+        return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
 
     def whole(*operands: Any) -> list[Array]:
         filled = [
-            jnp.zeros(program.avals[i].shape, x.dtype).at[jnp.ix_(*places(i))].set(x) if cut(i) else x
-            for i, x in zip(custom.ins, operands, strict=True)
+            jnp.zeros(variable.aval.shape, x.dtype).at[jnp.ix_(*places(variable))].set(x) if cut(variable) else x
+            for variable, x in zip(call.invars, operands, strict=True)
         ]
-        results = dict(zip(custom.outs, primitives.bind(custom.eqn, filled), strict=True))
-        return [results[i][jnp.ix_(*places(i))] if cut(i) else results[i] for i in outs]
+        results = dict(zip(call.outvars, primitives.bind(call, filled), strict=True))
+        return [results[v][jnp.ix_(*places(v))] if cut(v) else results[v] for v in outs]
 
-    if not any(map(cut, (*custom.ins, *outs))):
+    if not any(map(cut, (*call.invars, *outs))):
         return whole(*operands)
-    if custom.eqn.primitive.name == "custom_jvp_call":
+    if call.primitive.name == "custom_jvp_call":
         forward = jax.custom_jvp(run)
         forward.defjvp(lambda primals, tangents: jax.jvp(whole, primals, tangents))
         return forward(*operands)

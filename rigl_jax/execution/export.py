@@ -26,7 +26,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -37,8 +37,9 @@ from rigl_jax import checks, trees
 from rigl_jax.base import PyTree, Shape
 from rigl_jax.execution import kernels, stored
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
-from rigl_jax.tracing.channels import window_axes
-from rigl_jax.tracing.program import Step, evaluate, trace
+from rigl_jax.tracing import geometry
+from rigl_jax.tracing.program import evaluate, trace
+from rigl_jax.tracing.walk import Walker
 
 Path = str | os.PathLike[str]
 
@@ -145,7 +146,7 @@ def export_onnx(
     def run(*xs: Any) -> Any:
         # Written out operation by operation, because jax2onnx replaces functions of Flax by versions that take other
         # arguments, and pooling as ONNX Runtime has it.
-        return tuple(jax.tree.leaves(evaluate(program, xs, dict.fromkeys(_POOLS, _pool))))
+        return tuple(jax.tree.leaves(evaluate(program, xs, dict.fromkeys(geometry.WINDOWED, _pool))))
 
     model = jax2onnx.to_onnx(
         run,
@@ -158,20 +159,20 @@ def export_onnx(
     _replace(path, lambda draft: draft.write_bytes(content))
 
 
-_POOLS = ("reduce_window_max", "reduce_window_min", "reduce_window_sum")
 _PER_AXIS = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
 
 
-def _pool(step: Step, operands: Sequence[Any]) -> Any:
+def _pool(walker: Walker, eqn: Any, operands: list[Any]) -> list[Any]:
     """Pooling with all axes that it does not touch made one: ONNX Runtime pools over three axes at most."""
-    (x,), touched = operands, window_axes(step)
+    del walker
+    (x,), touched = operands, geometry.window_axes(eqn)
     others = [k for k in range(x.ndim) if k not in touched]
     order = (*others, *touched)
     moved = x.transpose(order)
     first = math.prod(moved.shape[: len(others)])
-    params = {key: (*_ALONE[key], *(step.params[key][k] for k in touched)) for key in _PER_AXIS}
-    y = step.primitive.bind(moved.reshape(first, *moved.shape[len(others) :]), **{**step.params, **params})
-    return y.reshape(*moved.shape[: len(others)], *y.shape[1:]).transpose(np.argsort(order).tolist())
+    params = {key: (*_ALONE[key], *(eqn.params[key][k] for k in touched)) for key in _PER_AXIS}
+    y = eqn.primitive.bind(moved.reshape(first, *moved.shape[len(others) :]), **{**eqn.params, **params})
+    return [y.reshape(*moved.shape[: len(others)], *y.shape[1:]).transpose(np.argsort(order).tolist())]
 
 
 _ALONE: dict[str, tuple[Any, ...]] = {key: ((0, 0),) if key == "padding" else (1,) for key in _PER_AXIS}

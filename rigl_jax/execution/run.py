@@ -1,7 +1,7 @@
 """Any model on packed weights, unchanged: its jaxpr is read once, and products with a packed weight run sparse.
 
-The model is traced with the dense shapes (which are never allocated), then its jaxpr is evaluated again with packed
-weights in the places of dense ones. An operation that meets no packed weight is bound as it stands. Why not quax,
+The model is traced with the dense shapes (which are never allocated), then its jaxpr is walked (`tracing.walk`) with
+packed weights in the places of dense ones. An operation without a packed weight is bound as it stands. Why not quax,
 which exists for such things: version 0.4.6 refuses models that hold a `custom_vjp` and makes weights dense at
 `jax.checkpoint`, and growth by streamed gradients (see `streaming`) has to see the operands of every product.
 """
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -26,7 +25,8 @@ from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, Whole
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import shown
-from rigl_jax.tracing import primitives
+from rigl_jax.tracing import geometry, primitives
+from rigl_jax.tracing.walk import Rule, Walker
 
 Observe = Callable[[Weight, Array, Array], Array]
 """`(weight, rows, y) -> y`: sees every product y = rows @ weight (of a convolution, rows are patches of the image with
@@ -104,7 +104,7 @@ def run_with(how: How, apply: Callable[..., Any], /, *args: Any, **kwargs: Any) 
     given = [leaves[i] for i in moving]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if _is_weight(x) else x for x in given]
     closed, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-    results = _evaluate(closed, given, how)
+    results = Walker(RULES, _materialise, lambda value, aval: value, how, _without_weights)(closed, given)
     return jax.tree.unflatten(jax.tree.structure(out), [_as_array(x, "the output") for x in results])
 
 
@@ -135,25 +135,13 @@ def _is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
-def _evaluate(closed: Any, inputs: Sequence[Any], how: How) -> list[Any]:
-    jaxpr = closed.jaxpr
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, jex.Literal) else known[atom]
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        if any(map(_is_weight, operands)):
-            results = _RULES.get(eqn.primitive.name, _materialise)(eqn, operands, how)
-        else:
-            results = primitives.bind(eqn, operands)
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _without_weights(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
+    return None if any(map(_is_weight, operands)) else primitives.bind(eqn, operands)
 
 
-def _materialise(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    del how
+def _materialise(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """A primitive that has no sparse rule gets dense weights, and `_as_array` says so."""
+    del walker
     return primitives.bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
 
 
@@ -169,24 +157,23 @@ def _as_array(x: Any, where: str) -> Any:
 # --- rules -------------------------------------------------------------------------------------------------------
 
 
-def _dot_general(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    (contract, batch) = eqn.params["dimension_numbers"]
+def _dot_general(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    dot = geometry.dot(eqn)
     side = 1 if _is_weight(operands[1]) else 0
     weight, x = operands[side], operands[1 - side]
-    pairs = sorted(zip(contract[side], contract[1 - side], strict=True))
+    pairs = sorted(zip(dot.summed[side], dot.summed[1 - side], strict=True))
     own, others = [i for i, _ in pairs], [i for _, i in pairs]
     groups = list(range(weight.first)), list(range(weight.first, len(weight.shape)))
-    if not weight.first or own not in groups or batch[0] or _is_weight(x):
-        return _materialise(eqn, operands, how)
+    if not weight.first or own not in groups or dot.batch[0] or _is_weight(x):
+        return _materialise(walker, eqn, operands)
     ends = range(-len(own), 0)
     rows = jnp.moveaxis(x, others, ends)
     lead = rows.shape[: x.ndim - len(own)]
     rows = rows.reshape(*lead, math.prod(rows.shape[len(lead) :]))
-    y = _product(weight, rows, (own == groups[1]) != weight.flipped, how)
-    free = [weight.shape[i] for i in range(len(weight.shape)) if i not in own]
-    y = y.reshape(*lead, *free)
+    y = _product(weight, rows, (own == groups[1]) != weight.flipped, walker.context)
+    y = y.reshape(*lead, *(weight.shape[i] for i in dot.free[side]))
     if side == 0:  # dot_general puts the free axes of its left operand first
-        y = jnp.moveaxis(y, range(len(lead), y.ndim), range(len(free)))
+        y = jnp.moveaxis(y, range(len(lead), y.ndim), range(len(dot.free[side])))
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
@@ -206,17 +193,15 @@ def _over(how: How, product: Callable[..., Array], x: Array, weight: Weight) -> 
     return product(x, weight.values, weight.pattern)
 
 
-def _conv(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    x, weight = operands
+def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    (x, weight), conv, given, how = operands, geometry.conv(eqn), eqn.params, walker.context
     if _is_weight(x):
-        return _materialise(eqn, operands, how)
-    given = eqn.params
-    numbers = given["dimension_numbers"]
-    specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+        return _materialise(walker, eqn, operands)
+    specs = conv.data, conv.kernel, conv.out
     plain = (
         not weight.flipped
+        and conv.plain
         and set(given["lhs_dilation"]) == {1}
-        and given["feature_group_count"] == given["batch_group_count"] == 1
         and min(min(pair) for pair in given["padding"]) >= 0
     )
     folded = isinstance(weight.pattern, kernels.Folded) and weight.first == 2
@@ -229,7 +214,7 @@ def _conv(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
         and set(given["rhs_dilation"]) == {1}
     )
     if not (plain and fits):
-        return _materialise(eqn, operands, how)
+        return _materialise(walker, eqn, operands)
     strides, padding = tuple(given["window_strides"]), tuple(given["padding"])
     y = _over(how, functools.partial(kernels.conv, strides=strides, padding=padding), x, weight)
     if how.observe is not None:
@@ -249,44 +234,40 @@ def _windows(x: Array, taps: int, given: Any) -> Array:
     return jnp.concatenate(seen, axis=-1)
 
 
-def _cast(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    del how
+def _cast(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    del walker
     (weight,) = operands
     return [dataclasses.replace(weight, values=weight.values.astype(eqn.params["new_dtype"]))]
 
 
-def _transpose(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+def _transpose(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     (weight,) = operands
     n, first = len(weight.shape), weight.first
-    if not first or tuple(eqn.params["permutation"]) != (*range(first, n), *range(first)):
-        return _materialise(eqn, operands, how)
+    if not first or geometry.moved(eqn) != (*range(first, n), *range(first)):
+        return _materialise(walker, eqn, operands)
     return [dataclasses.replace(weight, flipped=not weight.flipped)]
 
 
-def _call(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    return _evaluate(primitives.called(eqn), operands, how)
-
-
-def _checkpoint(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
+def _checkpoint(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     closed = primitives.called(eqn)
-    if how.observe is not None:  # what is observed must get out, and that it cannot from inside a checkpoint
-        return _evaluate(closed, operands, how)
+    if walker.context.observe is not None:  # what is observed must get out, and that it cannot from a checkpoint
+        return walker(closed, operands)
 
     def body(*operands: Any) -> list[Any]:
-        return [_as_array(x, "the end of a checkpoint") for x in _evaluate(closed, operands, how)]
+        return [_as_array(x, "the end of a checkpoint") for x in walker(closed, operands)]
 
     given = eqn.params
     return jax.checkpoint(body, prevent_cse=given["prevent_cse"], policy=given["policy"])(*operands)
 
 
-def _scan(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    _refuse_observer(how, operands, "scan")
+def _scan(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    _refuse_observer(walker.context, operands, "scan")
     given, (inside, constants, carried) = eqn.params, primitives.scan(eqn)
     consts = operands[:constants]
     loop = [_as_array(x, "the carry or the stacked inputs of a scan") for x in operands[constants:]]
 
     def body(carry: Any, xs: Any) -> Any:
-        out = [_as_array(x, "the end of a scan") for x in _evaluate(inside, [*consts, *carry, *xs], how)]
+        out = [_as_array(x, "the end of a scan") for x in walker(inside, [*consts, *carry, *xs])]
         return out[:carried], out[carried:]
 
     carry, ys = jax.lax.scan(
@@ -295,26 +276,26 @@ def _scan(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
     return [*carry, *ys]
 
 
-def _cond(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    _refuse_observer(how, operands, "cond")
+def _cond(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    _refuse_observer(walker.context, operands, "cond")
     index, *rest = operands
 
     def branch(closed: Any) -> Callable[..., Any]:
-        return lambda *xs: [_as_array(x, "the end of a cond") for x in _evaluate(closed, xs, how)]
+        return lambda *xs: [_as_array(x, "the end of a cond") for x in walker(closed, xs)]
 
     return jax.lax.switch(index, [branch(closed) for closed in primitives.branches(eqn)], *rest)
 
 
-def _while(eqn: Any, operands: Sequence[Any], how: How) -> list[Any]:
-    _refuse_observer(how, operands, "while_loop")
+def _while(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    _refuse_observer(walker.context, operands, "while_loop")
     condition, inside, first, second = primitives.while_loop(eqn)
     of_cond, of_body = operands[:first], operands[first : first + second]
     start = [_as_array(x, "the carry of a while_loop") for x in operands[first + second :]]
 
     def body(carry: Any) -> list[Any]:
-        return [_as_array(x, "a while_loop") for x in _evaluate(inside, [*of_body, *carry], how)]
+        return [_as_array(x, "a while_loop") for x in walker(inside, [*of_body, *carry])]
 
-    return jax.lax.while_loop(lambda c: _evaluate(condition, [*of_cond, *c], how)[0], body, start)
+    return jax.lax.while_loop(lambda c: walker(condition, [*of_cond, *c])[0], body, start)
 
 
 def _refuse_observer(how: How, operands: Sequence[Any], where: str) -> None:
@@ -323,15 +304,15 @@ def _refuse_observer(how: How, operands: Sequence[Any], where: str) -> None:
         raise ValueError(f"streamed growth: leaf {name!r} is used inside a {where}, where its products cannot be seen")
 
 
-_RULES: dict[str, Callable[[Any, Sequence[Any], How], list[Any]]] = {
+RULES: dict[str, Rule] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
     "convert_element_type": _cast,
     "transpose": _transpose,
-    "jit": _call,
-    "closed_call": _call,
+    **dict.fromkeys(primitives.CUSTOM, _materialise),  # walked, it would lose its derivatives
     "remat2": _checkpoint,
     "scan": _scan,
     "cond": _cond,
     "while": _while,
 }
+"""What a primitive makes of packed weights (`Weight`) among its operands, without making them dense."""

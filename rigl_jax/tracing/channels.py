@@ -1,32 +1,34 @@
-"""Which entries of which arrays belong to one unit of a model, read off its program.
+"""Which entries of which arrays belong to one channel of a model, read off its program.
 
-Every position of every axis of every weight starts as a unit of its own. An operation that needs two positions to be
+Every position of every axis of every weight starts as a channel of its own. An operation that needs two positions to be
 the same (a bias added to an output, an output contracted with the next layer's input) joins them. Position 0 of the
-table is the fixed unit: what joins it keeps its size (the model's inputs and outputs, and everything that meets an
-operation whose effect on units is not known here).
+table is the fixed channel: what joins it keeps its size (the model's inputs and outputs, and everything that meets an
+operation whose effect on channels is not known here).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rigl_jax.tracing.program import Program, Step
+from rigl_jax.tracing import geometry
+from rigl_jax.tracing.program import Program
+from rigl_jax.tracing.walk import Rule, Walker
 
 Labels = tuple[np.ndarray | None, ...]
-"""For each axis the unit of each of its positions, int64[size]; None for an axis whose size is fixed."""
+"""For each axis the channel of each of its positions, int64[size]; None for an axis whose size is fixed."""
 
 
-class Units:
+class Channels:
     """Sets of positions, joined as a program is read (union-find)."""
 
     def __init__(self) -> None:
         self._parent: list[int] = [0]
 
     def new(self, shape: Sequence[Any]) -> Labels:
-        """Fresh units for every axis longer than 1. (An axis of 1 may be broadcast, and has nothing to remove.)"""
+        """Fresh channels for every axis longer than 1. (An axis of 1 may be broadcast, and has nothing to remove.)"""
         return tuple(self._fresh(n) if isinstance(n, int) and n > 1 else None for n in shape)
 
     def _fresh(self, n: int) -> np.ndarray:
@@ -35,7 +37,7 @@ class Units:
         return np.arange(first, first + n)
 
     def roots(self) -> np.ndarray:
-        """int64[number of positions]: the representative of each one's unit, 0 for the fixed unit."""
+        """int64[number of positions]: the representative of each one's channel, 0 for the fixed channel."""
         return np.array([self._find(i) for i in range(len(self._parent))])
 
     def _find(self, i: int) -> int:
@@ -57,88 +59,80 @@ class Units:
         return first
 
     def fix(self, axes: Labels) -> None:
-        """Joins all positions of the axes to the fixed unit."""
+        """Joins all positions of the axes to the fixed channel."""
         for axis in axes:
             for a in () if axis is None else axis.tolist():
                 self._union(0, a)
 
     def _union(self, a: int, b: int) -> None:
         a, b = sorted((self._find(a), self._find(b)))
-        self._parent[b] = a  # the smaller one represents, so 0 stays the fixed unit's
+        self._parent[b] = a  # the smaller one represents, so 0 stays the fixed channel's
 
 
-def read_units(program: Program, weights: int) -> tuple[dict[int, Labels], Units]:
-    """The units of every value of a program; its first `weights` inputs are weights, numbered before all else."""
-    units = Units()
-    labels = {i: units.new(program.avals[i].shape) for i in program.inputs[:weights]}
-
-    def read(i: int) -> Labels:
-        return labels.setdefault(i, (None,) * len(program.avals[i].shape))
-
-    for step in program.steps:
-        ins = [read(i) for i in step.ins]
-        shapes = [program.avals[i].shape for i in (*step.ins, *step.outs[:1])]
-        rule = _elementwise if step.name in ELEMENTWISE else _RULES.get(step.name)
-        outs = rule(units, step, ins, shapes) if rule else None
-        if outs is None:
-            for axes in ins:
-                units.fix(axes)
-        else:
-            labels[step.outs[0]] = outs
-    for i in program.outputs:
-        units.fix(read(i))
-    return labels, units
+def read_channels(program: Program, weights: int) -> tuple[dict[Any, Labels], Channels]:
+    """The channels of every variable of a program; its first `weights` inputs are weights, numbered before all else."""
+    channels = Channels()
+    fixed = {v: (None,) * len(v.aval.shape) for v in (*program.inputs, *program.constants)}
+    labels = fixed | {v: channels.new(v.aval.shape) for v in program.inputs[:weights]}
+    walker = Walker(RULES, _unknown, lambda value, aval: (None,) * len(aval.shape), channels)
+    walker.follow(program.equations, labels)
+    for axes in walker.read(program.outputs, labels):
+        channels.fix(axes)
+    return labels, channels
 
 
-_ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh div eq
-erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg
-nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
-xor
-"""
-ELEMENTWISE = frozenset(_ELEMENTWISE.split())
-"""Operations that treat every position alike and apart."""
-
-_Out = Labels | None  # None: the operation cannot keep units apart
-_Shapes = list[Sequence[Any]]  # of the operands, and last of the result
+def _unknown(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    """A primitive that has no rule, or that cannot keep channels apart."""
+    for axes in ins:
+        walker.context.fix(axes)
+    return [(None,) * len(v.aval.shape) for v in eqn.outvars]
 
 
-def _elementwise(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del step
-    *given, out = shapes
+def _elementwise(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    given, out = geometry.shapes(eqn)
     joined = []
     for k, n in enumerate(out):
         same = [axes[k] for axes, shape in zip(ins, given, strict=True) if len(shape) == len(out) and shape[k] == n]
-        joined.append(units.join(*same) if same else None)
-    return tuple(joined)
+        joined.append(walker.context.join(*same) if same else None)
+    return [tuple(joined)]
 
 
-def _reshape(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    if step.params.get("dimensions") is not None:
-        return None
-    (axes,), (before, after) = ins, shapes
-    start, stop = common_ends(before, after)
-    end, out_end = len(before) - stop, len(after) - stop
-    middle = _regroup(axes[start:end], before[start:end], after[start:out_end])
-    if middle is None:
-        units.fix(axes[start:end])
-        middle = (None,) * (out_end - start)
-    return (*axes[:start], *middle, *axes[end:])
+def _moved(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    """What is summed over stays whole. A new axis holds equal values, so it has whatever channels it meets."""
+    axes, moved = ins[0], geometry.moved(eqn)
+    walker.context.fix(tuple(axis for k, axis in enumerate(axes) if k not in moved))
+    fresh = walker.context.new([n if k is None else 1 for n, k in zip(eqn.outvars[0].aval.shape, moved, strict=True)])
+    return [tuple(new if k is None else axes[k] for new, k in zip(fresh, moved, strict=True))]
 
 
-def common_ends(before: Sequence[Any], after: Sequence[Any]) -> tuple[int, int]:
-    """How many leading and how many trailing axes a reshape leaves alone."""
-    least = min(len(before), len(after))
-    start = next((k for k in range(least) if before[k] != after[k]), least)
-    rest = least - start
-    return start, next((k for k in range(rest) if before[-1 - k] != after[-1 - k]), rest)
+def _reverse(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    del walker
+    turned = eqn.params["dimensions"]
+    return [tuple(axis if axis is None or k not in turned else axis[::-1] for k, axis in enumerate(ins[0]))]
 
 
-def _regroup(axes: Labels, before: Sequence[Any], after: Sequence[Any]) -> _Out:
-    """Units of the axes after a reshape, None if the units of an axis do not land on one axis again."""
+def _reshape(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    if eqn.params.get("dimensions") is not None:
+        return _unknown(walker, eqn, ins)
+    (axes,), ((before,), after) = ins, geometry.shapes(eqn)
+    out: list[np.ndarray | None] = [None] * len(after)
+    for run, into in geometry.reshaped(before, after):
+        own = tuple(axes[k] for k in run)
+        regrouped = _regroup(own, [before[k] for k in run], [after[k] for k in into])
+        if regrouped is None:
+            walker.context.fix(own)
+        else:
+            out[into.start : into.stop] = regrouped
+    return [tuple(out)]
+
+
+def _regroup(axes: Labels, before: Sequence[Any], after: Sequence[Any]) -> Labels | None:
+    """Channels of the axes after a reshape, None if the channels of an axis do not land on one axis again."""
     moving = [k for k, axis in enumerate(axes) if axis is not None]
     if not moving:
         return (None,) * len(after)
+    if len(axes) == len(after) == 1:
+        return axes
     if len(moving) > 1 or not all(isinstance(n, int) for n in (*before, *after)):
         return None
     k = moving[0]
@@ -151,101 +145,38 @@ def _regroup(axes: Labels, before: Sequence[Any], after: Sequence[Any]) -> _Out:
     return None
 
 
-def _transpose(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del units, shapes
-    return tuple(ins[0][k] for k in step.params["permutation"])
+def _window(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    touched = geometry.window_axes(eqn)
+    walker.context.fix(tuple(ins[0][k] for k in touched))
+    return [tuple(None if k in touched else axis for k, axis in enumerate(ins[0]))]
 
 
-def _reverse(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del units, shapes
-    turned = step.params["dimensions"]
-    return tuple(axis if axis is None or k not in turned else axis[::-1] for k, axis in enumerate(ins[0]))
+def _dot(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    dot, (left, right, *_) = geometry.dot(eqn), ins
+    for a, b in zip(*dot.summed, strict=True):
+        walker.context.join(left[a], right[b])
+    shared = [walker.context.join(left[a], right[b]) for a, b in zip(*dot.batch, strict=True)]
+    return [(*shared, *(left[k] for k in dot.free[0]), *(right[k] for k in dot.free[1]))]
 
 
-def _squeeze(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del units, shapes
-    return tuple(axis for k, axis in enumerate(ins[0]) if k not in step.params["dimensions"])
+def _conv(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    conv, (x, kernel) = geometry.conv(eqn), ins
+    if not conv.plain:
+        return _unknown(walker, eqn, ins)
+    walker.context.join(x[conv.data[1]], kernel[conv.kernel[1]])
+    walker.context.fix(tuple(x[k] for k in conv.data[2:]) + tuple(kernel[k] for k in conv.kernel[2:]))
+    out: list[np.ndarray | None] = [None] * len(conv.out)
+    out[conv.out[0]], out[conv.out[1]] = x[conv.data[0]], kernel[conv.kernel[0]]
+    return [tuple(out)]
 
 
-def _broadcast(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    """A new axis holds equal values, so it has whatever units it meets."""
-    before, after = shapes[0], shapes[-1]
-    out = list(units.new(after))
-    for k, into in enumerate(step.params["broadcast_dimensions"]):
-        if before[k] == after[into]:
-            out[into] = ins[0][k]
-    return tuple(out)
-
-
-def _reduce(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del shapes
-    gone = step.params["axes"]
-    units.fix(tuple(ins[0][k] for k in gone))
-    return tuple(axis for k, axis in enumerate(ins[0]) if k not in gone)
-
-
-def window_axes(step: Step) -> list[int]:
-    """The axes that a pooling touches."""
-    given = step.params
-    alone = zip(
-        given["window_dimensions"],
-        given["window_strides"],
-        given["padding"],
-        given["base_dilation"],
-        given["window_dilation"],
-        strict=True,
-    )
-    return [k for k, (size, stride, pad, *_) in enumerate(alone) if (size, stride, tuple(pad)) != (1, 1, (0, 0))]
-
-
-def _window(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del shapes
-    touched = window_axes(step)
-    units.fix(tuple(ins[0][k] for k in touched))
-    return tuple(None if k in touched else axis for k, axis in enumerate(ins[0]))
-
-
-def _dot(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    del shapes
-    contract, batch = step.params["dimension_numbers"]
-    left, right = ins[:2]
-    for a, b in zip(*contract, strict=True):
-        units.join(left[a], right[b])
-    shared = [units.join(left[a], right[b]) for a, b in zip(*batch, strict=True)]
-    free = [
-        axis
-        for axes, summed, own in zip((left, right), contract, batch, strict=True)
-        for k, axis in enumerate(axes)
-        if k not in (*summed, *own)
-    ]
-    return (*shared, *free)
-
-
-def _conv(units: Units, step: Step, ins: list[Labels], shapes: _Shapes) -> _Out:
-    given = step.params
-    if given["feature_group_count"] != 1 or given["batch_group_count"] != 1:
-        return None
-    numbers = given["dimension_numbers"]
-    x, kernel = ins
-    units.join(x[numbers.lhs_spec[1]], kernel[numbers.rhs_spec[1]])
-    units.fix(tuple(x[k] for k in numbers.lhs_spec[2:]) + tuple(kernel[k] for k in numbers.rhs_spec[2:]))
-    out: list[np.ndarray | None] = [None] * len(shapes[-1])
-    out[numbers.out_spec[0]], out[numbers.out_spec[1]] = x[numbers.lhs_spec[0]], kernel[numbers.rhs_spec[0]]
-    return tuple(out)
-
-
-_RULES: dict[str, Callable[[Units, Step, list[Labels], _Shapes], _Out]] = {
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(geometry.ELEMENTWISE, _elementwise),
+    **dict.fromkeys(geometry.MOVES, _moved),
+    **dict.fromkeys(geometry.WINDOWED, _window),
     "reshape": _reshape,
-    "transpose": _transpose,
     "rev": _reverse,
-    "squeeze": _squeeze,
-    "broadcast_in_dim": _broadcast,
-    "reduce_sum": _reduce,
-    "reduce_max": _reduce,
-    "reduce_min": _reduce,
-    "reduce_window_sum": _window,
-    "reduce_window_max": _window,
-    "reduce_window_min": _window,
     "dot_general": _dot,
     "conv_general_dilated": _conv,
 }
+"""The channels of the results of a primitive, after it has joined those of its operands (`Channels.join`, `fix`)."""

@@ -1,19 +1,18 @@
-"""What a model computes whatever its input: values of units that no input reaches, and the products they enter.
-
-values, products = read_products(program, weights, labels)
-"""
+"""What a model computes whatever its input: values of channels that no input reaches, and the products they enter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax.tracing.channels import ELEMENTWISE, Labels, common_ends, window_axes
-from rigl_jax.tracing.program import Program, Step
+from rigl_jax.tracing import geometry
+from rigl_jax.tracing.channels import Labels
+from rigl_jax.tracing.program import Program
+from rigl_jax.tracing.walk import Rule, Walker
 
 
 class Known(NamedTuple):
@@ -29,20 +28,20 @@ class Known(NamedTuple):
     sure: np.ndarray
 
 
-class Product(NamedTuple):
-    """A matrix product or convolution of data with a weight: where units are summed.
+class Contraction(NamedTuple):
+    """A matrix product or convolution of data with a weight: where channels are summed.
 
     Attributes:
-      rows: int64[in], the position of the unit that each row of the weight reads.
-      columns: int64[out], that of the unit which each column computes; 0 for the fixed unit.
+      rows: int64[in], the position of the channel that each row of the weight reads.
+      columns: int64[out], that of the channel which each column computes; 0 for the fixed channel.
       nonzero: bool[in, out], whether the weight has anything there (at any tap, for a convolution).
       constant: bool[in], the row reads a known number, and adds the same to an output wherever that is computed. (Not
         so for a number other than 0 beside padding, or beside the zeros that a transposed convolution puts in between:
         both leave out some of a convolution's taps.)
       value: float64[in], that number; 0 in other rows.
       total: float[in, out], the weight, summed over taps.
-      out: the value that it computes.
-      axis: that value's axis of columns.
+      out: the variable that it computes.
+      axis: that variable's axis of columns.
     """
 
     rows: np.ndarray
@@ -51,7 +50,7 @@ class Product(NamedTuple):
     constant: np.ndarray
     value: np.ndarray
     total: np.ndarray
-    out: int
+    out: Any
     axis: int
 
     def carried(self, rows: np.ndarray) -> np.ndarray:
@@ -59,82 +58,110 @@ class Product(NamedTuple):
         return self.value[rows] @ self.total[rows].astype(np.float64)
 
 
-def read_products(
-    program: Program, weights: Sequence[np.ndarray], labels: dict[int, Labels]
-) -> tuple[list[Product], list[np.ndarray | None]]:
+class _Context(NamedTuple):
+    labels: dict[Any, Labels]
+    contractions: list[Contraction]
+    beyond: list[np.ndarray | None]
+
+
+def read_contractions(
+    program: Program, weights: Sequence[np.ndarray], labels: dict[Any, Labels]
+) -> tuple[list[Contraction], list[np.ndarray | None]]:
     """All products of a program with weights of these values, and the summed axes of products that are beyond it."""
-    known = {i: _whole(value) for i, value in zip(program.inputs, weights, strict=False)}
-    for i, constant in program.constants.items():
-        if not jax.dtypes.issubdtype(
-            dtype := program.avals[i].dtype, jax.dtypes.extended
-        ):  # random keys are no numbers
-            known[i] = _whole(np.asarray(constant).astype(dtype))
-    products: list[Product] = []
-    beyond: list[np.ndarray | None] = []
-    for step in program.steps:
-        ins = [known.get(i) for i in step.ins]
-        shapes = [program.avals[i].shape for i in (*step.ins, *step.outs)]
-        axes = [labels.get(i, (None,) * len(shape)) for i, shape in zip(step.ins, shapes, strict=False)]
-        if step.name in ("dot_general", "conv_general_dilated"):
-            product = (_dot if step.name == "dot_general" else _conv)(step, ins, axes, shapes)
-            if product is None:
-                beyond += _summed(step, axes)
-                continue
-            products.append(product)
-            out = _outcome(product, len(shapes[-1]))
-        else:
-            out = _follow(step, ins, shapes)
-        if out is not None and out.sure.any():
-            dtype = program.avals[step.outs[0]].dtype
-            known[step.outs[0]] = out._replace(value=np.asarray(out.value).astype(dtype))
-    return products, beyond
+    known: dict[Any, Known | None] = dict.fromkeys(program.inputs)
+    known |= {variable: _constant(value, variable.aval) for variable, value in program.constants.items()}
+    known |= {variable: _whole(value) for variable, value in zip(program.inputs, weights, strict=False)}
+    context = _Context(labels, [], [])
+    Walker(RULES, _unknown, _constant, context).follow(program.equations, known)
+    return context.contractions, context.beyond
+
+
+def _constant(value: Any, aval: Any) -> Known | None:
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys are no numbers
+        return None
+    return _whole(np.asarray(value).astype(aval.dtype))
 
 
 def _whole(value: np.ndarray) -> Known:
     return Known(value, np.ones((1,) * value.ndim, bool))
 
 
-def _complete(known: Known | None) -> bool:
-    return known is not None and bool(known.sure.all())
+def _unknown(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
+    return [None] * len(eqn.outvars)
 
 
-def _summed(step: Step, axes: list[Labels]) -> list[np.ndarray | None]:
-    if step.name == "dot_general":
-        return [axes[side][k] for side in (0, 1) for k in step.params["dimension_numbers"][0][side]]
-    numbers = step.params["dimension_numbers"]
-    return [axes[0][numbers.lhs_spec[1]], axes[1][numbers.rhs_spec[1]]]
+def _rule(follow: Callable[[Any, list[Known]], Known | None]) -> Rule:
+    """The rule of an operation that gives numbers where all its operands hold some."""
+
+    def rule(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
+        found = [known for known in ins if known is not None]
+        return [_kept(eqn, follow(eqn, found) if len(found) == len(ins) else None)]
+
+    return rule
 
 
-_Shapes = list[Sequence[Any]]  # of the operands, and last of the result
-
-
-def _dot(step: Step, ins: list[Known | None], axes: list[Labels], shapes: _Shapes) -> Product | None:
-    contract, batch = step.params["dimension_numbers"]
-    side = next((s for s in (1, 0) if _complete(ins[s]) and len(axes[s]) == 2), None)
-    if side is None or batch[0] or len(contract[0]) != 1:
+def _kept(eqn: Any, known: Known | None) -> Known | None:
+    if known is None or not known.sure.any():
         return None
-    (own,), (other,) = contract[side], contract[1 - side]
+    return known._replace(value=np.asarray(known.value).astype(eqn.outvars[0].aval.dtype))
+
+
+# --- products ------------------------------------------------------------------------------------------------------
+
+
+def _product(
+    read: Callable[[Any, list[Known | None], list[Labels]], Contraction | None],
+    summed: Callable[[Any], tuple[Sequence[int], Sequence[int]]],
+) -> Rule:
+    """The rule of a product: what is known of the outputs that only constant rows reach."""
+
+    def rule(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
+        context = walker.context
+        axes = [context.labels[atom] for atom in eqn.invars]
+        found = read(eqn, ins, axes)
+        if found is None:
+            context.beyond.extend(axes[side][k] for side, own in enumerate(summed(eqn)) for k in own)
+            return [None]
+        context.contractions.append(found)
+        sure = np.logical_not(found.nonzero[~found.constant].any(axis=0, keepdims=True))
+        shape = [-1 if k == found.axis else 1 for k in range(len(eqn.outvars[0].aval.shape))]
+        return [_kept(eqn, Known(found.carried(found.constant).reshape(shape), sure.reshape(shape)))]
+
+    return rule
+
+
+def _dot(eqn: Any, ins: list[Known | None], axes: list[Labels]) -> Contraction | None:
+    dot, (shapes, out) = geometry.dot(eqn), geometry.shapes(eqn)
+    side = next((s for s in (1, 0) if _complete(ins[s]) and len(axes[s]) == 2), None)
+    if side is None or dot.batch[0] or len(dot.summed[0]) != 1:
+        return None
+    (own,), (other,) = dot.summed[side], dot.summed[1 - side]
     matrix = np.moveaxis(np.broadcast_to(_value(ins[side]), shapes[side]), own, 0)
     rows, columns = _positions(axes[side][own], matrix.shape[0]), _positions(axes[side][1 - own], matrix.shape[1])
     constant, value = _along(ins[1 - side], other, len(rows))
-    out_axis = len(shapes[-1]) - 1 if side == 1 else 0  # free axes of the left operand come first
-    return Product(rows, columns, matrix != 0, constant, value, matrix, step.outs[0], out_axis)
+    out_axis = len(out) - 1 if side == 1 else 0  # free axes of the left operand come first
+    return Contraction(rows, columns, matrix != 0, constant, value, matrix, eqn.outvars[0], out_axis)
 
 
-def _conv(step: Step, ins: list[Known | None], axes: list[Labels], shapes: _Shapes) -> Product | None:
-    given, numbers = step.params, step.params["dimension_numbers"]
-    if not given["feature_group_count"] == given["batch_group_count"] == 1 or not _complete(ins[1]):
+def _conv(eqn: Any, ins: list[Known | None], axes: list[Labels]) -> Contraction | None:
+    conv, given = geometry.conv(eqn), eqn.params
+    if not conv.plain or not _complete(ins[1]):
         return None
-    out_first, in_first, *_ = numbers.rhs_spec
-    kernel = np.moveaxis(np.broadcast_to(_value(ins[1]), shapes[1]), (in_first, out_first), (-2, -1))
+    shape = eqn.invars[1].aval.shape
+    out_first, in_first, *_ = conv.kernel
+    kernel = np.moveaxis(np.broadcast_to(_value(ins[1]), shape), (in_first, out_first), (-2, -1))
     taps = kernel.reshape(-1, *kernel.shape[-2:])
-    rows, columns = (_positions(axes[1][k], shapes[1][k]) for k in (in_first, out_first))
-    constant, value = _along(ins[0], numbers.lhs_spec[1], len(rows))
+    rows, columns = (_positions(axes[1][k], shape[k]) for k in (in_first, out_first))
+    constant, value = _along(ins[0], conv.data[1], len(rows))
     if any(edge > 0 for pair in given["padding"] for edge in pair) or set(given["lhs_dilation"]) != {1}:
         constant = constant & (value == 0)
     total = taps.astype(np.float64).sum(axis=0)
     nonzero = (taps != 0).any(axis=0)
-    return Product(rows, columns, nonzero, constant, value * constant, total, step.outs[0], numbers.out_spec[1])
+    return Contraction(rows, columns, nonzero, constant, value * constant, total, eqn.outvars[0], conv.out[1])
+
+
+def _complete(known: Known | None) -> bool:
+    return known is not None and bool(known.sure.all())
 
 
 def _value(known: Known | None) -> np.ndarray:
@@ -155,70 +182,74 @@ def _along(x: Known | None, axis: int, size: int) -> tuple[np.ndarray, np.ndarra
     return sure, np.where(sure, value, 0)
 
 
-def _outcome(product: Product, rank: int) -> Known:
-    """What is known of a product's result: the outputs that only constant rows reach."""
-    sure = np.logical_not(product.nonzero[~product.constant].any(axis=0, keepdims=True))
-    shape = [-1 if k == product.axis else 1 for k in range(rank)]
-    return Known(product.carried(product.constant).reshape(shape), sure.reshape(shape))
+# --- other operations ----------------------------------------------------------------------------------------------
 
 
-def _follow(step: Step, ins: list[Known | None], shapes: _Shapes) -> Known | None:
-    """What is known after any other operation."""
-    found = [known for known in ins if known is not None]
-    if len(found) < len(ins) or not found:
-        return None
-    if step.name in ELEMENTWISE:
-        return _elementwise(step, found)
-    (x, *_), given = found, step.params
-    if step.name == "transpose":
-        return Known(*(part.transpose(given["permutation"]) for part in x))
-    if step.name == "rev":
-        return Known(*(np.flip(part, given["dimensions"]) for part in x))
-    if step.name == "squeeze":
-        return Known(*(part.squeeze(given["dimensions"]) for part in x))
-    if step.name == "broadcast_in_dim":
-        return Known(*(_placed(part, given["broadcast_dimensions"], len(shapes[-1])) for part in x))
-    if step.name == "reshape" and given.get("dimensions") is None:
-        return Known(*(_reshaped(part, shapes[0], shapes[-1]) for part in x))
-    if step.name in ("reduce_sum", "reduce_max", "reduce_min"):
-        return _pooled(step, x, given["axes"], shapes[0])
-    if step.name.startswith("reduce_window_"):
-        return _pooled(step, x, window_axes(step), shapes[0])
-    return None
-
-
-def _elementwise(step: Step, found: list[Known]) -> Known:
+def _elementwise(eqn: Any, found: list[Known]) -> Known:
     shape = np.broadcast_shapes(*(known.value.shape for known in found))
     values = [jnp.asarray(k.value if k.value.ndim == 0 else np.broadcast_to(k.value, shape)) for k in found]
     sure = np.ones((1,) * len(shape), bool)
     for known in found:
         sure = sure & known.sure
-    return Known(np.asarray(step.primitive.bind(*values, **step.params)), sure)
+    return Known(_computed(eqn, values), sure)
 
 
-def _placed(part: np.ndarray, into: Sequence[int], rank: int) -> np.ndarray:
-    shape = [1] * rank
-    for k, axis in enumerate(into):
-        shape[axis] = part.shape[k]
-    return part.reshape(shape)
+def _moved(eqn: Any, found: list[Known]) -> Known:
+    return Known(*(geometry.rearranged(part, geometry.moved(eqn)) for part in found[0]))
+
+
+def _reverse(eqn: Any, found: list[Known]) -> Known:
+    return Known(*(np.flip(part, eqn.params["dimensions"]) for part in found[0]))
+
+
+def _reshape(eqn: Any, found: list[Known]) -> Known | None:
+    if eqn.params.get("dimensions") is not None:
+        return None
+    (before, *_), after = geometry.shapes(eqn)
+    return Known(*(_reshaped(part, before, after) for part in found[0]))
 
 
 def _reshaped(part: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
-    start, stop = common_ends(before, after)
-    end, out_end = len(before) - stop, len(after) - stop
-    head, tail = part.shape[:start], part.shape[end:]
-    if all(n == 1 for n in part.shape[start:end]):
-        return part.reshape(*head, *[1] * (out_end - start), *tail)
-    return np.broadcast_to(part, (*head, *before[start:end], *tail)).reshape(*head, *after[start:out_end], *tail)
+    """An array that has 1 along runs of axes in which it does not vary."""
+    full, out = list(part.shape), [1] * len(after)
+    for run, into in geometry.reshaped(before, after):
+        if any(part.shape[k] != 1 for k in run):
+            full[run.start : run.stop] = before[run.start : run.stop]
+            out[into.start : into.stop] = after[into.start : into.stop]
+    return np.broadcast_to(part, full).reshape(out)
 
 
-def _pooled(step: Step, x: Known, touched: Sequence[int], shape: Sequence[int]) -> Known | None:
+def _pooled(touched: Callable[[Any], Sequence[int]]) -> Callable[[Any, list[Known]], Known | None]:
     """A sum or an extreme along axes: computed in full, and kept where it is the same everywhere."""
-    full = [shape[k] if k in touched else n for k, n in enumerate(x.value.shape)]
-    if any(x.sure.shape[k] != 1 for k in touched) or not full:
-        return None
-    value = np.asarray(step.primitive.bind(jnp.asarray(np.broadcast_to(x.value, full)), **step.params))
-    if not step.name.startswith("reduce_window_"):
-        return Known(value, x.sure.squeeze(tuple(touched)))
-    first = value[tuple(slice(0, 1) if k in touched else slice(None) for k in range(len(full)))]
-    return Known(first, x.sure & (value == first).all(axis=tuple(touched), keepdims=True))
+
+    def follow(eqn: Any, found: list[Known]) -> Known | None:
+        (x, *_), axes = found, touched(eqn)
+        full = [n if k in axes else x.value.shape[k] for k, n in enumerate(eqn.invars[0].aval.shape)]
+        if any(x.sure.shape[k] != 1 for k in axes) or not full:
+            return None
+        value = _computed(eqn, [jnp.asarray(np.broadcast_to(x.value, full))])
+        if value.ndim < len(full):
+            return Known(value, x.sure.squeeze(tuple(axes)))
+        first = value[tuple(slice(0, 1) if k in axes else slice(None) for k in range(len(full)))]
+        return Known(first, x.sure & (value == first).all(axis=tuple(axes), keepdims=True))
+
+    return follow
+
+
+def _computed(eqn: Any, operands: Sequence[Any]) -> np.ndarray:
+    return np.asarray(eqn.primitive.bind(*operands, **eqn.params))
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(geometry.ELEMENTWISE, _rule(_elementwise)),
+    **dict.fromkeys(geometry.MOVES, _rule(_moved)),
+    **dict.fromkeys(geometry.REDUCTIONS, _rule(_pooled(lambda eqn: eqn.params["axes"]))),
+    **dict.fromkeys(geometry.WINDOWED, _rule(_pooled(geometry.window_axes))),
+    "reshape": _rule(_reshape),
+    "rev": _rule(_reverse),
+    "dot_general": _product(_dot, lambda eqn: geometry.dot(eqn).summed),
+    "conv_general_dilated": _product(
+        _conv, lambda eqn: ((geometry.conv(eqn).data[1],), (geometry.conv(eqn).kernel[1],))
+    ),
+}
+"""What is known of the result of a primitive; of others nothing is."""

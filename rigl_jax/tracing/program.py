@@ -1,8 +1,7 @@
-"""A model as a flat list of operations: what `compact` and `export_onnx` read and run again."""
+"""A model as a flat list of equations: what `compact` and `export_onnx` read and run again."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,77 +9,95 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jax.extend.core.primitives import copy_p
 
 from rigl_jax.tracing.primitives import CUSTOM, called
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Custom:
-    """A call of a function with derivatives of its own. `ins` and `outs` are numbers of values, each out made by it."""
-
-    eqn: Any
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-
-
-class Step(NamedTuple):
-    """One operation. `ins` and `outs` are numbers of values; `within` is the outermost such call that it is part of."""
-
-    primitive: Any
-    params: Mapping[str, Any]
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    within: Custom | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the primitive."""
-        return self.primitive.name
+from rigl_jax.tracing.walk import Rule, Walker
 
 
 class Program(NamedTuple):
-    """Operations in order, calls written out, without those whose results nobody reads.
+    """Equations in order, calls written out, without those whose results nobody reads.
+
+    A variable (which has its abstract value as `aval`) stands for one value, also of what is called several times.
 
     Attributes:
-      steps: the operations.
-      inputs: one value for every array leaf of the arguments, in pytree order.
-      outputs: one value for every leaf of the result.
-      constants: `{value: array or number}`.
-      avals: `{value: its abstract value}`.
+      equations: the operations, on variables.
+      inputs: one variable for every array leaf of the arguments, in pytree order.
+      outputs: one variable for every leaf of the result.
+      constants: `{variable: array or number}`.
+      within: `{first result of an equation: the outermost call of a function with derivatives of its own, that the
+        equation is part of}`, where it is part of one. Such a call is an equation too; each of its results is made by
+        an equation within it.
       tree: pytree structure of the result.
     """
 
-    steps: tuple[Step, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    constants: dict[int, Any]
-    avals: dict[int, Any]
+    equations: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    constants: dict[Any, Any]
+    within: dict[Any, Any]
     tree: Any
 
     @property
-    def uses(self) -> Counter[int]:
-        """How many operands and outputs each value is."""
-        return Counter(itertools.chain(self.outputs, *(step.ins for step in self.steps)))
-
-
-Rule = Callable[[Step, Sequence[Any]], Any]
-"""`(step, operands) -> result`: how to do an operation with a single result."""
+    def uses(self) -> Counter[Any]:
+        """How many operands and outputs each variable is."""
+        return Counter(itertools.chain(self.outputs, *(eqn.invars for eqn in self.equations)))
 
 
 def trace(apply: Callable[..., Any], *args: Any) -> Program:
     """The program of `apply(*args)`, args being trees of arrays or `jax.ShapeDtypeStruct`."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.result_type(x)), args)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), args)
     closed, out = jax.make_jaxpr(apply, return_shape=True)(*shapes)
-    writer = _Writer([], {}, {})
-    inputs = tuple(writer.new(atom.aval) for atom in closed.jaxpr.invars)
-    outputs = tuple(_write(writer, closed.jaxpr, closed.consts, inputs))
-    steps = tuple(_needed(writer.steps, outputs))
-    return Program(steps, inputs, outputs, writer.constants, writer.avals, jax.tree.structure(out))
+    program = Program((), tuple(jex.Var(v.aval) for v in closed.jaxpr.invars), (), {}, {}, jax.tree.structure(out))
+    equations: list[Any] = []
+    outputs = _writer(equations, program)(closed, program.inputs)
+    return program._replace(equations=_needed(equations, outputs, program.within), outputs=tuple(outputs))
 
 
-Around = Callable[[Custom, Sequence[int], Callable[..., list[Any]], Sequence[Any]], list[Any]]
-"""`(custom, outs, run, operands) -> results`: how to do a call with derivatives of its own. `run(*operands)` does it
+def _writer(equations: list[Any], program: Program) -> Walker:
+    """Walks on variables: appends equations on variables of their own."""
+
+    def constant(value: Any, aval: Any) -> Any:
+        variable = jex.Var(aval)
+        program.constants[variable] = value
+        return variable
+
+    def custom(walker: Walker, eqn: Any, ins: list[Any]) -> list[Any]:
+        own: list[Any] = []
+        outs: list[Any] = []
+        for out in _writer(own, program)(called(eqn), ins):  # pyrefly: ignore[bad-argument-type]
+            if out in outs or not any(out in inside.outvars for inside in own):  # a result that is only handed on
+                (copy,) = jax.make_jaxpr(copy_p.bind)(jax.ShapeDtypeStruct(out.aval.shape, out.aval.dtype)).eqns
+                (out,) = _append(own, copy, [out])
+            outs.append(out)
+        call = eqn.replace(invars=ins, outvars=outs)
+        program.within.update((inside.outvars[0], call) for inside in own if inside.outvars)
+        equations.extend(own)
+        return outs
+
+    return Walker(dict.fromkeys(CUSTOM, custom), lambda walker, eqn, ins: _append(equations, eqn, ins), constant)
+
+
+def _append(equations: list[Any], eqn: Any, ins: list[Any]) -> list[Any]:
+    outs = [jex.Var(v.aval) for v in eqn.outvars]
+    equations.append(eqn.replace(invars=ins, outvars=outs))
+    return outs
+
+
+def _needed(equations: Sequence[Any], outputs: Iterable[Any], within: Mapping[Any, Any]) -> tuple[Any, ...]:
+    wanted, kept = set(outputs), []
+    for eqn in reversed(equations):
+        if wanted.intersection(eqn.outvars):
+            wanted.update(eqn.invars)
+            if (call := within.get(eqn.outvars[0])) is not None:
+                wanted.update(call.invars)  # its derivatives may read what it does not
+            kept.append(eqn)
+    return tuple(kept[::-1])
+
+
+Around = Callable[[Any, Sequence[Any], Callable[..., list[Any]], Sequence[Any]], list[Any]]
+"""`(call, outs, run, operands) -> results`: how to do a call with derivatives of its own. `run(*operands)` does it
 operation by operation, and gives the `outs` that are needed."""
 
 
@@ -89,91 +106,28 @@ def evaluate(program: Program, inputs: Iterable[Any], rules: Mapping[str, Rule],
 
     Derivatives are those of the operations, and derivatives of a function's own are lost unless `around` keeps them.
     """
+    walker = Walker(rules, _as_it_stands, lambda value, aval: value)
     known = {**program.constants, **dict(zip(program.inputs, inputs, strict=True))}
-    for custom, steps in itertools.groupby(program.steps, key=lambda step: step.within):
-        if custom is None or around is None:
-            _run(steps, known, rules)
+    calls = [program.within.get(eqn.outvars[0]) for eqn in program.equations]
+    for _, part in itertools.groupby(zip(calls, program.equations, strict=True), key=lambda pair: id(pair[0])):
+        calls, inside = zip(*part, strict=True)
+        if calls[0] is None or around is None:
+            walker.follow(inside, known)
             continue
-        inside = tuple(steps)
-        made = {i for step in inside for i in step.outs}
-        outs = [i for i in custom.outs if i in made]
+        made = {variable for eqn in inside for variable in eqn.outvars}
+        outs = [variable for variable in calls[0].outvars if variable in made]
 
-        def run(*operands: Any, custom: Any = custom, inside: Any = inside, outs: Any = outs) -> list[Any]:
-            local = {**program.constants, **dict(zip(custom.ins, operands, strict=True))}
-            _run(inside, local, rules)
-            return [local[i] for i in outs]
+        def run(*operands: Any, call: Any = calls[0], inside: Any = inside, outs: Any = outs) -> list[Any]:
+            local = {**program.constants, **dict(zip(call.invars, operands, strict=True))}
+            walker.follow(inside, local)
+            return walker.read(outs, local)
 
-        known.update(zip(outs, around(custom, outs, run, [known[i] for i in custom.ins]), strict=True))
-    return jax.tree.unflatten(program.tree, [known[i] for i in program.outputs])
-
-
-def _run(steps: Iterable[Step], known: dict[int, Any], rules: Mapping[str, Rule]) -> None:
-    """Adds the results of the steps to what is known."""
-    for step in steps:
-        operands = [known[i] for i in step.ins]
-        if step.name in rules:
-            known[step.outs[0]] = rules[step.name](step, operands)
-            continue
-        result = step.primitive.bind(*operands, **step.primitive.get_bind_params(step.params))
-        known.update(zip(step.outs, result if step.primitive.multiple_results else [result], strict=True))
+        known.update(zip(outs, around(calls[0], outs, run, walker.read(calls[0].invars, known)), strict=True))
+    return jax.tree.unflatten(program.tree, walker.read(program.outputs, known))
 
 
-class _Writer(NamedTuple):
-    steps: list[Step]
-    constants: dict[int, Any]
-    avals: dict[int, Any]
-
-    def new(self, aval: Any) -> int:
-        self.avals[len(self.avals)] = aval
-        return len(self.avals) - 1
-
-    def constant(self, aval: Any, value: Any) -> int:
-        self.constants[(number := self.new(aval))] = value
-        return number
-
-
-def _write(writer: _Writer, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int]) -> list[int]:
-    """Appends the equations of a jaxpr whose inputs have these numbers; returns those of its outputs."""
-    known = dict(zip(jaxpr.invars, inputs, strict=True))
-    known |= {v: writer.constant(v.aval, c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
-
-    def read(atom: Any) -> int:
-        return writer.constant(atom.aval, atom.val) if isinstance(atom, jex.Literal) else known[atom]
-
-    for eqn in jaxpr.eqns:
-        ins = tuple(map(read, eqn.invars))
-        if (inner := called(eqn)) is not None and eqn.primitive.name in CUSTOM:
-            outs = _write_custom(writer, eqn, inner, ins)
-        elif inner is not None:
-            outs = tuple(_write(writer, inner.jaxpr, inner.consts, ins))
-        else:
-            outs = tuple(writer.new(v.aval) for v in eqn.outvars)
-            writer.steps.append(Step(eqn.primitive, eqn.params, ins, outs))
-        known.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _write_custom(writer: _Writer, eqn: Any, inner: Any, ins: tuple[int, ...]) -> tuple[int, ...]:
-    """The same for a call with derivatives of its own; a result that it only hands on becomes a copy."""
-    own = writer._replace(steps=[])
-    made = set()
-    outs = []
-    for i in _write(own, inner.jaxpr, inner.consts, ins):
-        if i in made or not any(i in step.outs for step in own.steps):
-            copied = writer.new(writer.avals[i])
-            own.steps.append(Step(copy_p, {}, (i,), (copied,)))
-            i = copied
-        made.add(i)
-        outs.append(i)
-    custom = Custom(eqn, ins, tuple(outs))
-    writer.steps.extend(step._replace(within=custom) for step in own.steps)
-    return custom.outs
-
-
-def _needed(steps: Sequence[Step], outputs: Iterable[int]) -> list[Step]:
-    wanted, kept = set(outputs), []
-    for step in reversed(steps):
-        if wanted.intersection(step.outs):
-            wanted.update(step.ins)
-            kept.append(step)
-    return kept[::-1]
+def _as_it_stands(walker: Walker, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+    """The operation at the shapes of its operands, which need not be those that were traced."""
+    del walker
+    results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return results if eqn.primitive.multiple_results else [results]
