@@ -76,6 +76,11 @@ def micronet_flops(counted: Flops) -> float:
     A product of dense fan-in `v`, density `d` and `n` outputs costs `2 v d n + n`: multiplications, additions, a bias
     and a ReLU an output. Trace with a batch of one. The challenge's counter takes the output size of ResNet-50's first
     convolution from the padded image (115x115; the network computes 112x112): edit `products` to match its figures.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> micronet_flops(rx.flops(lambda p, x: x @ p["w"], {"w": jnp.ones((10, 4))}, jnp.ones((1, 10))))
+    84.0
     """
     if not isinstance(counted, Flops):
         raise ValueError(f"micronet_flops: expected what rx.flops gives, got {kind(counted)}")
@@ -93,6 +98,9 @@ def micronet_bits(shapes: Mapping[str, Shape], density: Mapping[str, float]) -> 
     Args:
       shapes: kernel shapes by name, output channels last.
       density: fraction of active weights by name; absent means 1.
+
+    >>> micronet_bits({"w": (10, 4)}, {"w": 0.25})  # 32 for each of 10 weights and 4 biases, 1 for each of 40 positions
+    488.0
     """
     kept = {name: density.get(name, 1.0) for name in shapes}
     for name, value in kept.items():

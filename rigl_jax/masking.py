@@ -81,6 +81,14 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
       ValueError: names the first leaf that has a weight off its mask, and how many. Usual causes: params were never
         masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside. Weights
         that are infinite or NaN are told apart: they stay so when they are pruned.
+
+    >>> import jax.numpy as jnp
+    >>> masks = {"w": jnp.array([True, False])}
+    >>> check_masked({"w": jnp.array([3.0, 0.0])}, masks)
+    >>> check_masked({"w": jnp.array([3.0, 1.0])}, masks)
+    Traceback (most recent call last):
+    ...
+    ValueError: check_masked: leaf 'w' must be 0 off its mask, got 1 other ...
     """
     checks.not_in_patterns("check_masked", masks)
     if plan is not None:

@@ -121,6 +121,13 @@ def langevin(
 
     Raises:
       ValueError: a negative l1 or temperature (its root would be NaN), or a key that is none.
+
+    >>> import jax.numpy as jnp
+    >>> tx = langevin(0.5, l1=0.5, key=jax.random.key(0))
+    >>> params = {"w": jnp.array([2.0, -2.0])}
+    >>> updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+    >>> updates["w"].tolist()
+    [-0.25, 0.25]
     """
     for name, value in (("l1", l1), ("temperature", temperature)):
         if not callable(value) and not isinstance(value, jax.Array):

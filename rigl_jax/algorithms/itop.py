@@ -86,7 +86,13 @@ def itop(
 
 @arguments(state=rules.one_of(ItopState, "the state of itop"))
 def explored(state: ItopState) -> Array:
-    """R_s: the share of all sparse leaves' weights that have been active at some time, f32 scalar in [0, 1]."""
+    """R_s: the share of all sparse leaves' weights that have been active at some time, f32 scalar in [0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> masks = {"w": jnp.array([True, False, False, False])}
+    >>> float(explored(ItopState(masks, {"w": jnp.array([True, True, True, False])})))
+    0.75
+    """
     leaves = jax.tree.leaves(state.explored)
     total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
     return sum(

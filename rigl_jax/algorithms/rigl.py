@@ -140,6 +140,12 @@ def set_(
       skip_step: as in `rigl`, but off.
       grow: the score whose highest inactive weights are grown; it must not need gradients.
       **options: all others of `rigl`.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> algorithm = set_(rx.make_plan({"w": jnp.ones((8, 8))}, 0.5), period=10, stop=30)
+    >>> [step for step in range(100) if algorithm.due(step)]
+    [0, 10, 20, 30]
     """
     algorithm = rigl(plan, period=period, stop=stop, fraction=fraction, skip_step=skip_step, grow=grow, **options)
     return algorithm._replace(dense_grads=schedules.never)
@@ -163,6 +169,12 @@ def rigl_inverted(
       stop: last step that may rewire; None: never stops.
       fraction: as in `rigl`.
       **options: all others of `rigl` but `grow`.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> algorithm = rigl_inverted(rx.make_plan({"w": jnp.ones((8, 8))}, 0.5), period=10, stop=30)
+    >>> [step for step in range(100) if algorithm.due(step)]
+    [0, 10, 20, 30]
     """
     return rigl(plan, period=period, stop=stop, fraction=fraction, grow=_least_gradient, **options)
 

@@ -36,6 +36,14 @@ def static(plan: Plan) -> Algorithm:
 
     Args:
       plan: from `make_plan`.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> params = {"w": jnp.ones((8, 8))}
+    >>> state = static(rx.make_plan(params, 0.75)).init(jax.random.key(0), params)
+    >>> int(state.masks["w"].sum())
+    16
     """
     checks.plan("static", plan)
 

@@ -70,5 +70,11 @@ def dnw(plan: Plan) -> Algorithm:
 
     Args:
       plan: from `make_plan`.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> algorithm = dnw(rx.make_plan({"w": jnp.ones((8, 8))}, 0.5))
+    >>> [algorithm.due(step) for step in range(3)]
+    [True, True, True]
     """
     return ste(plan, period=1)

@@ -84,8 +84,11 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
     Returns:
       One row a masked leaf; its `str` is a table.
 
-    Example:
-      print(rx.execution.explain(packed, batch=256))
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> packed = rx.pack({"w": jnp.ones((64, 64))}, {"w": jnp.eye(64, dtype=bool)})
+    >>> [row.name for row in explain(packed, batch=8, repeats=1).rows]
+    ['w']
     """
     checked("explain", packed)
     rows = []
@@ -115,8 +118,10 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
       image: as in `explain`.
       repeats: as in `explain`.
 
-    Example:
-      packed = rx.pack(params, state.masks, choose=rx.execution.fastest(batch=256))
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> params, masks = {"w": jnp.ones((64, 64))}, {"w": jnp.eye(64, dtype=bool)}
+    >>> packed = rx.pack(params, masks, choose=fastest(batch=8, repeats=1))
     """
     known: dict[Any, bool] = {}
 

@@ -54,6 +54,16 @@ def save_safetensors(path: Path, packed: Packed) -> None:
     Raises:
       ImportError: safetensors is not installed.
       ValueError: two leaves would get one name.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> packed = rx.pack({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_safetensors(f"{folder}/net.safetensors", packed)
+    ...     again = load_safetensors(f"{folder}/net.safetensors")
+    >>> float(again.values["w"].sum())
+    4.0
     """
     safetensors = _need("safetensors.numpy", "save_safetensors")
     checked("save_safetensors", packed)
@@ -87,6 +97,16 @@ def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose |
       ImportError: safetensors is not installed.
       ValueError: not a safetensors file, or a damaged one, or one that something else wrote; leaves, shapes or dtypes
         that are not those of `like`.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> packed = rx.pack({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_safetensors(f"{folder}/net.safetensors", packed)
+    ...     again = load_safetensors(f"{folder}/net.safetensors", like=packed)
+    >>> float(again.values["w"].sum())
+    4.0
     """
     if choose is not None:
         checks.functions("load_safetensors", choose=choose)
@@ -127,6 +147,9 @@ def export_onnx(
     Raises:
       ImportError: jax2onnx is not installed.
       ValueError: the model asks for the size of its batch (`len(x)`; `x.shape[0]` is fine) and it is dynamic.
+
+    >>> import jax.numpy as jnp
+    >>> export_onnx("net.onnx", lambda p, x: x @ p["w"], {"w": jnp.eye(4)}, jnp.ones((2, 4)))  # doctest: +SKIP
     """
     jax2onnx = _need("jax2onnx", "export_onnx")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), inputs)

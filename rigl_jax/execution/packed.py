@@ -129,12 +129,26 @@ def same_kernels(like: Packed, otherwise: Choose) -> Choose:
 
 
 def unpack(packed: Packed) -> PyTree:
-    """The params, dense, with exact zeros off the masks. Works under jit."""
+    """The params, dense, with exact zeros off the masks. Works under jit.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> packed = rx.pack({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
+    >>> float(unpack(packed)["w"].sum())
+    4.0
+    """
     return jax.tree.map(scatter_leaf, *checked("unpack", packed))
 
 
 def masks_of(packed: Packed) -> Masks:
-    """The masks, bool[*shape] for a masked leaf and None for any other. Works under jit."""
+    """The masks, bool[*shape] for a masked leaf and None for any other. Works under jit.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> packed = rx.pack({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
+    >>> masks_of(packed)["w"].astype(int).tolist()
+    [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    """
 
     def one(values: Array, pattern: Any) -> Array | None:
         if pattern is None or isinstance(pattern, Whole):
@@ -172,7 +186,12 @@ def _check_leaf(who: str, values: Array, pattern: Any) -> None:
 
 
 def nbytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree: of packed weights, a train state, or dense params."""
+    """Bytes of all arrays of a tree: of packed weights, a train state, or dense params.
+
+    >>> import jax.numpy as jnp
+    >>> nbytes({"w": jnp.ones((4, 4)), "b": jnp.ones(4, jnp.bfloat16)})
+    72
+    """
     leaves = trees.named_leaves(tree)
     for name, leaf in leaves.items():
         if not hasattr(leaf, "nbytes"):
@@ -189,6 +208,9 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
     `kernels.squarest_split`; if the model contracts other axes than that, it is made dense there, with a warning. One
     of four axes is taken for a 2-D convolution kernel (HWIO). Leaves of other ranks stay dense, and so do those above
     `DENSE_ABOVE` active, or `CONV_DENSE_ABOVE`.
+
+    >>> best_pattern("w", np.ones((64, 64), bool)) is None  # dense
+    True
     """
     if mask.ndim == 3:
         split = kernels.squarest_split(mask.shape)

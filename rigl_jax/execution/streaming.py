@@ -80,6 +80,14 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
 
     Raises:
       ValueError: a packed leaf is not used in any product, or inside a loop, where its products cannot be seen.
+
+    >>> import jax.numpy as jnp
+    >>> import rigl_jax as rx
+    >>> packed = rx.pack({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
+    >>> loss = lambda params, x: (x @ params["w"]).sum()
+    >>> factors = gradient_factors(loss)(packed, jnp.ones((2, 4)))["w"]
+    >>> (factors.left.T @ factors.right).tolist() == jax.grad(loss)({"w": jnp.eye(4)}, jnp.ones((2, 4)))["w"].tolist()
+    True
     """
 
     def factors(packed: Packed, *args: Any) -> dict[str, Factors]:
@@ -141,6 +149,17 @@ def rewire_streamed(
     Raises:
       ValueError: a leaf stored dense or in blocks; factors that are missing or do not fit a leaf; a state of a masked
         run, of another optimizer, or that does not fit the packed weights.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rigl_jax as rx
+    >>> params, inner = {"w": jnp.arange(1.0, 65.0).reshape(8, 8)}, optax.sgd(0.1)
+    >>> training = rx.packed_training(inner, rx.rigl(rx.make_plan(params, 0.75)), key=jax.random.key(0))
+    >>> packed, state = training.init(params)
+    >>> factors = gradient_factors(lambda params, x: (x @ params["w"]).sum())(packed, jnp.ones((2, 8)))
+    >>> packed, state = rewire_streamed(inner, factors, state, packed, 0.25)
+    >>> packed.values["w"].shape  # as many as before: 4 were dropped and 4 grown
+    (16,)
     """
     checks.optimizer("rewire_streamed", inner)
     share = checks.number("rewire_streamed", "share", share, "must be in [0, 1]", lambda found: 0 <= found <= 1)
