@@ -8,57 +8,26 @@ alone (`--config.method.name=static`); an option that no entry takes is an error
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
 from experiments import data as data_module
-from experiments import finite, sharding
-from experiments.config import plain
-from experiments.models import MODELS
+from experiments import own, sharding
+from experiments.config import check_keys, plain
+from experiments.models import MODELS, adapters
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
-from experiments.options import check_kind, choose, options, unknown
-from rigl_jax import checks, structures
+from experiments.options import choose, find, key, options
+from experiments.rules import unknown
+from rigl_jax import structures
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
 from rigl_jax.execution import PackedTraining
-
-KEYS: dict[str, tuple[type, ...]] = {
-    "seed": (int,),
-    "steps": (int,),
-    "stop_at": (int,),
-    "dataset": (Mapping,),
-    "model": (Mapping,),
-    "optimizer": (Mapping,),
-    "schedule": (Mapping,),
-    "label_smoothing": (float, int),
-    "method": (Mapping,),
-    "sparsity": (float, int),
-    "distribution": (Mapping,),
-    "rules": (list, tuple),
-    "execution": (str,),
-    "mesh": (Mapping,),
-    "sharding": (list, tuple),
-    "log_every": (int,),
-    "eval_every": (int,),
-    "checkpoint_every": (int,),
-    "keep": (int,),
-    "check_every": (int,),
-    "on_nonfinite": (str,),
-    "progress": (bool,),
-    "tensorboard": (bool,),
-}
-"""What a config holds, all of it required; `configs/common.py` gives each a value and says what it means."""
-
-EXECUTIONS = {"masked": False, "packed": True}
-"""How sparse weights are stored and multiplied: dense under masks, or by their active values (`rx.packed_training`)."""
 
 DENSE = "dense"
 """The method that is no algorithm: the inner optimizer alone, without masks."""
@@ -77,131 +46,74 @@ STRUCTURES: dict[str, Callable[..., Any]] = {
     "channel": structures.channel,
 }
 
-SECTIONS: dict[str, tuple[Mapping[str, Callable[..., Any]], int]] = {
-    "model": (MODELS, 1),
-    "optimizer": (OPTIMIZERS, 2),
-    "schedule": (SCHEDULES, 0),
-    "distribution": (DISTRIBUTIONS, 2),
-    "method": ({DENSE: lambda plan: plan, **ALGORITHMS}, 1),
-}
-"""What the name of a section chooses from, and how many leading arguments are no options."""
+METHODS: dict[str, Callable[..., Any]] = {DENSE: lambda plan: None, **ALGORITHMS}
 
 
-# --- keys ------------------------------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as plain data, if its keys, types, names, options and ranges are right.
+    """The config as plain data, if its keys, names and options are right.
+
+    What needs neither data nor devices is made, so that a launcher can tell what is wrong before it starts anything:
+    the constructors check their own arguments. The method is made for a plan of one large leaf; what depends on the
+    network's own leaves is told later.
 
     Raises:
       ValueError: names the first wrong key, what was expected and what was given.
     """
     config = plain(config)
-    for key in config:
-        if key not in KEYS:
-            raise unknown("config", "key", key, list(KEYS))
-    for key, types in KEYS.items():
-        if key not in config:
-            raise ValueError(f"config: the key {key!r} is missing; configs/common.py gives every key a value")
-        wrong = not isinstance(config[key], types) or (isinstance(config[key], bool) and bool not in types)
-        if wrong:
-            raise ValueError(f"config.{key}: expected {types[0].__name__}, got {config[key]!r}")
-    if not 0 <= config["sparsity"] < 1:
-        raise ValueError(
-            f"config.sparsity: expected a fraction of zeros in [0, 1), got {config['sparsity']} (90 % is 0.9)"
-        )
-    if not 0 <= config["label_smoothing"] < 1:
-        raise ValueError(f"config.label_smoothing: expected a number in [0, 1), got {config['label_smoothing']}")
-    for key in ("steps", "log_every", "eval_every", "keep"):
-        if config[key] < 1:
-            raise ValueError(f"config.{key}: expected 1 or more, got {config[key]}")
-    for key in ("seed", "stop_at", "checkpoint_every", "check_every"):
-        if config[key] < 0:
-            raise ValueError(f"config.{key}: expected 0 or more, got {config[key]}")
-    for key, value in config.items():
-        if int in KEYS[key] and float not in KEYS[key] and value >= (limit := checks.LARGEST * (1 + (key == "seed"))):
-            raise ValueError(f"config.{key}: expected less than {limit}, got {value}")
-    if config["checkpoint_every"] % config["eval_every"]:
-        raise ValueError(
-            "config.checkpoint_every: expected a multiple of eval_every="
-            f"{config['eval_every']} (checkpoints are ranked by test accuracy), got {config['checkpoint_every']}"
-        )
-    _check_dataset(config["dataset"])
-    for where, (table, fixed) in SECTIONS.items():
-        choose(where, table, config[where], fixed)
-    if config["execution"] not in EXECUTIONS:
-        raise unknown("config.execution", "execution", config["execution"], list(EXECUTIONS))
-    if config["on_nonfinite"] not in finite.CHOICES:
-        raise unknown("config.on_nonfinite", "choice", config["on_nonfinite"], list(finite.CHOICES))
-    rules(config)
-    _check_constructed(config)
+    check_keys(config)
+    _dataset(config["dataset"])
+    model(config, num_classes=2)
+    leaf = jax.ShapeDtypeStruct((2**15, 2**15), "float32")
+    optimizer(config, {"kernel": leaf})
+    distribution(config)({"kernel": leaf.shape}, config["sparsity"])
+    layer_rules(config)
     sharding.check_rules(config["sharding"])
+    large = rx.LayerPlan("kernel", leaf.shape, structures.unstructured(), 2**29)
+    # Lists of words name leaves, which are not known yet.
+    method = {option: value for option, value in config["method"].items() if not _are_words(value)}
+    choose("method", METHODS, method, 1)({large.name: large})
     return config
 
 
-def _check_constructed(config: Mapping[str, Any]) -> None:
-    """Makes what needs neither data nor devices, so that a launcher can tell before it starts anything.
-
-    The method is made for a plan of one large leaf; what depends on the network's own leaves is told later.
-    """
-    learning_rate(config)
-    if config["method"]["name"] == DENSE:
-        return
-    large = rx.Leaf("kernel", (2**15, 2**15), structures.unstructured(), 2**29)
-    method = {option: value for option, value in config["method"].items() if option != "never_ablate"}
-    try:
-        choose("method", ALGORITHMS, method, 1)({large.name: large})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"config.method: {str(error).removeprefix('config.method: ')}") from None
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def section_options(section: str) -> dict[str, list[inspect.Parameter]]:
-    """The options that a section may hold, with the parameters of that name of all that its name can choose.
-
-    {} for what is no section with options. The data set's name is the loader's to judge.
-    """
-    found: dict[str, list[inspect.Parameter]] = {}
-    for entry, fixed in [(data_module.load, 1)] if section == "dataset" else _entries(section):
-        for option, parameter in options(entry, fixed).named.items():
-            if section != "dataset" or option not in ("seed", "process_index", "process_count"):
-                found.setdefault(option, []).append(parameter)
-    return dict(sorted(found.items()))
-
-
-def _entries(section: str) -> list[tuple[Callable[..., Any], int]]:
-    table, fixed = SECTIONS.get(section, ({}, 0))
-    return [(entry, fixed) for entry in table.values()]
-
-
-def _check_dataset(section: Mapping[str, Any]) -> None:
-    """The options of a data set are keywords of `experiments.data.load`."""
-    known = {name: parameter for name, (parameter,) in section_options("dataset").items()}
-    for option in section:
-        if option != "name" and option not in known:
-            raise unknown("config.dataset", "option", option, known)
-    for option in ("name", "batch_size"):
-        if option not in section:
-            raise ValueError(f"config.dataset: the option {option!r} is missing")
-    if not isinstance(section["name"], str):
-        raise ValueError(f"config.dataset.name: expected a word, got {section['name']!r}")
-    for option in section.keys() & known.keys():
-        check_kind(f"config.dataset.{option}", known[option], section[option], least=int(option != "workers"))
+def _dataset(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of a data set: those of `experiments.data.load`, and those of a user's own function."""
+    given = dict(section)
+    name = given.pop("name", None)
+    known = options(data_module.load, 1).named.keys() - {"seed", "process_index", "process_count", "subset", "options"}
+    taken = options(find("dataset", {}, name), 0) if own.is_own(name) else None
+    for option in given:
+        if option not in known and not (taken and (taken.open_ended or option in taken.named)):
+            raise unknown("config.dataset", "option", option, sorted({*known, *(taken.named if taken else ())}))
+    ours = {option: value for option, value in given.items() if option in known}
+    with key("dataset"):
+        data_module.check(dataset=name, **ours)
+    return ours, {option: value for option, value in given.items() if option not in known}
 
 
 # --- objects -----------------------------------------------------------------------------------------------------
 
 
-def model(config: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """The linen module."""
-    return choose("model", MODELS, config["model"], 1)(num_classes)
+def model(config: Mapping[str, Any], num_classes: int) -> adapters.Model:
+    """The network."""
+    constructor = choose("model", MODELS, config["model"], 1)
+    with key("model"):
+        return adapters.adapt(constructor, num_classes)
 
 
 def data(config: Mapping[str, Any]) -> data_module.Data:
     """The data set, opened; `seed` decides the order of its training images. Each process reads its own share."""
-    options = dict(config["dataset"])
+    ours, options = _dataset(config["dataset"])
     return data_module.load(
-        options.pop("name"),
-        **options,
+        config["dataset"]["name"],
+        **ours,
+        options=options,
         seed=config["seed"],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -229,7 +141,7 @@ def training(
     mesh: Mesh,
 ) -> tuple[optax.GradientTransformationExtraArgs, PackedTraining | None]:
     """What updates the weights: a masked transformation, and beside it its packed form where the config asks for it."""
-    packed = EXECUTIONS[config["execution"]]
+    packed = config["execution"] == "packed"
     if algorithm is None:
         if packed:
             raise ValueError("config.execution: a dense run has nothing to pack, got 'packed'; use 'masked'")
@@ -246,7 +158,7 @@ def training(
     return tx, rx.packed_training(inner, algorithm, key=key, sharding=whole)
 
 
-def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+def layer_rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
     """`config.rules`: a regular expression, a structure's name (or "dense") and its numbers, as in
     `(".*/kernel", "block", 4, 1)`; None where there are none.
     """
@@ -258,27 +170,30 @@ def rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
             )
         pattern, name, *numbers = rule
         if name not in STRUCTURES:
-            raise unknown(f"config.rules[{i}]", "structure", name, list(STRUCTURES))
+            raise unknown(f"config.rules[{i}]", "structure", name, STRUCTURES)
         try:
             re.compile(pattern)
-            found.append((pattern, STRUCTURES[name](*numbers)))
-        except TypeError as error:
-            raise ValueError(f"config.rules[{i}]: {name} does not take {numbers}: {error}") from None
         except re.error as error:
             raise ValueError(f"config.rules[{i}]: {pattern!r} is not a regular expression: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"config.rules[{i}]: {error}") from None
+        with key(f"rules[{i}]"):
+            found.append((pattern, STRUCTURES[name](*numbers)))
     return tuple(found) or None
+
+
+def distribution(config: Mapping[str, Any]) -> Callable[..., dict[str, float]]:
+    """What shares the sparsity out among the leaves."""
+    return choose("distribution", DISTRIBUTIONS, config["distribution"], 2)
 
 
 def plan(config: Mapping[str, Any], params: PyTree) -> Plan | None:
     """Which leaves are sparse, and how sparse; None for the dense method. `params` may be abstract."""
     if config["method"]["name"] == DENSE:
         return None
-    distribution = choose("distribution", DISTRIBUTIONS, config["distribution"], 2)
-    return rx.make_plan(params, sparsity=config["sparsity"], distribution=distribution, rules=rules(config))
+    return rx.make_plan(
+        params, sparsity=config["sparsity"], distribution=distribution(config), rules=layer_rules(config)
+    )
 
 
 def algorithm(config: Mapping[str, Any], plan: Plan | None) -> Algorithm | None:
     """The sparse-training method over the plan; None for the dense method."""
-    return None if plan is None else choose("method", ALGORITHMS, config["method"], 1)(plan)
+    return None if plan is None else choose("method", METHODS, config["method"], 1)(plan)

@@ -1,10 +1,53 @@
-"""A config as data."""
+"""A config as data: its keys, and what each may hold."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from experiments import finite
+from experiments.rules import choice, rule, section, seed, several, share, unknown
+from rigl_jax.arguments import Rule, flag, whole
+
+EXECUTIONS = ("masked", "packed")
+"""How sparse weights are stored and multiplied: dense under masks, or by their active values (`rx.packed_training`)."""
+
+
+def _is_mesh(value: Any) -> bool:
+    numbers = isinstance(value, Mapping) and all(isinstance(size, int) for size in value.values())
+    return numbers and all(axis.isidentifier() for axis in value)
+
+
+KEYS: dict[str, Rule] = {
+    "seed": seed,
+    "steps": whole(1),
+    "stop_at": whole(0),
+    "dataset": section,
+    "model": section,
+    "optimizer": section,
+    "schedule": section,
+    "label_smoothing": share,
+    "method": section,
+    "sparsity": share,
+    "distribution": section,
+    "rules": several,
+    "execution": choice(EXECUTIONS),
+    "mesh": rule("devices by axis", _is_mesh),
+    "sharding": several,
+    "log_every": whole(1),
+    "eval_every": whole(1),
+    "checkpoint_every": whole(0),
+    "keep": whole(1),
+    "check_every": whole(0),
+    "on_nonfinite": choice(finite.CHOICES),
+    "progress": flag,
+    "tensorboard": flag,
+}
+"""What a config holds, all of it required; `configs/common.py` gives each a value and says what it means."""
+
+MASKS_ONLY = ("method", "sparsity", "distribution", "rules")
+"""Keys that a dense run does not read."""
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,3 +80,23 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         nested = hasattr(value, "items") and len(value) > 0  # a ConfigDict is no Mapping
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Checks the keys of a plain config and their values, but for what sections hold.
+
+    Raises:
+      ValueError: names the first wrong key, what was expected and what was given.
+    """
+    for key in config:
+        if key not in KEYS:
+            raise unknown("config", "key", key, KEYS)
+    for key, fits in KEYS.items():
+        if key not in config:
+            raise ValueError(f"config: the key {key!r} is missing; configs/common.py gives every key a value")
+        fits("config", key, config[key])
+    if config["checkpoint_every"] % config["eval_every"]:
+        raise ValueError(
+            f"config: checkpoint_every must be a multiple of eval_every={config['eval_every']} (checkpoints are ranked "
+            f"by test accuracy), got {config['checkpoint_every']}"
+        )

@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
         total = sum(len(idx.read(labels)) for _, labels in idx.find(source or DEBIAN).values())
         write, check = (progress.add_task(text, total=total) for text in ("writing", "checking"))
         folder, parts = idx.import_folder(name, source or DEBIAN, data_dir, lambda: progress.advance(write))
-        written = sources.open_set(name, data_dir)
+        written = sources.prepared(name, data_dir)
         for part, split in zip(parts.values(), (written.train, written.test), strict=True):
             if _digests(*part) != _digests(split.images, split.labels):
                 raise ValueError(f"{folder} does not read back as it was written; remove it and try again")

@@ -1,14 +1,19 @@
-"""Runs a study: every run that has no summary yet, each in a process of its own.
+"""Runs a sweep: every run that has no summary yet, each in a process of its own.
 
-    python -m experiments.launch --study fashion_mnist             # experiments/studies/fashion_mnist.py
     python -m experiments.launch --config configs/digits_mlp.py    # dense, static, SET and RigL, one seed
+    python -m experiments.launch --config my.py --methods rigl --seeds 3 --config.sparsity=0.8,0.9 --config.steps=500
+    python -m experiments.launch --study fashion_mnist             # experiments/studies/fashion_mnist.py
+    python -m experiments.launch --study my_study.py               # its sweep(add) names the runs
     python -m experiments.launch --study fashion_mnist --dry_run   # prints the commands
     python -m experiments.launch --config configs/imagenet_resnet50.py --methods rigl --runs /mnt/runs --hosts a,b
     python -m experiments.launch --config configs/imagenet_resnet50.py --methods rigl --runs /mnt/runs --tpu NAME:ZONE
 
+With --config, --config.KEY=A,B makes a run of each value, and of each combination with those of other keys; commas in
+brackets and quotes part nothing. A dense run, which has no masks, is made once for all values that are about masks.
+With --study, --config.KEY=VALUE holds for all runs.
 The last two print what starts one run on several hosts, or on every worker of a TPU slice, and start nothing.
 Stopped or killed, the same command goes on: finished runs are kept, an unfinished one resumes from its checkpoint.
-Paths are those of the folder in which the command is given; a study's configs are the project's.
+Paths are those of the folder in which the command is given; those in a study are the project's, or of the study's file.
 What a run prints goes to `log.txt` in its directory.
 """
 
@@ -16,9 +21,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import pkgutil
-import re
 import shlex
 import signal
 import subprocess
@@ -28,9 +33,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, studies, texts
+from experiments import build, command, own, processes, remote, studies, texts
+from experiments.command import ROOT, Values
+from experiments.config import MASKS_ONLY
 from experiments.io import files, run_directory
-from experiments.main import ROOT, guarded, parse, preemption
+from experiments.main import parse
 from rigl_jax import trees
 
 METHODS = ("dense", "static", "set", "rigl")
@@ -49,44 +56,94 @@ class Job(NamedTuple):
         return run_directory.finished(self.workdir)
 
 
-def study(name: str, root: Path) -> list[Job]:
+def study(name: str, root: Path, values: Values) -> list[Job]:
     """The jobs of a study, in its order.
+
+    Args:
+      name: a study of the project, or a file that has `sweep(add)`.
+      root: the folder of all runs.
+      values: what is set in every run besides.
 
     Raises:
       ValueError: an unknown study, or two runs of one name.
     """
     known = [module.name for module in pkgutil.iter_modules(studies.__path__)]
-    if name not in known:
+    if name.endswith(".py"):
+        sweep, folder, name = own.load(f"{name}:sweep"), Path(os.path.abspath(name)).parent, Path(name).stem
+    elif name in known:
+        sweep, folder = importlib.import_module(f"experiments.studies.{name}").sweep, ROOT
+    else:
         raise ValueError(f"launch: unknown study {name!r}, there is {', '.join(known)}{trees.hint(name, known)}")
     jobs: dict[str, Job] = {}
 
-    def add(run: str, config: str, values: Mapping[str, Any]) -> None:
+    def add(run: str, config: str, chosen: Mapping[str, Any]) -> None:
         if run in jobs:
             raise ValueError(f"launch: study {name!r} has two runs named {run!r}")
-        jobs[run] = job(run, str(ROOT / config), values, root / name)
+        own_values = [(key, str(value)) for key, value in chosen.items()]
+        jobs[run] = job(run, str(folder / config), [*own_values, *values], root / name)
 
-    importlib.import_module(f"experiments.studies.{name}").sweep(add)
+    sweep(add)
     return list(jobs.values())
 
 
-def methods(config: str, chosen: Sequence[str], seeds: int, root: Path) -> list[Job]:
-    """The jobs that compare methods on one config file."""
-    if twice := [method for i, method in enumerate(chosen) if method in chosen[:i]]:
-        raise ValueError(f"launch: --methods names {twice[0]!r} twice")
+def grid(config: str, axes: Mapping[str, Sequence[str]], root: Path) -> list[Job]:
+    """The jobs of one config file with every combination of some values.
+
+    Args:
+      config: the file, with `:VARIANT` if wanted.
+      axes: `{key: values}`, with "method.name" and "seed" among them; keys of several values name the runs.
+      root: the folder of all runs.
+
+    Raises:
+      ValueError: a value that is given twice, or two combinations of one name.
+    """
+    for key, values in axes.items():
+        if twice := [text for i, text in enumerate(values) if text in values[:i]]:
+            raise ValueError(f"launch: {key} is given {twice[0]!r} twice")
     folder = root / config.removesuffix(".py").replace(".py:", "-").rsplit("/", 1)[-1]
-    config = os.path.abspath(config)
-    return [
-        job(f"{method}-s{seed}", config, {"method.name": method, "seed": seed}, folder)
-        for seed in range(seeds)
-        for method in chosen
-    ]
+    jobs: dict[str, Job] = {}
+    for cell in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, cell, strict=True))
+        method = chosen["method.name"]
+        told = [key for key in axes if len(axes[key]) > 1 and key not in ("method.name", "seed")]
+        if method == build.DENSE:
+            masks_only = {key for key in told if key.split(".")[0] in MASKS_ONLY}
+            chosen |= {key: axes[key][0] for key in masks_only}
+            told = [key for key in told if key not in masks_only]
+        parts = [f"{key.removesuffix('.name')}={own.label(chosen[key])}" for key in told]
+        name = texts.file_name("-".join([own.label(method), *parts, f"s{chosen['seed']}"]))
+        made = job(name, os.path.abspath(config), list(chosen.items()), folder)
+        if jobs.setdefault(name, made) != made:
+            raise ValueError(f"launch: two runs would be named {name!r}")
+    return list(jobs.values())
 
 
-def job(name: str, config: str, values: Mapping[str, Any], folder: Path) -> Job:
+def split(text: str) -> list[str]:
+    """The parts of a text between its commas, but for those in brackets and quotes.
+
+    >>> split("0.8,0.9"), split("(1, 2),(3, 4)")
+    (['0.8', '0.9'], ['(1, 2)', '(3, 4)'])
+    """
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def job(name: str, config: str, values: Values, folder: Path) -> Job:
     """A run as a job of its own process."""
-    overrides = [f"--config.{key}={value}" for key, value in values.items()]
-    command = [sys.executable, "-m", "experiments.main", "--config", config, *overrides]
-    return Job(name, folder / name, [*command, "--workdir", str(folder / name)])
+    settings = [f"{command.PREFIX}{key}={text}" for key, text in values]
+    line = [sys.executable, "-m", "experiments.main", "--config", config, *settings]
+    return Job(name, folder / name, [*line, "--workdir", str(folder / name)])
 
 
 def cores(slot: int, slots: int) -> set[int] | None:
@@ -134,7 +191,7 @@ def check(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if not job.finished:
             try:
-                build.check(parse(job.command[2:]).config)
+                build.check(parse(job.command[3:]).config)
             except ValueError as error:
                 raise ValueError(f"launch: run {job.name}: {error}") from None
 
@@ -148,7 +205,7 @@ def run(jobs: Sequence[Job], slots: int) -> int:
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before, {len(todo)} to do", flush=True)
     queue, running = list(todo), dict[int, tuple[Job, subprocess.Popen[bytes]]]()
     ended = failed = 0
-    with preemption() as interrupted:
+    with processes.preemption() as interrupted:
         try:
             while (queue or running) and not interrupted(ended):
                 for slot in range(slots):
@@ -175,81 +232,53 @@ def run(jobs: Sequence[Job], slots: int) -> int:
 def commands(job: Job, options: argparse.Namespace) -> list[str]:
     """What starts a job, line by line: here, on several hosts or on a TPU slice."""
     if options.hosts is not None:
-        return on_hosts(job, options.hosts.split(","), options.port)
-    return [on_tpu(job, options.tpu)] if options.tpu is not None else [shlex.join(job.command)]
+        return remote.on_hosts(job.command, options.hosts.split(","), options.port)
+    return [remote.on_tpu(job.command, options.tpu)] if options.tpu is not None else [shlex.join(job.command)]
 
 
-def on_hosts(job: Job, hosts: Sequence[str], port: int) -> list[str]:
-    """The command of each host for one run: the same but for its number. The first host is the coordinator.
-
-    Args:
-      job: the run; its directory must be one folder that all hosts see.
-      hosts: addresses by which the hosts reach each other.
-      port: free on the first host.
-
-    Raises:
-      ValueError: fewer than 2 hosts, or one named twice.
-    """
-    if len(hosts) < 2 or len(set(hosts)) < len(hosts) or not all(re.fullmatch(r"[\w.:\[\]-]+", host) for host in hosts):
-        raise ValueError(f"launch: --hosts takes two or more different addresses, got {','.join(hosts)!r}")
-    if not 0 < port < 1 << 16:
-        raise ValueError(f"launch: --port must be from 1 to 65535, got {port}")
-    command = shlex.join(["python", *_in_project(job.command[1:]), "--distributed"])
-    place = f"JAX_COORDINATOR_ADDRESS={shlex.quote(f'{hosts[0]}:{port}')} JAX_NUM_PROCESSES={len(hosts)}"
-    return [f"# on {host}\n{place} JAX_PROCESS_ID={i} {command}" for i, host in enumerate(hosts)]
+def parser() -> command.Parser:
+    """The flags of the command."""
+    made = command.parser("experiments.launch", __doc__ or "")
+    made.add_argument("--study", help="a file in experiments/studies, or your own FILE.py; in place of --config")
+    made.add_argument("--methods", default=",".join(METHODS), help="with --config [%(default)s]")
+    made.add_argument("--seeds", type=int, default=1, help="with --config, how many [1]")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs [runs]")
+    made.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores [1]")
+    made.add_argument("--dry_run", action="store_true", help="print the commands of what is left to do")
+    made.add_argument("--hosts", help="print the commands of each run for these hosts, comma-separated")
+    made.add_argument("--tpu", help="print the command of each run for a TPU slice, NAME:ZONE")
+    made.add_argument("--port", type=int, default=8476, help="with --hosts, on the first one [%(default)s]")
+    return made
 
 
-def _in_project(arguments: Sequence[str]) -> list[str]:
-    """The arguments for another machine, in its copy of the project: there the project's configs lie elsewhere."""
-    configs = f"{ROOT}{os.sep}configs{os.sep}"
-    return [f"configs/{a.removeprefix(configs)}" if a.startswith(configs) else a for a in arguments]
-
-
-def on_tpu(job: Job, slice_: str) -> str:
-    """The one command that starts a run on every worker of a TPU slice, `NAME:ZONE`; JAX finds their places itself.
+def jobs_of(options: argparse.Namespace, values: Values) -> list[Job]:
+    """The runs that a command line asks for.
 
     Raises:
-      ValueError: not a name and a zone.
+      ValueError: flags that contradict each other, or what is wrong with the sweep.
     """
-    name, _, zone = slice_.partition(":")
-    if not all(re.fullmatch(r"\w[\w.-]*", part) for part in (name, zone)):
-        raise ValueError(f"launch: --tpu takes NAME:ZONE, got {slice_!r}")
-    command = shlex.join([".venv/bin/python", *_in_project(job.command[1:]), "--distributed"])
-    remote = f"cd {shlex.quote(ROOT.name)} && {command}"
-    return shlex.join(
-        ["gcloud", "compute", "tpus", "tpu-vm", "ssh", name, "--zone", zone, "--worker=all", f"--command={remote}"]
-    )
+    if (options.study is None) == (options.config is None):
+        raise ValueError("launch: give either --config or --study; python -m experiments.launch --help shows how")
+    if options.hosts is not None and options.tpu is not None:
+        raise ValueError("launch: give either --hosts or --tpu")
+    if options.jobs < 1 or options.seeds < 1:
+        raise ValueError(f"launch: expected 1 or more, got --jobs {options.jobs} --seeds {options.seeds}")
+    root = options.runs.absolute()  # other hosts start elsewhere
+    if options.study is not None:
+        return study(options.study, root, values)
+    axes = {"seed": [str(seed) for seed in range(options.seeds)], "method.name": options.methods.split(",")}
+    return grid(options.config, axes | {key: split(text) for key, text in values}, root)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(
-        "experiments.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--study", help="name of a file in experiments/studies")
-    what.add_argument("--config", help="config file, with :variant if wanted")
-    parser.add_argument("--methods", default=",".join(METHODS), help="with --config [%(default)s]")
-    parser.add_argument("--seeds", type=int, default=1, help="with --config [1]")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs [runs]")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores [1]")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands of what is left to do")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--hosts", help="print the commands of each run for these hosts, comma-separated")
-    where.add_argument("--tpu", help="print the command of each run for a TPU slice, NAME:ZONE")
-    parser.add_argument("--port", type=int, default=8476, help="with --hosts, on the first one [%(default)s]")
-    options = parser.parse_args(arguments)
+    """The command, without the program's name; returns the exit code: 0, 1 if a run failed, 2 for a wrong argument."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     failed = 0
 
     def launch() -> None:
         nonlocal failed
-        if options.jobs < 1 or options.seeds < 1:
-            raise ValueError(f"launch: expected 1 or more, got --jobs {options.jobs} --seeds {options.seeds}")
-        root = options.runs.absolute()  # other hosts start elsewhere
-        if options.study:
-            jobs = study(options.study, root)
-        else:
-            jobs = methods(options.config, options.methods.split(","), options.seeds, root)
+        options, values = command.parse(parser(), arguments or ["--help"])
+        jobs = jobs_of(options, values)
         check(jobs)
         if options.dry_run or options.hosts is not None or options.tpu is not None:
             for job in jobs:
@@ -258,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             failed = run(jobs, options.jobs)
 
-    return guarded(launch, debug=False) or int(failed > 0)
+    return command.guarded(launch, debug="--debug" in arguments) or int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import optax
 
+from experiments.rules import number, share, sizes
+from rigl_jax.arguments import arguments, flag, whole
 from rigl_jax.base import PyTree
 
 
@@ -15,6 +17,7 @@ def kernels(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 
+@arguments(momentum=share, nesterov=flag, weight_decay=number)
 def sgd(
     rate: optax.Schedule,
     decayed: PyTree,
@@ -30,6 +33,7 @@ def sgd(
     )
 
 
+@arguments(b1=share, b2=share, eps=number, weight_decay=number)
 def adam(
     rate: optax.Schedule,
     decayed: PyTree,
@@ -43,6 +47,7 @@ def adam(
     return optax.chain(optax.add_decayed_weights(weight_decay, mask=decayed), optax.adam(rate, b1=b1, b2=b2, eps=eps))
 
 
+@arguments(b1=share, b2=share, eps=number, weight_decay=number)
 def adamw(
     rate: optax.Schedule,
     decayed: PyTree,
@@ -56,18 +61,21 @@ def adamw(
     return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed)
 
 
+@arguments(peak=number, warmup=whole(0))
 def constant(*, peak: float, warmup: int = 0) -> optax.Schedule:
     """`peak` after a linear warm-up of `warmup` steps from 0."""
     return _warmed(optax.constant_schedule(peak), peak, warmup)
 
 
+@arguments(peak=number, steps=whole(1), warmup=whole(0))
 def cosine(*, peak: float, steps: int, warmup: int = 0) -> optax.Schedule:
     """Linear warm-up to `peak`, then half a cosine down to 0 at `steps`."""
     if steps <= warmup:
-        raise ValueError(f"config.schedule: cosine needs more steps than warmup={warmup}, got steps={steps}")
+        raise ValueError(f"cosine: steps must be more than warmup={warmup}, got {steps}")
     return _warmed(optax.cosine_decay_schedule(peak, steps - warmup), peak, warmup)
 
 
+@arguments(peak=number, boundaries=sizes, factor=number, warmup=whole(0))
 def piecewise(*, peak: float, boundaries: tuple[int, ...], factor: float, warmup: int = 0) -> optax.Schedule:
     """`peak`, multiplied by `factor` at each of the boundaries (steps, counted from the start of the run)."""
     steps = {int(b) - warmup: factor for b in boundaries}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import rigl_jax as rx
 from configs import digits_mlp
-from experiments import build
+from experiments import build, config
 from experiments.config import plain
 from tests import bad_input
 from tests.errors import check, refused
@@ -104,8 +104,8 @@ def test_any_sparsity_and_any_structure_work_or_are_refused(value):
 
 
 CONFIGS = [
-    *({key: ...} for key in build.KEYS),
-    *({key: None} for key in build.KEYS),
+    *({key: ...} for key in config.KEYS),
+    *({key: None} for key in config.KEYS),
     *({key: 2**31} for key in ("steps", "log_every", "keep")),
     *({key: -1} for key in ("seed", "stop_at", "steps", "eval_every")),
     *({"seed": value} for value in (2**32, 10**40)),
@@ -155,7 +155,7 @@ SECTIONS = [
     ("config.distribution.name erdos", {"distribution__name": "erdos"}),
     ("config.dataset batchsize batch_size", {"dataset__batchsize": 8}),
     ("config.sharding[0]", {"sharding": [["a"]]}),
-    *((f"{key[:-1]} {key}", {key[:-1]: 1}) for key in build.KEYS),
+    *((f"{key[:-1]} {key}", {key[:-1]: 1}) for key in config.KEYS),
     *((" ".join(path.split("__")), {path: value}) for row in CONFIGS for path, value in row.items()),
 ]
 

@@ -13,7 +13,7 @@ from experiments.data.sources import Source, Split
 
 Batch = dict[str, np.ndarray]
 _Example = dict[str, Any]
-_Iterators = tuple[Callable[[int], Iterator[Batch]], Callable[[], Iterator[Batch]], tuple[int, int, int]]
+_Iterators = tuple[Callable[[int], Iterator[Batch]], Callable[[], Iterator[Batch]], tuple[int, ...]]
 _ENDLESS = 2**40  # examples; grain wants a length
 _THREADS = 8
 
@@ -71,19 +71,22 @@ def indices(seed: int, size: int, batch_size: int, positions: np.ndarray) -> np.
 
 def in_memory(source: Source, shard: Shard, seed: int, chosen: str) -> _Iterators:
     """`(train, test, image_shape)` of arrays: every batch is one vectorised gather."""
-    count, images, labels = source.train
+    count, images, labels, rows = source.train
     prepare = augment.standardise_image if source.per_image else _by_channels(images)
+    if images.dtype != np.uint8:
+        prepare = np.asarray  # as it is
 
     def train(start_step: int) -> Iterator[Batch]:
         step = start_step
         while True:
             positions = shard.positions(step)
             chosen_ones = indices(seed, count, shard.batch_size, positions)
+            chosen_ones = chosen_ones if rows is None else rows[chosen_ones]
             if chosen == "crop_flip":
                 pixels = augment.crop_flip(images, chosen_ones, augment.uniforms(seed, positions, 3))
             else:
                 pixels = np.take(images, chosen_ones, axis=0)
-            yield {"image": prepare(pixels), "label": labels[chosen_ones]}
+            yield {"image": prepare(pixels), "label": labels[chosen_ones], "index": chosen_ones.astype(np.int32)}
             step += 1
 
     def test() -> Iterator[Batch]:
@@ -91,8 +94,18 @@ def in_memory(source: Source, shard: Shard, seed: int, chosen: str) -> _Iterator
             pixels = prepare(np.take(source.test.images, places, axis=0))
             yield _weighted(pixels, source.test.labels[places], weight)
 
-    height, width, channels = images.shape[1:]
-    return train, test, (height, width, channels)
+    return train, test, images.shape[1:]
+
+
+def augmentations(source: Source) -> tuple[str, ...]:
+    """The augmentations that the images of a source can take."""
+    if source.in_memory:
+        return ("crop_flip", "none") if source.train.images.ndim == 4 else ("none",)
+    return ("inception", "none") if _is_encoded(source) else ("none",)
+
+
+def _is_encoded(source: Source) -> bool:
+    return isinstance(source.train.images[0]["image"], bytes)
 
 
 def _by_channels(images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -125,23 +138,25 @@ def _weighted(pixels: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Bat
 
 def streamed(source: Source, shard: Shard, seed: int, chosen: str, size: int, workers: int) -> _Iterators:
     """`(train, test, image_shape)` of records on disk: grain reads, decodes and crops ahead of the training step."""
-    prepare = functools.partial(
-        augment.standardise_channels, mean=augment.IMAGENET_MEAN * 255, std=augment.IMAGENET_STD * 255
-    )
+    mean, std = augment.IMAGENET_MEAN * 255, augment.IMAGENET_STD * 255
+    prepare: Callable[..., Any] = functools.partial(augment.standardise_channels, mean=mean, std=std)
+    shape: tuple[int, ...] = (size, size, 3)
+    if not _is_encoded(source):
+        prepare, shape = np.asarray, np.shape(source.train.images[0]["image"])
 
     def train(start_step: int) -> Iterator[Batch]:
         read = functools.partial(_training_example, source.train, shard, seed, chosen, size)
         first = start_step * shard.local
         for batch in _ahead(read, first, _ENDLESS, shard.local, workers):
-            yield {"image": prepare(batch["image"]), "label": batch["label"]}
+            yield {**batch, "image": prepare(batch["image"])}
 
     def test() -> Iterator[Batch]:
         length = -(-source.test.size // shard.batch_size) * shard.local
-        read = functools.partial(_test_example, source.test, shard, size)
+        read = functools.partial(_test_example, source.test, shard, shape)
         for batch in _ahead(read, 0, length, shard.local, workers):
             yield _weighted(prepare(batch["image"]), batch["label"], batch["weight"])
 
-    return train, test, (size, size, 3)
+    return train, test, shape
 
 
 def _ahead(read: Callable[[int], _Example], first: int, last: int, batch_size: int, workers: int) -> Iterator[Batch]:
@@ -167,19 +182,27 @@ def _place(shard: Shard, number: int) -> int:
 
 def _training_example(split: Split, shard: Shard, seed: int, chosen: str, size: int, number: int) -> _Example:
     position = np.array([_place(shard, number)])
-    record = split.images[int(indices(seed, split.size, shard.batch_size, position)[0])]
+    index = int(indices(seed, split.size, shard.batch_size, position)[0])
+    index = index if split.rows is None else int(split.rows[index])
+    record = split.images[index]
     if chosen == "inception":
         random = augment.uniforms(seed, position, augment.INCEPTION_RANDOM)[0]
         image = augment.inception_crop(record["image"], size, random)
     else:
-        image = augment.centre_crop(record["image"], size)
-    return {"image": image, "label": np.int32(record["label"])}
+        image = _image(record, size)
+    return {"image": image, "label": np.int32(record["label"]), "index": np.int32(index)}
 
 
-def _test_example(split: Split, shard: Shard, size: int, number: int) -> _Example:
+def _test_example(split: Split, shard: Shard, shape: tuple[int, ...], number: int) -> _Example:
     place = _place(shard, number)
+    record = split.images[place if place < split.size else 0]
+    image = _image(record, shape[0] if shape else 0)
     if place >= split.size:
-        return {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(-1), "weight": np.float32(0)}
-    record = split.images[place]
-    image = augment.centre_crop(record["image"], size)
+        return {"image": np.zeros_like(image), "label": np.int32(-1), "weight": np.float32(0)}
     return {"image": image, "label": np.int32(record["label"]), "weight": np.float32(1)}
+
+
+def _image(record: _Example, size: int) -> np.ndarray:
+    """Encoded bytes as a picture of that side; an array as it is, in float32."""
+    image = record["image"]
+    return augment.centre_crop(image, size) if isinstance(image, bytes) else np.asarray(image, np.float32)

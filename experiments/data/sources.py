@@ -28,13 +28,15 @@ class Split(NamedTuple):
 
     Attributes:
       size: N, number of examples.
-      images: uint8[N, H, W, C], or `images[i] -> {"image": encoded bytes, "label": int, ...}`.
+      images: uint8[N, H, W, C] or float32[N, ...], or `images[i] -> {"image": encoded bytes or array, "label": int}`.
       labels: int32[N], or None for a split on disk.
+      rows: int64[size], where only a part of the examples is used: which.
     """
 
     size: int
     images: Any
     labels: Any
+    rows: Any = None
 
 
 class Source(NamedTuple):
@@ -57,12 +59,25 @@ class Source(NamedTuple):
     augment: str
 
 
-def open_set(dataset: str, data_dir: str | None = None) -> Source:
-    """Finds a data set by name; see `experiments.data.load` for the names and the errors."""
-    return _digits() if dataset == "digits" else _prepared(dataset, data_dir)
+def prepared(dataset: str, data_dir: str | None = None) -> Source:
+    """A set that TFDS, or `experiments.import_idx`, has written; see `experiments.data.load` for the errors."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(tfds, dataset, data_dir)
+    shape, num_classes = _features(tfds, dataset, builder.info)
+    base = _base(dataset)
+    splits = builder.info.splits
+    names = ("train", _TEST_SPLIT.get(base, "test" if "test" in splits else "validation"))
+    if absent := [name for name in names if name not in splits]:
+        raise ValueError(f"load: {dataset!r} has no split {absent[0]!r}; it has {', '.join(splits)}")
+    sizes = [splits[name].num_examples for name in names]
+    in_memory = None not in shape and sum(sizes) * math.prod(n or 0 for n in shape) <= IN_MEMORY_LIMIT
+    train, test = (_split(tfds, dataset, builder, name, shape, in_memory) for name in names)
+    default = _AUGMENT.get(base, "none" if in_memory else "inception")
+    return Source(train, test, num_classes, in_memory, base in _PER_IMAGE, default)
 
 
-def _digits() -> Source:
+def digits() -> Source:
     """1437 + 360 images of 8x8 pixels, values 0 .. 16.
 
     The split needs no random numbers: sorted by class (stably), every fifth example, from the first on, is for
@@ -78,24 +93,6 @@ def _digits() -> Source:
     held_out[by_class[::5]] = True
     train = Split(int(sum(~held_out)), images[~held_out], labels[~held_out])
     return Source(train, Split(int(sum(held_out)), images[held_out], labels[held_out]), 10, True, False, "none")
-
-
-def _prepared(dataset: str, data_dir: str | None) -> Source:
-    """A set that TFDS, or `experiments.import_idx`, has written."""
-    import tensorflow_datasets as tfds
-
-    builder = _builder(tfds, dataset, data_dir)
-    shape, num_classes = _features(tfds, dataset, builder.info)
-    base = _base(dataset)
-    splits = builder.info.splits
-    names = ("train", _TEST_SPLIT.get(base, "test" if "test" in splits else "validation"))
-    if absent := [name for name in names if name not in splits]:
-        raise ValueError(f"load: {dataset!r} has no split {absent[0]!r}; it has {', '.join(splits)}")
-    sizes = [splits[name].num_examples for name in names]
-    in_memory = None not in shape and sum(sizes) * math.prod(n or 0 for n in shape) <= IN_MEMORY_LIMIT
-    train, test = (_split(tfds, dataset, builder, name, shape, in_memory) for name in names)
-    default = _AUGMENT.get(base, "none" if in_memory else "inception")
-    return Source(train, test, num_classes, in_memory, base in _PER_IMAGE, default)
 
 
 def _base(dataset: str) -> str:

@@ -7,6 +7,9 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+from experiments.rules import check_fields, dtype, sizes
+from rigl_jax.arguments import optional
+
 _MIN_SIDE = 16  # 16 -> 12 -> 6 -> 2 -> 1
 
 
@@ -22,6 +25,11 @@ class LeNet5(nn.Module):
     num_classes: int
     features: Sequence[int] = (6, 16, 120, 84)
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_fields(self, features=sizes, dtype=optional(dtype))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

@@ -7,6 +7,9 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+from experiments.rules import check_fields, dtype, sizes
+from rigl_jax.arguments import optional
+
 
 class MLP(nn.Module):
     """Flattened input, ReLU layers, logits. The layers are called `Dense_0`, `Dense_1`, ... in order.
@@ -20,6 +23,11 @@ class MLP(nn.Module):
     num_classes: int
     features: Sequence[int] = (300, 100)
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_fields(self, features=sizes, dtype=optional(dtype))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

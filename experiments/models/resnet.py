@@ -8,6 +8,9 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+from experiments.rules import check_fields, dtype, sizes
+from rigl_jax.arguments import optional, whole
+
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
@@ -50,6 +53,11 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
     num_filters: int = 64
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_fields(self, stage_sizes=sizes, num_filters=whole(1), dtype=optional(dtype))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

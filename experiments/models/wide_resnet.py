@@ -7,6 +7,9 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+from experiments.rules import check_fields, dtype, share
+from rigl_jax.arguments import optional, whole
+
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # as the paper's authors initialise
 
 
@@ -48,6 +51,11 @@ class WideResNet(nn.Module):
     width: int = 2
     dropout: float = 0.3
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_fields(self, depth=whole(10), width=whole(1), dropout=share, dtype=optional(dtype))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from experiments import pages, texts
+from experiments.config import MASKS_ONLY
 from experiments.report.methods import distribution_label, label, rank
 from experiments.report.runs import Run, config_text, is_number, split
 from experiments.resuming import harmless
@@ -97,8 +98,7 @@ def _separates(name: str) -> bool:
 def _settings(run: Run) -> dict[str, str]:
     values = {name: value for name, value in config_text(run.config).items() if _separates(name)}
     if run.summary is not None and run.summary["method"] == "dense":
-        masks_only = ("method", "sparsity", "distribution", "rules")
-        values = {name: value for name, value in values.items() if name.split(".")[0] not in masks_only}
+        values = {name: value for name, value in values.items() if name.split(".")[0] not in MASKS_ONLY}
     return values
 
 

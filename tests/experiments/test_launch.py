@@ -6,18 +6,16 @@ import sys
 
 import pytest
 
-from experiments import launch, main
+from experiments import launch, main, remote
 from experiments.io import run_directory
 from experiments.studies import fashion_mnist
 
-# ml_collections reads config files in a way that Python will drop.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SMOKE = "configs/digits_mlp.py:smoke"
 SUMMARY = json.dumps(dict.fromkeys(run_directory.SUMMARY, 1) | {"test_accuracy": 0.5, "method": "rigl"})
 
 
 def call(*arguments):
-    return main.main(["main", *arguments])
+    return main.main([*arguments])
 
 
 def test_help_shows_how(capsys):
@@ -38,7 +36,7 @@ def test_a_run_from_the_command_line(tmp_path, capsys):
 
 
 def test_the_fashion_mnist_study_has_every_run_once(tmp_path):
-    jobs = launch.study("fashion_mnist", tmp_path)
+    jobs = launch.study("fashion_mnist", tmp_path, [])
     assert len(jobs) == len({job.workdir for job in jobs}) == 2 * (1 + 3 * 2) * 3
     job = next(job for job in jobs if job.name == "lenet5-set-0.98-s2")
     assert job.command[:3] == [sys.executable, "-m", "experiments.main"]
@@ -121,7 +119,7 @@ def test_paths_are_those_of_the_callers_folder(tmp_path, monkeypatch, capfd):
         "from configs import digits_mlp\n\n\ndef get_config(variant=''):\n    return digits_mlp.get_config('smoke')\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert main.parse(["main", "--config", "own.py", "--workdir", "run"]).config.steps == 6
+    assert main.parse(["--config", "own.py", "--workdir", "run"]).config.steps == 6
     assert launch.main(["--config", "own.py:x", "--methods", "rigl", "--dry_run"]) == 0
     command = shlex.split(capfd.readouterr().out)
     assert command[3:5] == ["--config", f"{tmp_path}/own.py:x"]
@@ -130,8 +128,8 @@ def test_paths_are_those_of_the_callers_folder(tmp_path, monkeypatch, capfd):
     assert f"--config {tmp_path}/own.py" in capfd.readouterr().out
     assert launch.main(["--config", "configs/digits_mlp.py", "--dry_run"]) == 2  # is not here
     assert "there is no config file" in capfd.readouterr().err
-    (job,) = [job for job in launch.study("fashion_mnist", tmp_path) if job.name == "mlp-rigl-0.9-s0"]
-    assert main.parse(job.command[2:]).config.method.name == "rigl"
+    (job,) = [job for job in launch.study("fashion_mnist", tmp_path, []) if job.name == "mlp-rigl-0.9-s0"]
+    assert main.parse(job.command[3:]).config.method.name == "rigl"
     # A job starts here too, and finds the project.
     monkeypatch.delenv("PYTHONPATH", raising=False)
     where = scripted(tmp_path, "where", "import os, experiments, configs\nprint(os.getcwd())")
@@ -141,10 +139,10 @@ def test_paths_are_those_of_the_callers_folder(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize("folder", ["a b", "a; rm -rf x", "$(x)", "it's", "rigl-jax"])
 def test_the_project_folder_is_quoted_for_the_shell(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path / folder)
-    job = launch.job("run", str(tmp_path / folder / "configs" / "x.py"), {"rules": "(('a b',),)"}, tmp_path)
-    remote = shlex.split(launch.on_tpu(job, "slice:zone"))[-1].removeprefix("--command=")
-    assert shlex.split(remote) == ["cd", folder, "&&", ".venv/bin/python", "-m", "experiments.main", "--config",
+    monkeypatch.setattr(remote, "ROOT", tmp_path / folder)
+    job = launch.job("run", str(tmp_path / folder / "configs" / "x.py"), [("rules", "(('a b',),)")], tmp_path)
+    told = shlex.split(remote.on_tpu(job.command, "slice:zone"))[-1].removeprefix("--command=")
+    assert shlex.split(told) == ["cd", folder, "&&", ".venv/bin/python", "-m", "experiments.main", "--config",
         "configs/x.py", "--config.rules=(('a b',),)", "--workdir", str(tmp_path / "run"), "--distributed"]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import digits_mlp
-from experiments import main, sharding
+from experiments import main, processes, sharding
 from experiments.io import checkpoint, files
 from experiments.step import compile_task, prepare
 from experiments.train import train
@@ -29,7 +29,7 @@ import sys
 import jax
 import jax.numpy as jnp
 from experiments import main, sharding
-code = main.main(["main", *sys.argv[1:]])
+code = main.main(sys.argv[1:])
 try:
     sharding.check_agreement(jnp.uint32(jax.process_index()), 5)
 except ValueError as error:
@@ -44,9 +44,9 @@ import os, pathlib, sys
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from experiments import main
+from experiments import processes
 from experiments.io import checkpoint, sums
-jax.distributed.initialize(**main.place(os.environ))
+jax.distributed.initialize(**processes.place(os.environ))
 placed = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
 folder = pathlib.Path(sys.argv[1])
 store = checkpoint.open_checkpoints(folder, keep=3)
@@ -183,18 +183,17 @@ def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(tmp_pat
 
 def test_the_environment_says_where_a_process_is():
     here = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:99", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert main.place(here) == {"coordinator_address": "10.0.0.1:99", "num_processes": 4, "process_id": 3}
-    assert main.place({}) == {}
+    assert processes.place(here) == {"coordinator_address": "10.0.0.1:99", "num_processes": 4, "process_id": 3}
+    assert processes.place({}) == {}
     for wrong in ({"JAX_NUM_PROCESSES": "3"}, {"JAX_PROCESS_ID": ""}, {"JAX_COORDINATOR_ADDRESS": ""}):
         with refused("main", *wrong):
-            main.place({**here, **wrong})
+            processes.place({**here, **wrong})
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads config files with it
 @pytest.mark.parametrize(("flag", "distributed"), [("--distributed", True), ("--distributed=true", True), ("", False)])
 def test_the_flag_is_heard_however_it_is_written(flag, distributed, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert main.parse(["main", *SMOKE, "--workdir", "run", *([flag] if flag else [])]).distributed is distributed
+    assert main.parse([*SMOKE, "--workdir", "run", *([flag] if flag else [])]).distributed is distributed
 
 
 def test_gathering_on_one_process_is_fetching():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from experiments import build, guard, main, train
+from experiments import build, guard, main, processes, train
 from experiments.execution import compile_packed
 from experiments.finite import finite
 from experiments.io import checkpoint, digests
@@ -79,7 +79,7 @@ def test_an_interrupted_run_saves_there_and_resumes_bit_for_bit(straight, tmp_pa
 
 def test_sigterm_is_noted_and_the_handler_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with main.preemption() as interrupted:
+    with processes.preemption() as interrupted:
         assert not interrupted(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupted(2)
@@ -90,19 +90,18 @@ def test_processes_that_train_together_agree_through_jax(monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 7)
     before = signal.getsignal(signal.SIGTERM)
-    with main.preemption() as interrupted:
+    with processes.preemption() as interrupted:
         assert signal.getsignal(signal.SIGTERM) is before  # JAX's own must stay
         assert [interrupted(6), interrupted(7)] == [False, True]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads config files with it
 def test_the_command_ends_well_on_sigterm(monkeypatch, capsys):
     def fake(config, workdir, *, interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"steps": 3 if interrupted(3) else config.steps}
 
     monkeypatch.setattr(train, "train", fake)
-    assert main.main(["main", "--config", "configs/digits_mlp.py:smoke", "--workdir", "runs/never"]) == 0
+    assert main.main(["--config", "configs/digits_mlp.py:smoke", "--workdir", "runs/never"]) == 0
     assert "stopped by SIGTERM, saved at step 3; the same command goes on" in capsys.readouterr().out
 
 

@@ -5,9 +5,7 @@ import pytest
 from experiments import build, main
 from tests.errors import refused
 
-# ml_collections reads config files in a way that Python will drop.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-SMOKE = ["main", "--config", "configs/digits_mlp.py:smoke", "--workdir", "never"]
+SMOKE = ["--config", "configs/digits_mlp.py:smoke", "--workdir", "never"]
 
 
 def parsed(*arguments):
@@ -46,7 +44,7 @@ def test_what_a_section_may_hold_can_be_set(arguments, expected):
 
 
 def test_a_value_may_stand_apart():
-    found = parsed("--config.optimizer.name", "adam", "-config.optimizer.b2", "0.5", "--config.seed", "3")
+    found = parsed("--config.optimizer.name", "adam", "--config.optimizer.b2", "0.5", "--config.seed", "3")
     assert (found["optimizer"]["name"], found["optimizer"]["b2"], found["seed"]) == ("adam", 0.5, 3)
 
 
@@ -61,10 +59,18 @@ def test_a_value_may_stand_apart():
         "optimizer.momentum=None",
         "model.width=[[[",
         "method.grow=magnitude",
+        "steps=many",
+        "seed.of=3",
     ],
     ids=lambda value: value.split("=")[0],
 )
 def test_what_is_wrong_is_named(argument):
     name = {"optimizer.b2=fast": "optimizer.name=adam", "model.width=[[[": "model.name=wide_resnet"}.get(argument)
-    with refused(argument.split("=")[0]):
+    with refused(*argument.split("=")[0].split(".")):
         parsed(f"--config.{argument}", *([f"--config.{name}"] if name else []))
+
+
+@pytest.mark.parametrize("arguments", [["--config.seed"], ["--config.seed", "--config.steps=3"]])
+def test_a_value_that_is_missing_is_told(arguments):
+    with refused("--config.seed"):
+        parsed(*arguments)
