@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from experiments.models.lenet import LeNet5
 from experiments.models.mlp import MLP
+from experiments.models.mobilenet import MobileNet
 from experiments.models.resnet import ResNet
 from experiments.models.wide_resnet import WideResNet
 
@@ -20,7 +21,8 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
     "wide_resnet": WideResNet,
     "resnet50": ResNet,
+    "mobilenet": MobileNet,
 }
 """`name -> constructor(num_classes, **options)`; the options are the module's fields."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "WideResNet"]
+__all__ = ["MLP", "MODELS", "LeNet5", "MobileNet", "ResNet", "WideResNet"]

@@ -20,6 +20,7 @@ SHAPES = {
     "fashion_mnist_lenet5": ((28, 28, 1), 10),
     "cifar10_wrn22_2": ((32, 32, 3), 10),
     "imagenet_resnet50": ((32, 32, 3), 1000),
+    "imagenet_mobilenet": ((32, 32, 3), 1000),
 }
 
 

@@ -14,12 +14,19 @@ from rigl_jax.costs import micronet_bits, micronet_flops
 from rigl_jax.tracing.flops import Product, flops
 from tests.errors import refused
 
-IMAGES = {"mlp": (28, 28, 1), "lenet5": (28, 28, 1), "wide_resnet": (32, 32, 3), "resnet50": (224, 224, 3)}
+IMAGES = {
+    "mlp": (28, 28, 1),
+    "lenet5": (28, 28, 1),
+    "wide_resnet": (32, 32, 3),
+    "resnet50": (224, 224, 3),
+    "mobilenet": (224, 224, 3),
+}
 SMALL = {
     "mlp": {"features": (5,)},
     "lenet5": {"features": (2, 3, 5, 4)},
     "wide_resnet": {"depth": 10, "width": 1},
     "resnet50": {"stage_sizes": (1, 1), "num_filters": 2},
+    "mobilenet": {"width": 0.25, "blocks": 2},
 }
 
 
@@ -148,6 +155,15 @@ def test_resnet_blocks_start_as_the_identity():
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     np.testing.assert_array_equal(params["stage2_block1"]["bn3"]["scale"], 0)
     np.testing.assert_array_equal(params["stage2_block1"]["bn2"]["scale"], 1)
+
+
+def test_mobilenet():
+    params = shapes("mobilenet", num_classes=1000)["params"]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 4_231_976
+    assert len(kernels(params)) == 1 + 2 * 13 + 1
+    assert kernels(params)["block13/depthwise/kernel"] == (3, 3, 1, 1024)
+    assert kernels(params)["block2/pointwise/kernel"] == (1, 1, 64, 128)
+    assert kernels(shapes("mobilenet", width=0.5)["params"])["conv1/kernel"] == (3, 3, 3, 16)
 
 
 # The paper's ResNet-50 -----------------------------------------------------------------------------------------------
