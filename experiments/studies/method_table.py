@@ -32,8 +32,8 @@ import optax
 from jax import Array, lax
 
 import rigl_jax as rx
-from experiments.benchmarks.timing import environment
 from experiments.data import idx
+from experiments.io.environment import environment
 from experiments.models import MODELS as NETWORKS
 
 RECORDS = Path(__file__).parents[1] / "records" / "method_table"
@@ -295,17 +295,19 @@ def measure(run: Run, data: Data, seed: int) -> dict[str, Any]:
     state, batches = run.init(seed), order(seed, run.steps, len(data.train.y))
     image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     counted = rx.flops(lambda params, x: run.module.apply({"params": params}, x), state.params, image)
+    sizes = {name: p.size for name, p in rx.trees.named_leaves(state.params).items()}
     forward, costs = counted.total, []
     for rewire, first, last in segments(run.algorithm, run.steps):
         state = run.train(state, data.train, batches, first, last, rewire=rewire)
         if state.explored is not None:
-            density = {name: float(d) for name, d in rx.trees.named_leaves(_densities(state.opt_state.masks)).items()}
+            active = rx.trees.named_leaves(_counts(state.opt_state.masks))
+            density = {name: int(n) / sizes[name] for name, n in active.items()}
             forward = counted._replace(density={**counted.density, **density}).total
         costs += [forward] * (last - first)
     found = {
         "seed": seed,
-        "validation": float(run.accuracy(state.params, data.validation)),
-        "test": float(run.accuracy(state.params, data.test)),
+        "validation": round(float(run.accuracy(state.params, data.validation)), 4),
+        "test": round(float(run.accuracy(state.params, data.test)), 4),
         "forward": forward,
         "training": 3 * forward
         if run.algorithm is None
@@ -315,7 +317,7 @@ def measure(run: Run, data: Data, seed: int) -> dict[str, Any]:
     return found if state.explored is None else found | _topology(state)
 
 
-_densities = jax.jit(functools.partial(jax.tree.map, jnp.mean))
+_counts = jax.jit(functools.partial(jax.tree.map, jnp.count_nonzero))
 
 
 def _topology(state: State) -> dict[str, Any]:
