@@ -1,0 +1,106 @@
+"""The studies: exact figures of the paper's arithmetic, and a table of methods on data of the right shape."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.studies import method_table, paper_tables
+from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "sparsity", "test_flops", "megabytes"),
+    [
+        ("resnet50", UNIFORM_1, 0.8, 0.2254, 23.729),
+        ("resnet50", UNIFORM_1, 0.965, 0.0656, 6.904),
+        ("resnet50", UNIFORM, 0.9, 0.1012, None),
+        ("resnet50", ERK, 0.8, 0.4153, 23.684),
+        ("resnet50", ERK, 0.95, 0.1230, 8.399),
+        ("resnet50", ERK_1, 0.99, 0.0548, 4.354),
+        ("resnet50", ER, 0.8, 0.4546, 23.685),
+        ("mobilenet", UNIFORM_1, 0.75, 0.2675, None),
+        ("mobilenet", UNIFORM_D, 0.9, 0.148, None),
+        ("mobilenet", ERK_1, 0.9, 0.2748, None),
+        ("mobilenet", ERK_D, 0.75, 0.525, None),
+        ("wide_resnet", ERK, 0.8, 0.3530, None),
+    ],
+)
+def test_flops_and_sizes(name, variant, sparsity, test_flops, megabytes):
+    net = paper_tables.network(name)
+    density = paper_tables.densities(net, variant, sparsity)
+    assert paper_tables.test_flops(net, density) == pytest.approx(test_flops, abs=6e-4 if variant.dense else 6e-5)
+    if megabytes is not None:
+        assert paper_tables.megabytes(net, density) == pytest.approx(megabytes, abs=6e-4)
+
+
+def test_training_flops():
+    net = paper_tables.network("resnet50")
+    for method, variant, sparsity, relative in (
+        ("RigL", ERK, 0.9, 0.2456),
+        ("RigL", UNIFORM_1, 0.8, 0.2279),
+        ("SNFS", ERK, 0.8, 0.610),
+        ("SNFS", ERK, 0.95, 0.415),
+        ("static, SNIP, SET", ERK, 0.8, 0.4153),
+    ):
+        assert paper_tables.training(net, method, variant, sparsity) == pytest.approx(relative, abs=5e-4)
+    for width, relative in ((0.465, 0.2218), (0.34, 0.1209), (0.26, 0.0723), (0.231, 0.0575)):
+        assert paper_tables.small_dense(net, width) == pytest.approx(relative, abs=6e-5)
+
+
+def test_published_figures_come_out_to_the_digits_printed():
+    """Those of the tables that the page does not explain away."""
+    for (name, variant, sparsity), published in paper_tables.PUBLISHED.items():
+        net = paper_tables.network(name)
+        layout = next(v for v in (UNIFORM_1, UNIFORM, ERK, ERK_1) if v.name == variant)
+        forward = paper_tables.test_flops(net, paper_tables.densities(net, layout, sparsity))
+        ours = (forward, paper_tables.rigl_training(forward), 5 * paper_tables.rigl_training(forward))
+        for value, text in zip(ours, published[:3], strict=True):
+            assert not text or abs(value - float(text)) < 0.0051, (name, variant, sparsity)
+
+
+def test_the_page_of_the_papers_arithmetic_is_up_to_date():
+    assert paper_tables.PAGE.read_text() == paper_tables.page()
+
+
+def images(n):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, 28, 28, 1), np.float32)
+    return method_table.Images(jnp.asarray(x), jnp.asarray(rng.integers(10, size=n), jnp.int32))
+
+
+def test_a_cell_of_the_method_table():
+    """Trained on noise: the facts of a record are consistent, and the same seed gives the same record."""
+    data = method_table.Data(images(640), images(2000), images(1000))
+    run = method_table.prepare(method_table.Cell("lenet_300_100", "rigl", 0.98), 640, epochs=2)
+    assert run.steps == 10
+    found = method_table.measure(run, data, 1)
+    assert found == method_table.measure(run, data, 1)
+    assert found["weights"] == sum(found["active"].values()) == 266_200 - 231_579 - 28_663 - 632
+    assert 1 - 0.98 < found["explored"] < 0.03
+    assert found["forward"] == found["weights"]  # a fully connected network does one product a weight
+    assert found["training"] == pytest.approx((29 * found["forward"] + 266_200) / 10)  # one step of ten is dense
+
+
+def test_small_dense_networks_hold_no_more_weights_than_sparse_ones():
+    for model, weights in (("lenet_300_100", 26_621), ("lenet5", 4_558), ("lenet5", 594)):
+        features = method_table.small_features(model, weights)
+        module = method_table.NETWORKS[method_table.MODELS[model]["network"]](10, features=features)
+        assert 0.6 * weights < method_table._n_weights(method_table._shapes(module)) <= weights
+
+
+def test_cells_and_records_name_each_other(tmp_path):
+    cells = list(method_table.cells())
+    assert len(set(cells)) == len(cells) == 2 * (1 + 11 * 5)
+    assert {cell.sparsity for cell in cells[:31]} == {0.0, 0.9, 0.95, 0.98}
+    (tmp_path / "lenet5.jsonl").write_text(json.dumps({**cells[-1]._asdict(), "runs": []}) + "\n")
+    assert list(method_table.read(tmp_path)) == [cells[-1]]
+
+
+def test_batches_are_whole_epochs_of_their_own_permutation():
+    batches = method_table.order(3, 9, 4 * method_table.BATCH + 5)
+    assert batches.shape == (9, method_table.BATCH)
+    for epoch in (batches[:4], batches[4:8]):
+        assert len(np.unique(epoch)) == epoch.size
+    assert not np.array_equal(batches[:4], batches[4:8])
