@@ -241,6 +241,7 @@ ELSEWHERE = {
     "rigl_inverted": "its options are those of rigl",
     **dict.fromkeys(("execution.save_safetensors", "execution.load_safetensors"), "test_export: of files"),
     "execution.export_onnx": "needs jax2onnx",
+    "flops.charge": "for rules of primitives; its arguments are those of the interpreter",
 }
 WRONG = {
     "None": None,
