@@ -1,21 +1,16 @@
-"""Trained networks as files that other tools read: packed weights as safetensors, dense models as ONNX.
+"""Trained networks as files for other tools: packed weights as safetensors, dense models as ONNX.
 
-    save_safetensors("net.safetensors", packed)
-    packed = load_safetensors("net.safetensors", like=packed)
-    small = compact(apply, params, masks, x)
-    export_onnx("net.onnx", small.apply, small.params, x)
+Both need packages that rigl_jax itself does not need: `pip install 'rigl_jax[export]'`.
 
-Both need packages that rigl_jax itself does not: `pip install 'rigl_jax[export]'`.
-
-The safetensors file holds, in the order of memory of the dense weight (row-major, as NumPy's `ravel`):
-  * a leaf without a mask as it is, under its name;
-  * a masked leaf as `<name>:values`, the active values in ascending order of their positions, beside either
+The safetensors file contains, in the memory order of the dense weight (row-major, as NumPy's `ravel`):
+  * a leaf without a mask unchanged, under its name;
+  * a masked leaf as `<name>:values`, the active values in ascending order of their positions, and either
     `<name>:positions`, int32 or int64[active], their indices in the raveled dense weight, or `<name>:mask`,
-    uint8[ceil(size / 8)], one bit a weight, most significant first (`numpy.packbits`), whichever is smaller.
-The file's metadata holds one entry, `rigl_jax.packed`, JSON: `version` (2), `leaves`, for every name the `shape` of the
-dense weight, the `dtype` of its values and `crc32`, of each tensor's bytes, and `crc32`, of the JSON of the other two
-with keys sorted. Equal weights make equal files, whatever kernels packed them. Files of version 1, which have neither
-dtypes nor a checksum of the metadata, are read too.
+    uint8[ceil(size / 8)], one bit a weight, most significant bit first (`numpy.packbits`), whichever is smaller.
+The metadata have one entry, `rigl_jax.packed`, in JSON: `version` (2); `leaves`, for every name the `shape` of the dense
+weight, the `dtype` of its values and `crc32`, that of the bytes of each tensor; and `crc32`, that of the JSON of the
+other two with sorted keys. Equal weights give equal files, whichever kernels packed them. Files of version 1, which have
+neither dtypes nor a checksum of the metadata, are read too.
 """
 
 from __future__ import annotations
@@ -45,7 +40,7 @@ Path = str | os.PathLike[str]
 
 
 def save_safetensors(path: Path, packed: Packed) -> None:
-    """Writes packed weights; the file's size follows density. An older file is replaced as a whole or not at all.
+    """Writes packed weights; the file size shrinks with the number of active weights. The file is replaced atomically.
 
     Args:
       path: the file.
@@ -85,18 +80,18 @@ def save_safetensors(path: Path, packed: Packed) -> None:
 
 
 def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose | None = None) -> Packed:
-    """Reads packed weights back, bit for bit. Types of 64 bits need `jax_enable_x64`, as everywhere in JAX.
+    """Reads packed weights, bit-identical. Types of 64 bits need `jax_enable_x64`, as everywhere in JAX.
 
     Args:
       path: a file that `save_safetensors` wrote.
       like: a `Packed`, or params: the tree to fill, whose names, shapes and dtypes must be those of the file. A
-        `Packed` also lends its kernels. None: nested dicts, by the names' slashes.
+        `Packed` also gives the kernels. None: nested dicts, from the slashes in the names.
       choose: the pattern of each leaf, as in `pack`; default `best_pattern`, or the kernels of `like`.
 
     Raises:
       ImportError: safetensors is not installed.
-      ValueError: not a safetensors file, or a damaged one, or one that something else wrote; leaves, shapes or dtypes
-        that are not those of `like`.
+      ValueError: the file is no safetensors file, is damaged or was not written by `save_safetensors`; or its leaves,
+        shapes or dtypes are not those of `like`.
 
     >>> import jax.numpy as jnp
     >>> import rigl_jax as rx
@@ -134,8 +129,8 @@ def export_onnx(
 ) -> None:
     """Writes a model with its weights as ONNX, by jax2onnx; best after `compact`, for ONNX stores weights dense.
 
-    The graph's inputs are called `input_0`, `input_1`, ..., its outputs `output_0`, ..., in pytree order. Runs on
-    ONNX Runtime in float32; what else a runtime offers (bfloat16 on a CPU, say) is its own matter.
+    The graph's inputs are called `input_0`, `input_1`, ..., its outputs `output_0`, ..., in pytree order. It is tested on
+    ONNX Runtime in float32; other types (such as bfloat16 on a CPU) depend on the runtime.
 
     Args:
       path: the file; replaced as a whole or not at all.
