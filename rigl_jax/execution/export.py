@@ -7,10 +7,10 @@ The safetensors file contains, in the memory order of the dense weight (row-majo
   * a masked leaf as `<name>:values`, the active values in ascending order of their positions, and either
     `<name>:positions`, int32 or int64[active], their indices in the raveled dense weight, or `<name>:mask`,
     uint8[ceil(size / 8)], one bit a weight, most significant bit first (`numpy.packbits`), whichever is smaller.
-The metadata have one entry, `rigl_jax.packed`, in JSON: `version` (2); `leaves`, for every name the `shape` of the dense
-weight, the `dtype` of its values and `crc32`, that of the bytes of each tensor; and `crc32`, that of the JSON of the
-other two with sorted keys. Equal weights give equal files, whichever kernels packed them. Files of version 1, which have
-neither dtypes nor a checksum of the metadata, are read too.
+The metadata have one entry, `rigl_jax.packed`, in JSON: `version` (2); `leaves`, for every name the `shape` of the
+dense weight, the `dtype` of its values and `crc32`, that of the bytes of each tensor; and `crc32`, that of the JSON of
+the other two with sorted keys. Equal weights give equal files, whichever kernels packed them. Files of version 1, which
+have neither dtypes nor a checksum of the metadata, are read too.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def export_onnx(
 ) -> None:
     """Writes a model with its weights as ONNX, by jax2onnx; best after `compact`, for ONNX stores weights dense.
 
-    The graph's inputs are called `input_0`, `input_1`, ..., its outputs `output_0`, ..., in pytree order. It is tested on
-    ONNX Runtime in float32; other types (such as bfloat16 on a CPU) depend on the runtime.
+    The graph's inputs are called `input_0`, `input_1`, ..., its outputs `output_0`, ..., in pytree order. It is tested
+    on ONNX Runtime in float32; other types (such as bfloat16 on a CPU) depend on the runtime.
 
     Args:
       path: the file; replaced as a whole or not at all.
