@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import method_table, paper_tables
+from experiments.models import MODELS
+from experiments.studies import method_table, method_training, paper_tables
 from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
 
 
@@ -67,16 +69,16 @@ def test_the_page_of_the_papers_arithmetic_is_up_to_date():
 def images(n):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((n, 28, 28, 1), np.float32)
-    return method_table.Images(jnp.asarray(x), jnp.asarray(rng.integers(10, size=n), jnp.int32))
+    return method_training.Images(jnp.asarray(x), jnp.asarray(rng.integers(10, size=n), jnp.int32))
 
 
 def test_a_cell_of_the_method_table():
     """Trained on noise: the facts of a record are consistent, and the same seed gives the same record."""
-    data = method_table.Data(images(640), images(2000), images(1000))
-    run = method_table.prepare(method_table.Cell("lenet_300_100", "rigl", 0.98), 640, epochs=2)
+    data = method_training.Data(images(640), images(2000), images(1000))
+    run, _ = method_table.prepare(method_table.Cell("lenet_300_100", "rigl", 0.98), 640, epochs=2)
     assert run.steps == 10
-    found = method_table.measure(run, data, 1)
-    assert found == method_table.measure(run, data, 1)
+    found = method_training.measure(run, data, 1)
+    assert found == method_training.measure(run, data, 1)
     assert found["weights"] == sum(found["active"].values()) == 266_200 - 231_579 - 28_663 - 632
     assert 1 - 0.98 < found["explored"] < 0.03
     assert found["forward"] == found["weights"]  # a fully connected network does one product a weight
@@ -99,8 +101,16 @@ def test_cells_and_records_name_each_other(tmp_path):
 
 
 def test_batches_are_whole_epochs_of_their_own_permutation():
-    batches = method_table.order(3, 9, 4 * method_table.BATCH + 5)
-    assert batches.shape == (9, method_table.BATCH)
+    batches = method_training.order(3, 9, 4 * method_training.BATCH + 5)
+    assert batches.shape == (9, method_training.BATCH)
     for epoch in (batches[:4], batches[4:8]):
         assert len(np.unique(epoch)) == epoch.size
     assert not np.array_equal(batches[:4], batches[4:8])
+
+
+def test_lenet5_as_products_is_lenet5():
+    module = MODELS["lenet5"](10, features=(2, 3, 7, 5))
+    x = images(4).x
+    variables = module.init(jax.random.key(0), x)
+    logits = method_training.forward(module)(variables["params"], x)
+    np.testing.assert_allclose(logits, module.apply(variables, x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,277 @@
+"""One run of the method table: all steps of one kind in one compiled loop, the data set on the device."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+import rigl_jax as rx
+from experiments.data import idx
+from experiments.models import LeNet5
+
+BATCH, VALIDATION = 128, 10_000
+OPTIMIZER = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+LANGEVIN = {"l1": 1e-5, "noise": 1e-5}
+"""DeepR's drift, and the standard deviation of its noise as a multiple of the learning rate: its authors' for MNIST."""
+Apply = Callable[[Any, Array], Array]
+
+
+class Images(NamedTuple):
+    """Standardised images `float32[N, 28, 28, 1]` and labels `int32[N]`."""
+
+    x: Array
+    y: Array
+
+
+class Data(NamedTuple):
+    """The three parts of the data set."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+class State(NamedTuple):
+    """All that changes in one run.
+
+    Attributes:
+      params: the weights, masked.
+      opt_state: `rx.SparseState`, or the bare optax state of a dense run.
+      explored: masks of the weights that were ever active; None for a dense run.
+      born: masks of the weights that the last change of masks grew; None for a dense run.
+      survival: float32[2], of all grown weights how many the next change of masks kept, and how many there were.
+    """
+
+    params: Any
+    opt_state: Any
+    explored: Any
+    born: Any
+    survival: Array
+
+
+class Run(NamedTuple):
+    """A run made ready.
+
+    Attributes:
+      steps: of the whole training.
+      module: the network.
+      algorithm: the method; None for a dense run.
+      init: `seed -> state`.
+      train: `(state, images, order, first, one past the last, rewire=bool) -> state`: steps of one kind.
+      accuracy: `(params, images) -> float32` scalar.
+    """
+
+    steps: int
+    module: nn.Module
+    algorithm: rx.Algorithm | None
+    init: Callable[[Any], State]
+    train: Callable[..., State]
+    accuracy: Callable[[Any, Images], Array]
+
+
+def load(source: str | Path) -> Data:
+    """Fashion-MNIST, standardised by mean and deviation of the training part.
+
+    Raises:
+      ValueError: the folder does not hold the four IDX files.
+    """
+    parts = idx.read_folder(source)
+    (images, labels), test = parts["train"], parts["test"]
+    split = len(images) - VALIDATION
+    mean, std = images[:split].mean(), images[:split].std()
+
+    def part(x: np.ndarray, y: np.ndarray) -> Images:
+        return Images(jnp.asarray((x.astype(np.float32) - mean) / std), jnp.asarray(y, jnp.int32))
+
+    return Data(part(images[:split], labels[:split]), part(images[split:], labels[split:]), part(*test))
+
+
+def compile_run(
+    module: nn.Module, algorithm: rx.Algorithm | None, steps: int, rate: float, *, noisy: bool = False
+) -> Run:
+    """The programs of a run: one for all seeds, and one each for ordinary and for rewiring steps.
+
+    Args:
+      module: the network.
+      algorithm: the method; None trains dense.
+      steps: of the whole training.
+      rate: the peak of the learning rate, from which it falls by a cosine.
+      noisy: adds DeepR's drift and noise.
+    """
+    apply = forward(module)
+    transform = functools.partial(_transform, algorithm, optax.cosine_decay_schedule(rate, steps), noisy)
+    train = jax.jit(functools.partial(_train, apply, transform), static_argnames="rewire", donate_argnums=0)
+    init = jax.jit(functools.partial(_init, module, transform))
+    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(_accuracy, apply)))
+
+
+def forward(module: nn.Module) -> Apply:
+    """`(params, images) -> logits` of a network; LeNet-5 with its convolutions as products.
+
+    XLA on CPU takes some five times as long for a small convolution in a loop as for the product of its patches.
+    """
+    if not isinstance(module, LeNet5):
+        return lambda params, x: module.apply({"params": params}, x)
+
+    def product(layer: Any, x: Array) -> Array:
+        kernel = layer["kernel"].reshape(len(x), -1)
+        return kernel.T @ x + layer["bias"][:, None]
+
+    def apply(params: Any, x: Array) -> Array:
+        x = x.transpose(3, 1, 2, 0)  # channels first, images last, so that every loop is long
+        for layer in (params["conv1"], params["conv2"]):
+            side, n = x.shape[1] - 4, x.shape[-1]
+            patches = jnp.stack([x[:, i : i + side, j : j + side] for i in range(5) for j in range(5)])
+            x = nn.relu(product(layer, patches.reshape(-1, side * side * n)))
+            x = x.reshape(-1, side // 2, 2, side // 2, 2, n).max((2, 4))
+        x = x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1])
+        for layer in (params["dense1"], params["dense2"]):
+            x = nn.relu(product(layer, x))
+        return product(params["logits"], x).T
+
+    return apply
+
+
+def _transform(
+    algorithm: rx.Algorithm | None, rate: optax.Schedule, noisy: bool, key: Array
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a member of the ensemble of seeds; its key may be traced."""
+
+    def kernels(params: Any) -> Any:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    momentum = optax.sgd(rate, momentum=OPTIMIZER["momentum"], nesterov=OPTIMIZER["nesterov"])
+    inner = optax.chain(optax.add_decayed_weights(OPTIMIZER["weight_decay"], mask=kernels), momentum)
+    if noisy:
+        heat = LANGEVIN["noise"] ** 2 / 2  # the noise has variance 2 rate temperature
+        noise = rx.langevin(rate, l1=LANGEVIN["l1"], temperature=lambda count: heat * rate(count), key=key)
+        inner = optax.chain(inner, optax.masked(noise, kernels))
+    return optax.with_extra_args_support(inner) if algorithm is None else rx.sparsify(inner, algorithm, key=key)
+
+
+def _init(module: nn.Module, transform: Callable[..., Any], seed: Array) -> State:
+    first, masks = jax.random.split(jax.random.key(seed))
+    params = module.init(first, jnp.zeros((1, 28, 28, 1)))["params"]
+    opt_state = transform(masks).init(params)
+    if not isinstance(opt_state, rx.SparseState):
+        return State(params, opt_state, None, None, jnp.zeros(2))
+    born = jax.tree.map(jnp.zeros_like, opt_state.masks)
+    explored = jax.tree.map(jnp.copy, opt_state.masks)
+    return State(rx.apply_masks(params, opt_state.masks), opt_state, explored, born, jnp.zeros(2))
+
+
+def _train(
+    apply: Apply, transform: Callable[..., Any], state: State, data: Images, order: Array, start: Any, stop: Any,
+    *, rewire: bool,
+) -> State:  # fmt: skip
+    """The steps from `start` up to `stop`, all of one kind; `order` is int32[steps, batch]."""
+    tx = transform(jax.random.key(0))  # the state brings its own key
+
+    def loss(params: Any, rows: Array) -> Array:
+        logits = apply(params, data.x[rows])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.y[rows]).mean()
+
+    def step(i: Array, state: State) -> State:
+        grads = jax.grad(loss)(state.params, order[i])
+        extra = {} if state.explored is None else {"rewire": rewire}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+        new = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        return _followed(state, new) if rewire else new
+
+    return lax.fori_loop(start, stop, step, state)
+
+
+def _followed(old: State, new: State) -> State:
+    """Writes down what a change of masks grew, and what it left of that which the one before had grown."""
+    before, after = old.opt_state.masks, new.opt_state.masks
+    kept, born = (_total(tree) for tree in (jax.tree.map(jnp.logical_and, old.born, after), old.born))
+    return new._replace(
+        explored=jax.tree.map(jnp.logical_or, old.explored, after),
+        born=jax.tree.map(lambda a, b: b & ~a, before, after),
+        survival=old.survival + jnp.stack([kept, born]),
+    )
+
+
+def _total(masks: Any) -> Array:
+    return sum(jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks))
+
+
+def _accuracy(apply: Apply, params: Any, images: Images) -> Array:
+    """Share of right answers, float32 scalar."""
+
+    def right(part: Images) -> Array:
+        return jnp.sum(jnp.argmax(apply(params, part.x), -1) == part.y)
+
+    parts = jax.tree.map(lambda x: x.reshape(-1, 1000, *x.shape[1:]), images)
+    return jnp.sum(lax.map(right, parts)) / images.y.size
+
+
+def segments(algorithm: rx.Algorithm | None, steps: int) -> list[tuple[bool, int, int]]:
+    """`(rewires, first, one past the last)` of the longest runs of steps of one kind."""
+    due = [algorithm is not None and bool(algorithm.due(step)) for step in range(steps)]
+    lengths = [(kind, len(list(group))) for kind, group in itertools.groupby(due)]
+    ends = list(itertools.accumulate(length for _, length in lengths))
+    return [(kind, end - length, end) for (kind, length), end in zip(lengths, ends, strict=True)]
+
+
+def order(seed: int, steps: int, n_train: int) -> np.ndarray:
+    """int32[steps, BATCH], which images make each batch: a new permutation each epoch, as `experiments.data` has it."""
+    per_epoch = n_train // BATCH
+    epochs = [np.random.default_rng([seed, epoch]).permutation(n_train) for epoch in range(-(-steps // per_epoch))]
+    return np.concatenate([p[: per_epoch * BATCH].reshape(-1, BATCH) for p in epochs])[:steps].astype(np.int32)
+
+
+def measure(run: Run, data: Data, seed: int) -> dict[str, Any]:
+    """Trains one seed to its end and says what came out."""
+    state, batches = run.init(seed), order(seed, run.steps, len(data.train.y))
+    image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    counted = rx.flops(lambda params, x: run.module.apply({"params": params}, x), state.params, image)
+    sizes = {name: p.size for name, p in rx.trees.named_leaves(state.params).items()}
+    forward, costs = counted.total, []
+    for rewire, first, last in segments(run.algorithm, run.steps):
+        state = run.train(state, data.train, batches, first, last, rewire=rewire)
+        if state.explored is not None:
+            active = rx.trees.named_leaves(_counts(state.opt_state.masks))
+            density = {name: int(n) / sizes[name] for name, n in active.items()}
+            forward = counted._replace(density={**counted.density, **density}).total
+        costs += [forward] * (last - first)
+    found = {
+        "seed": seed,
+        "validation": round(float(run.accuracy(state.params, data.validation)), 4),
+        "test": round(float(run.accuracy(state.params, data.test)), 4),
+        "forward": forward,
+        "training": 3 * forward
+        if run.algorithm is None
+        else rx.training_cost(run.algorithm, costs, counted.total, run.steps),
+        "weights": sum(int(jnp.count_nonzero(p)) for p in jax.tree.leaves(state.params) if p.ndim > 1),
+    }
+    return found if state.explored is None else found | _topology(state)
+
+
+_counts = jax.jit(functools.partial(jax.tree.map, jnp.count_nonzero))
+
+
+def _topology(state: State) -> dict[str, Any]:
+    """Facts about the masks: explored share, survival of grown weights, units that are cut off."""
+    masks = {name: np.asarray(mask) for name, mask in rx.trees.named_leaves(state.opt_state.masks).items()}
+    kept, grown = (float(value) for value in state.survival)
+    size = sum(mask.size for mask in masks.values())
+    return {
+        "active": {name: int(mask.sum()) for name, mask in masks.items()},
+        "explored": float(_total(state.explored)) / size,
+        "survival": kept / grown if grown else None,
+        "without_input": {
+            name: int((~mask.any(axis=tuple(range(mask.ndim - 1)))).sum()) for name, mask in masks.items()
+        },
+        "unused_inputs": {name: int((~mask.any(axis=-1)).sum()) for name, mask in masks.items()},
+    }
