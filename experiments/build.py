@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import rigl_jax as rx
 from experiments import data as data_module
 from experiments import own, sharding
-from experiments.config import check_keys, plain
+from experiments.config import DENSE, check_keys, plain
 from experiments.models import MODELS, adapters
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
 from experiments.options import choose, find, key, options
@@ -28,9 +28,6 @@ from rigl_jax import structures
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
 from rigl_jax.execution import PackedTraining
-
-DENSE = "dense"
-"""The method that is no algorithm: the inner optimizer alone, without masks."""
 
 DISTRIBUTIONS: dict[str, Callable[..., dict[str, float]]] = {
     "erk": rx.erk,

@@ -46,6 +46,9 @@ KEYS: dict[str, Rule] = {
 }
 """What a config holds, all of it required; `configs/common.py` gives each a value and says what it means."""
 
+DENSE = "dense"
+"""The method that is no algorithm: the inner optimizer alone, without masks."""
+
 MASKS_ONLY = ("method", "sparsity", "distribution", "rules")
 """Keys that a dense run does not read."""
 

@@ -23,6 +23,7 @@ import optax
 
 import rigl_jax as rx
 from experiments import pages
+from rigl_jax.algorithms import METHODS
 from rigl_jax.base import Algorithm, PyTree
 
 PAGE = Path("docs/algorithms.md")
@@ -45,12 +46,9 @@ def task() -> tuple[PyTree, Any, Any]:
 
 def build(name: str, params: PyTree, loss: Any) -> Algorithm:
     """The algorithm with its own defaults, but for a schedule that fits the short run."""
-    rules = [("first", rx.fan_in() if name == "srigl" else rx.unstructured()), ("second", None)]
-    plan = rx.make_plan(params, SPARSITY, rx.uniform, rules=rules)
-    common = {"period": PERIOD, "stop": STEPS * 3 // 4, "loss": loss}
-    constructor = rx.ALGORITHMS[name]
-    options = {k: v for k, v in common.items() if k in inspect.signature(constructor).parameters}
-    return constructor(plan, **options)
+    entry = METHODS[name]
+    plan = rx.make_plan(params, SPARSITY, rx.uniform, rules=[("first", entry.structure), ("second", None)])
+    return entry.example(plan, period=PERIOD, stop=STEPS * 3 // 4, loss=loss)
 
 
 def evolve(name: str) -> tuple[dict[int, np.ndarray], float]:
@@ -101,10 +99,9 @@ def draw(name: str) -> Path:
 
 def section(name: str) -> str:
     """The entry of one algorithm as Markdown."""
-    constructor = rx.ALGORITHMS[name]
-    about = inspect.cleandoc(constructor.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-    parameters = list(inspect.signature(constructor).parameters.values())[1:]
-    options = ", ".join(f"`{_shown(p)}`" for p in parameters if p.kind is not p.VAR_KEYWORD) or "none"
+    entry = METHODS[name]
+    about = inspect.cleandoc(entry.constructor.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    options = ", ".join(f"`{_shown(option)}`" for option in entry.options.values()) or "none"
     return f"## {name}\n\n{about}\n\n![masks of {name}](pictures/{name}.png)\n\nOptions: {options}.\n"
 
 
@@ -126,7 +123,7 @@ The pictures show the first layer (24 inputs down, 32 units across; dark: active
 the shaded third of the inputs carries any signal, at a target of {SPARSITY:.0%} sparsity, rewired every {PERIOD} of
 {STEPS} steps where the method rewires. They show how masks move, not how well a method trains.
 """
-    return head + "\n" + "\n".join(section(name) for name in rx.ALGORITHMS)
+    return head + "\n" + "\n".join(section(name) for name in METHODS)
 
 
 def main() -> int:
@@ -134,7 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    for name in () if check else rx.ALGORITHMS:
+    for name in () if check else METHODS:
         print(draw(name))
     return pages.update({PAGE: page()}, check=check, command="python -m experiments.gallery")
 

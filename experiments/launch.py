@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from experiments import build, command, own, processes, remote, studies, texts
 from experiments.command import ROOT, Values
-from experiments.config import MASKS_ONLY
+from experiments.config import DENSE, MASKS_ONLY
 from experiments.io import files, run_directory
 from experiments.main import parse
 from rigl_jax import trees
@@ -106,7 +106,7 @@ def grid(config: str, axes: Mapping[str, Sequence[str]], root: Path) -> list[Job
         chosen = dict(zip(axes, cell, strict=True))
         method = chosen["method.name"]
         told = [key for key in axes if len(axes[key]) > 1 and key not in ("method.name", "seed")]
-        if method == build.DENSE:
+        if method == DENSE:
             masks_only = {key for key in told if key.split(".")[0] in MASKS_ONLY}
             chosen |= {key: axes[key][0] for key in masks_only}
             told = [key for key in told if key not in masks_only]

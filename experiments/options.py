@@ -26,13 +26,21 @@ class Options(NamedTuple):
     open_ended: bool
 
 
+def parameters(constructor: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a function, or the constructor of a class, takes."""
+    found = inspect.unwrap(constructor)
+    if not inspect.isclass(found):
+        return list(inspect.signature(found).parameters.values())
+    return list(inspect.signature(found.__init__).parameters.values())[1:]  # NNX hides it behind a metaclass
+
+
 def options(constructor: Callable[..., Any], fixed: int) -> Options:
     """What a constructor takes beyond its `fixed` leading arguments."""
-    parameters = list(inspect.signature(constructor).parameters.values())[fixed:]
-    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    given = parameters(constructor)[fixed:]
+    named = [p for p in given if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     named = [p for p in named if p.name not in ("parent", "name", "rngs")]  # what Flax adds, and is given
     required = {p.name for p in named if p.default is p.empty}
-    return Options({p.name: p.default for p in named}, required, any(p.kind is p.VAR_KEYWORD for p in parameters))
+    return Options({p.name: p.default for p in named}, required, any(p.kind is p.VAR_KEYWORD for p in given))
 
 
 @contextlib.contextmanager

@@ -39,9 +39,11 @@ def is_own(name: Any) -> bool:
 def label(name: str) -> str:
     """A name as tables and legends show it: the attribute alone.
 
-    >>> label("path/to/nets.py:Net"), label("rigl")
-    ('Net', 'rigl')
+    >>> label("path/to/nets.py:Net"), label("path/to/digits.npz"), label("rigl")
+    ('Net', 'digits', 'rigl')
     """
+    if name.endswith(".npz"):
+        return Path(name).stem
     return name.rsplit(":", 1)[1] if is_own(name) else name
 
 

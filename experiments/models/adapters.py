@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen, nnx
 
+from experiments.options import parameters
 from rigl_jax.base import Array, PyTree
 
 _OTHERS = "*"
@@ -41,7 +42,7 @@ def adapt(constructor: Callable[..., Any], num_classes: int) -> Model:
     Raises:
       ValueError: it gives something else; or what the constructor says of its arguments.
     """
-    if "rngs" in inspect.signature(constructor).parameters:
+    if "rngs" in {parameter.name for parameter in parameters(constructor)}:
         return from_nnx(lambda rngs: constructor(num_classes, rngs=rngs))
     made = constructor(num_classes)
     if isinstance(made, Model):

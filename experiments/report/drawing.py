@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from experiments import texts
+from experiments.config import DENSE
 from experiments.report.methods import Style, distribution_label, style
 from experiments.report.runs import Run
 from experiments.report.tables import Key, sparsity_text
@@ -72,7 +73,7 @@ def png(figure: Figure) -> bytes:
 
 def panels(groups: Iterable[tuple[Key, str]]) -> list[Panel]:
     """The (sparsity, distribution) pairs among groups; one dense panel if nothing is sparse."""
-    return sorted({(key.sparsity, key.distribution) for key, _ in groups if key.method != "dense"}) or [(0.0, "")]
+    return sorted({(key.sparsity, key.distribution) for key, _ in groups if key.method != DENSE}) or [(0.0, "")]
 
 
 def title(panel: Panel) -> str:
@@ -84,7 +85,7 @@ def lines(groups: Mapping[tuple[Key, str], list[Run]], panel: Panel, *, dense: b
     """The lines of one panel in the order of tables; with `dense`, the dense runs too, as the reference."""
     picked = []
     for (key, settings), runs in groups.items():
-        here = dense if key.method == "dense" else (key.sparsity, key.distribution) == panel
+        here = dense if key.method == DENSE else (key.sparsity, key.distribution) == panel
         if here:
             look = style(key.method)
             picked.append(Line(texts.figure(f"{look.label}, {settings}" if settings else look.label), look, runs))

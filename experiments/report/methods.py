@@ -5,6 +5,10 @@ from __future__ import annotations
 import zlib
 from typing import NamedTuple
 
+from experiments import own
+from experiments.config import DENSE
+from rigl_jax.algorithms import METHODS
+
 # Okabe and Ito's eight colours, told apart with every common form of colour blindness; yellow is too pale for lines.
 _BLACK, _ORANGE, _SKY, _GREEN = "#333333", "#E69F00", "#56B4E9", "#009E73"
 _BLUE, _VERMILION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -19,38 +23,31 @@ class Style(NamedTuple):
     dash: str = "-"
 
 
-STYLES: dict[str, Style] = {
-    "dense": Style("Dense", _BLACK, "s", "--"),
-    "static": Style("Static", _SKY, "v"),
-    "set": Style("SET", _ORANGE, "^"),
-    "rigl": Style("RigL", _BLUE, "o"),
-    "snfs": Style("SNFS", _GREEN, "D"),
-    "dsr": Style("DSR", _PURPLE, "P"),
-    "deep_r": Style("Deep R", _VERMILION, "X"),
-    "snip": Style("SNIP", _GREEN, "<", ":"),
-    "gmp": Style("GMP", _VERMILION, ">", "-."),
-}
-"""Known methods, in the order of tables and legends."""
+_COLOURS = (_SKY, _ORANGE, _BLUE, _GREEN, _PURPLE, _VERMILION)
+_MARKERS = "v^oDPX<>dph*"
+_DASHES = ("-", "-.", ":")
 
 
 def style(method: str) -> Style:
-    """The style of a method; one without an entry gets a colour of its own that depends on its name alone."""
+    """The style of a method: by its place in the registry, or of a user's own method by its name alone."""
+    if method == DENSE:
+        return Style("Dense", _BLACK, "s", "--")
     method = method.removesuffix("_")  # rx.set_ bears the underscore for Python's sake only
-    if method in STYLES:
-        return STYLES[method]
-    number = zlib.crc32(method.encode(errors="surrogatepass"))
-    return Style(method, (_GREEN, _PURPLE, _VERMILION)[number % 3], "dph*"[number % 4], ("-.", ":")[number // 4 % 2])
+    known = method in METHODS
+    number = list(METHODS).index(method) if known else 3 + zlib.crc32(method.encode(errors="surrogatepass")) % 33
+    turn, place = divmod(number, len(_COLOURS))
+    name = METHODS[method].label if known else own.label(method)
+    return Style(name, _COLOURS[place], _MARKERS[number % len(_MARKERS)], _DASHES[turn % len(_DASHES)])
 
 
 def label(method: str) -> str:
-    """The name in print: `"rigl"` -> `"RigL"`, `"set_"` -> `"SET"`."""
+    """The name in print: `"rigl"` -> `"RigL"`, `"own.py:mine"` -> `"mine"`."""
     return style(method).label
 
 
 def rank(method: str) -> tuple[int, str]:
-    """Sorts methods: known ones in the order of `STYLES`, then the others by name."""
-    known = list(STYLES)
-    name = method.removesuffix("_")
+    """Sorts methods: dense, those of the registry in its order, then the others by name."""
+    known, name = [DENSE, *METHODS], method.removesuffix("_")
     return (known.index(name) if name in known else len(known), name)
 
 

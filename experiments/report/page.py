@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments import texts
+from experiments import own, texts
 from experiments.report.drawing import png
 from experiments.report.figures import FIGURES
 from experiments.report.runs import Run, config_text, split
@@ -40,7 +40,8 @@ def draw(runs: Iterable[Run]) -> dict[str, tuple[bytes, str]]:
     for run in split(runs)[0]:
         parts.setdefault(key(run)[:2], []).append(run)
     out = {}
-    for (dataset, model), members in sorted(parts.items()):
+    for names, members in sorted(parts.items()):
+        dataset, model = map(own.label, names)
         for name, (figure_of, caption) in FIGURES.items():
             if (figure := figure_of(members)) is not None:
                 alone = len(parts) == 1

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from rich import box
 from rich.table import Table
 
-from experiments import pages, texts
-from experiments.config import MASKS_ONLY
+from experiments import own, pages, texts
+from experiments.config import DENSE, MASKS_ONLY
 from experiments.report.methods import distribution_label, label, rank
 from experiments.report.runs import Run, config_text, is_number, split
 from experiments.resuming import harmless
@@ -77,7 +77,7 @@ def key(run: Run) -> Key:
             expected = "a word" if word else "a number"
             where = run.path / "summary.json"
             raise ValueError(f"report: {where}: {name} must be {expected}, got {summary[name]!r:.60}")
-    dense = summary["method"] == "dense"
+    dense = summary["method"] == DENSE
     return Key(
         dataset=str(summary["dataset"]),
         model=str(summary["model"]),
@@ -97,7 +97,7 @@ def _separates(name: str) -> bool:
 
 def _settings(run: Run) -> dict[str, str]:
     values = {name: value for name, value in config_text(run.config).items() if _separates(name)}
-    if run.summary is not None and run.summary["method"] == "dense":
+    if run.summary is not None and run.summary["method"] == DENSE:
         values = {name: value for name, value in values.items() if name.split(".")[0] not in MASKS_ONLY}
     return values
 
@@ -221,7 +221,7 @@ def grids(table: Iterable[Row]) -> list[Grid]:
     for (dataset, model), part in parts.items():
         width = len(_HEADERS) if any(row.settings for row in part) else len(_HEADERS) - 1
         cells = [[texts.plain(cell) for cell in _cells(row)[:width]] for row in part]
-        out.append(Grid(texts.plain(f"{dataset}, {model}"), _HEADERS[:width], cells))
+        out.append(Grid(texts.plain(f"{own.label(dataset)}, {own.label(model)}"), _HEADERS[:width], cells))
     return out
 
 
