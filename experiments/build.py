@@ -14,20 +14,21 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import rigl_jax as rx
 from experiments import data as data_module
 from experiments import own, sharding
 from experiments.config import DENSE, check_keys, plain
+from experiments.execution import Execution, dense, masked, packed
 from experiments.models import MODELS, adapters
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
 from experiments.options import choose, find, key, options
 from experiments.rules import unknown
+from experiments.step import Objective
 from rigl_jax import structures
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
-from rigl_jax.execution import PackedTraining
 
 DISTRIBUTIONS: dict[str, Callable[..., dict[str, float]]] = {
     "erk": rx.erk,
@@ -130,29 +131,22 @@ def optimizer(config: Mapping[str, Any], params: PyTree) -> optax.GradientTransf
     return choose("optimizer", OPTIMIZERS, config["optimizer"], 2)(learning_rate(config), kernels(params))
 
 
-def training(
+def execution(
     config: Mapping[str, Any],
-    inner: optax.GradientTransformation,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
     algorithm: Algorithm | None,
-    key: jax.Array,
     mesh: Mesh,
-) -> tuple[optax.GradientTransformationExtraArgs, PackedTraining | None]:
-    """What updates the weights: a masked transformation, and beside it its packed form where the config asks for it."""
-    packed = config["execution"] == "packed"
-    if algorithm is None:
-        if packed:
-            raise ValueError("config.execution: a dense run has nothing to pack, got 'packed'; use 'masked'")
-        return optax.with_extra_args_support(inner), None
-    tx = rx.sparsify(inner, algorithm, key=key)
-    if not packed:
-        return tx, None
-    if mesh.size > 1 and (mesh.size > mesh.shape[sharding.DATA] or config["sharding"]):
+) -> Execution:
+    """How the run is executed: dense without an algorithm, else as `config.execution` says."""
+    if algorithm is not None:
+        form = {"masked": masked, "packed": packed}[config["execution"]]
+        return form(objective, optimizer, algorithm, mesh, config["sharding"])
+    if config["execution"] != "masked":
         raise ValueError(
-            "config.execution: packed weights lie whole on every device, which share the batch; it takes a mesh of "
-            f"{sharding.DATA!r} alone and no sharding rules, got mesh {dict(mesh.shape)}, sharding {config['sharding']}"
+            f"config.execution: a dense run has nothing to pack, got {config['execution']!r}; use 'masked'"
         )
-    whole = NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
-    return tx, rx.packed_training(inner, algorithm, key=key, sharding=whole)
+    return dense(objective, optimizer, mesh, config["sharding"])
 
 
 def layer_rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:

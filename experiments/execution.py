@@ -1,66 +1,308 @@
-"""The steps of a run on packed weights: an ordinary one on active weights only, a rewiring through the masked form."""
+"""How a network is executed: dense, masked or packed, behind one interface.
+
+A masked run multiplies whole matrices in which pruned weights are 0. A packed run stores and multiplies active weights
+only, and rewires through the masked step, so that its masks are those of a masked run. `experiments.build` chooses.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import optax
+from jax.sharding import Mesh
 
-from experiments import sharding
-from experiments.step import Batch, Compiled, Task, TrainState, compile_task, eval_step, loss_of, stepped
-from rigl_jax.base import Array, PyTree
-from rigl_jax.execution import Packed, PackedTraining, run_packed
+import rigl_jax as rx
+from experiments import measure, sharding
+from experiments.step import (
+    Batch,
+    Objective,
+    TrainState,
+    advance,
+    evaluation_sums,
+    gradient_of,
+    init_variables,
+    new_state,
+)
+from rigl_jax import trees
+from rigl_jax.base import Algorithm, Array, Masks, PyTree
+from rigl_jax.execution import Packed, run_packed
+
+State = Any
+"""What an execution runs on: a `TrainState`, or a `PackedState`. Both have the fields `step` and `totals`."""
 
 
-def compile_packed(task: Task) -> Compiled:
-    """`compile_task` for a run on packed weights.
+class Execution(NamedTuple):
+    """The compiled functions of a run. Batches are split over the mesh; the state lies as `config.sharding` says.
 
-    Its state holds `Packed` weights and the optimizer state of `rx.packed_training`; the weights ever active are kept
-    as bits. A rewiring is the masked step itself, between `leave` and `enter`, so masks are those of a masked run.
+    Attributes:
+      init: `(params=None, masks=None) -> TrainState`, before the first step. Given weights (dense, parallel to the
+        model's) and masks take the place of random ones.
+      abstract: `() -> TrainState` of shapes, types and shardings, into which a checkpoint is restored.
+      due: `step -> bool`, on the host: does this step, counted from 0, rewire?
+      step: `(state, batch) -> state`: an ordinary training step. The state is donated.
+      rewire: `(state, batch) -> (state, counts)`: a training step that is due. `counts` are those of `measure.counts`.
+        The state is donated.
+      evaluate: `(state, batch) -> float32[3]`; see `experiments.step.evaluation_sums`. It also takes a `TrainState`.
+      gradient: `(TrainState, batch) -> (loss, gradient)`; the gradient is dense and parallel to params.
+      masks: `TrainState -> masks`; a tree without arrays for a dense run.
+      to_masked: `state -> TrainState`. Exact; a dense or masked run runs on the `TrainState` itself.
+      from_masked: `TrainState -> state`, its inverse.
     """
-    masked, training = compile_task(task), task.packed
-    assert training is not None  # for the type checker: `build.training` made it
-    whole = NamedSharding(task.mesh, PartitionSpec())
-    split = NamedSharding(task.mesh, PartitionSpec(sharding.DATA))  # several devices share the batch
-    apply = run_packed(task.model.apply, batch=split if task.mesh.size > 1 else None)
 
-    def enter(state: TrainState, like: Packed | None = None) -> TrainState:
+    init: Callable[..., TrainState]
+    abstract: Callable[[], TrainState]
+    due: Callable[[int], bool]
+    step: Callable[[State, Batch], State]
+    rewire: Callable[[State, Batch], tuple[State, Array]]
+    evaluate: Callable[[State, Batch], Array]
+    gradient: Callable[[TrainState, Batch], tuple[Array, PyTree]]
+    masks: Callable[[TrainState], Masks]
+    to_masked: Callable[[State], TrainState]
+    from_masked: Callable[[TrainState], State]
+
+
+class PackedState(NamedTuple):
+    """A `TrainState` whose sparse weights are packed.
+
+    Attributes:
+      step, batch_stats, key, totals: as in `TrainState`.
+      params: active weights and their patterns.
+      opt_state: that of `rx.packed_training`: without masks, moments for active weights only.
+      explored: the weights that were ever active, 8 to the byte.
+    """
+
+    step: Array
+    params: Packed
+    batch_stats: PyTree
+    opt_state: rx.SparseState
+    key: Array
+    explored: PyTree
+    totals: dict[str, Array]
+
+
+# --- dense and masked --------------------------------------------------------------------------------------------
+
+
+def dense(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, rules: sharding.Rules
+) -> Execution:
+    """Trains by the optimizer alone, without masks."""
+    tx = optax.with_extra_args_support(optimizer)
+    train = functools.partial(_train_step, objective, tx, _as_they_are)
+
+    def init(params: PyTree = None, masks: Masks = None) -> TrainState:
+        if masks is not None:
+            raise ValueError("init: masks must be None for a dense run, which has none")
+        params, batch_stats = _first(objective, params)
+        return new_state(objective, params, batch_stats, tx.init(params))
+
+    def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+        return train(state, batch), jnp.zeros((0, len(measure.COLUMNS)), jnp.int32)
+
+    return _compiled(
+        objective,
+        mesh,
+        rules,
+        init=init,
+        train=train,
+        rewire=rewire,
+        weights=_as_they_are,
+        due=lambda step: False,
+        masks=lambda state: None,
+    )
+
+
+def masked(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    algorithm: Algorithm,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Execution:
+    """Trains by `rx.sparsify`: dense arrays under masks."""
+    tx = rx.sparsify(optimizer, algorithm, key=objective.key("masks"))
+    weights = _straight_through if algorithm.latent else _as_they_are
+    train = functools.partial(_train_step, objective, tx, weights)
+
+    def init(params: PyTree = None, masks: Masks = None) -> TrainState:
+        params, batch_stats = _first(objective, params)
+        opt_state: Any = tx.init(params)
+        if masks is not None:
+            _, opt_state = rx.replace_masks(optimizer, opt_state, params, masks)
+        params = rx.apply_masks(params, algorithm.stored(opt_state.algorithm))
+        return new_state(objective, params, batch_stats, opt_state, jax.tree.map(jnp.copy, opt_state.masks))
+
+    def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+        after = train(state, batch, rewire=True, updates=not algorithm.skip_step)
+        explored = measure.union(state.explored, after.opt_state.masks)
+        counts = measure.counts(state.opt_state.masks, after.opt_state.masks, explored)
+        return after._replace(explored=explored), counts
+
+    return _compiled(
+        objective,
+        mesh,
+        rules,
+        init=init,
+        train=functools.partial(train, rewire=False),
+        rewire=rewire,
+        weights=weights,
+        due=lambda step: bool(algorithm.due(step)),
+        masks=lambda state: state.opt_state.masks,
+    )
+
+
+def _first(objective: Objective, params: PyTree) -> tuple[PyTree, PyTree]:
+    """The model's first params, or those given, and its first running statistics."""
+    first, batch_stats = init_variables(objective)
+    if params is None:
+        return first, batch_stats
+    expected, given = ({n: jnp.shape(p) for n, p in trees.named_leaves(tree).items()} for tree in (first, params))
+    for name in expected | given:
+        if expected.get(name) != given.get(name):
+            raise ValueError(
+                f"init: params must hold the model's leaf {name!r} of shape {expected.get(name)}, got {given.get(name)}"
+            )
+    return trees.aligned(params, first), batch_stats
+
+
+def _as_they_are(state: Any, params: PyTree) -> PyTree:
+    """The weights of the network are the params."""
+    del state
+    return params
+
+
+def _straight_through(state: TrainState, params: PyTree) -> PyTree:
+    """The weights of the network where the method keeps weights alive behind its masks."""
+    return rx.straight_through(params, state.opt_state.masks)
+
+
+def _train_step(
+    objective: Objective,
+    tx: optax.GradientTransformationExtraArgs,
+    weights: Callable[[Any, PyTree], PyTree],
+    state: TrainState,
+    batch: Batch,
+    *,
+    updates: bool = True,
+    **keywords: Any,
+) -> TrainState:
+    """A step on dense arrays; `updates` says whether it updates weights, `keywords` go to `tx.update`."""
+    apply, of = objective.model.apply, functools.partial(weights, state)
+    gradient, metrics, batch_stats = gradient_of(objective, apply, of, state.params, state, batch)
+    changes, opt_state = tx.update(gradient, state.opt_state, state.params, **keywords)
+    new = {"params": optax.apply_updates(state.params, changes), "opt_state": opt_state, "batch_stats": batch_stats}
+    return advance(objective, state, gradient, metrics, updates=updates, **new)
+
+
+def _compiled(
+    objective: Objective,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    *,
+    init: Callable[..., TrainState],
+    train: Callable[[TrainState, Batch], TrainState],
+    rewire: Callable[[TrainState, Batch], tuple[TrainState, Array]],
+    weights: Callable[[TrainState, PyTree], PyTree],
+    due: Callable[[int], bool],
+    masks: Callable[[TrainState], Masks],
+) -> Execution:
+    """Jits the functions of a run on dense arrays. Nothing is compiled before it is called."""
+    whole, apply = sharding.whole(mesh), objective.model.apply
+    shapes = jax.eval_shape(init)
+    laid = sharding.shardings(rules, shapes, shapes.params, mesh)
+
+    def abstract() -> TrainState:
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, laid)
+
+    def evaluate(state: TrainState, batch: Batch) -> Array:
+        return evaluation_sums(apply, weights(state, state.params), state, batch)
+
+    def gradient(state: TrainState, batch: Batch) -> tuple[Array, PyTree]:
+        of = functools.partial(weights, state)
+        found, metrics, _ = gradient_of(objective, apply, of, state.params, state, batch)
+        return metrics["loss"], found
+
+    return Execution(
+        init=jax.jit(init, out_shardings=laid),
+        abstract=abstract,
+        due=due,
+        step=jax.jit(train, out_shardings=laid, donate_argnums=0),
+        rewire=jax.jit(rewire, out_shardings=(laid, whole), donate_argnums=0),
+        evaluate=jax.jit(evaluate),
+        gradient=jax.jit(gradient),
+        masks=masks,
+        to_masked=lambda state: state,
+        from_masked=lambda state: state,
+    )
+
+
+# --- packed ------------------------------------------------------------------------------------------------------
+
+
+def packed(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    algorithm: Algorithm,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Execution:
+    """Trains by `rx.packed_training`. A rewiring is the masked step itself, between `to_masked` and `from_masked`.
+
+    Raises:
+      ValueError: a mesh or rules that split weights; a method that needs more than the active weights.
+    """
+    if mesh.size > 1 and (mesh.size > mesh.shape[sharding.DATA] or rules):
+        raise ValueError(
+            "config.execution: packed weights lie whole on every device, which share the batch; it takes a mesh of "
+            f"{sharding.DATA!r} alone and no sharding rules, got mesh {dict(mesh.shape)}, sharding {rules}"
+        )
+    several = mesh.size > 1
+    arrays = masked(objective, optimizer, algorithm, mesh, rules)
+    training = rx.packed_training(
+        optimizer, algorithm, key=objective.key("masks"), sharding=sharding.whole(mesh) if several else None
+    )
+    apply = run_packed(objective.model.apply, batch=sharding.split(mesh) if several else None)
+
+    def from_masked(state: TrainState, like: Packed | None = None) -> PackedState:
         params, opt_state = training.pack(state.params, state.opt_state, like)
-        return state._replace(params=params, opt_state=opt_state, explored=jax.tree.map(jnp.packbits, state.explored))
+        explored = jax.tree.map(jnp.packbits, state.explored)
+        return PackedState(**state._replace(params=params, opt_state=opt_state, explored=explored)._asdict())
 
-    def leave(state: TrainState) -> TrainState:
+    def to_masked(state: PackedState) -> TrainState:
         params, opt_state = training.unpack(state.params, state.opt_state)
         explored = jax.tree.map(_unpackbits, state.explored, opt_state.masks)
-        return state._replace(params=params, opt_state=opt_state, explored=explored)
+        return TrainState(**state._replace(params=params, opt_state=opt_state, explored=explored)._asdict())
 
-    def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array | None]:
-        after, counts = masked.steps[True](leave(state), batch)
-        return enter(after, state.params), counts
+    def train(state: PackedState, batch: Batch) -> PackedState:
+        of = lambda values: state.params._replace(values=values)  # noqa: E731
+        gradient, metrics, batch_stats = gradient_of(objective, apply, of, state.params.values, state, batch)
+        params, opt_state = training.update(gradient, state.opt_state, state.params)
+        new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats}
+        return advance(objective, state, gradient, metrics, updates=True, **new)
 
-    step = functools.partial(packed_step, task, training, apply)
-    ordinary = jax.jit(step, out_shardings=whole, donate_argnums=0)
-    evaluate = jax.jit(functools.partial(eval_step, task, apply))
-    return masked._replace(steps={False: ordinary, True: rewire}, evaluate=evaluate, enter=enter, leave=leave)
+    def rewire(state: PackedState, batch: Batch) -> tuple[PackedState, Array]:
+        after, counts = arrays.rewire(to_masked(state), batch)
+        return from_masked(after, state.params), counts
 
+    @jax.jit
+    def evaluate_packed(state: PackedState, batch: Batch) -> Array:
+        return evaluation_sums(apply, state.params, state, batch)
 
-def packed_step(
-    task: Task, training: PackedTraining, apply: Callable[..., Any], state: TrainState, batch: Batch
-) -> tuple[TrainState, None]:
-    """An ordinary step on one batch; `apply` is the model on packed weights."""
-    packed: Any = state.params
+    def evaluate(state: State, batch: Batch) -> Array:
+        return (evaluate_packed if isinstance(state, PackedState) else arrays.evaluate)(state, batch)
 
-    def loss(values: PyTree) -> Any:
-        return loss_of(task, apply, packed._replace(values=values), state, batch)
-
-    grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(packed.values)
-    packed, opt_state = training.update(grads, state.opt_state, packed)
-    new = {"params": packed, "opt_state": opt_state, "batch_stats": batch_stats}
-    return stepped(task, state, grads, metrics, updates=True, **new), None
+    return arrays._replace(
+        step=jax.jit(train, out_shardings=sharding.whole(mesh), donate_argnums=0),
+        rewire=rewire,
+        evaluate=evaluate,
+        to_masked=to_masked,
+        from_masked=from_masked,
+    )
 
 
 def _unpackbits(bits: Array, mask: Array) -> Array:

@@ -33,6 +33,14 @@ def finite(tree: PyTree) -> Array:
     return found
 
 
+@jax.jit
+def finite_state(state: Any) -> Array:
+    """Whether weights, statistics, optimizer and totals of a `TrainState` are finite; a method's scores need not be."""
+    opt_state = state.opt_state
+    inner = opt_state.inner if isinstance(opt_state, SparseState) else opt_state
+    return finite((state.params, state.batch_stats, inner, state.totals))
+
+
 def check_finite(loss: float, step: int) -> None:
     """Stops a run whose loss is lost.
 

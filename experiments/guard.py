@@ -1,78 +1,86 @@
-"""What must hold of a run, looked at while it goes: exact counts, zeros off the masks, masks that stay as they were.
+"""What must hold of a run while it goes: exact counts, zeros off the masks, masks that change by rewirings alone.
 
-A look is one small program; its numbers stay on the device until the next line or checkpoint is due, so nothing waits
-for it. What it costs is in `experiments/records/benchmarks/guard.json`.
+A check is one small program. Its result stays on the device until a line or checkpoint is due, so nothing waits for it.
+`experiments/records/benchmarks/guard.json` has its cost.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import sharding
+from experiments.execution import State
 from experiments.io import digests
-from experiments.step import Batch, Compiled, Task, TrainState, loss_of, masks, weights
+from experiments.step import TrainState
+from experiments.task import Task
 from rigl_jax import trees
 from rigl_jax.base import Algorithm, Array, PyTree
 
 
 class Guard(NamedTuple):
-    """Checks of one run.
+    """The checks of one run.
 
     Attributes:
-      looked: `(step, state, rewired)`, after every step; looks where one is due and returns at once.
-      settle: fetches the looks since the last call; ValueError names the step and the leaf that is wrong.
+      check: `(step, state, rewired)`, after every step: starts a check where one is due, and returns at once.
+      verify: waits for the checks so far. ValueError names the step and the leaf that is wrong.
     """
 
-    looked: Callable[[int, TrainState, bool], None]
-    settle: Callable[[], None]
+    check: Callable[[int, State, bool], None]
+    verify: Callable[[], None]
 
 
-def open_guard(task: Task, compiled: Compiled, state: TrainState) -> Guard:
-    """The guard of a run that starts, or goes on, from a masked state; it does nothing where `check_every` is 0."""
-    every, algorithm = task.config["check_every"], task.algorithm
+def open_guard(task: Task, state: TrainState) -> Guard:
+    """The guard of a run that starts, or goes on, from a state; it does nothing where `check_every` is 0."""
+    every, algorithm, execution = task.config["check_every"], task.algorithm, task.execution
     if not every or algorithm is None:
         return Guard(lambda step, state, rewired: None, lambda: None)
-    # Other methods move weights between leaves or change their number; of theirs, zeros and digests are checked.
-    plan = (task.plan or {}) if algorithm.keeps_counts else {}
-    planned = {name: leaf.active_weights for name, leaf in plan.items()}
-    take, names = jax.jit(functools.partial(look, algorithm)), list(trees.named_leaves(masks(state)))
-    expected = digests.digest(masks(state))
+    measure = jax.jit(functools.partial(measure_masks, algorithm))
+    planned = planned_counts(task)
+    names = list(trees.named_leaves(execution.masks(state)))
+    expected = digests.digest(execution.masks(state))
     pending: list[tuple[int, Array, Array, Array]] = []
 
-    def looked(step: int, state: TrainState, rewired: bool) -> None:
+    def check(step: int, state: State, rewired: bool) -> None:
         nonlocal expected
         if not rewired and step % every:
             return
-        whole = compiled.leave(state)
+        whole = execution.to_masked(state)
         if rewired:
-            expected = digests.digest(masks(whole))
+            expected = digests.digest(execution.masks(whole))
         if step % every == 0:
-            table, digest = take(whole.params, whole.opt_state.algorithm)
+            table, digest = measure(whole.params, whole.opt_state.algorithm)
             pending.append((step, table, digest, expected))
 
-    def settle() -> None:
+    def verify() -> None:
         found = jax.device_get(pending)
         pending.clear()
         for step, table, digest, before in found:
-            judge(names, planned, step, table)
+            verify_counts(names, planned, step, table)
             if digest != before:
                 raise ValueError(
                     f"guard: the masks changed without a rewiring before step {step} (digest {before:08x} became "
                     f"{digest:08x}); is memory at fault? The last checkpoint holds them as they were"
                 )
 
-    return Guard(looked, settle)
+    return Guard(check, verify)
 
 
-def look(algorithm: Algorithm, params: PyTree, state: Any) -> tuple[Array, Array]:
-    """`(int32[leaves, 2], uint32)`: active weights, and weights that should be 0 and are not, for each sparse leaf in
-    pytree order; the digest of the masks. Jit it.
+def planned_counts(task: Task) -> dict[str, int]:
+    """Active weights of each leaf by the plan; {} for methods that change counts, of which the rest is checked."""
+    plan = task.plan if task.plan is not None and task.algorithm is not None and task.algorithm.keeps_counts else {}
+    return {name: leaf.active_weights for name, leaf in plan.items()}
+
+
+def measure_masks(algorithm: Algorithm, params: PyTree, state: Any) -> tuple[Array, Array]:
+    """`(int32[leaves, 2], uint32)`: for each sparse leaf, in pytree order, the number of active weights and of weights
+    that should be 0 and are not; the digest of the masks. Jit it.
     """
     stored, arrays = trees.named_leaves(algorithm.stored(state)), trees.named_leaves(params)
     rows = []
@@ -82,8 +90,8 @@ def look(algorithm: Algorithm, params: PyTree, state: Any) -> tuple[Array, Array
     return jnp.stack(rows), digests.digest(state.masks)
 
 
-def judge(names: list[str], planned: dict[str, int], step: int, table: np.ndarray) -> None:
-    """Refuses a look that shows what must not be.
+def verify_counts(names: list[str], planned: Mapping[str, int], step: int, table: np.ndarray) -> None:
+    """Checks the counts of `measure_masks`.
 
     Raises:
       ValueError: names the first leaf with another count than `planned` gives it, or with weights off its mask.
@@ -101,41 +109,32 @@ def judge(names: list[str], planned: dict[str, int], step: int, table: np.ndarra
             )
 
 
-def diagnose(task: Task, compiled: Compiled, state: TrainState, until: int) -> str | None:
-    """Repeats the steps from a good masked state and says what was the first thing that is not finite, None if nothing.
+def diagnose(task: Task, state: TrainState, until: int) -> str | None:
+    """Repeats the steps after a good state, and says what was the first thing that is not finite; None if nothing.
 
     Steps are exact, so the failure comes again; the run itself need not look at every gradient.
     """
-    names = list(trees.named_leaves(state.params))
-    first, step = int(state.step), jax.jit(functools.partial(_gradients_fine, task))
-    batches, state = task.data.train(first), compiled.enter(state)
+    execution, names = task.execution, list(trees.named_leaves(state.params))
+    first = int(state.step)
+    batches, running = task.data.train(first), execution.from_masked(state)
     for done in range(first + 1, until + 1):
-        batch = compiled.place(next(batches))
-        loss, fine = jax.device_get(step(compiled.leave(state), batch))
+        batch = sharding.place(next(batches), task.mesh)
+        loss, gradient = execution.gradient(execution.to_masked(running), batch)
+        loss, fine = jax.device_get((loss, _finite_leaves(gradient)))
         if not fine.all():
             leaf = names[int(np.argmin(fine))]
             return f"the loss is {loss} at step {done}, the first gradient that is not finite is that of leaf {leaf!r}"
         if not math.isfinite(loss):
             return f"the loss is {loss} at step {done}, with finite gradients"
-        rewire = task.algorithm is not None and bool(task.algorithm.due(done - 1))
-        state, _ = compiled.steps[rewire](state, batch)
-        fine = jax.device_get(_fine(compiled.leave(state).params))
+        running = execution.rewire(running, batch)[0] if execution.due(done - 1) else execution.step(running, batch)
+        fine = jax.device_get(_finite_leaves(execution.to_masked(running).params))
         if not fine.all():
             leaf = names[int(np.argmin(fine))]
             return f"the first weights that are not finite are those of leaf {leaf!r} after step {done}"
     return None
 
 
-def _gradients_fine(task: Task, state: TrainState, batch: Batch) -> tuple[Array, Array]:
-    def loss(params: PyTree) -> Any:
-        value, _ = loss_of(task, task.model.apply, weights(task, state, params), state, batch)
-        return value
-
-    value, grads = jax.value_and_grad(loss)(state.params)
-    return value, _fine(grads)
-
-
 @jax.jit
-def _fine(tree: PyTree) -> Array:
+def _finite_leaves(tree: PyTree) -> Array:
     """`bool[leaves]`: is every number of the leaf finite?"""
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])

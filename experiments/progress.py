@@ -1,8 +1,10 @@
-"""The progress bar of a run."""
+"""The progress bar and the clock of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import rich.progress
@@ -32,3 +34,35 @@ def open_progress(steps: int, done: int, *, active: bool) -> Progress:
         lambda text: shown.update(task, description=text),
         shown.stop,
     )
+
+
+class Clock:
+    """Measures how long a run and its steps take.
+
+    Args:
+      started: when the run would have begun had it never been interrupted, by `time.monotonic`.
+      step: steps done when it is made.
+    """
+
+    def __init__(self, started: float, step: int):
+        self._started, self._since, self._step = started, time.monotonic(), step
+
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return time.monotonic() - self._started
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Steps and seconds since the last lap, pauses left out."""
+        now = time.monotonic()
+        steps, seconds = step - self._step, now - self._since
+        self._since, self._step = now, step
+        return steps, max(seconds, 1e-9)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens meanwhile out of the lap."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - began

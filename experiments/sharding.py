@@ -65,6 +65,22 @@ def mesh(axes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(grid, tuple(sizes))
 
 
+def whole(mesh: Mesh) -> NamedSharding:
+    """An array that lies whole on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """An array whose first axis is split like the batch."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """A batch on the devices. Each process gives its own examples."""
+    at = split(mesh)
+    return {name: jax.make_array_from_process_local_data(at, value) for name, value in batch.items()}
+
+
 def check_rules(rules: Rules) -> None:
     """Checks the form of a rule.
 

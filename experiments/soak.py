@@ -29,7 +29,7 @@ import numpy as np
 from configs import digits_mlp
 from experiments.io import checkpoint, digests, files
 from experiments.io.environment import environment
-from experiments.step import compile_task, prepare
+from experiments.task import prepare
 from experiments.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -197,7 +197,7 @@ def _untimed(line: dict[str, Any]) -> dict[str, Any]:
 def _arrays(run: Path) -> dict[str, np.ndarray]:
     config = files.read_json(run / "config.json") or {}
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
-    found = store.restore(compile_task(prepare(config, jax.devices()[:1])).abstract())
+    found = store.restore(prepare(config, jax.devices()[:1]).execution.abstract())
     store.close()
     if found is None:
         raise ValueError(f"soak: {run} has no checkpoint")

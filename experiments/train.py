@@ -1,11 +1,9 @@
-"""Training: `train(config, workdir) -> summary`.
-
-The host runs ahead of the devices and waits for them only where it writes a line.
-"""
+"""Trains one network in a run directory: `train(config, workdir) -> summary`. The loop itself is `experiments.loop`."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +12,19 @@ from typing import Any
 
 import jax
 
-from experiments import guard, resuming, sharding
+from experiments import log as logs
+from experiments import resuming, sharding
 from experiments.build import check
-from experiments.execution import compile_packed
-from experiments.finite import SKIP, finite
-from experiments.io import checkpoint, digests, files, run_directory
+from experiments.execution import State
+from experiments.finite import SKIP, finite_state
+from experiments.guard import diagnose, open_guard
+from experiments.io import checkpoint, files, run_directory
 from experiments.io.lock import locked
-from experiments.journal import Journal
-from experiments.step import Compiled, Task, TrainState, compile_task, masks, prepare
+from experiments.log import Log, open_log
+from experiments.loop import fit, init
+from experiments.step import TrainState
+from experiments.task import Task, prepare
+from rigl_jax.base import Array
 
 
 def train(
@@ -69,7 +72,6 @@ def train(
     if summary is not None:
         return summary
     task = prepare(config, devices)
-    compiled = compile_task(task) if task.packed is None else compile_packed(task)
     with _held(workdir):
         store = checkpoint.open_checkpoints(
             workdir / "checkpoints",
@@ -79,24 +81,24 @@ def train(
             step_of=lambda state: int(state.step),
         )
         try:
-            found = store.restore(compiled.abstract())
+            found = store.restore(task.execution.abstract())
             if found is None and damaged is not None:
                 raise damaged
             if found is None and before is not None:
                 logging.warning("train: %s holds a run that was begun, but no checkpoint; it starts anew", workdir)
             if jax.process_index() == 0:
                 run_directory.begin(workdir, config)  # after restoring: a folder of another run stays as it was
-            state, facts = found or (compiled.init(), {})
-            journal = Journal(task, compiled, workdir, state, facts, started)
+            state, facts = found or (init(task), {})
+            log = open_log(task, workdir, state, facts, started)
             try:
-                state = _loop(task, compiled, state, journal, store, interrupted)
+                state = _fit(task, state, log, store, interrupted)
             except FloatingPointError as error:
-                raise FloatingPointError(_explain(task, compiled, store, journal.step, str(error))) from None
+                raise FloatingPointError(_explain(task, store, log.history.step, str(error))) from None
             finally:
-                journal.close()
+                logs.close(log)
         finally:
             store.close()  # before anything else: whoever was interrupted has little time left
-        summary = journal.summary(state)
+        summary = logs.summarize(task, state, log.history, log.clock.seconds())
         # Written last: whoever finds it finds everything.
         if jax.process_index() == 0 and summary["steps"] == config["steps"]:
             files.write_json(workdir / "summary.json", summary)
@@ -138,64 +140,49 @@ def _held(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _loop(
-    task: Task,
-    compiled: Compiled,
-    state: TrainState,
-    journal: Journal,
-    store: checkpoint.Checkpoints,
-    interrupted: Callable[[int], bool],
+def _fit(
+    task: Task, state: TrainState, log: Log, store: checkpoint.Checkpoints, interrupted: Callable[[int], bool]
 ) -> TrainState:
-    """From the state's step to the last. Everything about a step is written before its checkpoint."""
-    config, first = task.config, int(state.step)
-    steps, every = config["steps"], config["checkpoint_every"]
-    last = min(steps, config["stop_at"] or steps)
-    watch = guard.open_guard(task, compiled, state)
-    batches, state = task.data.train(first), compiled.enter(state)
-    for done in range(first + 1, last + 1):
-        rewire = task.algorithm is not None and bool(task.algorithm.due(done - 1))
-        state, counts = compiled.steps[rewire](state, compiled.place(next(batches)))
-        if rewire and jax.process_count() > 1:
-            sharding.check_agreement(digests.digest(masks(compiled.leave(state))), done)
-        journal.stepped(done, counts)
-        watch.looked(done, state, rewire)
-        if done % config["log_every"] == 0 or done == steps:
-            watch.settle()
-            state = state._replace(totals=journal.trained(done, state.totals))
-        if done % config["eval_every"] == 0 or done == steps:
-            journal.evaluated(done, state)
-        if done == steps:
-            journal.pictured(done, compiled.leave(state))
-        stop = done == last or interrupted(done)
-        if stop or (every and done % every == 0):
-            watch.settle()
-            _check_state(state, done)
-            store.save(done, compiled.leave(state), journal.facts(), journal.accuracy(done))
-        if stop:
-            break
-    return compiled.leave(state)
+    """`loop.fit` with the guard, the log and the checkpoints of a run directory."""
+    guard = open_guard(task, state)
+
+    def after_step(step: int, state: State, counts: Array | None) -> None:
+        logs.log_step(log, step, counts)
+        guard.check(step, state, counts is not None)
+
+    def log_training(step: int, totals: Mapping[str, Array]) -> None:
+        guard.verify()
+        logs.log_training(log, step, totals)
+
+    def save(step: int, state: TrainState) -> None:
+        guard.verify()
+        if not bool(finite_state(state)):  # a state that is lost must not become the last good checkpoint
+            raise FloatingPointError(f"the weights are not finite at step {step}")
+        store.save(step, state, logs.facts_of(log), logs.last_accuracy(log, step))
+
+    return fit(
+        task,
+        state,
+        min(task.config["steps"], task.config["stop_at"] or task.config["steps"]),
+        after_step=after_step,
+        log=log_training,
+        evaluate=functools.partial(logs.log_evaluation, log),
+        save=save,
+        interrupted=interrupted,
+        donate=True,
+    )
 
 
-def _check_state(state: TrainState, step: int) -> None:
-    """Keeps a state that is lost from becoming the last good checkpoint."""
-    inner = state.opt_state if state.explored is None else state.opt_state.inner
-    if not bool(_finite((state.params, state.batch_stats, inner, state.totals))):
-        raise FloatingPointError(f"the weights are not finite at step {step}")
-
-
-def _explain(task: Task, compiled: Compiled, store: checkpoint.Checkpoints, step: int, said: str) -> str:
+def _explain(task: Task, store: checkpoint.Checkpoints, step: int, said: str) -> str:
     """What the error of a run says in which `said` was seen: step, leaf, and where the last good state is."""
     if task.config["on_nonfinite"] == SKIP:
         return f"train: {said}, although batches that are not finite are skipped; a lower learning rate may help"
-    found = store.restore(compiled.abstract())
-    state = compiled.init() if found is None else found[0]
+    found = store.restore(task.execution.abstract())
+    state = init(task) if found is None else found[0]
     good = "there is no checkpoint" if found is None else f"the last good checkpoint is that of step {int(state.step)}"
     # Nothing found: the test loss alone is too large, or the failure did not come again.
     seen = f"{said}, with finite gradients and weights when repeated"
     return (
-        f"train: {guard.diagnose(task, compiled, state, step) or seen}; {good}. A lower learning rate may help, and "
+        f"train: {diagnose(task, state, step) or seen}; {good}. A lower learning rate may help, and "
         "config.on_nonfinite=skip leaves such batches out"
     )
-
-
-_finite = jax.jit(finite)

@@ -17,20 +17,20 @@ from typing import Any
 import jax
 
 from configs import digits_mlp
-from experiments import guard
+from experiments import guard, sharding
 from experiments.benchmarks import timing
-from experiments.execution import compile_packed
-from experiments.step import Compiled, compile_task, prepare
+from experiments.execution import Execution
+from experiments.task import prepare
 
 FEATURES = ((300, 100), (1024, 1024))
 
 
-def stepper(compiled: Compiled, batch: Any) -> Callable[[], Any]:
+def stepper(execution: Execution, batch: Any) -> Callable[[], Any]:
     """A call that takes one ordinary step and keeps the donated state."""
-    held = [compiled.enter(compiled.init())]
+    held = [execution.from_masked(execution.init())]
 
     def call() -> Any:
-        held[0], _ = compiled.steps[False](held[0], batch)
+        held[0] = execution.step(held[0], batch)
         return held[0].totals
 
     return call
@@ -44,19 +44,18 @@ def measure(features: tuple[int, ...], execution: str, rounds: int) -> dict[str,
     values = json.loads(base.to_json_best_effort())
     values["dataset"].pop("data_dir", None)
     tasks = {name: prepare({**values, "on_nonfinite": name}, jax.devices()[:1]) for name in ("stop", "skip")}
-    form = compile_task if execution == "masked" else compile_packed
-    compiled = {name: form(task) for name, task in tasks.items()}
-    algorithm = tasks["stop"].algorithm
-    assert algorithm is not None  # the config's method is RigL
-    batch = compiled["stop"].place(next(tasks["stop"].data.train(0)))
-    state = compiled["stop"].enter(compiled["stop"].init())
-    take = jax.jit(functools.partial(guard.look, algorithm))
+    executions = {name: task.execution for name, task in tasks.items()}
+    task, execution = tasks["stop"], executions["stop"]
+    assert task.algorithm is not None  # the config's method is RigL
+    batch = sharding.place(next(task.data.train(0)), task.mesh)
+    state = execution.from_masked(execution.init())
+    check = jax.jit(functools.partial(guard.measure_masks, task.algorithm))
 
     def look() -> Any:
-        whole = compiled["stop"].leave(state)
-        return take(whole.params, whole.opt_state.algorithm)
+        whole = execution.to_masked(state)
+        return check(whole.params, whole.opt_state.algorithm)
 
-    calls = {name: stepper(each, batch) for name, each in compiled.items()}
+    calls = {name: stepper(each, batch) for name, each in executions.items()}
     seconds = timing.interleave({**calls, "look": look}, rounds=rounds)
     return {
         "features": list(features),

@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-
 from experiments.benchmarks import timing
+from experiments.benchmarks.timing import Call
 from experiments.io.environment import environment
 from rigl_jax import native
 from rigl_jax.execution import kernels
 
-Call = Callable[[], Any]
 Cases = Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
 
 
@@ -51,17 +49,9 @@ def paired(dense: Call, sparse: Call, repeats: int, *, cold: bool = False) -> Pa
     Returns:
       Median seconds of each, the median ratio, and its quartiles.
     """
-    times: tuple[list[float], list[float]] = ([], [])
-    jax.block_until_ready((dense(), sparse()))
-    for _ in range(repeats):
-        for call, seconds in zip((dense, sparse), times, strict=True):
-            if cold:
-                time.sleep(1e-3)
-            else:
-                jax.block_until_ready(call())
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds.append(time.perf_counter() - start)
+    before = (lambda call: time.sleep(1e-3)) if cold else (lambda call: call())
+    seconds = timing.interleave({"dense": dense, "sparse": sparse}, rounds=repeats, warmup=1, before=before)
+    times = seconds["dense"], seconds["sparse"]
     ratios = [a / b for a, b in zip(*times, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return Paired(statistics.median(times[0]), statistics.median(times[1]), statistics.median(ratios), low, high)
@@ -116,9 +106,7 @@ def fill(path: pathlib.Path, cases: Cases, fresh: bool) -> None:
         share = rows[-1]["gflops"] / record["peak_gflops"] if record["peak_gflops"] else None
         rows[-1].setdefault("share_of_peak", share if share is None else round(share, 3))
         print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
-        head = json.dumps(record, indent=1)[:-2]
-        body = ",\n  ".join(map(json.dumps, rows))
-        path.write_text(f'{head},\n "rows": [\n  {body}\n ]\n}}\n')
+        timing.write_rows(path, record, rows)
 
 
 def row(times: Paired, cold: Paired, operations: float, moved: float) -> dict[str, Any]:

@@ -16,19 +16,26 @@ from experiments.io.environment import environment
 RECORDS = Path(__file__).parents[1] / "records" / "benchmarks"
 
 
+Call = Callable[[], Any]
+"""A call without arguments that is timed; what it returns is waited for."""
+
+
 def interleave(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int = 30, warmup: int = 2
+    contenders: Mapping[str, Call], *, rounds: int = 30, warmup: int = 2, before: Callable[[Call], Any] | None = None
 ) -> dict[str, list[float]]:
     """Seconds of each call, in turns, so that a slow moment of the machine hits all alike.
 
     Args:
-      contenders: name -> a call without arguments; what it returns is waited for.
+      contenders: by name.
       rounds: timed calls of each.
-      warmup: untimed calls of each before.
+      warmup: untimed calls of each at the start.
+      before: is given each call just before it is timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, call in contenders.items():
+            if before is not None:
+                jax.block_until_ready(before(call))
             start = time.perf_counter()
             jax.block_until_ready(call())
             if turn >= warmup:
@@ -56,7 +63,11 @@ def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     """Writes the record `name.json`: environment, what was measured, one row a line."""
     RECORDS.mkdir(parents=True, exist_ok=True)
     path = RECORDS / f"{name}.json"
-    head = json.dumps({"environment": environment(), **about}, indent=1)[:-2]
-    body = ",\n  ".join(json.dumps(row) for row in rows)
-    path.write_text(f'{head},\n "rows": [\n  {body}\n ]\n}}\n')
+    write_rows(path, {"environment": environment(), **about}, rows)
     return path
+
+
+def write_rows(path: Path, head: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes a record, one row a line."""
+    body = ",\n  ".join(json.dumps(row) for row in rows)
+    path.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {body}\n ]\n}}\n')

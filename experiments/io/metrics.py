@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from experiments.io import files
 
+Values = Mapping[str, Any]
+
 
 class MetricWriter(NamedTuple):
     """Where a run's lines go.
@@ -18,12 +20,17 @@ class MetricWriter(NamedTuple):
     Attributes:
       write: `(kind, step, values)`: one line, in one piece; its numbers also go to TensorBoard. OSError where the disk
         does not take it.
+      write_later: `(kind, step, f)`: the same of `f()`, which is called before the next line is written; it may wait
+        for the devices.
+      flush: writes the lines that were to be written later.
       sync: waits until the lines so far would survive a power cut. Before a checkpoint, which vouches for them.
       lines: how many there are by now, with those from before.
       close: writes out what is buffered.
     """
 
-    write: Callable[[str, int, Mapping[str, Any]], None]
+    write: Callable[[str, int, Values], None]
+    write_later: Callable[[str, int, Callable[[], Values]], None]
+    flush: Callable[[], None]
     sync: Callable[[], None]
     lines: Callable[[], int]
     close: Callable[[], None]
@@ -39,13 +46,32 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
       active: False (every process but the first) writes nothing at all.
     """
     if not active:
-        return MetricWriter(lambda kind, step, values: None, lambda: None, lambda: 0, lambda: None)
+        return MetricWriter(
+            write=lambda kind, step, values: None,
+            write_later=lambda kind, step, values: None,
+            flush=lambda: None,
+            sync=lambda: None,
+            lines=lambda: 0,
+            close=lambda: None,
+        )
     path = workdir / "metrics.jsonl"
     count = truncate(path, step)
     file = files.open_to_append(path)
     events = _events(workdir / "tensorboard", step) if tensorboard else None
 
-    def write(kind: str, step: int, values: Mapping[str, Any]) -> None:
+    later: list[tuple[str, int, Callable[[], Values]]] = []
+
+    def flush() -> None:
+        waiting = [*later]
+        later.clear()
+        for kind, step, values in waiting:
+            write_now(kind, step, values())
+
+    def write(kind: str, step: int, values: Values) -> None:
+        flush()
+        write_now(kind, step, values)
+
+    def write_now(kind: str, step: int, values: Values) -> None:
         nonlocal count
         line = (json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n").encode()
         with files.told(path):
@@ -56,12 +82,18 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
             for name, value in _scalars(values):
                 events.add_scalar(f"{kind}/{name}", value, step)
 
+    def sync() -> None:
+        flush()
+        os.fsync(file.fileno())
+
     def close() -> None:
         file.close()
         if events is not None:
             events.close()
 
-    return MetricWriter(write, lambda: os.fsync(file.fileno()), lambda: count, close)
+    return MetricWriter(
+        write, lambda kind, step, values: later.append((kind, step, values)), flush, sync, lambda: count, close
+    )
 
 
 def _events(directory: Path, step: int) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from configs import digits_mlp
 from experiments import main, processes, sharding
 from experiments.io import checkpoint, files
-from experiments.step import compile_task, prepare
+from experiments.task import prepare
 from experiments.train import train
 from tests import xla
 from tests.errors import refused
@@ -111,7 +111,7 @@ def all_end(count, devices, arguments, program=CHILD):
 def final_state(run, config):
     """Restored onto one device, wherever it was made."""
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
-    state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
+    state, _ = store.restore(prepare(config, ONE).execution.abstract())
     store.close()
     return state
 

@@ -15,7 +15,7 @@ from experiments import sharding
 from experiments import train as train_module
 from experiments.io import checkpoint, files, run_directory, sums
 from experiments.io.lock import locked
-from experiments.step import compile_task, prepare
+from experiments.task import prepare
 from experiments.train import train
 from tests.errors import refused
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
@@ -38,7 +38,7 @@ def half(runs, tmp_path):
 
 def restored(run):
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
-    found = store.restore(compile_task(prepare(configured(), ONE)).abstract())
+    found = store.restore(prepare(configured(), ONE).execution.abstract())
     store.close()
     return found
 

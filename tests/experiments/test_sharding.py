@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from configs import digits_mlp
 from experiments import sharding
 from experiments.io import digests
-from experiments.step import compile_task, prepare
+from experiments.task import prepare
 from tests.errors import refused
 
 SHAPES = {
@@ -100,10 +100,9 @@ def configured(**values):
 def trained(config, count, rewirings=2):
     """The state after a few steps that rewire."""
     task = prepare(config, ALL()[:count])
-    compiled = compile_task(task)
-    state, batches = compiled.init(), task.data.train(0)
+    state, batches = task.execution.init(), task.data.train(0)
     for _ in range(rewirings):
-        state, counts = compiled.steps[True](state, compiled.place(next(batches)))
+        state, counts = task.execution.rewire(state, sharding.place(next(batches), task.mesh))
     return state, counts
 
 

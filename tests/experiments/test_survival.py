@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from experiments import build, guard, main, processes, train
-from experiments.execution import compile_packed
+from experiments import build, guard, main, processes, sharding, train
 from experiments.finite import finite
 from experiments.io import checkpoint, digests
-from experiments.step import compile_task, masks, prepare
+from experiments.task import prepare
 from tests.errors import refused
 from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
 
@@ -25,7 +24,7 @@ def digest(run):
     """Of weights, masks, optimizer and all else in the newest checkpoint."""
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
     config = json.loads((run / "config.json").read_text())
-    state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
+    state, _ = store.restore(prepare(config, ONE).execution.abstract())
     store.close()
     return int(digests.digest(state))
 
@@ -148,35 +147,44 @@ def untyped(tree):
     ]
 
 
-@pytest.mark.parametrize("execution", ["masked", "packed"])
+def stepped(task, state, batch, rewire):
+    batch = sharding.place(batch, task.mesh)
+    return task.execution.rewire(state, batch)[0] if rewire else task.execution.step(state, batch)
+
+
+@pytest.mark.parametrize("execution", ["dense", "masked", "packed"])
 def test_a_skipped_batch_leaves_everything_as_it_was(execution):
-    task = prepare(configured(execution=execution, on_nonfinite="skip"), ONE)
-    compiled = compile_task(task) if execution == "masked" else compile_packed(task)
-    batches, state = task.data.train(0), compiled.enter(compiled.init())
-    state, _ = compiled.steps[True](state, compiled.place(next(batches)))
-    before = jax.device_get(untyped(_learnt(compiled.leave(state))))
-    for rewire in (False, True):
-        state, _ = compiled.steps[rewire](state, compiled.place(spoiled(next(batches))))
-        after = compiled.leave(state)
+    config = configured(on_nonfinite="skip", execution=execution.replace("dense", "masked"))
+    config.method.name = "dense" if execution == "dense" else "rigl"
+    task = prepare(config, ONE)
+    masked = task.execution.to_masked
+    batches, state = task.data.train(0), task.execution.from_masked(task.execution.init())
+    state = stepped(task, state, next(batches), rewire=execution != "dense")
+    before = jax.device_get(untyped(_learnt(masked(state))))
+    for rewire in (False, execution != "dense"):
+        state = stepped(task, state, spoiled(next(batches)), rewire)
+        after = masked(state)
         for left, right in zip(before, untyped(_learnt(after)), strict=True):
             np.testing.assert_array_equal(left, right)
-    assert (int(after.step), int(after.opt_state.step), int(after.totals["skipped"])) == (3, 3, 2)
-    assert int(after.totals["missed"]) == 1  # RigL's rewiring would not have updated weights
-    assert int(after.totals["steps"]) == 1
+    assert [int(after.totals[name]) for name in ("steps", "skipped")] == [1, 2]
+    # RigL's rewiring would not have updated weights.
+    assert int(after.totals["missed"]) == (2 if execution == "dense" else 1)
+    assert int(after.step) == 3
+    assert execution == "dense" or int(after.opt_state.step) == 3
     weights = untyped(after.params)  # the next step is given the state itself
-    state, _ = compiled.steps[False](state, compiled.place(next(batches)))
-    assert not np.array_equal(untyped(compiled.leave(state).params)[-1], weights[-1])
+    state = stepped(task, state, next(batches), rewire=False)
+    assert not np.array_equal(untyped(masked(state).params)[-1], weights[-1])
 
 
 def _learnt(state):
-    return state.params, state.opt_state._replace(step=state.step * 0), state.explored
+    opt_state = state.opt_state._replace(step=state.step * 0) if hasattr(state.opt_state, "masks") else state.opt_state
+    return state.params, opt_state, state.explored
 
 
 def test_nan_gradients_through_a_whole_rewiring_leave_exact_counts():
     task = prepare(configured(), ONE)
-    compiled = compile_task(task)
-    state, _ = compiled.steps[True](compiled.init(), compiled.place(spoiled(next(task.data.train(0)))))
-    table, _ = jax.jit(functools.partial(guard.look, task.algorithm))(state.params, state.opt_state.algorithm)
+    state = stepped(task, task.execution.init(), spoiled(next(task.data.train(0))), rewire=True)
+    table, _ = jax.jit(functools.partial(guard.measure_masks, task.algorithm))(state.params, state.opt_state.algorithm)
     assert table[:, 0].tolist() == [leaf.active_weights for leaf in task.plan.values()]
     assert table[:, 1].tolist() == [0] * len(task.plan)
 
@@ -192,22 +200,21 @@ def test_finite_looks_at_floats_only():
 @pytest.fixture(scope="module")
 def guarded():
     task = prepare(configured(check_every=2), ONE)
-    compiled = compile_task(task)
-    return task, compiled, compiled.init()
+    return task, task.execution.init()
 
 
 def look(guarded, change, step=2, rewired=False):
     """What the guard says of a state in which the mask or weights of one leaf are changed."""
-    task, compiled, state = guarded
-    watch = guard.open_guard(task, compiled, state)
-    mask, kernel = (tree["Dense_1"]["kernel"] for tree in (masks(state), state.params))
+    task, state = guarded
+    found, masks = guard.open_guard(task, state), task.execution.masks(state)
+    mask, kernel = (tree["Dense_1"]["kernel"] for tree in (masks, state.params))
     mask, kernel = change(mask, kernel)
     params = {**state.params, "Dense_1": {**state.params["Dense_1"], "kernel": kernel}}
-    changed = {**masks(state), "Dense_1": {**masks(state)["Dense_1"], "kernel": mask}}
+    changed = {**masks, "Dense_1": {**masks["Dense_1"], "kernel": mask}}
     algorithm = state.opt_state.algorithm._replace(masks=changed)
     state = state._replace(params=params, opt_state=state.opt_state._replace(algorithm=algorithm))
-    watch.looked(step, state, rewired)
-    watch.settle()
+    found.check(step, state, rewired)
+    found.verify()
 
 
 def test_the_guard_is_silent_where_all_is_well_or_nothing_is_due(guarded):

@@ -9,7 +9,9 @@ import pytest
 
 from experiments import measure
 from experiments.io import checkpoint
-from experiments.step import compile_task, cross_entropy, evaluate, prepare
+from experiments.loop import evaluate
+from experiments.step import cross_entropy
+from experiments.task import prepare
 from experiments.train import train
 from tests.errors import refused
 from tests.experiments.runs import ONE, UNTIMED, compiled_once, configured, lines  # noqa: F401
@@ -23,7 +25,7 @@ def final_state(run):
     """Every array of the newest checkpoint, by its place."""
     config = json.loads((run / "config.json").read_text())
     store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
-    state, _ = store.restore(compile_task(prepare(config, ONE)).abstract())
+    state, _ = store.restore(prepare(config, ONE).execution.abstract())
     store.close()
     data = jax.tree.map(
         lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
@@ -134,7 +136,7 @@ def test_masks_lines_count_what_happened(straight):
 
 def test_seeds_differ_in_weights_data_and_masks():
     tasks = [prepare(configured(seed=seed), ONE) for seed in (0, 1)]
-    states = [compile_task(task).init() for task in tasks]
+    states = [task.execution.init() for task in tasks]
     kernels = [np.asarray(s.params["Dense_0"]["kernel"]) for s in states]
     masks = [np.asarray(s.opt_state.masks["Dense_0"]["kernel"]) for s in states]
     batches = [next(task.data.train(0))["label"] for task in tasks]
@@ -163,9 +165,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_evaluation_counts_every_example_once():
     task = prepare(configured(), jax.devices()[:8])  # 360 test images are no multiple of 16
-    compiled = compile_task(task)
-    state = compiled.init()
-    found = evaluate(compiled, state, task.data.test())
+    state = task.execution.init()
+    found = evaluate(task, state)
     images, labels = [], []
     for batch in task.data.test():
         keep = batch["weight"] > 0

@@ -1,0 +1,74 @@
+"""What a config stands for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from experiments import build, sharding
+from experiments.data import Data
+from experiments.execution import Execution
+from experiments.finite import SKIP
+from experiments.models.adapters import Model
+from experiments.step import Objective
+from rigl_jax.base import Algorithm, Plan
+
+
+class Task(NamedTuple):
+    """What a config stands for.
+
+    Attributes:
+      config: checked, plain data.
+      data: batches.
+      model: the network.
+      plan, algorithm: None for a dense run.
+      execution: the compiled functions that train and evaluate it.
+      schedule: learning rate by weight updates done.
+      mesh: the devices; batches are split along its axis "data".
+    """
+
+    config: dict[str, Any]
+    data: Data
+    model: Model
+    plan: Plan | None
+    algorithm: Algorithm | None
+    execution: Execution
+    schedule: optax.Schedule
+    mesh: Mesh
+
+
+def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Task:
+    """Builds everything that a config names.
+
+    Args:
+      config: see `configs/common.py`.
+      devices: to train on; all by default.
+
+    Raises:
+      ValueError: whatever is wrong with the config; a batch that does not divide among the devices.
+    """
+    config = build.check(config)
+    devices = jax.devices() if devices is None else devices
+    batch_size = config["dataset"]["batch_size"]
+    mesh = sharding.mesh(config["mesh"], devices)
+    if batch_size % mesh.shape[sharding.DATA]:
+        raise ValueError(
+            f"config.dataset.batch_size: {batch_size} examples do not divide among {mesh.shape['data']} devices"
+        )
+    data = build.data(config)
+    model = build.model(config, data.num_classes)
+    image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
+    plan = build.plan(config, shapes)
+    algorithm = build.algorithm(config, plan)
+    objective = Objective(
+        model, data.image_shape, config["seed"], config["label_smoothing"], config["on_nonfinite"] == SKIP
+    )
+    execution = build.execution(config, objective, build.optimizer(config, shapes), algorithm, mesh)
+    return Task(config, data, model, plan, algorithm, execution, build.learning_rate(config), mesh)

@@ -1,0 +1,129 @@
+"""`fit` alone: it writes no file and keeps the state that it is given; a stop changes nothing; given weights and masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import loop, sharding, step
+from experiments.task import prepare
+from tests.experiments.runs import ONE, compiled_once, configured  # noqa: F401
+
+
+def task_of(execution):
+    config = configured(execution=execution.replace("dense", "masked"))
+    config.method.name = "dense" if execution == "dense" else "rigl"
+    return prepare(config, ONE)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return {execution: task_of(execution) for execution in ("dense", "masked", "packed")}
+
+
+def arrays(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))]
+
+
+def assert_equal(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(arrays(left), arrays(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("execution", ["dense", "masked", "packed"])
+def test_two_parts_are_the_whole_without_a_file_and_the_start_is_kept(execution, tasks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = tasks[execution]
+    start = loop.init(task)
+    before = arrays(start)
+    whole = loop.fit(task, start, 5)
+    assert_equal(loop.fit(task, loop.fit(task, start, 2), 5), whole)
+    for left, right in zip(arrays(start), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert_equal(loop.fit(task, whole, 5), whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_functions_are_called_in_order_at_the_steps_of_the_config(tasks):
+    task, seen = tasks["masked"], []  # 6 steps, log_every=2, eval_every=checkpoint_every=3, rewirings at 0, 2, 4
+
+    def note(kind):
+        return lambda done, *found: seen.append((done, kind, *(() if kind != "step" else (found[1] is not None,))))
+
+    hooks = {"after_step": note("step"), "log": note("log"), "evaluate": note("eval"), "save": note("save")}
+    state = loop.fit(task, loop.init(task), 6, **hooks, interrupted=lambda done: done == 5)
+    assert int(state.step) == 5
+    kinds = {done: [kind for at, kind, *_ in seen if at == done] for done in range(1, 6)}
+    assert kinds == {
+        1: ["step"],
+        2: ["step", "log"],
+        3: ["step", "eval", "save"],
+        4: ["step", "log"],
+        5: ["step", "save"],
+    }
+    assert [rewired for _, kind, *rest in seen if kind == "step" for rewired in rest] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+def test_training_starts_from_given_weights_and_masks(execution, tasks):
+    task = tasks[execution]
+    first, other = loop.init(task), jax.tree.map(jnp.ones_like, loop.init(task).params)
+    masks = jax.tree.map(jnp.logical_not, task.execution.masks(first))
+    state = loop.init(task, params=other, masks=masks)
+    kernel, mask = (tree["Dense_1"]["kernel"] for tree in (state.params, masks))
+    np.testing.assert_array_equal(kernel, np.asarray(mask, np.float32))
+    np.testing.assert_array_equal(state.explored["Dense_1"]["kernel"], mask)
+    np.testing.assert_array_equal(task.execution.masks(state)["Dense_1"]["kernel"], mask)
+    assert np.isfinite(loop.evaluate(task, loop.fit(task, state, 2))["loss"])
+
+
+def test_what_does_not_fit_the_model_is_refused(tasks):
+    params = loop.init(tasks["masked"]).params
+    with pytest.raises(ValueError, match="Dense_1/kernel"):
+        loop.init(tasks["masked"], params={**params, "Dense_1": {**params["Dense_1"], "kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ValueError, match="masks"):
+        loop.init(tasks["dense"], masks=jax.tree.map(lambda p: p != 0, params))
+
+
+def test_the_loss_is_the_mean_over_examples(tasks):
+    task = tasks["masked"]
+    state = loop.init(task)
+    batch = sharding.place(next(task.data.train(0)), task.mesh)
+    objective = step.Objective(task.model, task.data.image_shape, seed=0)
+    losses, (right, _) = step.example_losses(objective, task.model.apply, state.params, state, batch)
+    assert losses.shape == right.shape == batch["label"].shape
+    loss, gradient = task.execution.gradient(state, batch)
+    np.testing.assert_allclose(loss, jnp.mean(losses), rtol=1e-6)
+    assert jax.tree.structure(gradient) == jax.tree.structure(state.params)
+
+
+# What checkpoints of all versions hold, for SGD with momentum and RigL.
+WEIGHTS = [f"['Dense_{i}']['{name}']" for i in range(3) for name in ("bias", "kernel")]
+KERNELS = [name for name in WEIGHTS if "kernel" in name]
+TOTALS = [f".totals['{name}']" for name in ("accuracy", "loss", "missed", "skipped", "steps")]
+
+
+@pytest.mark.parametrize("execution", ["dense", "masked", "packed"])
+def test_checkpoints_hold_what_those_of_earlier_versions_hold(execution, tasks):
+    state = tasks[execution].execution.abstract()
+    found = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    inner = ".opt_state" if execution == "dense" else ".opt_state.inner"
+    sparse = [".opt_state.step", ".opt_state.key"]
+    sparse += [f"{of}{name}" for of in (".opt_state.algorithm.masks", ".explored") for name in KERNELS]
+    moments = {name.removeprefix(inner) for name in found if name.startswith(inner)}
+    assert {name for name in found if not name.startswith(inner)} == {
+        ".step",
+        ".key",
+        *(f".params{name}" for name in WEIGHTS),
+        *TOTALS,
+        *([] if execution == "dense" else sparse),
+    }
+    assert moments
+    assert type(state)._fields == ("step", "params", "batch_stats", "opt_state", "key", "explored", "totals")
