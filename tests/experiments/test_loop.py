@@ -1,4 +1,4 @@
-"""`fit` alone: it writes no file and keeps the state that it is given; a stop changes nothing; given weights and masks."""
+"""`fit` alone: it writes no file and keeps the state that it is given; a stop changes nothing; given weights."""
 
 import jax
 import jax.numpy as jnp
