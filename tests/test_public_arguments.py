@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import arguments, costs, execution, landscape, topology
+from rigl_jax import arguments, costs, execution, landscape, topology, tracing
 from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
@@ -30,6 +30,7 @@ MODULES = {
     "landscape.": landscape,
     "flops.": flops,
     "costs.": costs,
+    "tracing.": tracing,
 }
 F = np.float32
 KEY = jax.random.key(0)
@@ -200,6 +201,15 @@ CALLS = {
         "level": "auto",
     },
     # costs and paths
+    "tracing.capture": {
+        "apply": product,
+        "params": PARAMS,
+        "inputs": X,
+        "leaves": ["w"],
+        "add": {"w": [np.zeros((2, 4), F)]},
+    },
+    "tracing.to_matrix": {"weight": ONES, "axes": AXES},
+    "tracing.from_matrix": {"matrix": ONES, "axes": AXES, "shape": (4, 4)},
     "flops": {"apply": product, "params": PARAMS, "inputs": X, "masks": MASKS, "while_trips": 1},
     "training_cost": {"algorithm": STATIC, "sparse": 0.5, "dense": 1.0, "steps": 3},
     "micronet_flops": {"counted": COST},
@@ -291,14 +301,18 @@ MAY = {
     **dict.fromkeys(("micronet_bits shapes", "micronet_bits density"), ("a dict",)),
     **dict.fromkeys(("sparsity tree", "execution.nbytes tree"), TREES),
     "execution.best_pattern mask": ("rank 6",),  # dense
+    "tracing.capture leaves": ("None", "a dict"),  # no leaf at all
+    "tracing.capture add": ("None", "a dict"),
+    "tracing.to_matrix weight": ("rank 6",),  # axes of 1 go anywhere
     "kernels.check who": ("a word",),
     "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
     # what a model makes of its inputs is the model's own affair
-    **dict.fromkeys(("execution.compact inputs", "flops inputs"), tuple(WRONG)),
+    **dict.fromkeys(("execution.compact inputs", "flops inputs", "tracing.capture inputs"), tuple(WRONG)),
 }
 
 
 NAMED_INSTEAD = {
+    "tracing.capture params": "leaves",
     **dict.fromkeys(("block height", "block width"), "block"),
     **dict.fromkeys(("n_of_m n", "n_of_m m"), "n_of_m"),
     "make_plan rules": "rule",

@@ -66,7 +66,7 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
         return False
     per_weight = jax.tree.leaves(marks)
     ones = [True] * len(jax.tree.leaves(params))
-    starts, stays = _ZERO(starting, ones), _ZERO(going_on, [*ones, *per_weight, *ones])
+    starts, stays = ZERO(starting, ones), ZERO(going_on, [*ones, *per_weight, *ones])
     return all(a and b for a, b, mark in zip(starts, stays, per_weight, strict=True) if mark)
 
 
@@ -80,7 +80,7 @@ def frozen(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra
     program = jax.make_jaxpr(lambda g, s, p: inner.update(g, s, p, **extra)[0])(params, state, params)
     arguments = [False] * len(program.jaxpr.invars)
     names = trees.named_leaves(params)
-    flags = zip(names, _ZERO(program, arguments), _CONSTANT(program, arguments), strict=True)
+    flags = zip(names, ZERO(program, arguments), CONSTANT(program, arguments), strict=True)
     found = frozenset(name for name, zero, constant in flags if zero and constant)
     return found if len(found) < len(names) else frozenset()
 
@@ -116,6 +116,6 @@ ZEROS: dict[str, Rule] = {
 }
 """Whether the result of a primitive is 0 wherever the operands are that are said to be; not so for others."""
 
-_ZERO = Walker(ZEROS, lambda walker, eqn, zero: [False] * len(eqn.outvars), _is_zero)
-_CONSTANT = Walker({}, lambda walker, eqn, flags: [all(flags)] * len(eqn.outvars), lambda *_: True)
+ZERO = Walker(ZEROS, lambda walker, eqn, zero: [False] * len(eqn.outvars), _is_zero)
+CONSTANT = Walker({}, lambda walker, eqn, flags: [all(flags)] * len(eqn.outvars), lambda *_: True)
 """Does a value depend on nothing but constants and the flagged arguments?"""

@@ -41,7 +41,7 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Seque
     found = named_roles(params)
     if apply is not None:
         try:
-            shapes, program = traced(params, apply, tuple(inputs))
+            shapes, program, _ = traced(params, apply, tuple(inputs))
         except Exception as error:  # whatever the model does with such params and inputs
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"roles: apply(params, *inputs) could not be traced: {why}") from error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rigl_jax import trees
-from rigl_jax.base import PyTree
+from rigl_jax.base import PyTree, Shape
 from rigl_jax.tracing import geometry, primitives
 from rigl_jax.tracing.walk import Rule, Walker, branches
 
@@ -52,7 +52,7 @@ class Seen(NamedTuple):
     """What a walk has found, and the context of its rules."""
 
     uses: dict[str, list[Use]]
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
     paired: set[str]  # leaves that were multiplied by another leaf
     apart: dict[str, set[int]]  # outputs that a later weight does not sum over but keeps apart: layers
 
@@ -64,8 +64,11 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> tuple[Walker, list[Owned]]:
     return Walker(RULES, _other, lambda *_: {}, seen, _made_of_constants), owned
 
 
-def traced(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any]) -> tuple[dict[str, tuple[int, ...]], Any]:
-    """The shapes of the leaves that are arrays, and the program of `apply(params, *inputs)`, which begins with them."""
+def traced(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any]) -> tuple[dict[str, Shape], Any, PyTree]:
+    """Of `apply(params, *inputs)`: shapes of the leaves that are arrays, the program, and shapes of its outputs.
+
+    The program's first inputs are these leaves.
+    """
     leaves, tree = jax.tree.flatten(params)
     arrays = {name: p for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     at = [i for i, p in enumerate(leaves) if hasattr(p, "shape")]
@@ -76,7 +79,8 @@ def traced(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any]) -> 
             filled[i] = array
         return apply(jax.tree.unflatten(tree, filled), *inputs)
 
-    return {name: tuple(p.shape) for name, p in arrays.items()}, jax.make_jaxpr(called)(list(arrays.values()), *inputs)
+    program, out = jax.make_jaxpr(called, return_shape=True)(list(arrays.values()), *inputs)
+    return {name: tuple(p.shape) for name, p in arrays.items()}, program, out
 
 
 # --- what is made of weights ---------------------------------------------------------------------------------------

@@ -328,6 +328,14 @@ def stepped(x):
 
 stepped.defjvp(lambda x, t: (stepped(*x), t[0] * jnp.exp(-(x[0] ** 2))))
 
+
+@jax.custom_vjp
+def gated(x, y):
+    return x
+
+
+gated.defvjp(lambda x, y: (x, y), lambda y, g: (g * y, g))
+
 FUNCTIONS = {
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,
@@ -337,6 +345,7 @@ FUNCTIONS = {
     "custom_jvp": stepped,
     "custom_vjp": reversed_gradient,
     "custom_vjp, several": lambda x: sum(scaled(x, x + 1.0)),
+    "custom_vjp, of what only the derivative reads": lambda x: gated(x, jnp.sin(x)),
     "custom_vjp, a part": lambda x: scaled(x, x + 1.0)[0],
     "nested": lambda x: jax.jit(lambda x: jax.nn.relu(reversed_gradient(x)))(x),
 }
