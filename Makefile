@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo sanitize test test-plain test-newest test-library fashion_mnist soak lint format clean
+.PHONY: help demo sanitize test test-plain test-newest test-library fashion_mnist figures soak lint format clean
 # The tests of the library itself, without those that train through configs.
 LIBRARY_TESTS := tests/rigl_jax tests/execution tests/test_docstrings.py tests/test_docs.py
 # Files are spread over the cores; plain `pytest FILE` runs in one process.
@@ -62,6 +62,13 @@ fashion_mnist: $(VENV)/installed-experiments  ## Import Fashion-MNIST from raw I
 	$(BIN)/python -m experiments.import_idx --name fashion_mnist $(if $(IDX),--source $(IDX))
 	$(BIN)/python -m experiments.main --config configs/fashion_mnist_mlp.py --workdir runs/fashion_mnist_mlp/rigl
 	$(BIN)/python -m experiments.report runs/fashion_mnist_mlp --out runs/fashion_mnist_mlp
+
+# Pictures of masks in docs/pictures are made by training: `python -m experiments.gallery`.
+figures: $(VENV)/installed-experiments  ## Make every table and figure of the results anew from the committed records
+	$(BIN)/python -m experiments.report --readme
+	$(BIN)/python -m experiments.benchmarks.page
+	$(BIN)/python -m experiments.studies.paper_tables
+	$(BIN)/python -m experiments.studies.method_page
 
 soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, train 20,000 steps (an hour); writes experiments/records/soak.json
 	$(NATIVE)

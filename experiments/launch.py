@@ -23,7 +23,6 @@ import argparse
 import importlib
 import itertools
 import os
-import pkgutil
 import shlex
 import signal
 import subprocess
@@ -67,7 +66,7 @@ def study(name: str, root: Path, values: Values) -> list[Job]:
     Raises:
       ValueError: an unknown study, or two runs of one name.
     """
-    known = [module.name for module in pkgutil.iter_modules(studies.__path__)]
+    known = list(studies.SWEEPS)
     if name.endswith(".py"):
         sweep, folder, name = own.load(f"{name}:sweep"), Path(os.path.abspath(name)).parent, Path(name).stem
     elif name in known:

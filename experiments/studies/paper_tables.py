@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rigl_jax as rx
+from experiments import pages
 from experiments.models import MODELS
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper_tables.md"
@@ -191,9 +192,8 @@ def small_dense(net: Network, width: float) -> float:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    rule = ["---"] * words + ["---:"] * (len(head) - words)
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    return pages.table(head, rows, left=[column < words for column in range(len(head))])
 
 
 def _percent(sparsity: float) -> str:
@@ -334,11 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page, or checks it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if the page is out of date")
-    check, text = parser.parse_args(argv).check, page()
-    if check:
-        return int(PAGE.read_text() != text)
-    PAGE.write_text(text)
-    return 0
+    return pages.update({PAGE: page()}, check=parser.parse_args(argv).check, command="make figures")
 
 
 if __name__ == "__main__":

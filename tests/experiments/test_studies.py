@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.models import MODELS
-from experiments.studies import method_table, method_training, paper_tables
+from experiments.studies import method_page, method_table, method_training, paper_tables
 from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
 
 
@@ -64,6 +64,20 @@ def test_published_figures_come_out_to_the_digits_printed():
 
 def test_the_page_of_the_papers_arithmetic_is_up_to_date():
     assert paper_tables.PAGE.read_text() == paper_tables.page()
+
+
+def test_the_page_of_results_is_up_to_date():
+    assert method_page.PAGE.read_text() == method_page.page(method_table.read())
+    assert all(method_page.picture(cell.model).exists() for cell in method_table.read())
+
+
+def test_paired_differences():
+    ours, theirs = np.array([3.0, 4.0, 5.0]), np.array([2.0, 3.0, 3.0])
+    difference, p = method_page.paired(ours, theirs)
+    assert (difference, round(p, 4)) == (pytest.approx(4 / 3), 0.0572)
+    assert method_page.paired(ours, None) is None
+    assert method_page.verdict((0.5, 0.2)) == "+0.50, p 0.200"
+    assert method_page.verdict((-1.0, 0.0002)) == "**-1.00, p < 0.001**"
 
 
 def images(n):
