@@ -1,10 +1,14 @@
 """Sparse training for JAX: RigL and its family as pure functions and an optax transformation."""
 
+# ruff: noqa: I001, RUF022  (by family, not by the alphabet)
+
 from importlib import metadata
 
+# Modules. Each is a page of its own.
 from rigl_jax import (
     algorithms,
     base,
+    criteria,
     execution,
     gates,
     landscape,
@@ -17,45 +21,76 @@ from rigl_jax import (
     tracing,
     trees,
 )
+
+# Plans: which weights are sparse, how, and how many stay.
+from rigl_jax.plan import make_plan
+from rigl_jax.description import describe
+from rigl_jax.distributions import erdos_renyi, erk, uniform
+from rigl_jax.tracing.roles import roles
+from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
+
+# Training: any optax optimizer, made sparse.
+from rigl_jax.transform import SparseState, sparsify
+from rigl_jax.growth import accumulate_growth
+from rigl_jax.initial import rescale_init
+from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
+
+# Methods: what `sparsify` takes. Masks fixed before training; dynamic; pruning while training; latent weights.
 from rigl_jax.algorithms import (
     ALGORITHMS,
-    ac_dc,
-    deep_r,
-    dnw,
-    dsr,
-    exploration_penalty,
-    explored,
-    gmp,
-    granet,
+    static,
+    snip,
     grasp,
-    itop,
-    langevin,
-    mest,
+    synflow,
     rigl,
     rigl_inverted,
     set_,
+    itop,
+    explored,
+    mest,
     snfs,
-    snip,
+    dsr,
+    deep_r,
+    langevin,
     srigl,
-    static,
+    granet,
+    gmp,
+    ac_dc,
     ste,
-    synflow,
+    dnw,
     top_kast,
+    exploration_penalty,
 )
-from rigl_jax.base import Algorithm, Axes, LayerPlan, Leaf, Masks, Plan, Rewired, Score, Signals, Structure
-from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
-from rigl_jax.description import describe
-from rigl_jax.distributions import erdos_renyi, erk, uniform
-from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
-from rigl_jax.growth import accumulate_growth
-from rigl_jax.initial import rescale_init
+
+# Pruning a network that is trained: `prune` by one of `criteria`.
+from rigl_jax.pruning import prune
+
+# Masks on weights.
 from rigl_jax.masking import apply_masks, check_masked, sparsity, straight_through
-from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
-from rigl_jax.plan import make_plan
-from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
+
+# Packed weights: active values only.
+from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
+
+# Costs.
 from rigl_jax.tracing.flops import Flops, Product, flops
-from rigl_jax.tracing.roles import roles
-from rigl_jax.transform import SparseState, sparsify
+from rigl_jax.costs import micronet_bits, micronet_flops, training_cost
+
+# Types.
+from rigl_jax.base import (
+    Algorithm,
+    Axes,
+    Criterion,
+    LayerPlan,
+    Leaf,
+    Masks,
+    Plan,
+    Pruned,
+    Rewired,
+    Score,
+    Signals,
+    Structure,
+    Surgeon,
+)
 
 values = regrow_init
 """The former name of `rx.regrow_init`."""
@@ -66,86 +101,100 @@ except metadata.PackageNotFoundError:  # run from its sources, not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "__version__",
+    # plans
+    "make_plan",
+    "describe",
+    "erdos_renyi",
+    "erk",
+    "uniform",
+    "roles",
+    "block",
+    "channel",
+    "fan_in",
+    "n_of_m",
+    "unstructured",
+    # training
+    "SparseState",
+    "sparsify",
+    "accumulate_growth",
+    "rescale_init",
+    "per_weight_adam",
+    "replace_masks",
+    "sparse_average",
+    "with_masters",
+    # methods
     "ALGORITHMS",
+    "static",
+    "snip",
+    "grasp",
+    "synflow",
+    "rigl",
+    "rigl_inverted",
+    "set_",
+    "itop",
+    "explored",
+    "mest",
+    "snfs",
+    "dsr",
+    "deep_r",
+    "langevin",
+    "srigl",
+    "granet",
+    "gmp",
+    "ac_dc",
+    "ste",
+    "dnw",
+    "top_kast",
+    "exploration_penalty",
+    # pruning a network that is trained
+    "prune",
+    # masks on weights
+    "apply_masks",
+    "check_masked",
+    "sparsity",
+    "straight_through",
+    # packed weights
+    "Packed",
+    "pack",
+    "packed_training",
+    "run_packed",
+    "unpack",
+    # costs
+    "Flops",
+    "Product",
+    "flops",
+    "micronet_bits",
+    "micronet_flops",
+    "training_cost",
+    # types
     "Algorithm",
     "Axes",
-    "Flops",
+    "Criterion",
     "LayerPlan",
     "Leaf",
     "Masks",
-    "Packed",
     "Plan",
-    "Product",
+    "Pruned",
     "Rewired",
     "Score",
     "Signals",
-    "SparseState",
     "Structure",
-    "__version__",
-    "ac_dc",
-    "accumulate_growth",
+    "Surgeon",
+    # modules
     "algorithms",
-    "apply_masks",
     "base",
-    "block",
-    "channel",
-    "check_masked",
-    "deep_r",
-    "describe",
-    "dnw",
-    "dsr",
-    "erdos_renyi",
-    "erk",
+    "criteria",
     "execution",
-    "exploration_penalty",
-    "explored",
-    "fan_in",
-    "flops",
     "gates",
-    "gmp",
-    "granet",
-    "grasp",
-    "itop",
     "landscape",
-    "langevin",
-    "make_plan",
-    "mest",
-    "micronet_bits",
-    "micronet_flops",
-    "n_of_m",
     "optimizers",
-    "pack",
-    "packed_training",
-    "per_weight_adam",
     "regrow_init",
-    "replace_masks",
-    "rescale_init",
-    "rigl",
-    "rigl_inverted",
-    "roles",
-    "run_packed",
     "schedules",
     "scores",
-    "set_",
-    "snfs",
-    "snip",
-    "sparse_average",
-    "sparsify",
-    "sparsity",
-    "srigl",
-    "static",
-    "ste",
-    "straight_through",
     "structures",
-    "synflow",
-    "top_kast",
     "topology",
     "tracing",
-    "training_cost",
     "trees",
-    "uniform",
-    "unpack",
-    "unstructured",
     "values",
-    "with_masters",
 ]

@@ -131,7 +131,7 @@ CALLS = {
     "topology.count": {"fraction": 0.5, "n": 4},
     "topology.random_masks": {"plan": PLAN, "key": KEY, "params": PARAMS},
     "topology.prune_tree": {"plan": PLAN, "scores": PARAMS},
-    "topology.prune_jointly": {"plan": PLAN, "scores": PARAMS, "n_active": 3, "min_active": 1},
+    "topology.prune_jointly": {"plan": PLAN, "scores": PARAMS, "n_active": 3, "min_active": 1, "among": MASKS},
     "topology.drop_and_grow": {
         "plan": PLAN,
         "masks": MASKS,
@@ -152,6 +152,17 @@ CALLS = {
         "together": False,
     },
     "topology.check_fit": {"plan": PLAN, "params": PARAMS},
+    # pruning
+    "prune": {
+        "plan": PLAN,
+        "params": PARAMS,
+        "criterion": rx.criteria.magnitude,
+        "batch": X,
+        "scope": "layer",
+        "masks": {"w": np.ones((4, 4), bool)},
+        "rounds": 2,
+        "min_active": 1,
+    },
     # packed weights
     "pack": {"params": PARAMS, "masks": MASKS, "choose": lambda name, mask: None},
     "unpack": {"packed": PACKED},
@@ -246,7 +257,19 @@ def public():
 PUBLIC = public()
 ELSEWHERE = {
     "execution.backends": "takes no arguments",
-    **dict.fromkeys(("topology.sound", "topology.settle", "topology.hold"), "what the functions beside them share"),
+    **dict.fromkeys(
+        (
+            "topology.sound",
+            "topology.settle",
+            "topology.hold",
+            "topology.full_masks",
+            "topology.ranking",
+            "topology.count_groups",
+            "topology.prune_together",
+            "topology.rewire_ablating",
+        ),
+        "what methods share; they check their own arguments",
+    ),
     **{make.__name__: "test_bad_input tries every option" for make in rx.ALGORITHMS.values()},
     "rigl_inverted": "its options are those of rigl",
     **dict.fromkeys(("execution.save_safetensors", "execution.load_safetensors"), "test_export: of files"),
@@ -264,11 +287,11 @@ WRONG = {
 }
 TREES = ("None", "rank 6", "a dict")
 OPTIONAL = """
-make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan, check_masked plan,
-describe params, describe apply, block axes, channel axes, n_of_m axes, roles apply,
-topology.select axes, topology.select among, topology.select_jointly among, topology.prune among, topology.rewire
-n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose, packed_training
-sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
+make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan, check_masked plan, describe
+params, describe apply, block axes, channel axes, n_of_m axes, roles apply, topology.select axes, topology.select
+among, topology.select_jointly among, topology.prune_jointly among, prune masks, topology.prune among,
+topology.rewire n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose,
+packed_training sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
 landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes, fan_in axes
 """
 OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
@@ -306,8 +329,10 @@ MAY = {
     "tracing.to_matrix weight": ("rank 6",),  # axes of 1 go anywhere
     "kernels.check who": ("a word",),
     "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
-    # what a model makes of its inputs is the model's own affair
-    **dict.fromkeys(("execution.compact inputs", "flops inputs", "tracing.capture inputs"), tuple(WRONG)),
+    # what a model makes of its inputs is the model's own affair, and what a criterion makes of its batch
+    **dict.fromkeys(
+        ("execution.compact inputs", "flops inputs", "tracing.capture inputs", "prune batch"), tuple(WRONG)
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from rigl_jax.algorithms.granet import granet
 from rigl_jax.algorithms.grasp import grasp
 from rigl_jax.algorithms.itop import explored, itop
 from rigl_jax.algorithms.mest import mest
+from rigl_jax.algorithms.one_shot import one_shot
 from rigl_jax.algorithms.registry import ALGORITHMS, METHODS, Entry
 from rigl_jax.algorithms.rigl import rigl, rigl_inverted, set_
 from rigl_jax.algorithms.snfs import snfs
@@ -34,6 +35,7 @@ __all__ = [
     "itop",
     "langevin",
     "mest",
+    "one_shot",
     "rigl",
     "rigl_inverted",
     "set_",

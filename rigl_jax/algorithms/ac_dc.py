@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 
 from rigl_jax import checks, schedules, scores, topology
-from rigl_jax.algorithms import selection
 from rigl_jax.algorithms.static import PruningState
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
 
@@ -50,7 +49,7 @@ def ac_dc(
     >>> [step for step in range(100) if algorithm.due(step)]
     [10, 15, 20, 25, 30, 32]
     """
-    min_active = selection.check_jointly("ac_dc", plan, jointly, min_active)
+    rank = topology.ranking("ac_dc", plan, jointly=jointly, min_active=min_active)
     checks.functions("ac_dc", score=score)
     if stop is None:
         raise ValueError("ac_dc: stop must be a step, got None")
@@ -59,14 +58,14 @@ def ac_dc(
 
     def init(key: Array, params: PyTree) -> PruningState:
         del key
-        return PruningState(selection.full(plan, params))
+        return PruningState(topology.full_masks(plan, params))
 
     def update(state: PruningState, signals: Signals) -> Rewired:
         # Among the active, so that a weight that has come to 0 does not lose its place to one that is not there.
         ranked = score(signals)
-        best = selection.best(plan, ranked, among=state.masks, jointly=jointly, min_active=min_active)
+        best = rank.best(ranked, among=state.masks)
         dense = (signals.step < stop) & ((signals.step - start) // period % 2 == 1)
-        masks, sound = jax.tree.map(lambda mask: dense | mask, best), topology.sound(plan, ranked, state.masks)
-        return Rewired(PruningState(topology.hold(plan, sound, masks, state.masks, together=jointly)))
+        masks = jax.tree.map(lambda mask: dense | mask, best)
+        return Rewired(PruningState(rank.hold(ranked, masks, state.masks, read=state.masks)))
 
     return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=PruningState, active_only=True)

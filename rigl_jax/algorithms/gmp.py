@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import checks, schedules, scores, topology
-from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import LatentState, PruningState
+from rigl_jax.algorithms.static import LatentState, PruningState, all_weights
 from rigl_jax.base import Algorithm, Array, LayerPlan, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.messages import shown
 
@@ -68,7 +67,7 @@ def gmp(
     checks.functions("gmp", score=score)
     if not checks.is_whole(stop, start + 1):
         raise ValueError(f"gmp: stop must be after start={start}, got {shown(stop)}")
-    stop, min_active = int(stop), selection.check_jointly("gmp", plan, jointly, min_active)
+    stop, rank = int(stop), topology.ranking("gmp", plan, jointly=jointly, min_active=min_active)
     if jointly:
         first = sum((leaf.n_active + _spare(leaf, initial)) * leaf.groups for leaf in plan.values())
         checks.total("gmp", "weights that are active at `start`, ranked together,", first)
@@ -88,20 +87,12 @@ def gmp(
 
     def init(key: Array, params: PyTree) -> LatentState | PruningState:
         del key
-        return State(selection.full(plan, params))
+        return State(topology.full_masks(plan, params))
 
     def update(state: LatentState | PruningState, signals: Signals) -> Rewired:
         among, ranked = None if recover else state.masks, score(signals)
-        masks = selection.best(
-            plan,
-            ranked,
-            lambda leaf: _active(leaf, initial, share(signals.step)),
-            among=among,
-            jointly=jointly,
-            min_active=min_active,
-        )
-        sound = topology.sound(plan, ranked, among)
-        return Rewired(State(topology.hold(plan, sound, masks, state.masks, together=jointly)))
+        masks = rank.best(ranked, lambda leaf: _active(leaf, initial, share(signals.step)), among=among)
+        return Rewired(State(rank.hold(ranked, masks, state.masks, read=among)))
 
     if not recover:
         return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=State, active_only=True)
@@ -110,8 +101,8 @@ def gmp(
         update,
         due,
         dense_grads=schedules.always,
-        stored=lambda state: selection.everything(state.masks),
-        trained=lambda state: selection.everything(state.masks),
+        stored=all_weights,
+        trained=all_weights,
         plan=plan,
         state=State,
         latent=True,

@@ -134,12 +134,5 @@ def _prune(plan: Plan, initial: Plan, masks: Masks, worth: PyTree, remaining: Ar
             (leaf,) = pool
             pruned[leaf.name] = topology.prune(leaf.structure, scored[leaf.name], n, among=active[leaf.name])
             continue
-        wide = jnp.result_type(jnp.float32, *(scored[leaf.name] for leaf in pool))
-        pooled = [leaf.structure.pool(scored[leaf.name].astype(wide)) for leaf in pool]
-        among = [leaf.active(active[leaf.name]) for leaf in pool]
-        best = [topology.select(p, 1, among=a) for p, a in zip(pooled, among, strict=True)]
-        rest = [a & ~b for a, b in zip(among, best, strict=True)]
-        chosen = topology.select_jointly(pooled, n - len(pool), among=rest)
-        for leaf, first, others in zip(pool, best, chosen, strict=True):
-            pruned[leaf.name] = leaf.structure.expand(first | others, leaf.shape)
+        pruned |= topology.prune_together(pool, scored, n, 1, active)
     return trees.map_sparse(lambda leaf, _: pruned[leaf.name], plan, masks)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
-from rigl_jax import scores, topology
-from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState, static
-from rigl_jax.base import Algorithm, Array, Plan, PyTree, Signals
+from rigl_jax import criteria
+from rigl_jax.algorithms.one_shot import keyed, of_params
+from rigl_jax.base import Algorithm, Array, Plan, PyTree
 
 
 def grasp(
@@ -38,21 +35,12 @@ def grasp(
       jointly: one ranking over all layers; needs unstructured leaves.
       min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
 
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}  # the loss below has g = w^2 and H = 2 w: w (H g) = 2 w^4
     >>> algorithm = grasp(rx.make_plan(params, 0.5), loss=lambda p: (p["w"] ** 3).sum() / 3)
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
     [[False, False], [True, True]]
     """
-    min_active = selection.check_jointly("grasp", plan, jointly, min_active)
-    selection.check_callable("grasp", loss)
-    score = scores.gradient_flow(loss)
-
-    def init(key: Array, params: PyTree) -> MaskState:
-        topology.check_fit(plan, params)
-        selection.check_loss("grasp", loss, params)
-        ranked = score(Signals(params, None, jnp.int32(0), key))
-        return MaskState(selection.best(plan, ranked, jointly=jointly, min_active=min_active))
-
-    return static(plan)._replace(init=init, keeps_counts=not jointly)
+    criterion = criteria.grasp(of_params("grasp", loss))
+    return keyed("grasp", plan, lambda key: criterion, jointly=jointly, min_active=min_active)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from rigl_jax import checks, schedules, scores, topology
-from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState, PruningState
-from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.algorithms.one_shot import keyed, of_params
+from rigl_jax.algorithms.static import PruningState
+from rigl_jax.base import Algorithm, Array, Criterion, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.criteria import losses
 from rigl_jax.messages import shown
 
 
@@ -57,36 +59,27 @@ def snip(
         raise ValueError(
             f"snip: start must be a step from 0 on, and 0 with a loss (init prunes then), got {shown(start)}"
         )
-    start = int(start)
-    min_active = selection.check_jointly("snip", plan, jointly, min_active)
     checks.functions("snip", score=score)
-    selection.check_callable("snip", score if loss is None else loss)
+    if loss is not None:
+        slope = losses.at("snip", of_params("snip", loss))
 
-    def decide(ranked: PyTree) -> Masks:
-        return selection.best(plan, ranked, jointly=jointly, min_active=min_active)
+        def criterion(key: Array) -> Criterion:
+            return lambda params, batch: score(
+                Signals(params, scores.gradient_of(functools.partial(slope, batch=batch), params), jnp.int32(0), key)
+            )
 
-    def init(key: Array, params: PyTree) -> MaskState | PruningState:
-        topology.check_fit(plan, params)
-        if loss is None:
-            return PruningState(selection.full(plan, params))
-        selection.check_loss("snip", loss, params)
-        return MaskState(decide(score(Signals(params, scores.gradient_of(loss, params), jnp.int32(0), key))))
+        return keyed("snip", plan, criterion, jointly=jointly, min_active=min_active)
+    rank = topology.ranking("snip", plan, jointly=jointly, min_active=min_active)
 
-    def update(state: MaskState | PruningState, signals: Signals) -> Rewired:
-        if loss is not None:
-            return Rewired(state)
+    def init(key: Array, params: PyTree) -> PruningState:
+        del key
+        return PruningState(topology.full_masks(plan, params))
+
+    def update(state: PruningState, signals: Signals) -> Rewired:
         ranked = score(signals)
-        sound = topology.sound(plan, ranked)
-        return Rewired(PruningState(topology.hold(plan, sound, decide(ranked), state.masks, together=jointly)))
+        return Rewired(PruningState(rank.hold(ranked, rank.best(ranked), state.masks)))
 
-    due = schedules.never if loss is not None else schedules.every(1, start=start, stop=start)
+    due = schedules.every(1, start=start, stop=start)
     return Algorithm(
-        init,
-        update,
-        due,
-        dense_grads=due,
-        skip_step=loss is None,
-        plan=plan,
-        state=PruningState if loss is None else MaskState,
-        active_only=True,
+        init, update, due, dense_grads=due, skip_step=True, plan=plan, state=PruningState, active_only=True
     )

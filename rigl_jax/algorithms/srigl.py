@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from rigl_jax import checks, schedules, scores, topology, trees
@@ -58,7 +56,7 @@ def srigl(
       drop: the score whose lowest active weights are dropped.
       grow: the score whose highest inactive weights are grown.
 
-    >>> import rigl_jax as rx
+    >>> import jax.numpy as jnp, rigl_jax as rx
     >>> plan = rx.make_plan({"w": jnp.zeros((8, 8))}, 0.75, rules=[("w", rx.structures.fan_in())])
     >>> [step for step in range(1000) if srigl(plan, period=100, stop=300).due(step)]
     [0, 100, 200, 300]
@@ -78,13 +76,12 @@ def srigl(
         return MaskState(topology.random_masks(plan, key, params))
 
     def update(state: MaskState, signals: Signals) -> Rewired:
-        share = fraction_at(signals.step)
-
-        weights, gradients = drop(signals), grow(signals)
+        share, weights, gradients = fraction_at(signals.step), drop(signals), grow(signals)
 
         def one(leaf: LayerPlan, mask: Array, weights: Array, gradients: Array) -> topology.Rewiring:
             may_ablate = leaf.structure.sparsity is None and leaf.name not in whole
-            return _rewire(leaf, mask, weights, gradients, share, min_salient if may_ablate else None)
+            least = max(1, int(min_salient * leaf.n_active)) if may_ablate else None
+            return topology.rewire_ablating(leaf, mask, weights, gradients, share, least)
 
         rewirings = trees.map_sparse(one, plan, state.masks, weights, gradients)
         masks, _ = topology.settle(plan, state.masks, rewirings, weights, gradients)
@@ -94,29 +91,3 @@ def srigl(
     return Algorithm(
         init, update, due, dense_grads=due, skip_step=skip_step, plan=plan, state=MaskState, active_only=True
     )
-
-
-def _rewire(
-    leaf: LayerPlan, mask: Array, weights: Array, gradients: Array, share: Any, min_salient: float | None
-) -> topology.Rewiring:
-    structure = leaf.structure
-    weights, gradients = structure.pool(weights), structure.pool(gradients)
-    active = structure.active(mask)
-    axes, layer = structure.axes(active.shape), leaf.layer_axes()
-    total = leaf.active_units // leaf.layers
-
-    n = leaf.count_units(active)
-    n_drop = topology.count(share, n)
-    kept = topology.select(weights, n - n_drop, axes=layer, among=active)
-    salient = kept | topology.select(gradients, n_drop, axes=layer, among=~kept)
-
-    counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
-    fewest = -(-total // leaf.group_size)  # neurons that it takes to hold all weights
-    needed = -1 if min_salient is None else max(1, int(min_salient * leaf.n_active))
-    alive = (counts >= needed) | topology.select(counts.astype(jnp.float32), fewest, axes=layer)
-    each = jnp.where(alive, total // leaf.count_units(alive), 0)
-
-    kept = topology.select(weights, each, axes=axes, among=kept)
-    missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
-    grown = topology.select(gradients, missing, axes=axes, among=~kept)
-    return topology.Rewiring(structure.expand(kept | grown, leaf.shape), structure.expand(kept, leaf.shape))

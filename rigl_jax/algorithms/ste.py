@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rigl_jax import checks, schedules, scores, topology
-from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import LatentState
+from rigl_jax.algorithms.static import LatentState, all_weights
 from rigl_jax.base import Algorithm, Array, Plan, PyTree, Rewired, Score, Signals
 
 
@@ -53,8 +52,8 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
         update,
         due=schedules.every(period),
         dense_grads=schedules.always,
-        stored=lambda state: selection.everything(state.masks),
-        trained=lambda state: selection.everything(state.masks),
+        stored=all_weights,
+        trained=all_weights,
         plan=plan,
         state=LatentState,
         latent=True,

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-
-from rigl_jax import checks, scores
-from rigl_jax.algorithms import selection
-from rigl_jax.algorithms.static import MaskState, static
-from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Signals
-from rigl_jax.masking import apply_masks
-from rigl_jax.messages import shown
-
-MOST_ROUNDS = 10**6  # their counts are a table
+from rigl_jax import criteria
+from rigl_jax.algorithms.one_shot import keyed, of_params
+from rigl_jax.base import Algorithm, Array, Plan, PyTree
+from rigl_jax.criteria import losses
 
 
 def synflow(
@@ -51,41 +41,11 @@ def synflow(
       jointly: one ranking over all layers; needs unstructured leaves.
       min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
 
-    >>> import rigl_jax as rx
+    >>> import jax, jax.numpy as jnp, rigl_jax as rx
     >>> params = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array([[3.0], [1.0]])}  # flow: 1 * 3 + 2 * 1
     >>> algorithm = synflow(rx.make_plan(params, 0.5, rx.uniform), loss=lambda p: (p["a"] @ p["b"]).sum(), rounds=2)
     >>> jax.tree.map(jnp.ravel, algorithm.init(jax.random.key(0), params).masks)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    if not checks.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
-        raise ValueError(f"synflow: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {shown(rounds)}")
-    rounds = int(rounds)
-    min_active = selection.check_jointly("synflow", plan, jointly, min_active)
-    selection.check_callable("synflow", loss)
-    if jointly:
-        first = sum(int(_counts(leaf, rounds)[0]) * leaf.groups for leaf in plan.values())
-        checks.total("synflow", "weights that stay after the first round, ranked together,", first)
-    counts = {name: jnp.asarray(_counts(leaf, rounds)) for name, leaf in plan.items()}
-
-    def init(key: Array, params: PyTree) -> MaskState:
-        masks = selection.full(plan, params)
-        selection.check_loss("synflow", loss, params)
-        magnitudes = jax.tree.map(jnp.abs, params)
-
-        def one_round(k: Any, masks: Masks) -> Masks:
-            left = apply_masks(magnitudes, masks)
-            ranked = scores.snip(Signals(left, scores.gradient_of(loss, left), k, key))
-            return selection.best(
-                plan, ranked, lambda leaf: counts[leaf.name][k], among=masks, jointly=jointly, min_active=min_active
-            )
-
-        return MaskState(lax.fori_loop(0, rounds, one_round, masks))
-
-    return static(plan)._replace(init=init, keeps_counts=not jointly)
-
-
-def _counts(leaf: LayerPlan, rounds: int) -> np.ndarray:
-    """int32[rounds], the units left in a group after each round: a geometric series that ends at the plan's count."""
-    units = leaf.group_size
-    steps = np.arange(1, rounds + 1) / rounds
-    return np.rint(units * (leaf.n_active / units) ** steps).astype(np.int32)
+    criterion = criteria.synflow(losses.at("synflow", of_params("synflow", loss)))
+    return keyed("synflow", plan, lambda key: criterion, None, rounds, jointly, min_active)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rigl_jax import arguments as rules
 from rigl_jax import checks, schedules, topology
-from rigl_jax.algorithms import selection
+from rigl_jax.algorithms.static import all_weights
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Rewired, Signals
 
@@ -51,14 +51,13 @@ def top_kast(
     >>> state.masks["w"].tolist(), state.backward["w"].tolist()
     ([[False, True, False, False]], [[False, True, False, True]])
     """
-    checks.plan("top_kast", plan)
+    rank = topology.ranking("top_kast", plan)
     expected = "is a share of the active weights, 0 or more"
     extra = checks.number("top_kast", "extra", extra, expected, lambda share: share >= 0)
 
     def choose(params: PyTree) -> TopKastState:
         magnitudes = jax.tree.map(jnp.abs, params)
-        backward = selection.best(plan, magnitudes, lambda leaf: _trained(leaf, extra))
-        return TopKastState(selection.best(plan, magnitudes), backward)
+        return TopKastState(rank.best(magnitudes), rank.best(magnitudes, lambda leaf: _trained(leaf, extra)))
 
     def init(key: Array, params: PyTree) -> TopKastState:
         del key
@@ -75,7 +74,7 @@ def top_kast(
         update,
         schedules.every(period, start=start, stop=stop),
         dense_grads=schedules.always,
-        stored=lambda state: selection.everything(state.masks),
+        stored=all_weights,
         trained=lambda state: state.backward,
         plan=plan,
         state=TopKastState,

@@ -4,21 +4,22 @@ Everything is exact and in integers. The masks are the same for every number and
 should hold whole units, and for N:M whole groups: otherwise XLA exchanges tiles that straddle two devices, or gathers
 them.
 
-`leaf` prunes and rewires one weight, `tree` all weights of a plan; `topk` selects the k best of n, `apportion` shares
-integers among leaves.
+`leaf` prunes and rewires one weight, `tree` all weights of a plan, `joint` prunes them against each other; `topk`
+selects the k best of n, `apportion` shares integers among leaves.
 
 Where a score is NaN or +inf, `select`, `prune` and `rewire` rank it. A training step does not act on it: the functions
 over trees that rewire leave the masks of such a leaf as they are (`sound`, `hold`).
 """
 
 from rigl_jax.topology.apportion import redistribute
-from rigl_jax.topology.leaf import Rewiring, count, prune, rewire
+from rigl_jax.topology.joint import Ranking, count_groups, prune_jointly, prune_together, ranking
+from rigl_jax.topology.leaf import Rewiring, count, prune, rewire, rewire_ablating
 from rigl_jax.topology.topk import select, select_jointly
 from rigl_jax.topology.tree import (
     check_fit,
     drop_and_grow,
+    full_masks,
     hold,
-    prune_jointly,
     prune_tree,
     random_masks,
     rewire_tree,
@@ -27,17 +28,23 @@ from rigl_jax.topology.tree import (
 )
 
 __all__ = [
+    "Ranking",
     "Rewiring",
     "check_fit",
     "count",
+    "count_groups",
     "drop_and_grow",
+    "full_masks",
     "hold",
     "prune",
     "prune_jointly",
+    "prune_together",
     "prune_tree",
     "random_masks",
+    "ranking",
     "redistribute",
     "rewire",
+    "rewire_ablating",
     "rewire_tree",
     "select",
     "select_jointly",

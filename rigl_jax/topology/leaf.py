@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Structure
+from rigl_jax.base import Array, LayerPlan, Structure
 from rigl_jax.topology.topk import check_count, count_true, select
 
 
@@ -102,6 +102,46 @@ def rewire(
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
     grown = select(grow, n_grow, axes=axes, among=~kept)
     return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
+
+
+def rewire_ablating(
+    layer: LayerPlan, mask: Array, drop: Array, grow: Array, fraction: Any, min_salient: int | None
+) -> Rewiring:
+    """SRigL's rewiring: groups with few salient units are given up, and the others share what they held.
+
+    Salient are the units that RigL would have: those that it would not drop, and those that it would grow. A group with
+    fewer of them than `min_salient` loses all its units. As many groups stay as it takes to hold the layer's units,
+    those with most salient ones; each gets (units of the layer) // (groups left): first what was not dropped, best
+    first, then what scores highest for growth.
+
+    Args:
+      layer: of the plan.
+      mask: bool[*shape], the current mask.
+      drop: float[*shape], the lowest are dropped.
+      grow: float[*shape], the highest are grown.
+      fraction: scalar in [0, 1], the share of the active units that is dropped, by floor.
+      min_salient: a number of units; None: no group is given up.
+    """
+    structure = layer.structure
+    drop, grow, active = structure.pool(drop), structure.pool(grow), layer.active(mask)
+    axes, together = structure.axes(active.shape), layer.layer_axes()
+    total = layer.active_units // layer.layers
+
+    n = layer.count_units(active)
+    n_drop = count(fraction, n)
+    kept = select(drop, n - n_drop, axes=together, among=active)
+    salient = kept | select(grow, n_drop, axes=together, among=~kept)
+
+    counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
+    fewest = -(-total // layer.group_size)  # groups that it takes to hold all units
+    alive = counts >= (-1 if min_salient is None else min_salient)
+    alive = alive | select(counts.astype(jnp.float32), fewest, axes=together)
+    each = jnp.where(alive, total // layer.count_units(alive), 0)
+
+    kept = select(drop, each, axes=axes, among=kept)
+    missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
+    grown = select(grow, missing, axes=axes, among=~kept)
+    return Rewiring(structure.expand(kept | grown, layer.shape), structure.expand(kept, layer.shape))
 
 
 @arguments(fraction=rules.numbers, n=rules.count)

@@ -15,7 +15,6 @@ from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import listed
 from rigl_jax.topology.leaf import Rewiring, count, prune, rewire
-from rigl_jax.topology.topk import select, select_jointly
 
 
 @arguments(plan=rules.plan, key=rules.key)
@@ -44,48 +43,21 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
     )
 
 
+def full_masks(plan: Plan, params: PyTree) -> Masks:
+    """Masks with every weight active: those of a dense network that is to become sparse.
+
+    Raises:
+      ValueError: params do not fit the plan; the message names the leaf.
+    """
+    check_fit(plan, params)
+    return trees.map_sparse(lambda leaf, p: jnp.ones_like(p, bool), plan, params)
+
+
 @arguments(plan=rules.plan)
 def prune_tree(plan: Plan, scores: PyTree) -> Masks:
     """`prune` for each sparse leaf, to the counts of the plan."""
     checks.of_plan("prune_tree", plan, scores=scores)
     return trees.map_sparse(lambda leaf, s: prune(leaf.structure, s, leaf.n_active), plan, scores)
-
-
-@arguments(plan=rules.plan, n_active=rules.optional(rules.count), min_active=rules.count)
-def prune_jointly(plan: Plan, scores: PyTree, n_active: Any = None, *, min_active: int = 1) -> Masks:
-    """One ranking over all sparse leaves: the best weights stay, wherever they are, and at least a few in each leaf.
-
-    Args:
-      plan: from `make_plan`. Only its leaves and its total count matter; each leaf must be one group of single weights.
-      scores: tree parallel to params, comparable between leaves; of several types, in one that holds them all.
-      n_active: how many weights stay in all; may be traced. Default: the plan's total.
-      min_active: so many of each leaf (of a stack, of each layer) stay whatever their score, so that no layer is cut
-        off.
-
-    Raises:
-      ValueError: a structure with several groups or with units of more than one weight: such units do not compare.
-    """
-    checks.of_plan("prune_jointly", plan, scores=scores)
-    for leaf in plan.values():
-        if not leaf.is_unstructured:
-            raise ValueError(
-                f"prune_jointly: leaf {leaf.name!r} must be unstructured to compete with others, "
-                f"got structure {leaf.structure.name!r}"
-            )
-    given = {name: s for name, s in trees.named_leaves(scores).items() if name in plan}
-    wide = jnp.result_type(*given.values()) if given else jnp.float32
-    given = {name: s.astype(wide) for name, s in given.items()}
-    layers = {name: leaf.layers for name, leaf in plan.items()}
-    total = sum(leaf.n_active * layers[name] for name, leaf in plan.items()) if n_active is None else n_active
-    safe = {name: select(s, min_active, axes=plan[name].layer_axes()) for name, s in given.items()}
-    least = sum(layers[name] * min(min_active, s.size // layers[name]) for name, s in given.items())
-    for what, n in (("n_active", total), ("min_active times the leaves", least)):
-        if not isinstance(n, jax.Array):
-            checks.total("prune_jointly", what, int(n))
-    rest = jnp.asarray(total, jnp.int32) - least
-    chosen = select_jointly(list(given.values()), rest, among=[~kept for kept in safe.values()])
-    masks = {name: safe[name] | new for name, new in zip(given, chosen, strict=True)}
-    return trees.map_sparse(lambda leaf, _: masks[leaf.name], plan, scores)
 
 
 @arguments(plan=rules.plan, fraction=rules.numbers, regrow_dropped=rules.flag)

@@ -10,7 +10,6 @@ import pytest
 
 import rigl_jax as rx
 from rigl_jax import scores
-from rigl_jax.algorithms.synflow import _counts
 from rigl_jax.base import Signals
 from tests import oracles
 
@@ -96,16 +95,6 @@ def test_rounds_keep_every_layer_where_pruning_at_once_cuts_one_off():
     in_rounds = count(100)
     assert sum(in_rounds.values()) == 6
     assert min(in_rounds.values()) >= 1
-
-
-def test_counts_fall_exponentially_and_end_exactly():
-    plan = rx.make_plan({"w": jnp.ones((100, 100))}, 0.9)
-    counts = _counts(plan["w"], 4)
-    assert counts.tolist() == [5623, 3162, 1778, 1000]
-    for n_active in (1, 37, 9999, 10000):
-        counts = _counts(plan["w"]._replace(n_active=n_active), 100)
-        assert counts[-1] == n_active
-        assert (np.diff(counts) <= 0).all()
 
 
 def test_it_never_rewires():

@@ -1,0 +1,12 @@
+"""Criteria: how much a weight is worth to a trained network, `(params, batch) -> scores`; `registry` is their table.
+
+Higher is more worth keeping. `rx.prune` turns scores into masks of exact counts in any structure, and
+`rx.algorithms.one_shot` prunes by a criterion before training. A criterion sees masked params: pruned weights are 0.
+"""
+
+from rigl_jax.criteria.data_free import magnitude, random, synflow
+from rigl_jax.criteria.first_order import snip
+from rigl_jax.criteria.registry import CRITERIA, Entry
+from rigl_jax.criteria.second_order import grasp
+
+__all__ = ["CRITERIA", "Entry", "grasp", "magnitude", "random", "snip", "synflow"]

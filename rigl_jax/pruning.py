@@ -1,0 +1,191 @@
+"""`prune`: the weights that a criterion ranks highest stay, at once or in rounds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rigl_jax import checks, criteria, topology
+from rigl_jax.base import Criterion, Masks, Plan, Pruned, PyTree, Surgeon
+from rigl_jax.masking import apply_masks
+from rigl_jax.messages import kind, shown
+
+MOST_ROUNDS = 10**6  # their counts are a table
+
+
+def prune(
+    plan: Plan,
+    params: PyTree,
+    criterion: Criterion | Surgeon = criteria.magnitude,
+    batch: Any = None,
+    *,
+    scope: str = "layer",
+    masks: Masks | None = None,
+    rounds: int = 1,
+    min_active: int = 1,
+) -> Pruned:
+    """Prunes a network to the counts of a plan: those weights stay that the criterion ranks highest.
+
+    Counts are exact, whatever the scores: ties go to the earlier leaf, then to the lower index. To fine-tune what is
+    left, train it with `rx.static(plan, pruned.masks)`.
+
+    Args:
+      plan: from `make_plan`; its structures are kept. Structures of several weights rank by the mean score of a unit.
+      params: the weights.
+      criterion: `(params, batch) -> scores`, such as those of `rx.criteria`; or a surgeon, `(plan, params, masks,
+        batch) -> Pruned`, which moves the weights that stay as well. They are told apart by the number of arguments.
+      batch: handed to the criterion; None for one that needs no data.
+      scope: "layer": each leaf (each group of its structure) keeps the plan's count. "global": one ranking over all
+        leaves, which must be unstructured; only the plan's total holds. A surgeon prunes by layer.
+      masks: of a network that is pruned already, parallel to params: what they lack never returns. Default: all
+        weights are there.
+      rounds: how often to rank what is left, at least 1. After round k of n, about size (n_active / size)^(k / n) units
+        of a group are left, rounded to the nearest integer: a geometric series, as in SynFlow. With more than one round
+        a criterion is traced by JAX.
+      min_active: with scope "global" so many weights of each leaf stay whatever their score; 0 may empty a leaf.
+
+    Returns:
+      `Pruned(params, masks)`: the weights, 0 where they are pruned, and bool masks (None for dense leaves).
+
+    Raises:
+      ValueError: a criterion of another number of arguments, or whose scores do not fit params; an unknown scope;
+        masks that hold fewer weights than are to stay; names the argument and the leaf.
+
+    >>> import rigl_jax as rx
+    >>> params = {"w": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
+    >>> pruned = rx.prune(rx.make_plan(params, 0.5), params)
+    >>> pruned.params["w"].tolist()
+    [[0.0, -3.0], [2.0, 0.0]]
+    """
+    if scope not in ("layer", "global"):
+        raise ValueError(f"prune: scope must be 'layer' or 'global', got {shown(scope)}")
+    ranking = topology.ranking("prune", plan, jointly=scope == "global", min_active=min_active)
+    schedule = schedule_rounds("prune", ranking, rounds, masks)
+    topology.check_fit(plan, params)
+    masks = None if masks is None else checks.masks("prune", masks, params)
+    if _takes(criterion, 2):
+        masks = rank_in_rounds(schedule, criterion, params, batch, masks)  # pyrefly: ignore[bad-argument-type]
+        return Pruned(apply_masks(params, masks), masks)
+    if not _takes(criterion, 4):
+        raise ValueError(
+            "prune: criterion must be a function (params, batch) -> scores, or (plan, params, masks, batch) -> Pruned, "
+            f"got {shown(criterion)}"
+        )
+    if ranking.jointly:
+        raise ValueError("prune: scope must be 'layer' for a surgeon, which prunes to the counts of its plan")
+    return _operate(schedule, criterion, params, batch, masks)
+
+
+class Schedule(NamedTuple):
+    """Who competes, and how many units of a group of each leaf are left after each round, int32[rounds] by name."""
+
+    ranking: topology.Ranking
+    counts: Mapping[str, np.ndarray]
+
+
+def schedule_rounds(who: str, ranking: topology.Ranking, rounds: Any, masks: Masks | None = None) -> Schedule:
+    """The counts of each round, from those of the masks to the plan's.
+
+    Raises:
+      ValueError: rounds that are no number from 1 to a million; masks that hold fewer units than are to stay; totals of
+        one ranking that int32 does not hold.
+    """
+    if not checks.is_whole(rounds, 1) or rounds > MOST_ROUNDS:
+        raise ValueError(f"{who}: rounds must be a whole number from 1 to {MOST_ROUNDS}, got {shown(rounds)}")
+    plan = ranking.plan
+    first = {name: layer.group_size for name, layer in plan.items()}
+    if masks is not None:
+        held = topology.count_groups(who, plan, masks)
+        first = {name: max(layer.n_active, int(held[name].max())) for name, layer in plan.items()}
+        _check_enough(who, ranking, held)
+    counts = {name: _geometric(first[name], layer.n_active, int(rounds)) for name, layer in plan.items()}
+    if ranking.jointly:
+        total = sum(int(counts[name][0]) * layer.groups for name, layer in plan.items())
+        checks.total(who, "weights that stay after the first round, ranked together,", total)
+    return Schedule(ranking, counts)
+
+
+def _check_enough(who: str, ranking: topology.Ranking, held: Mapping[str, np.ndarray]) -> None:
+    plan = ranking.plan
+    if ranking.jointly:
+        total, wanted = sum(int(n.sum()) for n in held.values()), sum(layer.active_units for layer in plan.values())
+        if total < wanted:
+            raise ValueError(f"{who}: masks must hold at least the plan's {wanted} weights in all, got {total}")
+        return
+    for name, layer in plan.items():
+        if held[name].min() < layer.n_active:
+            raise ValueError(
+                f"{who}: masks must hold at least {layer.n_active} units in each group of leaf {name!r}, "
+                f"got {held[name].min()}"
+            )
+
+
+def _geometric(first: int, last: int, rounds: int) -> np.ndarray:
+    """int32[rounds], the units left in a group after each round; the last is exact."""
+    steps = np.arange(1, rounds + 1) / rounds
+    return np.rint(first * (last / first) ** steps).astype(np.int32)
+
+
+def rank_in_rounds(
+    schedule: Schedule, criterion: Criterion, params: PyTree, batch: Any, masks: Masks | None = None
+) -> Masks:
+    """The masks after all rounds. For jit; what is pruned never returns."""
+    ranking, rounds = schedule.ranking, len(next(iter(schedule.counts.values())))
+
+    def ranked(left: PyTree) -> PyTree:
+        scores = criterion(left, batch)
+        checks.of_plan("prune", ranking.plan, scores=scores)
+        return scores
+
+    if rounds == 1:
+        return ranking.best(ranked(params if masks is None else apply_masks(params, masks)), among=masks)
+    table = {name: jnp.asarray(counts) for name, counts in schedule.counts.items()}
+
+    def one_round(k: Any, masks: Masks) -> Masks:
+        left = ranked(apply_masks(params, masks))
+        return ranking.best(left, lambda layer: table[layer.name][k], among=masks)
+
+    start = topology.full_masks(ranking.plan, params) if masks is None else jax.tree.map(jnp.asarray, masks)
+    return lax.fori_loop(0, rounds, one_round, start)
+
+
+def _operate(schedule: Schedule, surgeon: Any, params: PyTree, batch: Any, masks: Masks | None) -> Pruned:
+    """A surgeon in rounds, each held to its counts and to the masks before it."""
+    plan = schedule.ranking.plan
+    now = Pruned(params, topology.full_masks(plan, params) if masks is None else masks)
+    now = now._replace(params=apply_masks(*now))
+    for k in range(len(next(iter(schedule.counts.values())))):
+        aim = {name: layer._replace(n_active=int(schedule.counts[name][k])) for name, layer in plan.items()}
+        after = surgeon(aim, *now, batch)
+        if not isinstance(after, Pruned):
+            raise ValueError(f"prune: criterion, a surgeon, must return Pruned(params, masks), got {kind(after)}")
+        masks = checks.masks("prune", after.masks, after.params)
+        _check_operated(aim, now.masks, masks)
+        now = Pruned(apply_masks(after.params, masks), masks)
+    return now
+
+
+def _check_operated(aim: Plan, before: Masks, after: Masks) -> None:
+    held, left = topology.count_groups("prune", aim, before), topology.count_groups("prune", aim, after)
+    back = jax.tree.map(lambda new, old: bool(jnp.any(new & ~old)), after, before)
+    for (name, layer), returned in zip(aim.items(), jax.tree.leaves(back), strict=True):
+        if returned or (left[name] != np.minimum(layer.n_active, held[name])).any():
+            raise ValueError(
+                f"prune: criterion, a surgeon, must keep {layer.n_active} units in each group of leaf {name!r}, all of "
+                f"those it was given, got {left[name].min()} to {left[name].max()}"
+            )
+
+
+def _takes(function: Any, n: int) -> bool:
+    """Whether a function can be called with n arguments."""
+    try:
+        inspect.signature(function).bind(*range(n))
+    except (TypeError, ValueError):
+        return False
+    return True
