@@ -171,13 +171,6 @@ def test_gradients_of_another_form_are_refused():
         training.rewire(packed.values, state, packed)
 
 
-@pytest.mark.parametrize("make", [rx.snfs, rx.top_kast, rx.ste], ids=lambda f: f.__name__)
-def test_methods_that_need_more_than_active_weights_are_refused(make):
-    _, _, plan, _ = problem()
-    with refused("packed_training"):
-        packed_training(optax.sgd(0.1), make(plan), key=jax.random.key(0))
-
-
 @pytest.mark.parametrize("inner", [optax.adafactor(0.1), optax.contrib.muon(0.1)], ids=["adafactor", "muon"])
 def test_optimizers_of_matrices_are_refused(inner):
     params = {"w": jnp.ones((16, 32)), "b": jnp.zeros(32)}
