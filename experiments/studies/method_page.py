@@ -49,9 +49,14 @@ LEVEL = 0.05
 Records = Mapping[Cell, Mapping[str, Any]]
 
 
+def percents(record: Mapping[str, Any]) -> np.ndarray:
+    """Test accuracy of each seed in percent, float64[5]."""
+    return 100 * np.array([run["test"] for run in record["runs"]])
+
+
 def tests(records: Records, cell: Cell) -> np.ndarray | None:
-    """Test accuracy of each seed in percent, float64[5]; None where the cell was not run."""
-    return None if cell not in records else 100 * np.array([run["test"] for run in records[cell]["runs"]])
+    """The same for a cell; None where it was not run."""
+    return percents(records[cell]) if cell in records else None
 
 
 def spread(values: Sequence[float]) -> str:
@@ -158,7 +163,7 @@ def figure(records: Records, model: str) -> Figure:
             found = [(s, records[cell]) for s in SPARSITIES if (cell := Cell(model, method, s)) in records]
             if not found:
                 continue
-            values = [tests(records, Cell(model, method, s)) for s, _ in found]
+            values = [percents(record) for _, record in found]
             means, bars = [np.mean(v) for v in values], [np.std(v, ddof=1) for v in values]
             look = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "linewidth": 1.2}
             places = [SPARSITIES.index(s) for s, _ in found]
@@ -166,7 +171,7 @@ def figure(records: Records, model: str) -> Figure:
             if dense is not None:
                 flops = [_mean(record, "training") / _mean(dense, "training") for _, record in found]
                 row[1].errorbar(flops, means, bars, capsize=2, **look)
-        _finish(row, None if dense is None else float(np.mean(tests(records, Cell(model, "dense", 0.0)))))
+        _finish(row, None if dense is None else float(np.mean(percents(dense))))
     return result
 
 

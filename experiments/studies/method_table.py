@@ -74,16 +74,18 @@ class Cell(NamedTuple):
     multiplier: int = 1
 
 
-def cells(models: Sequence[str] = tuple(MODELS), *, methods: Sequence[str] = tuple(METHODS)) -> Iterator[Cell]:
+def cells(
+    models: Sequence[str] = tuple(MODELS), *, methods: Sequence[str] = tuple(METHODS), multiplier: int = 1
+) -> Iterator[Cell]:
     """Every cell, in the order in which they are run: what the paper compares first, the outer sparsities last."""
     inner, outer = SPARSITIES[:3], SPARSITIES[3:]
     parts = ((methods[:4], inner), (methods[4:], (0.98,)), (methods[4:], (0.95, 0.9)), (methods, outer))
     for model, (some, sparsities) in itertools.product(models, parts):
         for method, sparsity in itertools.product(some, sparsities):
             if method != "dense":
-                yield Cell(model, method, sparsity)
+                yield Cell(model, method, sparsity, multiplier)
             elif sparsity == inner[0]:
-                yield Cell(model, method, 0.0)
+                yield Cell(model, method, 0.0, multiplier)
 
 
 def small_features(model: str, weights: int) -> tuple[int, ...]:
@@ -149,10 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", action="append", choices=MODELS)
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--sparsity", action="append", type=float)
+    parser.add_argument("--multiplier", type=int, default=1, help="trains so many times as long")
     options = parser.parse_args(argv)
     data, done = load(options.source), read(options.records)
     options.records.mkdir(parents=True, exist_ok=True)
-    for cell in cells(options.model or tuple(MODELS), methods=options.method or tuple(METHODS)):
+    models, methods = options.model or tuple(MODELS), options.method or tuple(METHODS)
+    for cell in cells(models, methods=methods, multiplier=options.multiplier):
         if cell in done or (options.sparsity and cell.sparsity not in options.sparsity):
             continue
         started, before = time.monotonic(), environment()

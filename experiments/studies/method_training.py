@@ -121,7 +121,7 @@ def forward(module: nn.Module) -> Apply:
     XLA on CPU takes some five times as long for a small convolution in a loop as for the product of its patches.
     """
     if not isinstance(module, LeNet5):
-        return lambda params, x: module.apply({"params": params}, x)
+        return lambda params, x: jnp.asarray(module.apply({"params": params}, x))
 
     def product(layer: Any, x: Array) -> Array:
         kernel = layer["kernel"].reshape(len(x), -1)
@@ -203,7 +203,7 @@ def _followed(old: State, new: State) -> State:
 
 
 def _total(masks: Any) -> Array:
-    return sum(jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks))
+    return sum((jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks)), jnp.float32(0))
 
 
 def _accuracy(apply: Apply, params: Any, images: Images) -> Array:

@@ -183,7 +183,7 @@ def small_dense(net: Network, width: float) -> float:
 
     total = 0.0
     for product in net.counted.products:
-        *_, inputs, outputs = net.shapes[product.name]
+        *_, inputs, outputs = net.shapes[str(product.name)]
         out = 1.0 if product.name == "logits/kernel" else thinner(outputs)
         total += 2 * product.macs * out * (1.0 if product.name == CONV1 else thinner(inputs)) + product.outputs * out
     return total / net.dense
