@@ -9,9 +9,9 @@ cost from `dense_grads`, the pictures from a run.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,14 @@ the shaded third of the inputs carries any signal, at a target of {SPARSITY:.0%}
     return head + "\n" + "\n".join(section(name) for name in METHODS)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    for name in () if check else METHODS:
-        print(draw(name))
-    return pages.update({PAGE: page()}, check=check, command="python -m experiments.gallery")
+
+    def draw_all() -> None:
+        for name in METHODS:
+            print(draw(name))
+
+    return pages.main("experiments.gallery", __doc__ or "", lambda: {PAGE: page()}, draw=draw_all, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ What a run prints goes to `log.txt` in its directory.
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import os
 import shlex
@@ -70,7 +69,7 @@ def study(name: str, root: Path, values: Values) -> list[Job]:
     if name.endswith(".py"):
         sweep, folder, name = own.load(f"{name}:sweep"), Path(os.path.abspath(name)).parent, Path(name).stem
     elif name in known:
-        sweep, folder = importlib.import_module(f"experiments.studies.{name}").sweep, ROOT
+        sweep, folder = own.load(f"experiments.studies.{name}:sweep"), ROOT
     else:
         raise ValueError(f"launch: unknown study {name!r}, there is {', '.join(known)}{trees.hint(name, known)}")
     jobs: dict[str, Job] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -63,3 +64,30 @@ def update(pages: Mapping[Path, str], *, check: bool, command: str) -> int:
     if not stale:
         print(f"{', '.join(path.name for path in pages)}: up to date")
     return int(check and stale > 0)
+
+
+def main(
+    module: str,
+    about: str,
+    make: Callable[[], Mapping[Path, str]],
+    *,
+    draw: Callable[[], object] = lambda: None,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """The command that writes pages, or with `--check` only compares them; returns its exit code.
+
+    Args:
+      module: `"experiments.gallery"`.
+      about: for --help.
+      make: gives `{path: text}`.
+      draw: draws the pictures of the pages; not called by `--check`.
+      arguments: of the command line.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m {module}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
+    check = parser.parse_args(arguments).check
+    if not check:
+        draw()
+    return update(make(), check=check, command=f"python -m {module}")

@@ -11,9 +11,6 @@ from typing import Any
 from rigl_jax import checks, trees
 from rigl_jax.arguments import Rule
 
-FINITE = 1e30
-"""What is taken for a number; float32 holds its square root's square."""
-
 
 def rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
     """A rule for a value that fits; the error says what was expected."""
@@ -27,8 +24,8 @@ def rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite real number that float32 holds."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FINITE
+    """Whether it is a finite real number, far from the largest of float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _is_list(value: Any) -> bool:

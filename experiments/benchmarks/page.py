@@ -6,9 +6,9 @@ changes nothing and fails if a table is out of date.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +204,15 @@ def draw(path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Fill the benchmark tables of the documents from the records.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
-    check = parser.parse_args().check
-    new = {page: fill(page.read_text(encoding="utf-8")) for page in PAGES}
-    if not check:
-        draw(PICTURE)
-    return pages.update(new, check=check, command="python -m experiments.benchmarks.page")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes or checks the tables, and draws the picture."""
+    return pages.main(
+        "experiments.benchmarks.page",
+        __doc__ or "",
+        lambda: {page: fill(page.read_text(encoding="utf-8")) for page in PAGES},
+        draw=lambda: draw(PICTURE),
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

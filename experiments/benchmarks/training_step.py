@@ -40,6 +40,31 @@ def rules_of(params: Any, structure: Any) -> Any:
     return (*rules, (".*(bias|scale)", None))
 
 
+def programs(apply: Any, inner: Any, training: Any, loss: Callable[..., jax.Array]) -> tuple[Callable[[Any], Any], ...]:
+    """The dense step, the packed step and a rewiring, each from what it changes to the same."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def dense_step(carry: Any) -> Any:
+        params, state = carry
+        updates, state = inner.update(jax.grad(functools.partial(loss, apply))(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def packed_step(carry: Any) -> Any:
+        packed, state = carry
+        run = rx.run_packed(apply)
+        grads = jax.grad(lambda values: loss(run, packed._replace(values=values)))(packed.values)
+        return training.update(grads, state, packed)
+
+    dense_grads = jax.jit(jax.grad(functools.partial(loss, apply)))
+
+    def rewire(carry: Any) -> Any:
+        packed, state = carry
+        return training.rewire(dense_grads(rx.unpack(packed)), state, packed)
+
+    return dense_step, packed_step, rewire
+
+
 def measure(task: str, structure: str, sparsity: float, rounds: int) -> dict[str, Any]:
     """One row."""
     name, options, shape, batch, optimizer = TASKS[task]
@@ -56,25 +81,7 @@ def measure(task: str, structure: str, sparsity: float, rounds: int) -> dict[str
         logits, _ = apply({"params": params, "batch_stats": stats}, image, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def dense_step(carry: Any) -> Any:
-        params, state = carry
-        updates, state = inner.update(jax.grad(functools.partial(loss, model.apply))(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def packed_step(carry: Any) -> Any:
-        packed, state = carry
-        apply = rx.run_packed(model.apply)
-        grads = jax.grad(lambda values: loss(apply, packed._replace(values=values)))(packed.values)
-        return training.update(grads, state, packed)
-
-    dense_grads = jax.jit(jax.grad(functools.partial(loss, model.apply)))
-
-    def rewire(carry: Any) -> Any:
-        packed, state = carry
-        return training.rewire(dense_grads(rx.unpack(packed)), state, packed)
-
+    dense_step, packed_step, rewire = programs(model.apply, inner, training, loss)
     held = {"dense": jax.tree.map(jnp.copy, (params, inner.init(params))), "packed": training.init(params)}
     sizes = {name: nbytes(carry) for name, carry in held.items()}
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import pages, texts
+from experiments.command import ROOT
 from experiments.io import files
 from experiments.report.page import draw, page
 from experiments.report.readme import fill
 from experiments.report.runs import Run, read
 from experiments.report.tables import grids, markdown, rows, terminal, unfinished_text
-
-_ROOT = Path(__file__).parents[2]
 
 
 def write(runs: Iterable[Run], out: str | Path, title: str) -> dict[str, Path]:
@@ -57,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title", help="heading of the page [the folder's name]")
     parser.add_argument("--readme", action="store_true", help="rewrite the tables of the README from the records")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the README's tables would change")
-    parser.add_argument("--readme-file", type=Path, default=_ROOT / "README.md", help="the document [README.md]")
-    parser.add_argument("--records", type=Path, default=_ROOT / "experiments" / "records", help="its records")
+    parser.add_argument("--readme-file", type=Path, default=ROOT / "README.md", help="the document [README.md]")
+    parser.add_argument("--records", type=Path, default=ROOT / "experiments" / "records", help="its records")
     options = parser.parse_args(arguments)
     if (options.runs is None) != (options.readme or options.check):
         parser.error("give either a folder of runs, or --readme (or --check)")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import flat
 from experiments.io import files
+from experiments.rules import is_number
 from rigl_jax import checks
 
 
@@ -66,11 +67,6 @@ def _lines(path: Path, *, finished: bool) -> list[dict[str, Any]]:
                 where = f"{path} line {number}: {field} of a line of kind {line['kind']}"
                 raise ValueError(f"report: {where} must be {expected}, {given}")
     return lines
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number that can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _is_shape(value: Any) -> bool:

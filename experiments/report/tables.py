@@ -13,8 +13,9 @@ from rich.table import Table
 from experiments import own, pages, texts
 from experiments.config import DENSE, MASKS_ONLY
 from experiments.report.methods import distribution_label, label, rank
-from experiments.report.runs import Run, config_text, is_number, split
+from experiments.report.runs import Run, config_text, split
 from experiments.resuming import harmless
+from experiments.rules import is_number
 
 
 class Key(NamedTuple):

@@ -9,7 +9,6 @@ Nothing is trained: networks are traced with abstract arrays. `PUBLISHED` holds 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -332,9 +331,7 @@ gives a plot.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page, or checks it; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if the page is out of date")
-    return pages.update({PAGE: page()}, check=parser.parse_args(argv).check, command="make figures")
+    return pages.main("experiments.studies.paper_tables", __doc__ or "", lambda: {PAGE: page()}, arguments=argv)
 
 
 if __name__ == "__main__":
