@@ -115,7 +115,8 @@ def from_nnx(constructor: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         logits = module(x, **_accepted(module.__call__, train=train))
         if not mutable:
             return logits
-        return logits, {"batch_stats": _plain(nnx.to_pure_dict(nnx.split(module, *parts)[3]))}
+        changed: Any = nnx.split(module, *parts)[3]
+        return logits, {"batch_stats": _plain(nnx.to_pure_dict(changed))}
 
     return Model(init, apply)
 
