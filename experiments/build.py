@@ -9,7 +9,7 @@ alone (`--config.method.name=static`); an option that no entry takes is an error
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,13 +105,14 @@ def model(config: Mapping[str, Any], num_classes: int) -> adapters.Model:
         return adapters.adapt(constructor, num_classes)
 
 
-def data(config: Mapping[str, Any]) -> data_module.Data:
-    """The data set, opened; `seed` decides the order of its training images. Each process reads its own share."""
+def data(config: Mapping[str, Any], subset: Sequence[int] | None = None) -> data_module.Data:
+    """The data set, or a subset of its training examples; `seed` decides their order. Each process reads its share."""
     ours, options = _dataset(config["dataset"])
     return data_module.load(
         config["dataset"]["name"],
         **ours,
         options=options,
+        subset=subset,
         seed=config["seed"],
         process_index=jax.process_index(),
         process_count=jax.process_count(),

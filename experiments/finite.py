@@ -1,7 +1,7 @@
-"""Batches whose loss or gradient is not finite: seen on the device, and left out where the config says so.
+"""Losses, gradients and weights that are not finite: found on the device; such a batch is skipped where asked for.
 
-Leaving one out is a select between the state before and after the step, without a branch: the program is the same, and
-the host learns of it at the next line.
+Skipping selects the state before the step in place of the one after it. There is no branch, and the host learns of it
+when the next line is written.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rigl_jax.transform import SparseState
 
 STOP, SKIP = "stop", "skip"
 CHOICES = (STOP, SKIP)
-"""What `config.on_nonfinite` may be: stop the run with a diagnosis, or leave the batch out and count it."""
+"""Values of `config.on_nonfinite`: stop the run with a diagnosis, or skip the batch and count it."""
 
 
 def finite(tree: PyTree) -> Array:
-    """Whether every number in the tree is finite, a bool scalar.
+    """Whether every number of the tree is finite, a bool scalar.
 
     >>> bool(finite({"a": jnp.ones(3), "b": jnp.array([jnp.nan])}))
     False
@@ -42,26 +42,26 @@ def finite_state(state: Any) -> Array:
 
 
 def check_finite(loss: float, step: int) -> None:
-    """Stops a run whose loss is lost.
+    """Checks a loss.
 
     Raises:
-      FloatingPointError: the mean loss since the last line is nan or infinite.
+      FloatingPointError: it is NaN or infinite.
     """
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step}")
 
 
-def left_out(good: Array, after: Any, before: Any, *, updates: bool) -> Any:
-    """The state after a step, or, unless the step was good, that before it.
+def skip_nonfinite(good: Array, after: Any, before: Any, *, updates: bool) -> Any:
+    """The state after a step if the step was good, else the one before it.
 
-    Weights, running statistics, masks and the optimizer stay bit for bit as they were; only steps are counted, so that
-    rewirings, random keys and data go on as if the batch had been an ordinary one.
+    Weights, running statistics, masks and optimizer state then stay bit for bit as they were. Steps are counted, so
+    that rewirings, random keys and data go on as after any other batch.
 
     Args:
       good: bool scalar, from `finite` of loss and gradients.
-      after: the `TrainState` after the step, masked or packed.
-      before: that before it.
-      updates: whether the step updates weights at all; a rewiring may not, and then no update was missed.
+      after: the `TrainState` or `PackedState` after the step.
+      before: the one before it.
+      updates: whether the step updates weights; after a rewiring that does not, no update counts as missed.
     """
 
     def chosen(new: PyTree, old: PyTree) -> PyTree:

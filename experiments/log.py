@@ -194,7 +194,7 @@ def log_first_layer(log: Log, step: int, state: TrainState) -> None:
         apply, image = _network(log.task, state)
         name = measure.first_layer(apply, state.params, image, set(log.shapes))
         mask = trees.named_leaves(log.task.execution.masks(state))[name]
-        log.writer.write("first_layer", step, measure.picture(name, sharding.gather(mask)))
+        log.writer.write("first_layer", step, measure.pack_mask(name, sharding.gather(mask)))
 
 
 def last_accuracy(log: Log, step: int) -> float | None:
@@ -214,11 +214,11 @@ def masks_now(task: Task, state: TrainState) -> dict[str, Any]:
     """The values of a "masks" line for the masks of a sparse run as they are."""
     masks = task.execution.masks(state)
     counts = jax.jit(measure.counts, out_shardings=sharding.whole(task.mesh))(masks, masks, state.explored)
-    return measure.record(measure.shapes(masks), np.asarray(counts))
+    return measure.mask_values(measure.shapes(masks), np.asarray(counts))
 
 
 def _mask_values(log: Log, counts: Array) -> dict[str, Any]:
-    values = measure.record(log.shapes, np.asarray(counts))
+    values = measure.mask_values(log.shapes, np.asarray(counts))
     log.history.sparsity = values["sparsity"]
     return values
 

@@ -1,4 +1,4 @@
-"""What the masks look like and what they cost. Counts are made on the device and fetched once, as one small array."""
+"""Masks and costs as numbers. Masks are counted on the device, and one small array is fetched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = ("active", "dropped", "grown", "explored", "dead")
 
 
 def union(explored: Masks, masks: Masks) -> Masks:
-    """The weights that were active at any time so far."""
+    """The weights that have been active at any time so far."""
     return jax.tree.map(jnp.logical_or, explored, masks)
 
 
@@ -47,13 +47,13 @@ def _dead(mask: Array) -> Array:
     return _count(~jnp.any(mask, axis=tuple(range(mask.ndim - 1))))
 
 
-def record(shapes: Mapping[str, tuple[int, ...]], table: np.ndarray) -> dict[str, Any]:
+def mask_values(shapes: Mapping[str, tuple[int, ...]], table: np.ndarray) -> dict[str, Any]:
     """A "masks" line of the records, from the counts of `counts` and the sparse leaves' shapes in pytree order.
 
     `dropped_fraction` and `grown_fraction` are of the weights that were active before; `explored` is the share R_s of
     in-time over-parameterisation (Liu et al. 2021): weights ever active over all weights of the sparse leaves.
 
-    >>> record({"a": (2, 2)}, np.array([[2, 1, 1, 3, 0]]))["explored"]
+    >>> mask_values({"a": (2, 2)}, np.array([[2, 1, 1, 3, 0]]))["explored"]
     0.75
     """
     rows = {name: dict(zip(COLUMNS, map(int, row), strict=True)) for name, row in zip(shapes, table, strict=True)}
@@ -75,16 +75,16 @@ def record(shapes: Mapping[str, tuple[int, ...]], table: np.ndarray) -> dict[str
     }
 
 
-def picture(name: str, mask: Any) -> dict[str, Any]:
+def pack_mask(name: str, mask: Any) -> dict[str, Any]:
     """A "first_layer" line: the mask of one leaf, 8 weights to the byte in C order, in base 64."""
     packed = np.packbits(np.asarray(mask))
     return {"leaf": name, "shape": list(mask.shape), "rows_packed": base64.b64encode(packed.tobytes()).decode()}
 
 
-def unpack(line: Mapping[str, Any]) -> np.ndarray:
-    """The mask of a "first_layer" line, `bool[*shape]`: the inverse of `picture`.
+def unpack_mask(line: Mapping[str, Any]) -> np.ndarray:
+    """The mask of a "first_layer" line, `bool[*shape]`: the inverse of `pack_mask`.
 
-    >>> bool((unpack(picture("a", np.eye(3, dtype=bool))) == np.eye(3)).all())
+    >>> bool((unpack_mask(pack_mask("a", np.eye(3, dtype=bool))) == np.eye(3)).all())
     True
     """
     packed = np.frombuffer(base64.b64decode(line["rows_packed"]), np.uint8)
@@ -98,7 +98,7 @@ def shapes(masks: Masks | None) -> dict[str, tuple[int, ...]]:
 
 
 def first_layer(apply: Callable[..., Any], params: PyTree, image: Any, sparse: Collection[str]) -> str:
-    """The name of the sparse leaf that the model multiplies with first, as its trace has it (trees sort by name)."""
+    """The name of the sparse leaf of the first product in a trace of the model (trees are sorted by name)."""
     products = flops(apply, params, image).products
     return next((p.name for p in products if p.name is not None and p.name in sparse), min(sparse))
 
@@ -112,7 +112,7 @@ def cost(
     algorithm: Algorithm | None,
     steps: int,
 ) -> dict[str, Any]:
-    """What a network costs, for the summary.
+    """The cost of a network, for the summary.
 
     FLOPs are 2 a multiply-accumulate, of one example, of products with weights and between activations (no biases,
     norms or activation functions). Training counts forward and backward pass and the dense gradients that the

@@ -1,4 +1,4 @@
-"""With which configs a run may be resumed."""
+"""Which keys of a config may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HARMLESS = (
     "dataset.data_dir",
     "dataset.workers",
 )
-"""Config keys that may change when a run is resumed: they decide what is written and checked, where data lie and
-on which kernels and devices a step runs, not what is learned. (Kernels and meshes differ in rounding.) A run that
-stopped because a number was not finite may go on with `on_nonfinite` set to skip."""
+"""Keys that may change when a run is resumed. They decide what is written and checked, where data are read, and on
+which kernels and devices a step runs, but not what is learned (up to rounding). A run that stopped at a number that is
+not finite may go on with `on_nonfinite="skip"`."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`"key: old -> new"` for each key in which two configs differ and that matters to what is learned.
+    """`"key: old -> new"` for each key that differs and may not change.
 
     >>> differences({"seed": 0, "keep": 1}, {"seed": 1, "keep": 2})
     ['seed: 0 -> 1']
@@ -40,7 +40,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def harmless(key: str) -> bool:
-    """Whether a key, with dots between the sections, or the section that it is in may change."""
+    """Whether a key such as "method.period", or its section, may change."""
     return key in HARMLESS or key.split(".")[0] in HARMLESS
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.finite import finite, left_out
+from experiments.finite import finite, skip_nonfinite
 from experiments.models.adapters import Model
 from rigl_jax import trees
 from rigl_jax.base import Array, Masks, PyTree
@@ -182,11 +182,11 @@ def advance(
       state: a `TrainState`, or its packed form.
       gradient: of the batch.
       metrics: of the batch, added to the totals.
-      updates: whether the step updates weights; see `experiments.finite.left_out`.
+      updates: whether the step updates weights; see `experiments.finite.skip_nonfinite`.
       new: fields of the state.
     """
     totals = jax.tree.map(jnp.add, state.totals, metrics)
     after = state._replace(step=state.step + 1, totals=totals, **new)
     if not objective.skip_nonfinite:
         return after
-    return left_out(finite((metrics["loss"], gradient)), after, state, updates=updates)
+    return skip_nonfinite(finite((metrics["loss"], gradient)), after, state, updates=updates)

@@ -43,15 +43,18 @@ class Task(NamedTuple):
     mesh: Mesh
 
 
-def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Task:
+def prepare(
+    config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None, *, subset: Sequence[int] | None = None
+) -> Task:
     """Builds everything that a config names.
 
     Args:
       config: see `configs/common.py`.
       devices: to train on; all by default.
+      subset: the training examples to use, by index; all by default.
 
     Raises:
-      ValueError: whatever is wrong with the config; a batch that does not divide among the devices.
+      ValueError: the config is wrong, or a batch does not divide among the devices.
     """
     config = build.check(config)
     devices = jax.devices() if devices is None else devices
@@ -61,7 +64,7 @@ def prepare(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = No
         raise ValueError(
             f"config.dataset.batch_size: {batch_size} examples do not divide among {mesh.shape['data']} devices"
         )
-    data = build.data(config)
+    data = build.data(config, subset)
     model = build.model(config, data.num_classes)
     image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]

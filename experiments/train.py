@@ -1,4 +1,4 @@
-"""Trains one network in a run directory: `train(config, workdir) -> summary`. The loop itself is `experiments.loop`."""
+"""Trains one network in a run directory: `train(config, workdir) -> summary`. `experiments.loop` is the loop itself."""
 
 from __future__ import annotations
 
@@ -36,22 +36,21 @@ def train(
 ) -> dict[str, Any]:
     """Trains, or goes on training, and writes a run directory (see `experiments.io.run_directory`).
 
-    Called again on the same workdir it goes on from the last checkpoint and arrives at the same bits as a run that was
-    never interrupted; a finished run is not repeated.
+    Called again with the same workdir, it goes on from the last checkpoint and gives the same bits as a run that was
+    never interrupted. A finished run is not repeated.
 
     Args:
       config: see `configs/common.py`; an `ml_collections.ConfigDict` or any mapping.
       workdir: the run directory, made if missing.
       devices: to train on; all by default. The batch is split among them.
-      interrupted: asked after every step; on True the run saves a checkpoint there and ends, to be resumed. Processes
-        that train together must get the answer at the same step.
+      interrupted: `step -> bool`, asked after every step. On True the run saves a checkpoint and ends. Processes that
+        train together must get the answer at the same step.
 
     Returns:
-      What `summary.json` holds. Interrupted, or with `config.stop_at`, it is that of the unfinished run, which is not
-      written.
+      The content of `summary.json`. That of a run that is interrupted or ends at `config.stop_at` is not written.
 
     Raises:
-      ValueError: anything wrong with the config, or a workdir that is a file, or holds a run of another config.
+      ValueError: the config is wrong, or workdir is a file or holds a run of another config.
       FloatingPointError: a loss, gradient or weight is not finite; names step, leaf and the last good checkpoint.
       OSError: the run directory cannot be written; earlier checkpoints are intact.
 
@@ -66,18 +65,18 @@ def train(
         raise ValueError(f"train: workdir must be a folder, or a place for one, got the file {workdir}")
     before = files.read_json(workdir / "config.json")
     if before is not None and resuming.differences(before, config):
-        prepare(config, devices)  # what is wrong with the config itself is told first
+        prepare(config, devices)  # an error of the config itself comes first
         resuming.check_config(before, config)
     summary, damaged = _summary(workdir, begun=before is not None)
     if summary is not None:
         return summary
     task = prepare(config, devices)
-    with _held(workdir):
+    with _locked_directory(workdir):
         store = checkpoint.open_checkpoints(
             workdir / "checkpoints",
             keep=config["keep"],
             config=config,
-            vouched=before is not None,
+            trusted=before is not None,
             step_of=lambda state: int(state.step),
         )
         try:
@@ -97,16 +96,16 @@ def train(
             finally:
                 logs.close(log)
         finally:
-            store.close()  # before anything else: whoever was interrupted has little time left
+            store.close()  # first of all: a process that was told to end has little time left
         summary = logs.summarize(task, state, log.history, log.clock.seconds())
-        # Written last: whoever finds it finds everything.
+        # Written last: it says that all other files are complete.
         if jax.process_index() == 0 and summary["steps"] == config["steps"]:
             files.write_json(workdir / "summary.json", summary)
     return summary
 
 
 def _summary(workdir: Path, *, begun: bool) -> tuple[dict[str, Any] | None, ValueError | None]:
-    """The summary of a finished run; or, of a run that was begun, what is wrong with its summary.
+    """`(summary, None)` of a finished run; `(None, error)` of a begun run whose summary is damaged; else two None.
 
     Raises:
       ValueError: a damaged summary in a folder that holds no run.
@@ -121,7 +120,7 @@ def _summary(workdir: Path, *, begun: bool) -> tuple[dict[str, Any] | None, Valu
 
 
 @contextlib.contextmanager
-def _held(workdir: Path) -> Iterator[None]:
+def _locked_directory(workdir: Path) -> Iterator[None]:
     """Makes the run directory and holds its lock, both in the first process.
 
     Raises:
@@ -174,7 +173,7 @@ def _fit(
 
 
 def _explain(task: Task, store: checkpoint.Checkpoints, step: int, said: str) -> str:
-    """What the error of a run says in which `said` was seen: step, leaf, and where the last good state is."""
+    """The message of a run that failed with `said`: the step, the leaf, and where the last good state is."""
     if task.config["on_nonfinite"] == SKIP:
         return f"train: {said}, although batches that are not finite are skipped; a lower learning rate may help"
     found = store.restore(task.execution.abstract())

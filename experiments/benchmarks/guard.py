@@ -45,14 +45,14 @@ def measure(features: tuple[int, ...], execution: str, rounds: int) -> dict[str,
     values["dataset"].pop("data_dir", None)
     tasks = {name: prepare({**values, "on_nonfinite": name}, jax.devices()[:1]) for name in ("stop", "skip")}
     executions = {name: task.execution for name, task in tasks.items()}
-    task, execution = tasks["stop"], executions["stop"]
+    task, run = tasks["stop"], executions["stop"]
     assert task.algorithm is not None  # the config's method is RigL
     batch = sharding.place(next(task.data.train(0)), task.mesh)
-    state = execution.from_masked(execution.init())
+    state = run.from_masked(run.init())
     check = jax.jit(functools.partial(guard.measure_masks, task.algorithm))
 
     def look() -> Any:
-        whole = execution.to_masked(state)
+        whole = run.to_masked(state)
         return check(whole.params, whole.opt_state.algorithm)
 
     calls = {name: stepper(each, batch) for name, each in executions.items()}

@@ -93,13 +93,21 @@ def measure(task: str, structure: str, sparsity: float, rounds: int) -> dict[str
         {"dense": lambda: take("dense", dense_step), "packed": lambda: take("packed", packed_step)}, rounds=rounds
     )
     rewirings = timing.interleave({"rewire": lambda: take("packed", rewire)}, rounds=3, warmup=2)["rewire"]
+    identity = {"model": task, "batch": batch, "structure": structure, "sparsity": sparsity}
+    return {**identity, **row(seconds, rewirings, sizes)}
+
+
+def row(seconds: dict[str, list[float]], rewirings: list[float], sizes: dict[str, int]) -> dict[str, Any]:
+    """The measured part of a row.
+
+    Args:
+      seconds: of the ordinary steps, "dense" and "packed".
+      rewirings: seconds of each.
+      sizes: bytes of the two states.
+    """
     dense, packed, once = (float(np.median(s)) for s in (seconds["dense"], seconds["packed"], rewirings))
     mean = (packed * (PERIOD - 1) + once) / PERIOD
     return {
-        "model": task,
-        "batch": batch,
-        "structure": structure,
-        "sparsity": sparsity,
         "dense_ms": round(1e3 * dense, 2),
         "packed_ms": round(1e3 * packed, 2),
         "rewiring_ms": round(1e3 * once, 1),

@@ -1,11 +1,11 @@
 """Checkpoints: asynchronous, atomic, the latest few and the best, checked when written and when read.
 
-Orbax writes a checkpoint beside the run and renames it when it is whole, so a run that is killed leaves whole
-checkpoints or none. What a disk does to a file later is found before anything else is read: each checkpoint lists the
-sizes and checksums of its files, and every process of a run compares them by itself, so that none is left alone in a
-collective by another that failed. What goes wrong between the devices and the disk is found by a digest, computed on
-the devices over the bits of the state and saved with it. A checkpoint also holds the config of its run: it is not
-believed for the folder that it lies in.
+* Orbax writes a checkpoint under another name and renames it when it is complete. A killed run leaves complete
+  checkpoints only.
+* Each checkpoint lists the sizes and checksums of its files, which are compared before anything else is read. Every
+  process of a run compares them, so that no process waits in a collective operation for one that failed.
+* A digest of the state, computed on the devices and saved with it, finds errors between the devices and the disk.
+* A checkpoint holds the config of its run and is used for that run only, whatever folder it lies in.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rigl_jax.base import PyTree
 from rigl_jax.messages import listed
 
 UNKNOWN = -1.0
-"""Stands for an accuracy that was not measured: below all that are. Without a metric, orbax warns of a checkpoint."""
+"""The accuracy of a checkpoint that was not evaluated, below all others. Orbax warns where there are no metrics."""
 
 CONFIG = "config"
-"""Where the config lies among the facts of a checkpoint."""
+"""The key of the config among the facts of a checkpoint."""
 
-Say = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
 class Checkpoints(NamedTuple):
@@ -43,8 +43,8 @@ class Checkpoints(NamedTuple):
 
     Attributes:
       save: `(step, state, facts, accuracy)` starts writing and returns; the state may be donated at once. `facts` is
-        JSON data kept along, `accuracy` (None: unknown) ranks the checkpoint.
-      restore: `abstract state -> (state, facts)` of the newest checkpoint that is whole, or None where there is none.
+        JSON data saved with it, `accuracy` (None: unknown) ranks the checkpoint.
+      restore: `abstract state -> (state, facts)` of the newest undamaged checkpoint, None where there is none.
       close: waits until everything is on disk.
     """
 
@@ -58,34 +58,33 @@ def open_checkpoints(
     *,
     keep: int,
     config: Mapping[str, Any] | None = None,
-    vouched: bool = True,
+    trusted: bool = True,
     step_of: Callable[[PyTree], int] | None = None,
-    say: Say = logging.warning,
+    warn: Warn = logging.warning,
 ) -> Checkpoints:
     """Opens (or makes) a run's checkpoint folder.
 
     Args:
-      directory: where; made if missing.
-      keep: how many of the latest are kept; the best by accuracy is kept besides.
-      config: of the run, saved with every checkpoint; one of a run that learns something else is refused by `restore`.
-        None saves and checks none.
-      vouched: whether something else says that checkpoints of earlier versions, which hold no config, are of this run.
-      step_of: the step that a state is of. A checkpoint whose folder was given another number gets its own back.
-      say: told when a checkpoint turns out to be damaged, to have another number, to have a name that is no number
-        (it is not read), or to hold no config.
+      directory: the folder, made if missing.
+      keep: how many of the latest are kept, besides the best by accuracy.
+      config: of the run, saved with every checkpoint. `restore` refuses a checkpoint of another run. None: neither.
+      trusted: whether checkpoints without a config, as earlier versions wrote them, are known to be of this run.
+      step_of: `state -> step`. A checkpoint whose folder has another number is renamed.
+      warn: gets a line for a checkpoint that is damaged, has another number, is not named by a number (it is not
+        read), or holds no config.
 
     Raises:
-      OSError: here, or from `save` and `close`: the folder cannot be written. What was there before is intact. From
-        `restore`: a file cannot be read, which is no damage; nothing was changed.
+      OSError: here and from `save` and `close`: the folder cannot be written; earlier checkpoints are intact. From
+        `restore`: a file cannot be read, which does not mean that it is damaged; nothing was changed.
       ValueError: from `restore`: the newest checkpoint is of another run.
     """
-    with _told(directory):
+    with _one_line_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)  # orbax does not notice a file of that name
-    _check_metrics(directory, say)
-    n_arrays, bound = 0, _Bound(config, vouched, say)
-    where, leave = _seen_by_orbax(directory)
+    _check_metrics(directory, warn)
+    n_arrays, owner = 0, _Owner(config, trusted, warn)
+    where, leave = _orbax_path(directory)
     try:
-        with _told(directory):
+        with _one_line_errors(directory):
             manager = _manager(where, keep, lambda: _read_back(where, n_arrays))
     except OSError:
         leave()
@@ -99,29 +98,29 @@ def open_checkpoints(
         n_arrays = len(jax.tree.leaves(whole))
         known = dict(facts) if config is None else {**facts, CONFIG: dict(config)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(whole), facts=ocp.args.JsonSave(known))
-        with _told(directory):  # also what went wrong with the one before, which was still being written
+        with _one_line_errors(directory):  # also what went wrong with the one before, which was still being written
             manager.save(step, args=args, metrics={"accuracy": UNKNOWN if accuracy is None else accuracy})
 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         manager.wait_until_finished()
-        _tell_of_others(directory, say)
+        _warn_of_other_names(directory, warn)
         while steps := manager.all_steps():
             path = directory / str(step := max(steps))
             if flaw := _agreed_flaw(path):
-                _set_aside(path, flaw, say)
-            elif (found := _read(manager, step, abstract, bound)) is None:
-                _set_aside(path, "its digest does not fit its content", say)
+                _set_aside(path, flaw, warn)
+            elif (found := _read(manager, step, abstract, owner)) is None:
+                _set_aside(path, "its digest does not fit its content", warn)
             elif step_of is None or (own := step_of(found[0])) == step:
                 return found
             else:
-                _put_back(path, own, say)
+                _rename_to_step(path, own, warn)
             sharding.all_agree(True)  # the first process has renamed it: all look again
             manager.reload()
         return None
 
     def close() -> None:
         try:
-            with _told(directory):
+            with _one_line_errors(directory):
                 manager.close()
         finally:
             leave()
@@ -130,11 +129,11 @@ def open_checkpoints(
 
 
 _MISREAD = re.compile(r"[][*?\\:\udc80-\udcff]|^/(gs|s3|az)/")
-"""In a path: what orbax takes for a pattern, a separator or the address of a bucket, or cannot write as UTF-8."""
+"""Parts of a path that orbax takes for a pattern, a separator or a bucket, or cannot write as UTF-8."""
 
 
-def _seen_by_orbax(directory: Path) -> tuple[Path, Callable[[], None]]:
-    """A path to the folder that orbax reads as it is meant, and what to call when done with it.
+def _orbax_path(directory: Path) -> tuple[Path, Callable[[], None]]:
+    """A path to the folder that orbax does not misread, and a function that releases it.
 
     Raises:
       ValueError: there is none on this system.
@@ -148,8 +147,8 @@ def _seen_by_orbax(directory: Path) -> tuple[Path, Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _told(directory: Path) -> Iterator[None]:
-    """Turns whatever orbax and tensorstore raise where a disk is full or closed into one line.
+def _one_line_errors(directory: Path) -> Iterator[None]:
+    """Turns any error of orbax and tensorstore into an OSError of one line.
 
     Raises:
       OSError: in place of theirs.
@@ -170,7 +169,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _manager(directory: Path, keep: int, written: Callable[[], None]) -> ocp.CheckpointManager:
-    """Orbax's own; the first process calls `written` when a checkpoint's files are all there, not yet renamed."""
+    """The manager of orbax. The first process calls `written` when all files of a checkpoint exist, before a rename."""
 
     def accuracy(metrics: Mapping[str, float]) -> float:
         return metrics["accuracy"]
@@ -188,8 +187,8 @@ def _manager(directory: Path, keep: int, written: Callable[[], None]) -> ocp.Che
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
-def _check_metrics(directory: Path, say: Say) -> None:
-    """Sets aside what orbax would stumble over on opening the folder: it reads all metrics at once, and trusts them.
+def _check_metrics(directory: Path, warn: Warn) -> None:
+    """Sets aside checkpoints with unreadable metrics, on which orbax would fail: it reads all metrics when it opens.
 
     Raises:
       OSError: in every process, where the first cannot read one.
@@ -202,7 +201,7 @@ def _check_metrics(directory: Path, say: Say) -> None:
             if not isinstance((files.read_json(file) or {}).get("accuracy"), float):
                 raise ValueError("its accuracy is no number")
         except ValueError as error:
-            _set_aside(file.parents[1], _reason(error), say)
+            _set_aside(file.parents[1], _reason(error), warn)
         except OSError as error:
             failed = error
     _agree_that_read(failed)  # and no process opens the folder while the first one renames
@@ -212,7 +211,7 @@ def _agree_that_read(failed: OSError | None) -> None:
     """Stops all processes where one of them cannot read a file. All must call it.
 
     Raises:
-      OSError: names the file. That it cannot be read now does not say that it is damaged.
+      OSError: names the file. That it cannot be read now does not mean that it is damaged.
     """
     if not sharding.all_agree(failed is None):
         what = "a file in another process" if failed is None else f"{failed.filename}: {failed.strerror or failed}"
@@ -241,46 +240,46 @@ def _agreed_flaw(path: Path) -> str:
 
 
 _STEP = re.compile(r"0|[1-9][0-9]*|damaged-.*|.*\.orbax-checkpoint-tmp.*", re.DOTALL)
-"""Names of folders that orbax reads, that were set aside with a word, or that it removes."""
+"""Names of folders that are checkpoints, were set aside, or are removed by orbax."""
 
 
-def _tell_of_others(directory: Path, say: Say) -> None:
-    """Tells of checkpoints that are not looked at, because their folders were given names that are no steps."""
+def _warn_of_other_names(directory: Path, warn: Warn) -> None:
+    """Warns of checkpoints that are not read because the name of their folder is not a step."""
     names = sorted(path.parent.name for path in directory.glob("*/state"))
     if others := [name for name in names if not _STEP.fullmatch(name)]:
-        say(f"checkpoint: {directory} holds {listed(others)}, not read: a checkpoint's folder is named by its step")
+        warn(f"checkpoint: {directory} holds {listed(others)}, not read: a checkpoint's folder is named by its step")
 
 
-def _set_aside(path: Path, flaw: str, say: Say) -> None:
-    _rename(path, f"damaged-{path.name}", f"is damaged and set aside ({flaw[:160]}); a whole one before it", say)
+def _set_aside(path: Path, flaw: str, warn: Warn) -> None:
+    _rename(path, f"damaged-{path.name}", f"is damaged and set aside ({flaw[:160]}); a whole one before it", warn)
 
 
-def _put_back(path: Path, step: int, say: Say) -> None:
-    """Gives a checkpoint the number of its step, or sets it aside where there is one of that step."""
+def _rename_to_step(path: Path, step: int, warn: Warn) -> None:
+    """Renames a checkpoint to its own step, or sets it aside where that name is taken."""
     if (right := path.with_name(str(step))).exists():
-        _rename(path, f"damaged-{path.name}", f"is that of step {step} and set aside; the other of that step", say)
+        _rename(path, f"damaged-{path.name}", f"is that of step {step} and set aside; the other of that step", warn)
     else:
-        _rename(path, right.name, f"is that of step {step} and gets its number back; the newest one", say)
+        _rename(path, right.name, f"is that of step {step} and gets its number back; the newest one", warn)
 
 
-def _rename(path: Path, name: str, why: str, say: Say) -> None:
-    say(f"checkpoint {path.name} {why} is used, if any")
+def _rename(path: Path, name: str, why: str, warn: Warn) -> None:
+    warn(f"checkpoint {path.name} {why} is used, if any")
     if jax.process_index() == 0:
         path.rename(_free(path.with_name(name)))
 
 
 def _free(path: Path) -> Path:
-    """The path, or with a number where it is taken."""
+    """The path, with a number appended if it is taken."""
     names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
     return next(name for name in names if not name.exists())
 
 
-class _Bound(NamedTuple):
-    """To which run checkpoints must belong: see `open_checkpoints`."""
+class _Owner(NamedTuple):
+    """The run that checkpoints must belong to; see `open_checkpoints`."""
 
     config: Mapping[str, Any] | None
-    vouched: bool
-    say: Say
+    trusted: bool
+    warn: Warn
 
     def check(self, step: int, made_with: Mapping[str, Any] | None) -> None:
         """Refuses a checkpoint of another run.
@@ -296,21 +295,21 @@ class _Bound(NamedTuple):
                 raise ValueError(f"checkpoint {step} is of another run ({differ}); move it away to go on without it")
             return
         silent = f"checkpoint {step} was written by an earlier version and does not say of which run it is"
-        if not self.vouched:
+        if not self.trusted:
             raise ValueError(f"{silent}, nor does a config.json; put that back, or give another workdir")
-        self.say(f"{silent}; it is believed")
+        self.warn(f"{silent}; it is believed")
 
 
 def _read(
-    manager: ocp.CheckpointManager, step: int, abstract: PyTree, bound: _Bound
+    manager: ocp.CheckpointManager, step: int, abstract: PyTree, owner: _Owner
 ) -> tuple[PyTree, dict[str, Any]] | None:
-    """A checkpoint whose files are whole; None where its digest does not fit, on every process alike.
+    """The content of a checkpoint with undamaged files; None, in every process, where its digest does not match.
 
     Raises:
       ValueError: it holds something else than what is asked for, or is of another run.
     """
     facts = _restored(manager, step, facts=ocp.args.JsonRestore())["facts"]
-    bound.check(step, facts.pop(CONFIG, None))
+    owner.check(step, facts.pop(CONFIG, None))
     placed = jax.tree.leaves(abstract)[0].sharding
     if isinstance(placed, NamedSharding):
         placed = NamedSharding(placed.mesh, PartitionSpec())
@@ -323,7 +322,7 @@ def _read(
 
 
 def _copied(wanted: Any, leaf: Any) -> Any:
-    """A copy of what was restored; the data of a typed key, which older checkpoints hold, where data are wanted."""
+    """A copy of a restored array. Of a typed key, as older checkpoints hold, the data where data are wanted."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and wanted.dtype == jnp.uint32:
         return jax.device_put(jax.random.key_data(leaf), wanted.sharding)
     return jnp.copy(leaf)

@@ -1,4 +1,4 @@
-"""JSON files: read with one clear error, written whole or not at all, never through a symbolic link."""
+"""JSON files: read with one-line errors, written atomically, never through a symbolic link."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 Line = dict[str, Any]
 
 DEPTH = 50
-"""How deep what is read may be nested; our own files have 4 levels."""
+"""The deepest nesting that is read; our own files have 4 levels."""
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such links
 
@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
     Raises:
       ValueError: the file holds no JSON object, or numbers that are not finite; names the file.
-      OSError: the file is there and cannot be read.
+      OSError: the file exists but cannot be read.
     """
     try:
         return _parse(path.read_bytes())
@@ -38,7 +38,7 @@ def read_lines(path: Path, *, growing: bool = True) -> list[Line]:
 
     Args:
       path: the file.
-      growing: whether it may still be written, so that a last line may be cut short; that is then left out.
+      growing: whether it may still be written; an incomplete last line is then left out.
 
     Raises:
       ValueError: a line that is no JSON object with a whole "step" and a "kind"; names file and line.
@@ -93,18 +93,18 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a small JSON file, indented, whole or not at all."""
+    """Writes a small JSON file, indented, atomically."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes the whole file or none of it. A link of that name is replaced, what it points to stays as it was.
+    """Writes the whole file or none of it. A symbolic link of that name is replaced, not followed.
 
     Raises:
       OSError: one line that names the file.
     """
     part = path.with_name(path.name + ".part")
-    with told(path):
+    with one_line_errors(path):
         with create(part) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -113,24 +113,24 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def create(path: Path) -> BinaryIO:
-    """Opens a new file to write; a file or link of that name, as a write that was killed leaves, is removed."""
+    """Opens a new file to write. A file or link of that name, which a killed write may leave, is removed."""
     path.unlink(missing_ok=True)
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o666), "wb")
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Opens a file to write at its end, unbuffered: nothing is left behind in a buffer when a write fails.
+    """Opens a file to write at its end, unbuffered, so that no failed write is repeated when it is closed.
 
     Raises:
       OSError: one line that names the file; also where the name is a link.
     """
-    with told(path):
+    with one_line_errors(path):
         return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINKS, 0o666), "ab", buffering=0)
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while writing into one line that names the file and what is left.
+def one_line_errors(path: Path) -> Iterator[None]:
+    """Turns an error of writing into one line that names the file.
 
     Raises:
       OSError: in place of the one that came.

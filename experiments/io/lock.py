@@ -18,13 +18,13 @@ NAME = "lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with the process, however that ends. The file `lock` stays.
+    """Holds the lock of a folder. The lock ends with the process; the file `lock` stays.
 
-    Where the system or the file system has no locks (some network ones), nothing is held.
+    Without effect where the system or the file system has no locks, as some network file systems.
 
     Raises:
-      BlockingIOError: another process holds it, or another part of this one; says its number.
-      OSError: `lock` is a folder, a link or the like.
+      BlockingIOError: another process, or another part of this one, holds it; names the process id.
+      OSError: `lock` is not a plain file.
 
     Example:
       >>> import tempfile

@@ -74,7 +74,7 @@ def open_writer(workdir: Path, step: int, *, tensorboard: bool, active: bool = T
     def write_now(kind: str, step: int, values: Values) -> None:
         nonlocal count
         line = (json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n").encode()
-        with files.told(path):
+        with files.one_line_errors(path):
             if (written := file.write(line)) != len(line):
                 raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written")
         count += 1

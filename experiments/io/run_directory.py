@@ -1,9 +1,9 @@
-"""The run directory: what a run writes.
+"""The run directory: the files of one run.
 
     config.json  env.json  metrics.jsonl  summary.json  checkpoints/  tensorboard/  lock
 
-`metrics.jsonl` holds one JSON object a line with a `kind` and a `step`, the number of training steps done when it was
-made. A run without `summary.json` is not finished. `lock` is held by the process that trains.
+`metrics.jsonl` holds one JSON object a line, with a `kind` and a `step`, the number of training steps done. A run
+without `summary.json` is not finished. The process that trains holds `lock`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def make(workdir: Path) -> None:
     Raises:
       OSError: one line that names it.
     """
-    with files.told(workdir):
+    with files.one_line_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
 
 
 def begin(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the run directory and writes config and environment, where an earlier start has not."""
+    """Makes the run directory and writes config and environment, unless an earlier start has."""
     make(workdir)
     if not (workdir / "env.json").exists():
         files.write_json(workdir / "env.json", environment())
@@ -58,7 +58,7 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
 
 
 def finished(workdir: Path) -> bool:
-    """Whether a run has its summary; one that is damaged is made again from the last checkpoint."""
+    """Whether a run has an undamaged summary; a damaged one is made again from the last checkpoint."""
     try:
         return read_summary(workdir) is not None
     except ValueError:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: listed with sizes and checksums when they are written, compared when they are read."""
+"""Sizes and checksums of the files of a checkpoint: written with it, and compared when it is read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import tensorstore
 from experiments.io import files
 
 SUMS = "sums.json"
-"""The file of a checkpoint that lists its other ones: `{"state/manifest.ocdbt": [bytes, CRC-32]}`."""
+"""The list, a file of the checkpoint: `{"state/manifest.ocdbt": [bytes, CRC-32]}`."""
 
 
 def write(path: Path, n_arrays: int) -> None:
-    """Reads back a checkpoint that was just written, and lists its files.
+    """Reads a checkpoint back that was just written, and writes the list of its files.
 
     Args:
       path: its folder.
       n_arrays: how many arrays it must hold.
 
     Raises:
-      OSError: it holds fewer; such a checkpoint must not count as saved.
+      OSError: it holds fewer, so it must not count as saved.
     """
     if (found := _arrays(path / "state")) != n_arrays:
         raise OSError(f"read back, it holds {found} of {n_arrays} arrays")
@@ -34,12 +34,12 @@ def write(path: Path, n_arrays: int) -> None:
 
 
 def flaw(path: Path) -> str:
-    """What is wrong with the files of a checkpoint; empty: they are as they were written.
+    """What is wrong with the files of a checkpoint; empty if they are as they were written.
 
-    Every process compares all sizes, and reads its share of the contents.
+    Every process compares all sizes and the contents of its share of the files.
 
     Raises:
-      OSError: a file is there and cannot be read, which says nothing about what it holds.
+      OSError: a file exists but cannot be read, which does not mean that it is damaged.
     """
     try:
         if (sums := files.read_json(path / SUMS)) is None:
@@ -61,14 +61,14 @@ def flaw(path: Path) -> str:
 
 
 def _arrays(path: Path) -> int:
-    """How many arrays the store in a folder holds; each has one key of a name that says how it is laid out."""
+    """How many arrays the store in a folder holds; each has one key that describes its layout."""
     spec: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     keys = tensorstore.KvStore.open(spec).result().list().result()
     return sum(key.rsplit(b"/", 1)[-1] in (b".zarray", b"zarr.json") for key in keys)
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """The files that make up a checkpoint. Orbax writes to its metadata, which nothing depends on, once more later."""
+    """The files of a checkpoint but for its metadata, which orbax changes later and nothing depends on."""
 
     def refused(error: OSError) -> None:
         raise error  # os.walk, and Path.rglob always, would leave the folder out

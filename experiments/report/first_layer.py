@@ -33,7 +33,7 @@ def unpack_mask(record: Mapping[str, Any]) -> np.ndarray:
             f"report: first_layer mask of {record['leaf']} at step {record['step']}: expected "
             f"{math.prod(shape)} bits for shape {shape}, got {n_bytes} bytes"
         )
-    return measure.unpack(record)
+    return measure.unpack_mask(record)
 
 
 def pixel_counts(mask: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def abstract(count=1):
 
 
 def opened(path, said=None, keep=2):
-    return checkpoint.open_checkpoints(path, keep=keep, say=(said if said is not None else []).append)
+    return checkpoint.open_checkpoints(path, keep=keep, warn=(said if said is not None else []).append)
 
 
 def filled(path, accuracies, keep=2):

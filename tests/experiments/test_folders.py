@@ -15,7 +15,7 @@ CONFIG = {"seed": 0, "keep": 1, "method": {"name": "rigl"}}
 
 def opened(path, said=None, config=None):
     say = (said if said is not None else []).append
-    return checkpoint.open_checkpoints(path, keep=2, config=config, step_of=lambda s: int(s["step"]), say=say)
+    return checkpoint.open_checkpoints(path, keep=2, config=config, step_of=lambda s: int(s["step"]), warn=say)
 
 
 def filled(path, steps=(1,), config=None):
@@ -68,7 +68,7 @@ def test_a_name_that_orbax_misreads_is_refused_where_there_is_no_other_way(tmp_p
 
 
 def test_a_checkpoint_without_its_arrays_does_not_count_as_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_seen_by_orbax", lambda path: (path, lambda: None))  # the fault that was
+    monkeypatch.setattr(checkpoint, "_orbax_path", lambda path: (path, lambda: None))  # the fault that was
     folder = tmp_path / "lr[0.1]"
     with refused("checkpoint", error=OSError):
         filled(folder)

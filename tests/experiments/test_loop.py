@@ -104,6 +104,26 @@ def test_the_loss_is_the_mean_over_examples(tasks):
     assert jax.tree.structure(gradient) == jax.tree.structure(state.params)
 
 
+def test_a_part_of_the_training_examples_keeps_their_indices():
+    rows = np.arange(100, 200)
+    task = prepare(configured(), ONE, subset=rows)
+    whole = prepare(configured(), ONE).data
+    assert (task.data.num_train, task.data.num_test) == (100, whole.num_test)
+    batches = task.data.train(0)
+    seen = [next(batches) for _ in range(task.data.steps_per_epoch)]
+    found = np.concatenate([batch["index"] for batch in seen])
+    assert found.dtype == np.int32
+    assert len(set(found.tolist())) == len(found)
+    assert set(found.tolist()) <= set(rows.tolist())
+    images = {}
+    for _, batch in zip(range(whole.steps_per_epoch), whole.train(0), strict=False):
+        images |= dict(zip(batch["index"].tolist(), batch["image"], strict=True))
+    for index, image in zip(seen[0]["index"].tolist(), seen[0]["image"], strict=True):
+        if index in images:  # the last batch of an epoch may lack some
+            np.testing.assert_array_equal(image, images[index])
+    assert int(loop.fit(task, loop.init(task), 2).step) == 2
+
+
 # What checkpoints of all versions hold, for SGD with momentum and RigL.
 WEIGHTS = [f"['Dense_{i}']['{name}']" for i in range(3) for name in ("bias", "kernel")]
 KERNELS = [name for name in WEIGHTS if "kernel" in name]

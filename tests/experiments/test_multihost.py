@@ -62,7 +62,7 @@ multihost_utils.sync_global_devices("damaged")
 if jax.process_index() == 1:
     read = sums._crc
     sums._crc = lambda file: read(file) ^ (1 if "2" in file.parts else 0)
-store = checkpoint.open_checkpoints(folder, keep=3, say=lambda line: print("said:", line))
+store = checkpoint.open_checkpoints(folder, keep=3, warn=lambda line: print("said:", line))
 state, facts = store.restore({"w": jax.ShapeDtypeStruct((512,), "float32", sharding=placed)})
 store.close()
 print("found:", facts["at"], float(jnp.sum(state["w"])))

@@ -200,7 +200,10 @@ def test_a_lock_that_is_no_file_is_told(make, tmp_path):
 def test_all_processes_are_told_that_the_first_does_not_hold_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(sharding, "all_agree", lambda held: False)  # the first process says no
-    with pytest.raises(OSError, match=r"train: the first process cannot begin a run in "), train_module._held(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"train: the first process cannot begin a run in "),
+        train_module._locked_directory(tmp_path),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -115,8 +115,8 @@ def poison(monkeypatch, step):
     """Makes the batch of one step (counted from 1) nan."""
     load = build.data
 
-    def data(config):
-        found = load(config)
+    def data(config, subset):
+        found = load(config, subset)
 
         def batches(start):
             for i, batch in enumerate(found.train(start), start=start + 1):

@@ -131,7 +131,7 @@ def test_masks_lines_count_what_happened(straight):
     pictures = [line for line in lines(straight[0]) if line["kind"] == "first_layer"]
     assert [(p["step"], p["leaf"]) for p in pictures] == [(0, "Dense_0/kernel"), (6, "Dense_0/kernel")]
     for line, masks in zip(pictures, (found[0], found[-1]), strict=True):
-        assert measure.unpack(line).mean() == masks["density"]["Dense_0/kernel"]
+        assert measure.unpack_mask(line).mean() == masks["density"]["Dense_0/kernel"]
 
 
 def test_seeds_differ_in_weights_data_and_masks():
