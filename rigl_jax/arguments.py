@@ -88,7 +88,7 @@ def array(rank: int | None = None, *, host: bool = False) -> Rule:
 
 
 def host_array(rank: int | None = None) -> Rule:
-    """An array that is not traced, or what NumPy makes one of; handed on as NumPy's."""
+    """An array that is not traced, or what NumPy converts to one; passed on as a NumPy array."""
     return _rule(
         f"an array{_axes(rank)} with known values, not traced by jit",
         lambda value: not isinstance(value, jax.core.Tracer) and _is_array(value, rank, True),
@@ -185,6 +185,6 @@ def plan(who: str, name: str, value: Any) -> Any:
 
 
 def key(who: str, name: str, value: Any) -> Any:
-    """A single PRNG key, handed on typed."""
+    """A single PRNG key, passed on as a typed key."""
     del name
     return checks.key(who, value)

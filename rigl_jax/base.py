@@ -227,7 +227,7 @@ class Rewired(NamedTuple):
 
     Attributes:
       state: the algorithm's new state, with the new `masks`.
-      fresh: bool tree of the weights born now, whose value and optimizer moments start anew. None means those that
+      fresh: bool tree of the weights born now, whose value and optimizer moments are reset. None means those that
         the new masks hold and the old ones did not.
       values: tree of the fresh weights' values, read at fresh positions only; infinite and NaN ones count as 0. None
         means zeros.
@@ -297,7 +297,7 @@ class Algorithm(NamedTuple):
 Criterion = Callable[[PyTree, Any], PyTree]
 """`(params, batch) -> scores`, a tree of arrays parallel to params; higher means more worth keeping.
 
-`params` are masked: pruned weights are 0. `batch` is whatever the criterion takes, None where it needs no data. Scores
+`params` are masked: pruned weights are 0. `batch` is the data that the criterion takes, None if it needs none. Scores
 off the masks are not read. -inf is the lowest rank; NaN ranks below it. `rx.criteria` holds those of the library."""
 
 

@@ -32,7 +32,7 @@ def describe(
       plan: from `make_plan`.
       params: the weights, or their shapes. With them the table also holds the dense leaves, each with the reason, and
         the sparsity of the whole model beside that of the plan.
-      apply: as in `make_plan`; give it again here for the reasons that a trace tells.
+      apply: as in `make_plan`; needed again here to show reasons that come from a trace.
       inputs: of `apply`.
 
     >>> import jax, rigl_jax as rx

@@ -39,7 +39,7 @@ def accumulate_growth(algorithm: Algorithm, n: int) -> Algorithm:
     On a step that is due, `signals.grads` of sparse leaves is the mean of the dense gradients of that step and of the
     n - 1 before it, or of those since the last rewiring or the beginning where they are fewer. |mean| decides, not the
     mean of |.| as in rigl-torch and SRigL: that is another criterion, and differs between one device and many.
-    Gradients are what was passed to `update`; each was taken at the weights of its own step.
+    Gradients are those passed to `update`; each was computed at the weights of its own step.
 
     This is how an algorithm meets `optax.MultiSteps`, whose `k` calls make one weight update. `sparsify` counts calls,
     so to rewire after every 100th weight update by the gradient that this update was made of::

@@ -79,8 +79,8 @@ def check_masked(params: PyTree, masks: Masks, plan: Plan | None = None) -> None
 
     Raises:
       ValueError: names the first leaf that has a weight off its mask, and how many. Usual causes: params were never
-        masked (`apply_masks`), something changes updates after `sparsify`, or weights were set from outside. Weights
-        that are infinite or NaN are told apart: they stay so when they are pruned.
+        masked (`apply_masks`), a transformation after `sparsify` changes the updates, or weights were set from outside.
+        Infinite and NaN weights are counted separately: pruning does not set them to 0.
 
     >>> import jax.numpy as jnp
     >>> masks = {"w": jnp.array([True, False])}

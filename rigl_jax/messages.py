@@ -1,4 +1,4 @@
-"""Values and names in error messages, which stay one line of bounded length whatever was given."""
+"""Values and names in error messages, shortened so that a message is always one line of limited length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shown(value: Any) -> str:
             return f"{value.dtype}{list(value.shape)}"
         # Slices first: only what may be shown of a long one is made into text.
         text = repr(value[: 10 * LONGEST] if isinstance(value, (str, bytes, list, tuple)) else value)
-    except Exception:  # of whatever kind a stranger's repr raises
+    except Exception:  # the repr of an unknown type may raise anything
         text = f"<{type(value).__name__}>"
     return line(text)
 

@@ -39,7 +39,7 @@ def prune(
       plan: from `make_plan`; its structures are kept. Structures of several weights rank by the mean score of a unit.
       params: the weights.
       criterion: `(params, batch) -> scores`, such as those of `rx.criteria`; or a surgeon, `(plan, params, masks,
-        batch) -> Pruned`, which moves the weights that stay as well. They are told apart by the number of arguments.
+        batch) -> Pruned`, which moves the weights that stay as well. They are distinguished by the number of arguments.
       batch: handed to the criterion; None for one that needs no data.
       scope: "layer": each leaf (each group of its structure) keeps the plan's count. "global": one ranking over all
         leaves, which must be unstructured; only the plan's total holds. A surgeon prunes by layer.
@@ -48,7 +48,7 @@ def prune(
       rounds: how often to rank what is left, at least 1. After round k of n, about size (n_active / size)^(k / n) units
         of a group are left, rounded to the nearest integer: a geometric series, as in SynFlow. With more than one round
         a criterion is traced by JAX.
-      min_active: with scope "global" so many weights of each leaf stay whatever their score; 0 may empty a leaf.
+      min_active: with scope "global" the least number of weights that stay in each leaf; 0 may empty a leaf.
 
     Returns:
       `Pruned(params, masks)`: the weights, 0 where they are pruned, and bool masks (None for dense leaves).

@@ -78,7 +78,7 @@ def every_and_last(period: int, *, start: int = 0, stop: int) -> Callable[[Any],
 def uncounted(
     period: int, *, start: int = 0, stop: int | None = None, include_stop: bool = True
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """`every` for a loop in which a rewiring is not a step of its own, as in the authors' TF1 code.
+    """`every` for a loop in which a rewiring does not count as a step, as in the authors' TF1 code.
 
     There a rewiring uses up a batch, but the global step stands still. Seen from the calls, which are what we count,
     rewirings are period + 1 apart.

@@ -55,7 +55,8 @@ def sparsify(
       bit by bit; a method that would have to move its weights elsewhere is refused.
 
     Pass *dense* gradients, taken at masked weights: `jax.grad(loss)(params, batch)` as it is. They are masked here, and
-    growth needs them whole. Under `jax.pmap` or `shard_map` average them over the devices first, or masks drift apart.
+    growth needs them whole. Under `jax.pmap` or `shard_map` average them over the devices first; otherwise masks differ
+    between devices.
 
     `sparsify` is the outermost transformation. Weight decay, clipping, accumulation and averaging go inside `inner`;
     a transformation around it would scale the updates that set weights to 0. `check_masked` finds such a mistake.

@@ -21,16 +21,16 @@ def ac_dc(
 ) -> Algorithm:
     """AC/DC (Peste et al. 2021): compressed and decompressed phases of `period` steps each, and a sparse end.
 
-    Dense until `start` (the warm-up), then sparse and dense in turns, and sparse for good from `stop` on. When a sparse
-    phase begins, the largest |w| stay and all others become 0. When a dense phase begins, those join again, from 0 and
-    with fresh optimizer moments. Both networks, the sparse one and the last dense one, are worth keeping.
+    Dense until `start` (the warm-up), then alternately sparse and dense, and sparse from `stop` on. When a sparse phase
+    begins, the largest |w| stay and all others become 0. When a dense phase begins, these become active again, from 0
+    and with fresh optimizer moments. Training gives two useful networks: the sparse one and the last dense one.
 
     Masks change at the end of a step: the loss at steps start + 1, ... is that of the sparse network.
-    The authors on ImageNet: 100 epochs, sparse for the first time at 10, phases of 5, a last dense phase from 75 to 85,
-    twice as long as the others (here all are alike), and sparse to the end.
+    The authors' schedule on ImageNet: 100 epochs, sparse for the first time at epoch 10, phases of 5 epochs, a last
+    dense phase from 75 to 85 (twice as long as the others; here all have one length), then sparse to the end.
 
     Departures from the authors' code: they rank all layers together (`jointly=True`) and can reset all of the momentum
-    when a phase begins; here the moments of the weights that stay live on. Steps count, not epochs.
+    when a phase begins; here kept weights keep their moments. Lengths are in steps, not epochs.
 
     Training FLOPs a step: 3 f_S in sparse phases and 3 f_D in dense ones (`training_cost` takes one value a step).
 
@@ -40,7 +40,7 @@ def ac_dc(
       stop: the step from which on the network stays sparse.
       start: the end of the dense warm-up.
       jointly: one ranking over all leaves, which must be unstructured; the plan's total holds, not its counts.
-      min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
+      min_active: the least number of weights that stay in each leaf; only with `jointly`.
       score: the lowest are pruned.
 
     >>> import jax.numpy as jnp

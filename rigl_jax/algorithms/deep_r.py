@@ -1,4 +1,4 @@
-"""DeepR, deep rewiring: every weight has a sign for life, and dies when it would cross zero."""
+"""DeepR, deep rewiring: every weight has a fixed sign, and becomes inactive when it would cross zero."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         inner = optax.chain(optax.sgd(0.5), langevin(0.5, l1=1e-5, temperature=1e-10, key=key))
         tx = rx.sparsify(inner, rx.algorithms.deep_r(plan), key=key)
 
-    Departures: fresh weights are 0 and not 1e-12; the positions just left may not be drawn at once unless no other is
-    free (as in DSR's version; in the authors' they may); the drift of a fresh weight waits until it has left 0. A unit
-    of several weights dies when the mean of its theta is negative; single weights in it may then have crossed.
+    Departures: fresh weights are 0 and not 1e-12; a position that was just dropped is not drawn in the same step unless
+    no other is free (as in DSR's version; the authors' code allows it); the drift of a fresh weight starts when it is
+    no longer 0. A unit of several weights is dropped when the mean of its theta is negative; single weights in a kept
+    unit may have crossed zero.
 
     Training FLOPs: 3 f_S a step, and a selection every step. No dense gradient is ever read.
 
@@ -116,11 +117,11 @@ def langevin(
     Args:
       learning_rate: the inner optimizer's, a number or a schedule.
       l1: the coefficient alpha of the L1 drift, at least 0.
-      temperature: T, at least 0, a number or a schedule (the paper cools it).
+      temperature: T, at least 0, a number or a schedule (the paper decreases it).
       key: typed PRNG key; it is copied.
 
     Raises:
-      ValueError: a negative l1 or temperature (its root would be NaN), or a key that is none.
+      ValueError: a negative l1 or temperature (its root would be NaN), or an invalid key.
 
     >>> import jax.numpy as jnp
     >>> tx = langevin(0.5, l1=0.5, key=jax.random.key(0))

@@ -95,7 +95,7 @@ def dsr(
         factor = jnp.where(n > (1 + tolerance) * wanted, 0.5, jnp.where(n < (1 - tolerance) * wanted, 2.0, 1.0))
         moved = functools.reduce(jnp.logical_and, topology.sound(plan, magnitude, state.masks).values())
         factor = jnp.where(moved, factor, 1.0)  # a rewiring that was skipped says nothing about the threshold
-        # What had to be grown where it was dropped starts anew too.
+        # A weight that had to be grown where it was dropped is reset too.
         fresh = jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
         return Rewired(DsrState(masks, state.threshold * factor), fresh)
 

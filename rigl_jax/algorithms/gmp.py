@@ -54,7 +54,7 @@ def gmp(
       initial: s_i, the sparsity of each leaf at `start`, in [0, 1); never more than the plan has for it.
       recover: whether pruned weights live on.
       jointly: one ranking over all leaves, which must be unstructured; the plan's total holds, not its counts.
-      min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
+      min_active: the least number of weights that stay in each leaf; only with `jointly`.
       score: the lowest are pruned.
 
     >>> import rigl_jax as rx

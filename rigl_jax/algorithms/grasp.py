@@ -25,7 +25,7 @@ def grasp(
 
     Departures from the authors' code: they rank all layers together (`jointly=True`); here, by default, the plan's
     counts hold in each layer. They keep all that ties with the threshold, here the count is exact. They re-draw the
-    fully connected weights before scoring; do that to the params, if wanted.
+    fully connected weights before scoring; here the caller does this with the params, if wanted.
 
     Training FLOPs a step: 3 f_S, after about 2 gradients of the dense network (6 f_D) on the scoring batch.
 
@@ -33,7 +33,7 @@ def grasp(
       plan: from `make_plan`.
       loss: `params -> scalar`, twice differentiable; traced once, in `init`.
       jointly: one ranking over all layers; needs unstructured leaves.
-      min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
+      min_active: the least number of weights that stay in each leaf; only with `jointly`.
 
     >>> import jax, jax.numpy as jnp
     >>> import rigl_jax as rx

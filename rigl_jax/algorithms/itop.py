@@ -1,4 +1,4 @@
-"""ITOP: random growth that first tries what was never tried, and the measure of how much was."""
+"""ITOP: random growth that prefers weights that were never active, and the share of weights explored."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ def itop(
 ) -> Algorithm:
     """In-time over-parameterisation (Liu et al. 2021): SET that grows among weights that were never active first.
 
-    The paper's claim is that accuracy follows the share of weights explored over training, R_s (`explored`), and that
-    a longer `period`, which lets new weights train, does too. This is the authors' `random_unfired` growth: uniformly
-    random among positions that no mask has held yet; once these run out, among all inactive ones. Their code drops
-    all weights tied at the threshold, and draws so that the count drifts; here counts are exact. A weight that is
-    dropped and grown at once keeps its value, as theirs. They drop ceil(fraction * n) weights of a layer, here it is
-    floor(fraction * n). For R_s of another method, take
-    the union of its masks over training.
+    The paper claims that accuracy increases with the share of weights explored during training, R_s (`explored`), and
+    with a longer `period`, in which new weights train. This is the authors' `random_unfired` growth: uniformly random
+    among positions that were never active; if there are none left, among all inactive positions. Their code drops all
+    weights tied at the threshold, and draws so that the count drifts; here counts are exact. A weight that is dropped
+    and grown in one rewiring keeps its value, as in their code. They drop ceil(fraction * n) weights of a layer, here
+    it is floor(fraction * n). For R_s of another method, take the union of its masks over training.
 
     Training FLOPs: 3 f_S a step; no dense gradient is ever read.
 
@@ -49,7 +48,8 @@ def itop(
       stop: last step that may rewire; None: never stops.
       fraction: as in `rigl`. The authors anneal 0.5 by a cosine too, to 0.005 at the last step of training (here to 0
         at `stop`).
-      start: first step that rewires; theirs is `period - 1`, for they count a step before they ask whether it is due.
+      start: first step that rewires; theirs is `period - 1`, because they count a step before they test whether it is
+        due.
       drop: the score whose lowest active weights are dropped.
 
     >>> import rigl_jax as rx

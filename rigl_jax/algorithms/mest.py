@@ -24,11 +24,10 @@ def mest(
 
     Only gradients of active weights are read, so memory stays sparse: training FLOPs are 3 f_S a step. As in the
     authors' code a dropped weight that is grown again starts from zero. They rewire every 5 epochs, dropping 20 % of
-    the active weights until epoch 90 of 160 and 10 % until epoch 120 (sparsity bounds 0.92-0.91-0.90 over 0.90); here
-    a number is annealed by a cosine as in `rigl`, and theirs is
-    `fraction=optax.piecewise_constant_schedule(0.2, {t90: 0.5, t120: 0.0})`. Their code's weight of the gradient is 0
-    unless asked for, although the paper scores with it. The soft bound (EM&S), which grows first, and so needs a
-    higher count between, is not here.
+    the active weights until epoch 90 of 160 and 10 % until epoch 120 (sparsity bounds 0.92-0.91-0.90 over 0.90); here a
+    number is annealed by a cosine as in `rigl`, and theirs is `fraction=optax.piecewise_constant_schedule(0.2, {t90:
+    0.5, t120: 0.0})`. In their code the weight of the gradient is 0 by default, although the paper uses it in the
+    score. The soft bound (EM&S), which grows first and so needs a higher count for a time, is not implemented.
 
     Args:
       plan: from `make_plan`.

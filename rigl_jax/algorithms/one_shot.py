@@ -23,10 +23,10 @@ def one_shot(
     Args:
       plan: from `make_plan`.
       criterion: `(params, batch) -> scores`, such as those of `rx.criteria`.
-      batch: handed to the criterion.
+      batch: passed to the criterion.
       rounds: how often to rank what is left.
       scope: "layer" or "global".
-      min_active: so many weights of each leaf stay whatever their score; only with scope "global".
+      min_active: the least number of weights that stay in each leaf; only with scope "global".
 
     >>> import jax, jax.numpy as jnp
     >>> import rigl_jax as rx

@@ -50,25 +50,25 @@ def rigl(
         `stop` (constant without a stop); or any schedule `step -> fraction`. The authors' code divides by stop -
         start without subtracting start, which is the same for start = 0.
       start: first step that rewires. 0 as in the authors' code, before any weight has trained. rigl-torch, SRigL and
-        ITOP count a step before they ask whether it is due, and their cosine runs from 0 to T_end, not from `start`:
+        ITOP count a step before they test whether it is due, and their cosine runs from 0 to T_end, not from `start`:
         `start=period - 1, stop=T_end - 1, include_stop=False, fraction=lambda step: cosine(step + 1)`, where
         `cosine = rx.schedules.cosine(0.3, T_end)`. (ITOP has no T_end but the end of training.)
       include_stop: False for "t < T_end", as the paper's Algorithm 1 has it.
-      skip_step: weights and optimizer hold still on a rewiring (paper, TF1, jaxpruner). False trains on that step
-        first, as in the authors' TF2 code and ITOP.
+      skip_step: a rewiring step changes masks only and trains nothing (paper, TF1, jaxpruner). False trains in that
+        step first, as in the authors' TF2 code and ITOP.
       count_skipped: a rewiring counts as a step (paper's Algorithm 1, jaxpruner). False: it does not, as in TF1,
         where the batch is extra: `period` weight updates lie between two rewirings, and `start`, `stop` and
         `fraction` are in weight updates.
-      regrow_dropped: a weight just dropped may be grown at once (all reference codes). False: only where nothing else
-        is left (as DSR and DeepR want it).
-      keep_regrown: such a weight keeps its value and moments (TF1, jaxpruner, rigl-torch, ITOP). False: it starts
-        anew from its grow value, as in FreeTickets and MEST.
+      regrow_dropped: a weight just dropped may be grown in the same rewiring (all reference codes). False: only if no
+        other inactive weight is left (as in DSR and DeepR).
+      keep_regrown: such a weight keeps its value and moments (TF1, jaxpruner, rigl-torch, ITOP). False: it restarts
+        from its grow value, as in FreeTickets and MEST.
       grow_values: value of fresh weights, a function of Signals (see `rx.regrow_init`). Default: zero, the best in
         the paper.
       drop: the score whose lowest active weights are dropped. `scores.noisy(scores.magnitude, 1e-5)` is the authors'.
       grow: the score whose highest inactive weights are grown.
-      two_sided: drop as the original SET does, the fraction of the smallest positive and, apart from it, of the largest
-        negative weights, by floor each; `drop` is then not read. A weight of 0 counts as positive.
+      two_sided: drop as the original SET does: the fraction of the smallest positive weights and the same fraction of
+        the largest negative weights, each rounded down; `drop` is not used. A weight of 0 counts as positive.
 
     >>> import rigl_jax as rx
     >>> algorithm = rigl(rx.make_plan({"w": jax.ShapeDtypeStruct((8, 8), "float32")}, 0.5), period=100, stop=300)
@@ -126,10 +126,10 @@ def set_(
 ) -> Algorithm:
     """SET (Mocanu et al. 2018): drop the smallest |w|, grow uniformly at random among inactive positions, at zero.
 
-    As the RigL paper runs it: RigL with random growth, and with the weights trained on rewiring steps too (the authors'
-    code skips the step for RigL only). The original rewires at the end of each epoch with a constant fraction of 0.3,
-    and drops on either side of zero apart: `period=steps_per_epoch, start=steps_per_epoch - 1, two_sided=True,
-    fraction=optax.constant_schedule(0.3)`; there a fresh weight starts from a small random value
+    As in the RigL paper: RigL with random growth, where weights are trained in rewiring steps too (the authors'
+    code skips the training for RigL only). The original rewires at the end of each epoch with a constant fraction of
+    0.3, and drops positive and negative weights separately: `period=steps_per_epoch, start=steps_per_epoch - 1,
+    two_sided=True, fraction=optax.constant_schedule(0.3)`. Its grown weights start from small random values
     (`grow_values=rx.regrow_init.normal(...)`). Training FLOPs: 3 f_S; no dense gradient is ever read.
 
     Args:
@@ -137,9 +137,9 @@ def set_(
       period: steps between rewirings.
       stop: last step that may rewire; None: never stops.
       fraction: as in `rigl`.
-      skip_step: as in `rigl`, but off.
+      skip_step: as in `rigl`, but False by default.
       grow: the score whose highest inactive weights are grown; it must not need gradients.
-      **options: all others of `rigl`.
+      **options: all other options of `rigl`.
 
     >>> import jax.numpy as jnp
     >>> import rigl_jax as rx
@@ -168,7 +168,7 @@ def rigl_inverted(
       period: steps between rewirings.
       stop: last step that may rewire; None: never stops.
       fraction: as in `rigl`.
-      **options: all others of `rigl` but `grow`.
+      **options: all other options of `rigl` except `grow`.
 
     >>> import jax.numpy as jnp
     >>> import rigl_jax as rx

@@ -26,7 +26,7 @@ def snip(
 ) -> Algorithm:
     """SNIP (Lee et al. 2019): keep the largest |g w| of the dense network, once; then train what is left.
 
-    Two ways to get at the gradient:
+    There are two ways to get the gradient:
 
     * `loss=None`, as in the RigL authors' code: the network is dense until step `start`, whose gradient decides; that
       step trains nothing (`skip_step`). Average over several batches with `accumulate_growth(snip(plan, start=n - 1),
@@ -36,8 +36,8 @@ def snip(
       the data of (one batch in the paper; a mean over several works as well).
 
     Per layer, the plan's counts hold (the RigL authors' form). The original ranks all layers together:
-    `jointly=True`, of which only the total is the plan's. Where the paper divides by the sum of all scores nothing
-    changes, so nothing is divided. The RigL authors found that an earlier version of theirs had |g| for |g w|.
+    `jointly=True`, of which only the total is the plan's. The paper divides by the sum of all scores; this does
+    not change the ranking, and is left out. An earlier version of the RigL authors' code had |g| instead of |g w|.
 
     Training FLOPs a step: 3 f_S, after one gradient of the dense network (3 f_D).
 
@@ -46,7 +46,7 @@ def snip(
       loss: `params -> scalar`, or None.
       start: the step that prunes; only without a loss.
       jointly: one ranking over all layers; needs unstructured leaves.
-      min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
+      min_active: the least number of weights that stay in each leaf; only with `jointly`.
       score: what is ranked. `scores.taylor` pools squares over the units of a structure.
 
     >>> import jax, rigl_jax as rx

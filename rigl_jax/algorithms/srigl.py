@@ -1,4 +1,4 @@
-"""SRigL: RigL with a constant fan-in, which may give up whole neurons."""
+"""SRigL: RigL with a constant fan-in, which can remove whole neurons."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def srigl(
     drop: Score = scores.magnitude,
     grow: Score = scores.gradient,
 ) -> Algorithm:
-    """SRigL (Lasby et al. 2024): every neuron has the same number of inputs, and neurons of little use are given up.
+    """SRigL (Lasby et al. 2024): neurons have equal numbers of inputs, and those with few salient weights are removed.
 
     Plan leaves with `rx.structures.fan_in()`. Of N weights in a leaf (in a stack, in each layer), at each rewiring:
 
     1. The salient weights are those RigL would have: the N - K largest |w|, and the K largest |g| among the others.
     2. A neuron with fewer salient weights than max(1, int(`min_salient` times its fan-in)) is ablated: it loses all its
-       inputs. The others share them: fan-in k = N // (neurons left). As many neurons stay as it takes for k to exist,
-       those with most salient weights. Ablated ones are reconsidered each time.
+       inputs. The others share them: fan-in k = N // (neurons left). Enough neurons stay for k to be possible: those
+       with the most salient weights. Ablated neurons are considered again in each rewiring.
     3. Each neuron left keeps its largest weights among those N - K, at most k, and grows to k by |g|.
 
-    Where the authors' code cuts a neuron to k it sorts a boolean mask, so that arbitrary weights survive; here the
-    largest do. N - k * (neurons left) weights, fewer than neurons are left, are lost to the constant fan-in while
-    neurons are ablated. The gradient is the mean over replicas and then |.|; the authors take the mean of |.|.
+    To reduce a neuron to k weights, the authors' code sorts a boolean mask, so that arbitrary weights survive; here the
+    largest survive. While neurons are ablated, N - k * (neurons left) weights cannot be placed; these are fewer than
+    the neurons left. The gradient is the mean over replicas and then |.|; the authors take the mean of |.|.
 
     With a structure of one group (unstructured, blocks, channels) nothing can be ablated and this is RigL; N:M keeps
-    all its groups. Training FLOPs as `rigl`, without what dead neurons save on top.
+    all its groups. Training FLOPs as `rigl`, without the additional saving by dead neurons.
 
     Args:
       plan: from `make_plan`.
@@ -51,7 +51,7 @@ def srigl(
       start: first step that rewires. The authors' code: `start=period - 1, stop=T_end - 1`, as `rigl` explains.
       min_salient: gamma, the share of the plan's fan-in that must be salient, in [0, 1], and at least 1 weight.
         0.3 in the paper for convolutional networks, 0.95 for vision transformers. 0 ablates only neurons without any.
-      skip_step: weights and optimizer hold still on a rewiring, as in `rigl` and in the authors' code.
+      skip_step: a rewiring step trains nothing, as in `rigl` and in the authors' code.
       never_ablate: regular expressions; leaves whose whole name matches one keep all neurons. Name the output layer.
       drop: the score whose lowest active weights are dropped.
       grow: the score whose highest inactive weights are grown.

@@ -13,7 +13,7 @@ from rigl_jax.base import Algorithm, Array, LayerPlan, Masks, Plan, PyTree, Rewi
 
 
 class MaskState(NamedTuple):
-    """The state of an algorithm that remembers nothing but its masks, which hold the plan's counts.
+    """The state of an algorithm that stores only its masks, with the counts of the plan.
 
     States of different types are not exchanged by mistake: `sparsify` refuses another type than the algorithm's.
     """
@@ -28,7 +28,7 @@ class PruningState(NamedTuple):
 
 
 class LatentState(NamedTuple):
-    """The masks of a method whose pruned weights live on, so that params are not 0 where the masks are False."""
+    """The masks of a method that keeps pruned weights, so that params are not 0 where the masks are False."""
 
     masks: Masks
 
@@ -39,7 +39,7 @@ def all_weights(state: Any) -> Masks:
 
 
 def static(plan: Plan, masks: Masks | None = None) -> Algorithm:
-    """Masks that are kept for the whole of training: random ones, or those that are given.
+    """Masks that do not change during training: random masks, or given masks.
 
     Random masks have the exact counts of the plan, and are the baseline that every dynamic method must beat. Given
     masks fine-tune a pruned network, or train a sparse one from scratch:

@@ -1,4 +1,4 @@
-"""STE and DNW: all weights train, the network uses the largest."""
+"""STE and DNW: all weights are trained, the network uses the largest."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
     """Straight-through magnitude pruning: the forward pass uses the largest |w|, its gradient trains every weight.
 
     The params are the dense latent weights: take the loss at `straight_through(params, state.masks)`, and use
-    `apply_masks(params, state.masks)` once trained. `apply_masks` before training is not wanted here. A weight that
-    outgrows an active one takes its place with the value it has; nothing is reset.
+    `apply_masks(params, state.masks)` after training. Do not call `apply_masks` before training. A weight that
+    becomes larger than an active one replaces it and keeps its value; nothing is reset.
 
     As in jaxpruner's `SteMagnitudePruning` with a constant sparsity. For a sparsity that rises, see
     `gmp(recover=True)`. Training FLOPs a step: 2 f_S + f_D; memory is that of dense training.
 
     Args:
       plan: from `make_plan`.
-      period: steps between new masks; 1 in the papers. They cost a selection over all weights each time.
+      period: steps between new masks; 1 in the papers. New masks cost a selection over all weights.
       score: the highest are used.
 
     >>> import jax, jax.numpy as jnp, optax

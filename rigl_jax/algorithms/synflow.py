@@ -23,13 +23,13 @@ def synflow(
     The flow R is the sum of the outputs for an input of ones when every weight is replaced by its magnitude; a
     weight's share of it is |w dR/dw|. Each round scores the network pruned so far and keeps the best: after round k of
     n, a share d^(k / n) of the weights, d being the density to reach. Pruning at once would cut off whole layers; in
-    rounds the scores that go to a layer grow as it thins out.
+    rounds, the scores of a layer increase as it gets sparser.
 
     Departures from the authors' code: they rank all layers together (`jointly=True`); here, by default, the plan's
     counts hold in each layer, and the rounds lead each layer there from its full size. Counts are exact. A pruned
     weight never comes back. The authors compute in float64; in float32 the flow of a deep network may overflow.
-    Give smaller inputs, or scale weights, then: within a layer, and in a network without biases over all layers,
-    a factor changes no ranking. A loss that returns the log of the sum ranks alike too.
+    In this case use smaller inputs or scaled weights: a factor changes no ranking within a layer, and none over all
+    layers in a network without biases. A loss that returns the log of the sum gives the same ranking too.
 
     Training FLOPs a step: 3 f_S, after `rounds` gradients for a single input.
 
@@ -39,7 +39,7 @@ def synflow(
         layers in inference mode. It is called with the magnitudes of the masked params (of all leaves).
       rounds: at least 1; 1 prunes at once.
       jointly: one ranking over all layers; needs unstructured leaves.
-      min_active: so many weights of each leaf stay whatever their score; only with `jointly`.
+      min_active: the least number of weights that stay in each leaf; only with `jointly`.
 
     >>> import jax, jax.numpy as jnp, rigl_jax as rx
     >>> params = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array([[3.0], [1.0]])}  # flow: 1 * 3 + 2 * 1

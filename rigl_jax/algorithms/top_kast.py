@@ -1,4 +1,4 @@
-"""Top-KAST: forward with the largest weights, backward with somewhat more, never dense."""
+"""Top-KAST: forward with the largest weights, backward with some more, never dense."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class TopKastState(NamedTuple):
 def top_kast(
     plan: Plan, *, period: int = 100, start: int = 0, stop: int | None = None, extra: float = 1.0
 ) -> Algorithm:
-    """Top-KAST (Jayakumar et al. 2020): use the largest |w| (A), train those and the next largest (B), hold the rest.
+    """Top-KAST (Jayakumar et al. 2020): use the largest |w| (A), train those and the next largest (B), keep the rest
+    unchanged.
 
     In each group, A has the plan's count n and B has n + floor(extra * n), at most all. Both are taken from the
     magnitudes of all weights every `period` steps, so a weight of B that has outgrown one of A is used from then on.
-    Weights outside B keep their value and wait; their optimizer moments start anew when they enter B.
+    Weights outside B keep their value and are not trained; their optimizer moments are reset when they enter B.
 
     The params are the latent weights: take the loss at `straight_through(params, state.masks)`, to which the paper adds
     `exploration_penalty`, and use `apply_masks(params, state.masks)` once trained. No authors' code is public; the

@@ -1,4 +1,4 @@
-"""The table of the criteria. What tells them apart by name, in configs, tables and tests, is here."""
+"""The table of the criteria: everything that configs, tables and tests know about a criterion by its name."""
 
 from __future__ import annotations
 

@@ -110,11 +110,11 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
 def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
     """A `choose` for `pack` that measures each leaf and stores dense what would be slower sparse.
 
-    Leaves of one shape, density and kernel are measured once. What it decides depends on this machine and moment; the
-    numbers that come out of training do not, up to rounding.
+    Leaves of one shape, density and kernel are measured once. The choice depends on this machine and its load; the
+    results of training do not, up to rounding.
 
     Args:
-      batch: as in `explain`; take that of your training step.
+      batch: as in `explain`; use that of your training step.
       image: as in `explain`.
       repeats: as in `explain`.
 

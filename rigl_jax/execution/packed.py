@@ -201,13 +201,13 @@ def nbytes(tree: PyTree) -> int:
 
 @arguments(mask=rules.array())
 def best_pattern(name: str, mask: np.ndarray) -> Any:
-    """The pattern that serves a mask best here, None where dense storage does.
+    """The best pattern for a mask on this machine, None if dense storage is best.
 
-    Runs of 16, 8 or 4 outputs that live and die together are found by looking; whole 32 x 32 tiles are used where the
-    native CPU kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
-    `kernels.squarest_split`; if the model contracts other axes than that, it is made dense there, with a warning. One
-    of four axes is taken for a 2-D convolution kernel (HWIO). Leaves of other ranks stay dense, and so do those above
-    `DENSE_ABOVE` active, or `CONV_DENSE_ABOVE`.
+    It uses runs of 16, 8 or 4 outputs if the mask consists of such runs, and whole 32 x 32 tiles if the native CPU
+    kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
+    `kernels.squarest_split`; if the model contracts other axes, the leaf is made dense there, with a warning. A leaf
+    of four axes is treated as a 2-D convolution kernel (HWIO). Leaves of other ranks stay dense, and so do those with a
+    density above `DENSE_ABOVE`, or `CONV_DENSE_ABOVE` for convolutions.
 
     >>> best_pattern("w", np.ones((64, 64), bool)) is None  # dense
     True

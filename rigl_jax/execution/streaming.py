@@ -131,11 +131,11 @@ def rewire_streamed(
     *,
     block: int = BLOCK,
 ) -> tuple[Packed, SparseState]:
-    """`PackedTraining.rewire` for RigL with its defaults, in memory that follows the active weights.
+    """`PackedTraining.rewire` for RigL with its defaults; memory is proportional to the number of active weights.
 
-    Of every packed leaf the `share` of smallest |w| is dropped, by floor, and as many are grown where |gradient| is
-    largest, at zero; weights and optimizer hold still. Ties go to the lower index of the dense weight. The same masks
-    as the masked path, up to the rounding of the gradient itself. A leaf in which a weight, or the gradient of a weight
+    In every packed leaf the `share` of smallest |w| is dropped, rounded down, and as many are grown where |gradient| is
+    largest, at zero. The step trains nothing. Ties go to the lower index of the dense weight. The masks are those of
+    the masked path, up to the rounding of the gradient itself. A leaf in which a weight, or the gradient of a weight
     that is not kept, is infinite or NaN stays as it is.
 
     Args:
@@ -143,8 +143,8 @@ def rewire_streamed(
       gradients: from `gradient_factors`, of all packed leaves.
       state: of `packed_training`.
       packed: the weights; leaves with a mask must be packed with single weights (`make_pattern` of height 1).
-      share: what moves, in [0, 1].
-      block: entries of a gradient formed at a time.
+      share: of the active weights that are dropped, in [0, 1].
+      block: number of gradient entries computed at a time.
 
     Raises:
       ValueError: a leaf stored dense or in blocks; factors that are missing or do not fit a leaf; a state of a masked

@@ -44,7 +44,7 @@ class PackedTraining(NamedTuple):
         to the inner optimizer. It is for the caller to ask `algorithm.due(step)`: a due step that is given to `update`
         does not rewire.
       rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
-        taken at `unpack(packed)`. On the host. Where the counts stay the same, nothing compiles anew.
+        taken at `unpack(packed)`. On the host. If the counts stay the same, nothing is compiled again.
       pack: `(params, state, like=None) -> (packed, state)`: goes on from a masked run, on the host. `like` is a
         `Packed` whose kernels are used again.
       unpack: `(packed, state) -> (params, state)`: its inverse, exact. A masked run goes on from there with `sparsify`,

@@ -6,7 +6,7 @@ from 0 to the first value of what follows. From the last step on a schedule keep
 
 Formulas are those of the authors' code of Zimmer, Spiegel and Pokutta (2023, "How I Learned to Stop Worrying and Love
 Retraining"); SILO is Liu, Ghosh, Tan and Motani (2022). Schedules only: what the optimizer's state becomes is the
-recipe's to say. In all of them it starts anew.
+recipe's to say. In all of them it is reset.
 """
 
 from __future__ import annotations

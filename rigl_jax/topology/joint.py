@@ -25,7 +25,7 @@ class Ranking(NamedTuple):
     Attributes:
       plan: from `make_plan`.
       jointly: all leaves compete in one ranking, of which only the total holds. False: each leaf keeps its count.
-      min_active: so many weights of each leaf (in a stack, of each layer) stay whatever their score; only with
+      min_active: the least number of weights that stay in each leaf (in a stack, in each layer); only with
         `jointly`.
     """
 
@@ -92,7 +92,7 @@ def prune_jointly(
       plan: from `make_plan`. Only its leaves and its total count matter; each leaf must be one group of single weights.
       scores: tree parallel to params, comparable between leaves; of several types, in one that holds them all.
       n_active: how many weights stay in all; may be traced. Default: the plan's total.
-      min_active: so many of each leaf (of a stack, of each layer) stay whatever their score, so that no layer is cut
+      min_active: the least number that stays in each leaf (in a stack, in each layer), so that no layer is cut
         off.
       among: masks of the weights that may stay. Default: all.
 

@@ -107,7 +107,7 @@ def rewire(
 def rewire_ablating(
     layer: LayerPlan, mask: Array, drop: Array, grow: Array, fraction: Any, min_salient: int | None
 ) -> Rewiring:
-    """SRigL's rewiring: groups with few salient units are given up, and the others share what they held.
+    """SRigL's rewiring: groups with few salient units are removed, and the others share their weights.
 
     Salient are the units that RigL would have: those that it would not drop, and those that it would grow. A group with
     fewer of them than `min_salient` loses all its units. As many groups stay as it takes to hold the layer's units,
@@ -120,7 +120,7 @@ def rewire_ablating(
       drop: float[*shape], the lowest are dropped.
       grow: float[*shape], the highest are grown.
       fraction: scalar in [0, 1], the share of the active units that is dropped, by floor.
-      min_salient: a number of units; None: no group is given up.
+      min_salient: a number of units; None: no group is removed.
     """
     structure = layer.structure
     drop, grow, active = structure.pool(drop), structure.pool(grow), layer.active(mask)

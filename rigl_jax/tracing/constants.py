@@ -1,4 +1,4 @@
-"""What a model computes whatever its input: values of channels that no input reaches, and the products they enter."""
+"""What a model computes independently of its input: values of channels that no input reaches, and their products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does an optimizer leave a weight alone, because it is 0 and gets no gradient, or whatever comes? Read off its jaxpr.
+"""Does an optimizer leave a weight unchanged: if it is 0 and has no gradient, or always? Read from its jaxpr.
 
 Most do: their moments of such a weight stay exactly 0, and nothing needs to be done to keep them there. Some do not:
 Adabelief and Adafactor add an epsilon, `add_noise` adds noise. `sparsify` puts those back on every step, which costs a
@@ -71,7 +71,7 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
 
 
 def frozen(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> frozenset[str]:
-    """The names of the leaves whose update is 0 whatever comes in, as by `optax.set_to_zero`, while others train.
+    """The names of the leaves whose update is 0 for any gradient, as by `optax.set_to_zero`, while others train.
 
     A learning rate of 0 freezes nothing: there the update is a product with the gradient. Nor does an optimizer that
     trains no leaf at all: who runs that wants to see the masks.
