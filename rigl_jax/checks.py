@@ -15,6 +15,8 @@ from rigl_jax.base import Algorithm, Array, InPatterns, LayerPlan, Masks
 from rigl_jax.messages import kind, shown
 
 LARGEST = 2**31  # steps and counts are int32 on the devices
+TRAINABLE = ("bfloat16", "float16", "float32", "float64")
+"""The types of weights that can be ranked and set to 0 by an update; 8 bits and fewer can be held by masters only."""
 
 
 def is_whole(value: Any, least: int = 0) -> bool:

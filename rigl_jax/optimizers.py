@@ -12,7 +12,8 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, listed, shown
-from rigl_jax.transform import SparseState, _restart
+from rigl_jax.restart import restart
+from rigl_jax.transform import SparseState
 
 
 class PerWeightAdamState(NamedTuple):
@@ -271,5 +272,5 @@ def replace_masks(
     masks = jax.tree.map(jnp.asarray, trees.aligned(masks, state.masks))
     both = jax.tree.map(jnp.logical_and, masks, state.masks)
     params = apply_masks(params, masks)
-    optimizer = _restart(inner, state.inner, both, params)
+    optimizer = restart(inner, state.inner, both, params)
     return params, state._replace(algorithm=optax.tree.set(state.algorithm, masks=masks), inner=optimizer)

@@ -17,9 +17,6 @@ from rigl_jax.messages import kind, listed, shown
 from rigl_jax.structures import resolve, unstructured
 from rigl_jax.tracing.roles import check_model, roles
 
-TRAINABLE = ("bfloat16", "float16", "float32", "float64")
-"""The types of weights that can be ranked and set to 0 by an update; 8 bits and fewer can be held by masters only."""
-
 Rules = Sequence[tuple[str, Structure | None]]
 
 
@@ -92,9 +89,10 @@ def make_plan(
             raise ValueError(
                 f"make_plan: leaf {name!r} must have at least 1 and fewer than 2**31 weights, got {math.prod(shape)}"
             )
-        if str(dtypes[name]) not in TRAINABLE:
+        if str(dtypes[name]) not in checks.TRAINABLE:
             raise ValueError(
-                f"make_plan: leaf {name!r} must hold weights of {', '.join(TRAINABLE)} to be sparse, got {dtypes[name]}"
+                f"make_plan: leaf {name!r} must hold weights of {', '.join(checks.TRAINABLE)} to be sparse, "
+                f"got {dtypes[name]}"
             )
     for name, shape in sparse.items():
         _units(name, structures[name], shape)  # what does not divide is told before a total that could not be

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
+from rigl_jax.restart import check_restartable, restart
 from rigl_jax.tracing.invariants import frozen, remembered, rests
 
 
@@ -103,91 +105,128 @@ def sparsify(
     """
     checks.optimizer("sparsify", inner)
     checks.algorithm("sparsify", algorithm)
-    inner = optax.with_extra_args_support(inner)
-    rests_at_zero = remembered(functools.partial(rests, inner))
-    frozen_leaves = remembered(functools.partial(frozen, inner))
-    key = checks.key("sparsify", key)
+    inner, key = optax.with_extra_args_support(inner), checks.key("sparsify", key)
+    # Made once: JAX remembers the shapes of one function, and the optimizer is asked once for each set of shapes.
+    train = functools.partial(_train, inner, algorithm, remembered(functools.partial(rests, inner)))
+    bridge = _Bridge(inner, algorithm, key, train, remembered(functools.partial(frozen, inner)))
+    return optax.GradientTransformationExtraArgs(  # pyrefly: ignore[bad-argument-type]
+        functools.partial(_init, bridge), functools.partial(_update, bridge)
+    )
 
-    def init(params: PyTree) -> SparseState:
-        first, later = jax.random.split(key)  # so that no step repeats the draws that made the first masks
-        state = algorithm.init(first, params)
-        if algorithm.stored(state) is not state.masks and not algorithm.latent:
-            raise ValueError("sparsify: an algorithm that stores more than its masks must say latent=True")
-        optimizer = inner.init(apply_masks(params, state.masks))
-        if _contains_sparse_state(optimizer):
-            raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
-        _check_restartable(inner, optimizer, params)
-        return SparseState(jnp.zeros((), jnp.int32), trees.stored_key(later), state, optimizer)
 
-    def train(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
-        trained, stored = algorithm.trained(state), algorithm.stored(state)
-        updates, after = inner.update(apply_masks(grads, trained), optimizer, params, **extra)
-        updates = trees.map_masked(_where_trained, trained, updates, params, stored)
-        if not rests_at_zero(params, **extra):
-            after = _restart(inner, after, trained, apply_masks(params, stored))
-        return updates, after
+class _Bridge(NamedTuple):
+    """What `sparsify` was given, how it trains, and which leaves the inner optimizer never changes."""
 
-    def pause(grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
-        # `train` itself where it can be, so that JAX remembers the shapes.
-        shapes, after = jax.eval_shape(
-            functools.partial(train, **extra) if extra else train, grads, state, optimizer, params
-        )
-        # In the types that training gives: with gradients wider than the weights, moments become as wide on the first
-        # step, and the branches of a conditional must agree.
-        unchanged = jax.tree.map(
-            lambda now, then: now if jnp.result_type(now) == then.dtype else jnp.asarray(now, then.dtype),
-            optimizer,
-            after,
-        )
-        return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), unchanged
+    inner: optax.GradientTransformationExtraArgs
+    algorithm: Algorithm
+    key: Array
+    train: Callable[..., tuple[PyTree, PyTree]]
+    frozen: Callable[..., frozenset[str]]
 
-    def update(
-        updates: PyTree,
-        state: SparseState,
-        params: PyTree | None = None,
-        *,
-        rewire: bool | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, SparseState]:
-        if params is None:
-            raise ValueError("sparsify: update needs the params: tx.update(grads, state, params)")
-        if not isinstance(state, SparseState):
-            raise ValueError(f"sparsify: the state must be what tx.init gives, got {kind(state)}")
-        if not isinstance(rewire, (bool, np.bool_, type(None))):
-            raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {shown(rewire)}")
-        grads = updates  # optax's name for what comes in
-        checks.gradients("sparsify", grads, params)
-        checks.algorithm_state("sparsify", algorithm, state.algorithm)
-        checks.optimizer_state("sparsify", jax.eval_shape(inner.init, params), state.inner)
 
-        if rewire is None and not isinstance(state.step, jax.core.Tracer):
-            rewire = bool(algorithm.due(int(state.step)))  # outside of jit a conditional would compile at every call
-        now = jax.random.fold_in(trees.typed_key(state.key, key), state.step)
-        seen = algorithm.observe(state.algorithm, Signals(params, grads, state.step, now, extra))
+def _init(bridge: _Bridge, params: PyTree) -> SparseState:
+    algorithm, inner = bridge.algorithm, bridge.inner
+    first, later = jax.random.split(bridge.key)  # so that no step repeats the draws that made the first masks
+    state = algorithm.init(first, params)
+    if algorithm.stored(state) is not state.masks and not algorithm.latent:
+        raise ValueError("sparsify: an algorithm that stores more than its masks must say latent=True")
+    optimizer = inner.init(apply_masks(params, state.masks))
+    if _contains_sparse_state(optimizer):
+        raise ValueError("sparsify: the inner optimizer must not contain another sparsify; nest it the other way")
+    check_restartable(inner, optimizer, params)
+    return SparseState(jnp.zeros((), jnp.int32), trees.stored_key(later), state, optimizer)
 
-        def change(updates: PyTree, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
-            signals = Signals(optax.apply_updates(params, updates), grads, state.step, now, extra)
-            fixed = frozenset() if algorithm.latent else frozen_leaves(params, **extra)
-            return _change_masks(inner, algorithm, signals, seen, params, updates, optimizer, fixed)
 
-        def rewired() -> tuple[Any, PyTree, PyTree]:
-            return change(*(pause if algorithm.skip_step else train)(grads, seen, state.inner, params, **extra))
+def _update(
+    bridge: _Bridge,
+    updates: PyTree,
+    state: SparseState,
+    params: PyTree | None = None,
+    *,
+    rewire: bool | None = None,
+    **extra: Any,
+) -> tuple[PyTree, SparseState]:
+    grads, algorithm = updates, bridge.algorithm  # `updates` is optax's name for what comes in
+    _check_update(bridge, grads, state, params, rewire)
+    if rewire is None and not isinstance(state.step, jax.core.Tracer):
+        rewire = bool(algorithm.due(int(state.step)))  # outside of jit a conditional would compile at every call
+    now = jax.random.fold_in(trees.typed_key(state.key, bridge.key), state.step)
+    signals = Signals(params, grads, state.step, now, extra)
+    seen = algorithm.observe(state.algorithm, signals)
+    rewired, ordinary = (functools.partial(step, bridge, signals, seen, state.inner) for step in (_rewire, _ordinary))
+    if rewire is None:
+        after, updates, optimizer = lax.cond(algorithm.due(state.step), rewired, ordinary)
+    else:
+        after, updates, optimizer = rewired() if rewire else ordinary()
+    return updates, SparseState(state.step + 1, state.key, after, optimizer)
 
-        def ordinary() -> tuple[Any, PyTree, PyTree]:
-            return seen, *train(grads, seen, state.inner, params, **extra)
 
-        if rewire is None:
-            after, updates, optimizer = lax.cond(algorithm.due(state.step), rewired, ordinary)
-        else:
-            after, updates, optimizer = rewired() if rewire else ordinary()
-        return updates, SparseState(state.step + 1, state.key, after, optimizer)
+def _check_update(bridge: _Bridge, grads: PyTree, state: Any, params: PyTree, rewire: Any) -> None:
+    if params is None:
+        raise ValueError("sparsify: update needs the params: tx.update(grads, state, params)")
+    if not isinstance(state, SparseState):
+        raise ValueError(f"sparsify: the state must be what tx.init gives, got {kind(state)}")
+    if not isinstance(rewire, (bool, np.bool_, type(None))):
+        raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {shown(rewire)}")
+    checks.gradients("sparsify", grads, params)
+    checks.algorithm_state("sparsify", bridge.algorithm, state.algorithm)
+    checks.optimizer_state("sparsify", jax.eval_shape(bridge.inner.init, params), state.inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyrefly: ignore[bad-argument-type]
+
+def _ordinary(bridge: _Bridge, signals: Signals, state: Any, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
+    """A step that does not rewire: the algorithm's state, updates and the optimizer's state."""
+    return state, *bridge.train(signals.grads, state, optimizer, signals.params, **signals.extra)
+
+
+def _rewire(bridge: _Bridge, signals: Signals, state: Any, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
+    """A step that rewires, after training or in its place."""
+    train = functools.partial(_pause, bridge.train) if bridge.algorithm.skip_step else bridge.train
+    params = signals.params
+    updates, optimizer = train(signals.grads, state, optimizer, params, **signals.extra)
+    trained = signals._replace(params=optax.apply_updates(params, updates))
+    fixed = frozenset() if bridge.algorithm.latent else bridge.frozen(params, **signals.extra)
+    return _change_masks(bridge, trained, state, params, updates, optimizer, fixed)
+
+
+def _train(
+    inner: optax.GradientTransformationExtraArgs,
+    algorithm: Algorithm,
+    rests_at_zero: Callable[..., bool],
+    grads: PyTree,
+    state: Any,
+    optimizer: PyTree,
+    params: PyTree,
+    **extra: Any,
+) -> tuple[PyTree, PyTree]:
+    """Updates and the optimizer's state after a step under the masks of a state."""
+    trained, stored = algorithm.trained(state), algorithm.stored(state)
+    updates, after = inner.update(apply_masks(grads, trained), optimizer, params, **extra)
+    updates = trees.map_masked(_where_trained, trained, updates, params, stored)
+    if not rests_at_zero(params, **extra):
+        after = restart(inner, after, trained, apply_masks(params, stored))
+    return updates, after
+
+
+def _pause(
+    train: Callable[..., Any], grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any
+) -> tuple[PyTree, PyTree]:
+    """In place of `train`: updates of 0 and the optimizer's state as it is, in the types that training gives.
+
+    With gradients wider than the weights, moments become as wide on the first step, and the branches of a conditional
+    must agree.
+    """
+    # `train` itself where it can be, so that JAX remembers the shapes.
+    shapes, after = jax.eval_shape(
+        functools.partial(train, **extra) if extra else train, grads, state, optimizer, params
+    )
+    unchanged = jax.tree.map(
+        lambda now, then: now if jnp.result_type(now) == then.dtype else jnp.asarray(now, then.dtype), optimizer, after
+    )
+    return jax.tree.map(lambda u, p: jnp.zeros_like(p, u.dtype), shapes, params), unchanged
 
 
 def _change_masks(
-    inner: optax.GradientTransformation,
-    algorithm: Algorithm,
+    bridge: _Bridge,
     signals: Signals,
     state: Any,
     params: PyTree,
@@ -199,8 +238,9 @@ def _change_masks(
 
     Leaves that are `fixed`, because the optimizer never changes them, keep masks and weights.
     """
+    algorithm = bridge.algorithm
     result = algorithm.update(state, signals)
-    if fixed := fixed & trees.named_leaves(state.masks).keys():
+    if fixed:
         result = _without(fixed, algorithm, result, state)
     trained, stored = algorithm.trained(result.state), algorithm.stored(result.state)
     fresh = result.fresh
@@ -211,7 +251,7 @@ def _change_masks(
     values, delta = (nothing if tree is None else tree for tree in (result.values, result.delta))
     placed = jax.tree.map(_place, updates, params, stored, fresh, values, delta)
     settled = trees.map_masked(lambda new, keep: keep & ~new, fresh, trained)
-    return result.state, placed, _restart(inner, optimizer, settled, optax.apply_updates(params, placed))
+    return result.state, placed, restart(bridge.inner, optimizer, settled, optax.apply_updates(params, placed))
 
 
 def _place(
@@ -240,31 +280,34 @@ def _finite(x: Array, dtype: Any) -> Array:
 
 def _without(fixed: frozenset[str], algorithm: Algorithm, result: Rewired, before: Any) -> Rewired:
     """The rewiring without what it did to these leaves."""
-    if not algorithm.keeps_counts:
+    masked = fixed & trees.named_leaves(before.masks).keys()
+    if masked and not algorithm.keeps_counts:
         raise ValueError(
-            f"sparsify: leaf {min(fixed)!r} is in the plan, but the inner optimizer never changes it, and this method "
-            f"would prune it or move its weights to other leaves; make it dense by the rule ({min(fixed)!r}, None)"
+            f"sparsify: leaf {min(masked)!r} is in the plan, but the inner optimizer never changes it, and this method "
+            f"would prune it or move its weights to other leaves; make it dense by the rule ({min(masked)!r}, None)"
         )
-
-    def keep(new: PyTree, old: PyTree) -> PyTree:
-        pick = lambda name, n, o: o if name in fixed else n  # noqa: E731
-        return jax.tree.map(pick, trees.names(new), new, old)
-
-    def state(new: Any, old: Any) -> Any:
-        parallel = trees.named_leaves(new.masks).keys()
-        fields = {}
-        for name, value in new._asdict().items():
-            if hasattr(value, "masks"):  # the state of an algorithm within another
-                fields[name] = state(value, getattr(old, name))
-            elif trees.named_leaves(value).keys() == parallel:
-                fields[name] = keep(value, getattr(old, name))
-        return new._replace(**fields)
-
     fresh, delta = (
-        None if tree is None else keep(tree, jax.tree.map(jnp.zeros_like, tree))
+        None if tree is None else _keep(fixed, tree, jax.tree.map(jnp.zeros_like, tree))
         for tree in (result.fresh, result.delta)
     )
-    return result._replace(state=state(result.state, before), fresh=fresh, delta=delta)
+    state = _keep_state(masked, result.state, before) if masked else result.state
+    return result._replace(state=state, fresh=fresh, delta=delta)
+
+
+def _keep(fixed: frozenset[str], new: PyTree, old: PyTree) -> PyTree:
+    """The old leaves of these names among the new ones."""
+    return jax.tree.map(lambda name, n, o: o if name in fixed else n, trees.names(new), new, old)
+
+
+def _keep_state(fixed: frozenset[str], new: Any, old: Any) -> Any:
+    """The same for all that an algorithm's state keeps beside the masks, and for the state of one within another."""
+    parallel, fields = trees.named_leaves(new.masks).keys(), {}
+    for name, value in new._asdict().items():
+        if hasattr(value, "masks"):
+            fields[name] = _keep_state(fixed, value, getattr(old, name))
+        elif trees.named_leaves(value).keys() == parallel:
+            fields[name] = _keep(fixed, value, getattr(old, name))
+    return new._replace(**fields)
 
 
 def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None) -> Array:
@@ -274,62 +317,6 @@ def _where_trained(trained: Array, update: Array, p: Array, stored: Array | None
     return jnp.where(trained, update.astype(dtype), still)
 
 
-class _Pair(NamedTuple):
-    now: Any
-    start: Any
-
-
-def _restart(inner: optax.GradientTransformation, state: PyTree, keep: Masks, params: PyTree) -> PyTree:
-    """The optimizer state, with everything it keeps for a weight back at its start wherever `keep` is False.
-
-    Which parts belong to a weight is read off `inner.init` itself (`optax.tree.map_params`), never off a list of known
-    state types. Parts whose shape is not the weight's, such as Adafactor's row and column sums, are left alone.
-    """
-
-    def one(pair: Any, mask: Array | None) -> Any:
-        if not isinstance(pair, _Pair):
-            return pair
-        if mask is None or jnp.shape(pair.now) != mask.shape:
-            return pair.now
-        return jnp.where(mask, pair.now, pair.start.astype(pair.now.dtype))
-
-    pairs = jax.tree.map(_Pair, state, inner.init(params))
-    return optax.tree.map_params(
-        inner.init,
-        one,
-        pairs,
-        keep,
-        is_leaf=lambda x: isinstance(x, (_Pair, optax.MaskedNode)),
-        transform_non_params=lambda pair: pair.now if isinstance(pair, _Pair) else pair,
-    )
-
-
 def _contains_sparse_state(state: PyTree) -> bool:
     is_sparse = lambda x: isinstance(x, SparseState)  # noqa: E731
     return any(is_sparse(x) for x in jax.tree.leaves(state, is_leaf=is_sparse))
-
-
-def _check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, params: PyTree) -> None:
-    """Refuses an optimizer in which what belongs to a single weight cannot be told or reset."""
-    larger: list[tuple[str, Any, Any]] = []
-
-    def one(value: Any, name: str, p: Any) -> Any:
-        if not isinstance(value, optax.MaskedNode) and jnp.ndim(value) > jnp.ndim(p) > 0:
-            larger.append((name, jnp.shape(value), jnp.shape(p)))
-        return value
-
-    try:
-        optax.tree.map_params(
-            inner.init, one, optimizer, trees.names(params), params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-        )
-    except Exception as error:  # whatever its init does with a placeholder for the params
-        raise ValueError(
-            "sparsify: what the inner optimizer keeps for a single weight cannot be told apart from the rest of its "
-            "state (as in SM3 and line searches), so pruned weights cannot be reset in it: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    for name, kept, shape in larger:
-        raise ValueError(
-            f"sparsify: the inner optimizer keeps an array of shape {kept} for leaf {name!r} of shape {shape}, in "
-            "which a single weight has no place of its own to start anew (as in L-BFGS and GaLore)"
-        )

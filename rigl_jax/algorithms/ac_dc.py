@@ -53,8 +53,8 @@ def ac_dc(
     checks.functions("ac_dc", score=score)
     if stop is None:
         raise ValueError("ac_dc: stop must be a step, got None")
-    due = schedules.every_and_last(period, start=start, stop=stop)
     period, start, stop = checks.steps("ac_dc", period=period, start=start, stop=stop)
+    due = schedules.every_and_last(period, start=start, stop=stop)
 
     def init(key: Array, params: PyTree) -> PruningState:
         del key

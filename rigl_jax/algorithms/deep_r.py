@@ -50,6 +50,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
     [2, 3, 4, 5]
     """
     checks.plan("deep_r", plan)
+    _, start, stop = checks.steps("deep_r", start=start, stop=stop)
 
     def init(key: Array, params: PyTree) -> DeepRState:
         masks = topology.random_masks(plan, key, params)

@@ -65,6 +65,7 @@ def dsr(
     [0, 100, 200, 300]
     """
     checks.plan("dsr", plan)
+    period, start, stop = checks.steps("dsr", period=period, start=start, stop=stop)
     reallocation.check_totals("dsr", plan)
     if not (checks.real(threshold) > 0 and 0 < checks.real(target) < 1 and 0 <= checks.real(tolerance) < 1):
         raise ValueError(

@@ -58,6 +58,7 @@ def itop(
     [0, 100, 200, 300]
     """
     checks.plan("itop", plan)
+    period, start, stop = checks.steps("itop", period=period, start=start, stop=stop)
     checks.functions("itop", drop=drop)
     fraction_at = fraction_schedule("itop", fraction, start, stop)
 

@@ -76,6 +76,7 @@ def rigl(
     [0, 100, 200, 300]
     """
     checks.plan("rigl", plan)
+    period, start, stop = checks.steps("rigl", period=period, start=start, stop=stop)
     checks.functions("rigl", drop=drop, grow=grow, grow_values=grow if grow_values is None else grow_values)
     due, clock = schedules.every(period, start=start, stop=stop, include_stop=include_stop), lambda step: step
     fraction_at = fraction_schedule("rigl", fraction, start, stop)

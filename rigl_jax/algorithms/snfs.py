@@ -67,6 +67,7 @@ def snfs(
     [0, 100, 200, 300]
     """
     checks.plan("snfs", plan)
+    period, start, stop = checks.steps("snfs", period=period, start=start, stop=stop)
     if redistribute:
         reallocation.check_totals("snfs", plan)
     checks.functions("snfs", drop=drop)

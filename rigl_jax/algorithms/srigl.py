@@ -62,6 +62,7 @@ def srigl(
     [0, 100, 200, 300]
     """
     checks.plan("srigl", plan)
+    period, start, stop = checks.steps("srigl", period=period, start=start, stop=stop)
     checks.functions("srigl", drop=drop, grow=grow)
     expected = "is a share of the fan-in, in [0, 1]"
     min_salient = checks.number("srigl", "min_salient", min_salient, expected, lambda share: 0 <= share <= 1)

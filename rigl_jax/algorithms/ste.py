@@ -33,6 +33,7 @@ def ste(plan: Plan, *, period: int = 1, score: Score = scores.magnitude) -> Algo
     [[0.75, 0.625]]
     """
     checks.plan("ste", plan)
+    period, _, _ = checks.steps("ste", period=period)
     checks.functions("ste", score=score)
 
     def init(key: Array, params: PyTree) -> LatentState:

@@ -53,6 +53,7 @@ def top_kast(
     ([[False, True, False, False]], [[False, True, False, True]])
     """
     rank = topology.ranking("top_kast", plan)
+    period, start, stop = checks.steps("top_kast", period=period, start=start, stop=stop)
     expected = "is a share of the active weights, 0 or more"
     extra = checks.number("top_kast", "extra", extra, expected, lambda share: share >= 0)
 

@@ -174,9 +174,11 @@ def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *,
 @arguments(plan=rules.plan)
 def check_fit(plan: Plan, params: PyTree) -> None:
     """Raises a ValueError that names the first leaf in which params are not those that the plan was made for."""
-    shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
+    arrays = {name: p for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     for name, leaf in plan.items():
-        if name not in shapes:
-            raise ValueError(f"plan: params have no leaf {name!r}; they have {listed(shapes)}")
-        if shapes[name] != leaf.shape:
-            raise ValueError(f"plan: leaf {name!r} was planned with shape {leaf.shape}, got {shapes[name]}")
+        if name not in arrays:
+            raise ValueError(f"plan: params have no leaf {name!r}; they have {listed(arrays)}")
+        if tuple(arrays[name].shape) != leaf.shape:
+            raise ValueError(f"plan: leaf {name!r} was planned with shape {leaf.shape}, got {arrays[name].shape}")
+        if (dtype := str(getattr(arrays[name], "dtype", "float32"))) not in checks.TRAINABLE:
+            raise ValueError(f"plan: leaf {name!r} must hold weights of {', '.join(checks.TRAINABLE)}, got {dtype}")

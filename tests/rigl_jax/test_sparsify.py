@@ -310,3 +310,71 @@ def test_infinite_and_nan_weights_off_the_mask_are_told_from_others(value):
     with refused("w", "NaN"):
         rx.check_masked({"w": jnp.array([1.0, value, 2.0])}, masks)
     rx.check_masked({"w": jnp.array([value, 0.0, 0.0])}, masks)
+
+
+def moving(plan, delta, *, values=None, **facts):
+    """RigL that also adds `delta` to the weights that stay."""
+    inner = rx.rigl(plan, period=1, skip_step=False)
+
+    def update(state, signals):
+        return inner.update(state, signals)._replace(delta=delta, values=values)
+
+    return inner._replace(update=update, **facts)
+
+
+def test_a_change_of_kept_weights_leaves_their_moments_and_all_other_weights_alone():
+    params = problem()
+    plan = rx.make_plan(params, 0.5)
+    delta = {"a": {"kernel": jnp.full((6, 8), 2.0).at[0].set(jnp.nan), "bias": None}, "b": {"kernel": None}}
+    values = jax.tree.map(lambda p: jnp.full_like(p, 9.0), params)
+    results = []
+    for change in (None, delta):
+        tx = rx.sparsify(optax.adam(0.1), moving(plan, change, values=values), key=jax.random.key(0))
+        state = tx.init(params)
+        start = rx.apply_masks(params, state.masks)
+        updates, after = tx.update(gradients(params, 0), state, start)
+        results.append((optax.apply_updates(start, updates), after))
+    (plain, state), (moved, other) = results
+    chex.assert_trees_all_equal(state, other)
+    mask, old = state.masks["a"]["kernel"], tx.init(params).masks["a"]["kernel"]
+    kept, fresh = mask & old, mask & ~old
+    assert fresh.any()
+    added = np.where(kept & (jnp.arange(6)[:, None] > 0), 2.0, 0.0)
+    np.testing.assert_allclose(moved["a"]["kernel"], plain["a"]["kernel"] + added, rtol=1e-6)
+    np.testing.assert_array_equal(moved["a"]["kernel"][~mask], 0)
+    np.testing.assert_array_equal(moved["a"]["kernel"][fresh], 9)
+    chex.assert_trees_all_equal(moved["b"], plain["b"])
+
+
+def test_a_frozen_leaf_is_not_changed_either():
+    params = problem()
+    plan = rx.make_plan(params, 0.5)
+    frozen = lambda params: jax.tree.map(lambda name: name == "b/kernel", rx.trees.names(params))  # noqa: E731
+    inner = optax.partition({True: optax.set_to_zero(), False: optax.sgd(0.1)}, frozen)
+    tx = rx.sparsify(inner, moving(plan, jax.tree.map(jnp.ones_like, params)), key=jax.random.key(0))
+    state = tx.init(params)
+    start = rx.apply_masks(params, state.masks)
+    updates, _ = tx.update(gradients(params, 0), state, start)
+    assert not updates["b"]["kernel"].any()
+    assert updates["a"]["kernel"].any()
+
+
+def test_further_keywords_reach_the_algorithm():
+    params = problem()
+    plan = rx.make_plan(params, 0.5)
+    seen = []
+
+    def observe(state, signals):
+        seen.append(signals.extra)
+        return state
+
+    tx = rx.sparsify(optax.sgd(0.1), rx.static(plan)._replace(observe=observe), key=jax.random.key(0))
+    tx.update(params, tx.init(params), params, value=3.0)
+    assert seen == [{"value": 3.0}]
+
+
+def test_an_algorithm_that_stores_more_than_its_masks_says_so():
+    params = problem()
+    method = rx.ste(rx.make_plan(params, 0.5))
+    with pytest.raises(ValueError, match="latent"):
+        rx.sparsify(optax.sgd(0.1), method._replace(latent=False), key=jax.random.key(0)).init(params)

@@ -1,0 +1,100 @@
+"""`prune` beyond what every criterion keeps: surgeons, given masks, and fine-tuning by `static`."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rigl_jax as rx
+from rigl_jax.pruning import schedule_rounds
+from tests.errors import refused
+
+PARAMS = {"a": jnp.arange(1.0, 25.0).reshape(4, 6), "b": jnp.linspace(-3.0, 3.0, 24).reshape(6, 4), "bias": jnp.ones(4)}
+PLAN = rx.make_plan(PARAMS, 0.5, rx.uniform)
+FAN_IN = rx.make_plan(PARAMS, 0.5, rx.uniform, rules=[("a", rx.fan_in()), ("b", rx.block(2, 2)), ("bias", None)])
+KEY = jax.random.key(0)
+
+
+def halves(plan, params, masks, batch):
+    """A surgeon: prunes by magnitude and doubles what is left."""
+    after = rx.prune(plan, params, masks=masks)
+    return after._replace(params=jax.tree.map(lambda p: 2 * p, after.params))
+
+
+def counts(first, last, rounds):
+    plan = {"w": rx.make_plan({"w": jnp.ones((1, first))}, 0.0)["w"]._replace(n_active=last)}
+    return schedule_rounds("me", rx.topology.ranking("me", plan), rounds).counts["w"]
+
+
+def test_counts_fall_geometrically_and_end_exactly():
+    assert counts(10_000, 1000, 4).tolist() == [5623, 3162, 1778, 1000]
+    for last in (1, 37, 9999, 10_000):
+        found = counts(10_000, last, 100)
+        assert found[-1] == last
+        assert (np.diff(found) <= 0).all()
+
+
+def test_a_surgeon_moves_the_weights_that_stay_in_each_round():
+    pruned = rx.prune(PLAN, PARAMS, halves, rounds=2)
+    expected = rx.prune(PLAN, PARAMS, rounds=2)
+    chex.assert_trees_all_equal(pruned.masks, expected.masks)
+    np.testing.assert_array_equal(pruned.params["a"], 4 * expected.params["a"])
+
+
+def test_a_surgeon_is_held_to_counts_and_masks():
+    full = jax.tree.map(lambda p: jnp.ones(p.shape, bool), {n: PARAMS[n] for n in "ab"})
+    for surgeon in (
+        lambda plan, params, masks, batch: rx.Pruned(params, {**full, "bias": None}),
+        lambda plan, params, masks, batch: params,
+    ):
+        with refused("criterion"):
+            rx.prune(PLAN, PARAMS, surgeon)
+    with refused("scope"):
+        rx.prune(PLAN, PARAMS, halves, scope="global")
+
+
+@pytest.mark.parametrize("plan", [PLAN, FAN_IN])
+def test_static_trains_the_masks_that_it_is_given(plan):
+    pruned = rx.prune(plan, PARAMS)
+    algorithm = rx.static(plan, pruned.masks)
+    tx = rx.sparsify(optax.sgd(0.1), algorithm, key=KEY)
+    state = jax.jit(tx.init)(pruned.params)
+    chex.assert_trees_all_equal(state.masks, pruned.masks)
+    assert algorithm.keeps_counts
+    updates, state = tx.update(PARAMS, state, pruned.params)
+    rx.check_masked(optax.apply_updates(pruned.params, updates), pruned.masks, plan)
+
+
+def test_masks_of_one_ranking_have_the_total_and_claim_no_counts():
+    masks = rx.prune(PLAN, PARAMS, scope="global").masks
+    assert int(masks["a"].sum()) != PLAN["a"].n_active
+    assert not rx.static(PLAN, masks).keeps_counts
+
+
+def test_given_masks_are_checked():
+    masks = rx.prune(PLAN, PARAMS).masks
+    for wrong, words in (
+        ({**masks, "a": None}, "a"),
+        ({**masks, "bias": jnp.ones(4, bool)}, "bias"),
+        ({**masks, "a": masks["a"].astype(int)}, "a"),
+        ({**masks, "a": masks["b"]}, "a"),
+        ({**masks, "a": ~masks["a"] | masks["a"]}, "masks"),
+    ):
+        with refused(words):
+            rx.static(PLAN, wrong)
+    good = rx.prune(FAN_IN, PARAMS).masks
+    for leaf in "ab":  # of other counts in each neuron; through tiles
+        with refused(leaf):
+            rx.static(FAN_IN, {**good, leaf: masks[leaf].at[0, 0].set(~masks[leaf][0, 0])})
+    with refused("masks"):
+        rx.prune(PLAN, PARAMS, masks={**masks, "a": jnp.zeros((4, 6), bool)})
+    with pytest.raises(ValueError, match="traced"):
+        jax.jit(lambda masks: rx.static(PLAN, masks).init(KEY, PARAMS))(masks)
+
+
+def test_weights_that_cannot_be_ranked_are_refused_when_training_begins():
+    short = {**PARAMS, "a": PARAMS["a"].astype(jnp.float8_e4m3fn)}
+    with refused("a", "float8_e4m3fn"):
+        rx.static(PLAN).init(KEY, short)
