@@ -1,7 +1,7 @@
 """From a config to objects: the one place where a string chooses code.
 
 A config holds data only. Each section (`model`, `dataset`, `optimizer`, `schedule`, `distribution`, `method`) has a
-`name`, looked up in one of the tables below, and options, which are the keyword arguments of what the name stands for.
+`name`, looked up in one of the tables below, and options, which are the keyword arguments of that entry.
 A section may also hold options of its table's other entries, so that a run changes method or optimizer by the name
 alone (`--config.method.name=static`); an option that no entry takes is an error.
 """
@@ -139,7 +139,7 @@ def execution(
     algorithm: Algorithm | None,
     mesh: Mesh,
 ) -> Execution:
-    """How the run is executed: dense without an algorithm, else as `config.execution` says."""
+    """How the run is executed: dense without an algorithm, else by `config.execution`."""
     if algorithm is not None:
         form = {"masked": masked, "packed": packed}[config["execution"]]
         return form(objective, optimizer, algorithm, mesh, config["sharding"])

@@ -3,8 +3,8 @@
     --config FILE.py[:VARIANT]    the config is what `get_config(VARIANT)` of the file gives
     --config.KEY=VALUE            sets a key of it, as --config.method.name=set; the last one counts
 
-VALUE is a word, or a number, True, False, None or a tuple as Python writes it. A section takes every option of what its
-name stands for, also one that the file does not set: --config.optimizer.name=adam --config.optimizer.b2=0.99.
+VALUE is a word, or a number, True, False, None or a tuple as Python writes it. A section takes every option of
+the entry that it names, also one that the file does not set: --config.optimizer.name=adam --config.optimizer.b2=0.99.
 A config file is Python and is run, and so is code that a config names: use files that you trust.
 """
 
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     """Raises a ValueError where argparse would print its usage and leave the program."""
 
     def error(self, message: str) -> NoReturn:
-        """The hook of argparse for what is wrong."""
+        """Called by argparse for an error."""
         raise ValueError(f"{self.prog.rsplit('.', 1)[-1]}: {message}")
 
 
@@ -57,7 +57,7 @@ def parser(module: str, about: str) -> Parser:
 
 
 def parse(made: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, Values]:
-    """The flags of a command, and what is to be set in the config.
+    """The flags of a command, and the values to set in the config.
 
     Raises:
       ValueError: an unknown flag, or a value that is missing.
@@ -88,7 +88,7 @@ def read(name: str, values: Values) -> Any:
 
     Args:
       name: the file, with `:VARIANT` if wanted.
-      values: what is to be set.
+      values: what to set.
 
     Raises:
       ValueError: there is no such file, it fails, or a value is not of the type that the key has. What the keys may
@@ -130,7 +130,7 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
 
 
 def value(text: str) -> Any:
-    """What a text stands for: itself, unless Python takes it for a number, truth value, None, tuple or list.
+    """The value of a text: the text itself, unless it is a Python number, truth value, None, tuple or list.
 
     >>> value("0.5"), value("true"), value("(1, 2)"), value("adam")
     (0.5, True, (1, 2), 'adam')
@@ -144,7 +144,7 @@ def value(text: str) -> Any:
 
 
 def guarded(run: Callable[[], Any], *, debug: bool) -> int:
-    """Runs it; 0, 2 after an error that a user can mend, told in one line on stderr, 130 after Ctrl-C."""
+    """Runs it; returns 0, 2 after an error of the user (one line on stderr), or 130 after Ctrl-C."""
     try:
         run()
     except (ValueError, FloatingPointError, OSError) as error:

@@ -44,7 +44,7 @@ KEYS: dict[str, Rule] = {
     "progress": flag,
     "tensorboard": flag,
 }
-"""What a config holds, all of it required; `configs/common.py` gives each a value and says what it means."""
+"""The keys of a config, all required; `configs/common.py` has a value and an explanation for each."""
 
 DENSE = "dense"
 """The method that is no algorithm: the inner optimizer alone, without masks."""

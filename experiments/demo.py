@@ -3,7 +3,7 @@
     python -m experiments.demo             # or: make demo
 
 Ends in a table and a page of pictures in `runs/demo/`. Runs that are finished are not repeated, one that was
-interrupted goes on where it stopped; `--fresh` starts all of them again.
+interrupted is resumed; `--fresh` starts all of them again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METHODS: dict[str, str] = {
     "set": "SET: as many; now and then the smallest are dropped and others grown at random.",
     "rigl": "RigL: as many; now and then the smallest are dropped, and those with the largest gradient grown.",
 }
-"""What the demo trains, with what it says of each."""
+"""What the demo trains, with its description of each."""
 
 SPARSITY = 0.9
 
@@ -76,7 +76,7 @@ def clear(todo: Sequence[Trial]) -> None:
 
 
 def run_all(todo: Sequence[Trial], console: Console, variant: str = "") -> None:
-    """Trains what is not finished yet, and says of each method what it does."""
+    """Trains what is not finished yet, and describes each method."""
     for number, trial in enumerate(todo):
         if trial.finished:
             continue
@@ -90,7 +90,7 @@ def run_all(todo: Sequence[Trial], console: Console, variant: str = "") -> None:
 
 
 def conclude(todo: Sequence[Trial], workdir: Path, console: Console) -> dict[str, Path]:
-    """Prints the table, writes picture and page into `workdir`, and says what to look at and where to go next."""
+    """Prints the table, writes picture and page into `workdir`, and prints what to look at and what to do next."""
     runs = [report.read_run(trial.workdir) for trial in todo]
     console.print()
     report.show(runs, console)

@@ -37,7 +37,7 @@ State = Any
 
 
 class Execution(NamedTuple):
-    """The compiled functions of a run. Batches are split over the mesh; the state lies as `config.sharding` says.
+    """The compiled functions of a run. Batches are split over the mesh; the state is sharded by `config.sharding`.
 
     Attributes:
       init: `(params=None, masks=None) -> TrainState`, before the first step. Given weights (dense, parallel to the
@@ -191,7 +191,7 @@ def _train_step(
     updates: bool = True,
     **keywords: Any,
 ) -> TrainState:
-    """A step on dense arrays; `updates` says whether it updates weights, `keywords` go to `tx.update`."""
+    """A step on dense arrays; `updates`: whether it updates weights; `keywords` go to `tx.update`."""
     apply, of = objective.model.apply, functools.partial(weights, state)
     gradient, metrics, batch_stats = gradient_of(objective, apply, of, state.params, state, batch)
     changes, opt_state = tx.update(gradient, state.opt_state, state.params, **keywords)

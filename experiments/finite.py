@@ -55,7 +55,7 @@ def skip_nonfinite(good: Array, after: Any, before: Any, *, updates: bool) -> An
     """The state after a step if the step was good, else the one before it.
 
     Weights, running statistics, masks and optimizer state then stay bit for bit as they were. Steps are counted, so
-    that rewirings, random keys and data go on as after any other batch.
+    that rewirings, random keys and data continue as after any other batch.
 
     Args:
       good: bool scalar, from `finite` of loss and gradients.

@@ -37,7 +37,7 @@ class Guard(NamedTuple):
 
 
 def open_guard(task: Task, state: TrainState) -> Guard:
-    """The guard of a run that starts, or goes on, from a state; it does nothing where `check_every` is 0."""
+    """The guard of a run that starts or resumes from a state; it does nothing if `check_every` is 0."""
     every, algorithm, execution = task.config["check_every"], task.algorithm, task.execution
     if not every or algorithm is None:
         return Guard(lambda step, state, rewired: None, lambda: None)
@@ -110,7 +110,7 @@ def verify_counts(names: list[str], planned: Mapping[str, int], step: int, table
 
 
 def diagnose(task: Task, state: TrainState, until: int) -> str | None:
-    """Repeats the steps after a good state, and says what was the first thing that is not finite; None if nothing.
+    """Repeats the steps after a good state, and returns the first thing that is not finite; None if there is none.
 
     Steps are exact, so the failure comes again; the run itself need not look at every gradient.
     """

@@ -12,7 +12,7 @@ With --config, --config.KEY=A,B makes a run of each value, and of each combinati
 brackets and quotes part nothing. A dense run, which has no masks, is made once for all values that are about masks.
 With --study, --config.KEY=VALUE holds for all runs.
 The last two print what starts one run on several hosts, or on every worker of a TPU slice, and start nothing.
-Stopped or killed, the same command goes on: finished runs are kept, an unfinished one resumes from its checkpoint.
+After a stop or a kill, give the same command: finished runs are kept, an unfinished one resumes from its checkpoint.
 Paths are those of the folder in which the command is given; those in a study are the project's, or of the study's file.
 What a run prints goes to `log.txt` in its directory.
 """
@@ -60,7 +60,7 @@ def study(name: str, root: Path, values: Values) -> list[Job]:
     Args:
       name: a study of the project, or a file that has `sweep(add)`.
       root: the folder of all runs.
-      values: what is set in every run besides.
+      values: further values that are set in every run.
 
     Raises:
       ValueError: an unknown study, or two runs of one name.
@@ -145,7 +145,7 @@ def job(name: str, config: str, values: Values, folder: Path) -> Job:
 
 
 def cores(slot: int, slots: int) -> set[int] | None:
-    """The cores of one of several processes side by side; None where the system cannot say."""
+    """The cores of one of several processes side by side; None if the system does not provide this."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     mine = sorted(os.sched_getaffinity(0))
@@ -207,7 +207,7 @@ def run(jobs: Sequence[Job], slots: int) -> int:
         try:
             while (queue or running) and not interrupted(ended):
                 for slot in range(slots):
-                    while slot not in running and queue and queue[0].finished:  # by another launch meanwhile
+                    while slot not in running and queue and queue[0].finished:  # by another launch in the meantime
                         ended += 1
                         print(f"[{ended}/{len(todo)}] {queue.pop(0).name}: finished by another launch", flush=True)
                     if queue and slot not in running:
@@ -242,7 +242,7 @@ def parser() -> command.Parser:
     made.add_argument("--seeds", type=int, default=1, help="with --config, how many [1]")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs [runs]")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores [1]")
-    made.add_argument("--dry_run", action="store_true", help="print the commands of what is left to do")
+    made.add_argument("--dry_run", action="store_true", help="print the commands of the runs that are left")
     made.add_argument("--hosts", help="print the commands of each run for these hosts, comma-separated")
     made.add_argument("--tpu", help="print the command of each run for a TPU slice, NAME:ZONE")
     made.add_argument("--port", type=int, default=8476, help="with --hosts, on the first one [%(default)s]")

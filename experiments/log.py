@@ -56,7 +56,7 @@ class Log(NamedTuple):
       writer: lines; only the first process writes.
       progress: the bar.
       clock: of the run.
-      history: changes as the run goes on.
+      history: changes during the run.
       shapes: of the sparse leaves, by name; {} for a dense run.
       rate: learning rate by weight updates done, compiled.
     """
@@ -71,7 +71,7 @@ class Log(NamedTuple):
 
 
 def open_log(task: Task, workdir: Path, state: TrainState, facts: Mapping[str, Any], started: float) -> Log:
-    """The log of a run that starts from `state`, or goes on from it.
+    """The log of a run that starts or resumes from `state`.
 
     Args:
       task: what is trained.

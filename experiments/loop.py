@@ -73,7 +73,7 @@ def fit(
       state: from `init` or a checkpoint.
       stop: steps done at the end, at most `config.steps`.
       after_step: `(step, state, counts)`, after every step; `counts` are those of a rewiring, else None.
-      log: `(step, totals)`, every `log_every` steps and after the last one of the config; then totals start anew.
+      log: `(step, totals)`, every `log_every` steps and after the last one of the config; then totals are reset.
       evaluate: `(step, state)`, every `eval_every` steps and after the last one of the config.
       save: `(step, TrainState)`, every `checkpoint_every` steps and where training ends. It comes after all else.
       interrupted: `step -> bool`, asked after every step; on True training ends there. Processes that train together

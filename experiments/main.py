@@ -3,11 +3,11 @@
     python -m experiments.main --config configs/digits_mlp.py --workdir runs/digits
     python -m experiments.main --config configs/digits_mlp.py:smoke --workdir runs/try --config.sparsity=0.95
 
-Stopped or killed, a run goes on where its last checkpoint was when the same command is given again. On SIGTERM it saves
+After a stop or a kill, the same command resumes the run from its last checkpoint. On SIGTERM a run saves
 one first and exits with 0.
 
 On several hosts the same command with --distributed runs on each, the workdir being one folder that all of them see.
-Cloud TPUs and Slurm tell a process its place; elsewhere JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and
+Cloud TPUs and Slurm give a process its number; elsewhere JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID do, and then the flag may be left out.
 """
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, workdir, distributed = parse(arguments)
         processes.join(asked=distributed)
         with processes.preemption() as interrupted:
-            from experiments.train import train  # after the flags, so that a typo is told at once
+            from experiments.train import train  # after the flags, so that a typo is reported at once
 
             summary = train(config, workdir, interrupted=interrupted)
         if jax.process_index() > 0:

@@ -1,4 +1,4 @@
-"""From a section of a config, a name and its options, to what the name stands for."""
+"""From a section of a config, a name and its options, to the object of that name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def options(constructor: Callable[..., Any], fixed: int) -> Options:
 
 @contextlib.contextmanager
 def key(where: str) -> Iterator[None]:
-    """Puts a key of the config before what a constructor says of its arguments.
+    """Adds a key of the config to the errors of a constructor.
 
     Raises:
       ValueError: in place of a ValueError or TypeError.
@@ -57,7 +57,7 @@ def key(where: str) -> Iterator[None]:
 
 
 def find(where: str, table: Mapping[str, Callable[..., Any]], name: Any) -> Callable[..., Any]:
-    """What a name stands for: an entry of a table, or a user's own code.
+    """The object of a name: an entry of a table, or a user's own code.
 
     Raises:
       ValueError: neither.
@@ -76,7 +76,7 @@ def find(where: str, table: Mapping[str, Callable[..., Any]], name: Any) -> Call
 def choose(
     where: str, table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], fixed: int = 0
 ) -> Callable[..., Any]:
-    """What `section["name"]` stands for, with its options bound.
+    """The object of `section["name"]`, with its options bound.
 
     Args:
       where: the section's name, for errors.

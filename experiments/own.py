@@ -48,10 +48,10 @@ def label(name: str) -> str:
 
 
 def load(name: str) -> Any:
-    """What a name stands for.
+    """The object of a name.
 
     Raises:
-      ValueError: there is no such file, module or attribute, or running it fails; says where.
+      ValueError: there is no such file, module or attribute, or running it fails; with the line.
     """
     place, _, attribute = name.rpartition(":")
     module = file(place) if place.endswith(".py") else _module(place)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-"""Environment variables that tell a process where the others are, how many there are, and which of them it is."""
+"""Environment variables: the address of the first process, the number of processes, and the number of this one."""
 
 
 def place(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def place(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def join(*, asked: bool) -> None:
-    """Joins the other processes of a run, if that was asked for or the environment says so; before any device is used.
+    """Joins the other processes of a run, if asked for or set in the environment; before any device is used.
 
     Raises:
-      ValueError: the environment does not say where the others are.
+      ValueError: the environment lacks the address of the first process.
     """
     if not asked and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
         return

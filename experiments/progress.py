@@ -60,7 +60,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens meanwhile out of the lap."""
+        """Excludes the time of its block from the lap."""
         began = time.monotonic()
         try:
             yield

@@ -31,7 +31,7 @@ def on_hosts(command: Sequence[str], hosts: Sequence[str], port: int) -> list[st
 
 
 def _in_project(arguments: Sequence[str]) -> list[str]:
-    """The arguments for another machine, in its copy of the project: there the project's configs lie elsewhere."""
+    """The arguments for another machine, in its copy of the project: there the project's configs have another path."""
     configs = f"{ROOT}{os.sep}configs{os.sep}"
     return [f"configs/{a.removeprefix(configs)}" if a.startswith(configs) else a for a in arguments]
 

@@ -23,9 +23,9 @@ HARMLESS = (
     "dataset.data_dir",
     "dataset.workers",
 )
-"""Keys that may change when a run is resumed. They decide what is written and checked, where data are read, and on
-which kernels and devices a step runs, but not what is learned (up to rounding). A run that stopped at a number that is
-not finite may go on with `on_nonfinite="skip"`."""
+"""Keys that may change when a run is resumed. They decide what is written and checked, where data are read, and
+which kernels and devices a step uses, but not what is learned (up to rounding). A run that stopped at a non-finite
+number can be resumed with `on_nonfinite="skip"`."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

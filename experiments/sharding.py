@@ -1,12 +1,12 @@
-"""Where a run's arrays lie: a mesh of devices, and rules that spread weights over it.
+"""How the arrays of a run are sharded: a mesh of devices, and rules that shard weights over it.
 
     config.mesh = {"data": -1, "model": 4}
     config.sharding = ((".*/kernel", (None, "model")), (".*/embedding", "fsdp"))
 
 Batches are split over the axis "data". A rule is a regular expression on "layer/kernel" and the mesh axes of the
-leaf's *last* axes: `(None, "model")` cuts the outputs of a dense kernel and of a convolution alike. "fsdp" stands for
-the largest axis that the mesh axis "data" divides. The first match wins; what no rule matches lies whole on every
-device. Masks, moments and everything else in the state that has a weight's name and shape lie as the weight does.
+leaf's *last* axes: `(None, "model")` shards the outputs of a dense kernel and of a convolution. "fsdp" means
+the largest axis that the mesh axis "data" divides. The first match wins; a leaf that no rule matches is whole on every
+device. Masks, moments and everything else in the state with a weight's name and shape are sharded like the weight.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def mesh(axes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """An array that lies whole on each device."""
+    """An array that is whole on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -172,7 +172,7 @@ def gather(tree: PyTree) -> PyTree:
 
 
 def all_agree(held: bool) -> bool:
-    """Whether it holds in every process. All processes must call it, and none goes on before the others did."""
+    """Whether it holds in every process. All processes must call it; none returns before all have called."""
     return held if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.asarray(held))))
 
 
@@ -180,7 +180,7 @@ def check_agreement(digest: Array, step: int) -> None:
     """Checks that all processes, and all devices of each, hold the same masks. All processes must call it.
 
     Weights that are whole on every device are computed on each of them from a gradient that was summed once, so masks
-    cannot differ unless hardware, versions or configs do; then training must not go on. Sharded masks exist once.
+    cannot differ unless hardware, versions or configs do; then training must stop. Sharded masks exist once.
 
     Args:
       digest: uint32 scalar, computed from the masks by every device for itself.

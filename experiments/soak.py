@@ -1,4 +1,4 @@
-"""Kills runs at random moments, and lets one go on for long; what is left must be what an undisturbed run leaves.
+"""Kills runs at random moments, and trains one for a long time; the results must be those of an undisturbed run.
 
     python -m experiments.soak [--kills 30] [--steps 20000] [--cases masked packed ...] [--out experiments/records]
 
@@ -59,7 +59,7 @@ UNTIMED = ("examples_per_s", "seconds")
 
 
 def command(workdir: Path, execution: str) -> list[str]:
-    """A run of a few seconds that writes a line after every step, so that a line tells where it is."""
+    """A run of a few seconds that writes a line after every step, which shows its progress."""
     values = {"steps": STEPS, "log_every": 1, "eval_every": 20, "checkpoint_every": 20, "method.period": PERIOD}
     values |= {"execution": execution, "check_every": 10}
     options = [f"--config.{key}={value}" for key, value in values.items()]
@@ -102,7 +102,7 @@ def writing(workdir: Path) -> bool:
 
 
 def there(kind: str, workdir: Path, target: int) -> bool:
-    """Whether a run is, as far as its files tell, where a kill of this kind is aimed."""
+    """Whether a run has reached, by its files, the point of a kill of this kind."""
     step = position(workdir / "metrics.jsonl")
     if step < target:
         return False
@@ -152,7 +152,7 @@ def kill_once(workdir: Path, case: str, cache: Path, kind: str, rng: random.Rand
     if CASES[case].signal == signal.SIGTERM:
         rng.choice(processes).send_signal(signal.SIGTERM)
         codes = [process.wait(timeout=PATIENCE) for process in processes]
-        if any(codes) and not (workdir / "summary.json").exists():  # after it, nobody listens any more
+        if any(codes) and not (workdir / "summary.json").exists():  # after it, signals are no longer handled
             raise ValueError(f"soak: {case} ended with {codes} after SIGTERM: {_log(workdir)}")
     else:
         for process in rng.sample(processes, len(processes)):
@@ -220,7 +220,7 @@ def survive(case: str, kills: int, folder: Path, seed: int = 0) -> dict[str, Any
     while len(moments) < kills:
         moment = kill_once(killed, case, cache, kinds[len(moments) % len(kinds)], rng)
         if moment is None:
-            break  # finished early: fewer kills, and the record says how many
+            break  # finished early: fewer kills, and the record has their number
         moments.append(moment)
         print(f"{case}: kill {len(moments)}/{kills} {moment}", flush=True)
     finish(killed, case, cache)

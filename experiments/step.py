@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is trained and how it is judged, whatever the execution.
+    """What is trained and how it is evaluated, for every execution.
 
     Attributes:
       model: the network.

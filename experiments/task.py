@@ -1,4 +1,4 @@
-"""What a config stands for."""
+"""A config as objects: data, model, plan, method and execution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rigl_jax.base import Algorithm, Plan
 
 
 class Task(NamedTuple):
-    """What a config stands for.
+    """A config as objects.
 
     Attributes:
       config: checked, plain data.

@@ -34,9 +34,9 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     interrupted: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
-    """Trains, or goes on training, and writes a run directory (see `experiments.io.run_directory`).
+    """Starts or resumes a training, and writes a run directory (see `experiments.io.run_directory`).
 
-    Called again with the same workdir, it goes on from the last checkpoint and gives the same bits as a run that was
+    Called again with the same workdir, it resumes from the last checkpoint and gives the same bits as a run that was
     never interrupted. A finished run is not repeated.
 
     Args:
@@ -96,7 +96,7 @@ def train(
             finally:
                 logs.close(log)
         finally:
-            store.close()  # first of all: a process that was told to end has little time left
+            store.close()  # first of all: a process that must end has little time left
         summary = logs.summarize(task, state, log.history, log.clock.seconds())
         # Written last: it says that all other files are complete.
         if jax.process_index() == 0 and summary["steps"] == config["steps"]:

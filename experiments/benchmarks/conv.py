@@ -4,7 +4,7 @@
 
 XLA's CPU convolution is weak (oneDNN's is 1.5-2.5 times as fast), so each row also holds `gemm_ratio`: the time of
 XLA's dense matrix products of the same number of operations, without any im2col, over the time of the sparse kernels.
-What a better dense convolution would leave of the gain lies between the two.
+The gain over a better dense convolution is between the two.
 """
 
 from __future__ import annotations

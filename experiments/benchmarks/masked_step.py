@@ -107,7 +107,7 @@ def steps(
 
 
 def main() -> None:
-    """Measures, prints and writes the record, row by row; a second start goes on where the first was cut off."""
+    """Measures, prints and writes the record, row by row; a second start continues where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
     arguments = parser.parse_args()

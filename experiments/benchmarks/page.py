@@ -176,7 +176,7 @@ TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, summary, ma
 
 
 def fill(text: str) -> str:
-    """The page with every table written anew."""
+    """The page with every table written again."""
     return pages.fill(text, "bench", lambda name: TABLES[name]())
 
 

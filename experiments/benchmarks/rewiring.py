@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.rewiring [--quick]
 
 Timed is `Algorithm.update` alone, the part that a dense step does not have, with the old masks donated. Memory is what
-XLA's own plan for the compiled training step says: bytes of temporary buffers, and of the state that lives on.
+XLA's own plan for the compiled training step has: bytes of temporary buffers and of the state.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def time_of(method: str, params: PyTree, rounds: int) -> dict[str, Any]:
 
 
 SCHEDULERS = {"default": {}, "memory": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
-"""Compiler options: XLA's CPU backend orders operations for concurrency unless it is told to save memory."""
+"""Compiler options: XLA's CPU backend orders operations for concurrency unless it is set to save memory."""
 
 
 def memory_of(params: PyTree, batch: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def memory_of(params: PyTree, batch: int, options: dict[str, Any]) -> dict[str, 
 
 
 def main() -> None:
-    """Measures, prints and writes the record, row by row; a second start goes on where the first was cut off."""
+    """Measures, prints and writes the record, row by row; a second start continues where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
     arguments = parser.parse_args()

@@ -121,7 +121,7 @@ def row(seconds: dict[str, list[float]], rewirings: list[float], sizes: dict[str
 
 
 def main() -> None:
-    """Measures, prints and writes the record, a row at a time; a second start goes on where the first was cut off."""
+    """Measures, prints and writes the record, a row at a time; a second start continues where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")

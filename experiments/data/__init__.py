@@ -119,7 +119,7 @@ def load(
       A `Data`; its batches hold `batch_size / process_count` examples.
 
     Raises:
-      ValueError: an unknown data set or augmentation, one that is not prepared (the message says what to type),
+      ValueError: an unknown data set or augmentation, one that is not prepared (the message has the command),
         sizes that do not fit.
 
     Example:

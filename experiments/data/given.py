@@ -37,7 +37,7 @@ def open_own(name: str, options: Mapping[str, Any]) -> Source:
     """What a user's function returns, see `source`.
 
     Raises:
-      ValueError: it is not that; or what the function says of its arguments.
+      ValueError: it returns something else, or the function refuses its arguments.
     """
     function: Callable[..., Any] = own.load(name)
     return source(name, function(**options))
@@ -54,7 +54,7 @@ def source(name: str, found: Any) -> Source:
         are standardised by the training images, channel by channel; numbers of other types are taken as they are.
 
     Raises:
-      ValueError: says which part is wrong.
+      ValueError: names the wrong part.
     """
     if not isinstance(found, Mapping) or not {"train", "test"} <= set(found):
         raise ValueError(f"load: {name} must give a dict of train and test, got {type(found).__name__}")

@@ -85,8 +85,8 @@ def _parse(file, path: Path) -> np.ndarray:
 def find(folder: str | Path) -> dict[str, tuple[Path, Path]]:
     """The image and label files of a folder: `{"train": (images, labels), "test": (images, labels)}`.
 
-    Names are those of MNIST: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte.gz`; `test` may stand for `t10k`, any
-    prefix may come before, and dots may stand for hyphens.
+    Names are those of MNIST: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte.gz`; `test` may replace `t10k`, a
+    prefix may come before, and dots may replace hyphens.
 
     Raises:
       ValueError: no such folder; a file that is missing, or that is there twice.

@@ -39,7 +39,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def official(name: str, data_dir: str) -> tfds.core.DatasetInfo | None:
-    """What TFDS's own class of that name says of the set (features, version, texts); None for a name of your own."""
+    """Features, version and texts of TFDS's own class of that name; None for a name of your own."""
     try:
         return tfds.builder_cls(name)(data_dir=data_dir).info
     except tfds.core.DatasetNotFoundError:

@@ -285,7 +285,7 @@ class _Owner(NamedTuple):
         """Refuses a checkpoint of another run.
 
         Raises:
-          ValueError: says what differs.
+          ValueError: lists the differences.
         """
         if self.config is None:
             return
@@ -306,7 +306,7 @@ def _read(
     """The content of a checkpoint with undamaged files; None, in every process, where its digest does not match.
 
     Raises:
-      ValueError: it holds something else than what is asked for, or is of another run.
+      ValueError: it does not fit what is asked for, or is of another run.
     """
     facts = _restored(manager, step, facts=ocp.args.JsonRestore())["facts"]
     owner.check(step, facts.pop(CONFIG, None))

@@ -1,4 +1,4 @@
-"""Checksums of trees of arrays, computed on the devices where they lie."""
+"""Checksums of trees of arrays, computed on their devices."""
 
 from __future__ import annotations
 

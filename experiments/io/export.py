@@ -1,4 +1,4 @@
-"""Copies what is worth committing of finished runs.
+"""Copies the part of finished runs that is committed.
 
 python -m experiments.io.export runs/fashion_mnist experiments/records/fashion_mnist
 """
@@ -18,7 +18,7 @@ from experiments.io.run_directory import read_summary
 
 
 def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False) -> Path:
-    """Copies what is worth committing of a finished run into `records/<name of the run>`.
+    """Copies the part of a finished run that is committed into `records/<name of the run>`.
 
     Kept are config, environment and summary, and of the metrics the eval lines and at most `points` evenly spaced
     masks lines (the first and the last among them), with floats rounded to 6 digits. `pictures` keeps the

@@ -25,7 +25,7 @@ class MetricWriter(NamedTuple):
       flush: writes the lines that were to be written later.
       sync: waits until the lines so far would survive a power cut. Before a checkpoint, which vouches for them.
       lines: how many there are by now, with those from before.
-      close: writes out what is buffered.
+      close: writes the buffered lines.
     """
 
     write: Callable[[str, int, Values], None]

@@ -13,7 +13,7 @@ from experiments.options import parameters
 from rigl_jax.base import Array, PyTree
 
 _OTHERS = "*"
-"""Where the collections of a linen module lie that are neither params nor batch_stats."""
+"""The key of the collections of a linen module that are neither params nor batch_stats."""
 
 
 class Model(NamedTuple):
@@ -40,7 +40,7 @@ def adapt(constructor: Callable[..., Any], num_classes: int) -> Model:
       num_classes: width of the last layer.
 
     Raises:
-      ValueError: it gives something else; or what the constructor says of its arguments.
+      ValueError: it returns something else, or the constructor refuses its arguments.
     """
     if "rngs" in {parameter.name for parameter in parameters(constructor)}:
         return from_nnx(lambda rngs: constructor(num_classes, rngs=rngs))

@@ -15,7 +15,7 @@ _BLUE, _VERMILION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
 
 class Style(NamedTuple):
-    """How one method looks; the marker tells it apart without colour."""
+    """How one method is drawn; the marker distinguishes it without colour."""
 
     label: str
     colour: str

@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
     Attributes:
       name: its path below the folder that was read, `"rigl-0.9-s0"`.
-      path: where it lies.
+      path: its folder.
       config: `config.json`.
       env: `env.json`, empty where there is none.
       metrics: the lines of `metrics.jsonl`, in order.

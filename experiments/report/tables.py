@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     Attributes:
       key: dataset, model, method, requested sparsity in [0, 1), distribution.
-      settings: other config values that tell this row from rows with the same key, `"steps=500"`, else "".
+      settings: other config values that distinguish this row from rows with the same key, `"steps=500"`, else "".
       n_seeds: how many runs.
       accuracy: mean test accuracy at the last step, in [0, 1]. Never the best over evaluations: that would select
         on the test set.
@@ -135,7 +135,7 @@ def group(runs: Iterable[Run]) -> dict[tuple[Key, str], list[Run]]:
 
     Returns:
       `{(key, settings): runs}` in the order of a table: dataset, model, sparsity, then method. `settings` is ""
-      unless several groups share a key; then it lists the config values that tell them apart.
+      unless several groups share a key; then it lists the config values in which they differ.
     """
     by_key: dict[Key, dict[tuple[tuple[str, str], ...], list[Run]]] = {}
     for run in split(runs)[0]:
