@@ -155,6 +155,6 @@ def guarded(run: Callable[[], Any], *, debug: bool) -> int:
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0

@@ -24,10 +24,10 @@ from experiments.io.lock import locked
 from experiments.train import train
 
 METHODS: dict[str, str] = {
-    "dense": "Dense: every weight in use, the reference.",
-    "static": "Static: one weight in ten, drawn at random before training and never changed.",
-    "set": "SET: as many; now and then the smallest are dropped and others grown at random.",
-    "rigl": "RigL: as many; now and then the smallest are dropped, and those with the largest gradient grown.",
+    "dense": "Dense: every weight is active; the reference.",
+    "static": "Static: one weight in ten is active, chosen at random before training and never changed.",
+    "set": "SET: the same number; at intervals the smallest are dropped and others are grown at random.",
+    "rigl": "RigL: the same number; at intervals the smallest are dropped and those of largest gradient grown.",
 }
 """What the demo trains, with its description of each."""
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{texts.plain(error)}\n(`python -m experiments.demo --fresh` starts again)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ndemo: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ndemo: interrupted; the same command resumes it from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

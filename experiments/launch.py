@@ -173,9 +173,9 @@ def outcome(job: Job, code: int) -> str:
         tested = "" if accuracy is None else f"test accuracy {100 * accuracy:.2f} %, "
         return f"{tested}{summary['seconds']:.0f} s"
     if code == 0:
-        return "stopped before its end, for a signal or stop_at; the same command goes on"
+        return "stopped before its end, by a signal or stop_at; the same command resumes it"
     if code == -signal.SIGTERM:
-        return "stopped before it had begun to train; the same command goes on"
+        return "stopped before it began to train; the same command starts it"
     lines = (job.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"failed with code {code}: {texts.plain(lines[-1]) if lines else 'no output'}"
 

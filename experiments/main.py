@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return  # the first process speaks for all
         step, folder = summary["steps"], texts.plain(workdir)
         if step < min(config.stop_at or config.steps, config.steps):
-            print(f"{folder}: stopped by SIGTERM, saved at step {step}; the same command goes on from there")
+            print(f"{folder}: stopped by SIGTERM, saved at step {step}; the same command resumes it")
             return
         accuracy = summary["test_accuracy"]
         print(

@@ -1,9 +1,9 @@
-"""Which entries of which arrays belong to one channel of a model, read off its program.
+"""Which entries of which arrays belong to one channel of a model, read from its program.
 
-Every position of every axis of every weight starts as a channel of its own. An operation that needs two positions to be
-the same (a bias added to an output, an output contracted with the next layer's input) joins them. Position 0 of the
-table is the fixed channel: what joins it keeps its size (the model's inputs and outputs, and everything that meets an
-operation whose effect on channels is not known here).
+At first every position of every axis of every weight is its own channel. An operation that makes two positions equal
+(a bias added to an output, an output contracted with the input of the next layer) joins them. Position 0 of the
+table is the fixed channel: what is joined with it cannot be removed (the inputs and outputs of the model, and
+everything that meets an operation whose effect on channels is unknown).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Channels:
         return np.arange(first, first + n)
 
     def roots(self) -> np.ndarray:
-        """int64[number of positions]: the representative of each one's channel, 0 for the fixed channel."""
+        """int64[number of positions]: the representative of the channel of each position, 0 for the fixed channel."""
         return np.array([self._find(i) for i in range(len(self._parent))])
 
     def _find(self, i: int) -> int:
@@ -98,7 +98,7 @@ def _elementwise(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
 
 
 def _moved(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
-    """What is summed over stays whole. A new axis holds equal values, so it has whatever channels it meets."""
+    """Axes that are summed over stay whole. A new axis contains equal values, so it can join any channels."""
     axes, moved = ins[0], geometry.moved(eqn)
     walker.context.fix(tuple(axis for k, axis in enumerate(axes) if k not in moved))
     fresh = walker.context.new([n if k is None else 1 for n, k in zip(eqn.outvars[0].aval.shape, moved, strict=True)])

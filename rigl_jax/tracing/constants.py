@@ -16,12 +16,12 @@ from rigl_jax.tracing.walk import Rule, Walker
 
 
 class Known(NamedTuple):
-    """What is known of an array before it is computed. Both have its rank, an axis along which they vary has its size,
-    any other may have 1.
+    """What is known about an array before it is computed. Both fields have its rank; an axis along which they are
+    constant may have size 1.
 
     Attributes:
-      value: the entries; arbitrary where they are not known.
-      sure: bool, where they are known.
+      value: the entries; arbitrary where they are unknown.
+      sure: bool, whether each entry is known.
     """
 
     value: np.ndarray
@@ -35,9 +35,9 @@ class Contraction(NamedTuple):
       rows: int64[in], the position of the channel that each row of the weight reads.
       columns: int64[out], that of the channel which each column computes; 0 for the fixed channel.
       nonzero: bool[in, out], whether the weight has anything there (at any tap, for a convolution).
-      constant: bool[in], the row reads a known number, and adds the same to an output wherever that is computed. (Not
-        so for a number other than 0 beside padding, or beside the zeros that a transposed convolution puts in between:
-        both leave out some of a convolution's taps.)
+      constant: bool[in], the row reads a known number and adds the same to all positions of an output. (False for a
+        number other than 0 with padding, or with the zeros that a transposed convolution inserts: both leave out some
+        of the taps of a convolution.)
       value: float64[in], that number; 0 in other rows.
       total: float[in, out], the weight, summed over taps.
       out: the variable that it computes.
@@ -67,7 +67,7 @@ class _Context(NamedTuple):
 def read_contractions(
     program: Program, weights: Sequence[np.ndarray], labels: dict[Any, Labels]
 ) -> tuple[list[Contraction], list[np.ndarray | None]]:
-    """All products of a program with weights of these values, and the summed axes of products that are beyond it."""
+    """All products of a program with weights of these values, and the summed axes of products that it cannot handle."""
     known: dict[Any, Known | None] = dict.fromkeys(program.inputs)
     known |= {variable: _constant(value, variable.aval) for variable, value in program.constants.items()}
     known |= {variable: _whole(value) for variable, value in zip(program.inputs, weights, strict=False)}
@@ -91,7 +91,7 @@ def _unknown(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | 
 
 
 def _rule(follow: Callable[[Any, list[Known]], Known | None]) -> Rule:
-    """The rule of an operation that gives numbers where all its operands hold some."""
+    """The rule of an operation whose result is known where all its operands are known."""
 
     def rule(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
         found = [known for known in ins if known is not None]
@@ -113,7 +113,7 @@ def _product(
     read: Callable[[Any, list[Known | None], list[Labels]], Contraction | None],
     summed: Callable[[Any], tuple[Sequence[int], Sequence[int]]],
 ) -> Rule:
-    """The rule of a product: what is known of the outputs that only constant rows reach."""
+    """The rule of a product: outputs that only constant rows reach are known."""
 
     def rule(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
         context = walker.context
@@ -220,7 +220,7 @@ def _reshaped(part: np.ndarray, before: Sequence[int], after: Sequence[int]) -> 
 
 
 def _pooled(touched: Callable[[Any], Sequence[int]]) -> Callable[[Any, list[Known]], Known | None]:
-    """A sum or an extreme along axes: computed in full, and kept where it is the same everywhere."""
+    """A sum or an extreme along axes: computed in full, and kept if it is the same everywhere."""
 
     def follow(eqn: Any, found: list[Known]) -> Known | None:
         (x, *_), axes = found, touched(eqn)

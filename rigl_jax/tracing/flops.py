@@ -1,16 +1,16 @@
-"""Multiply-accumulates (MACs) of any model, counted on its jaxpr and charged to the weights that do them.
+"""Multiply-accumulates (MACs) of any model, counted from its jaxpr and assigned to the weights.
 
-Nothing runs: the model is traced with abstract values, and every matrix product and convolution found on the way is
-written down as a `Product`. One MAC is one multiplication and one addition, so two FLOPs.
+The model is traced with abstract values and not run. Every matrix product and convolution is recorded as a `Product`.
+One MAC is one multiplication and one addition, so two FLOPs.
 
 What a product costs: the elements it writes times the terms summed into each of them. Positions that a convolution
 reads from its padding count (the usual convention); the zeros that a transposed convolution inserts do not.
 Elementwise work, reductions, gathers and opaque calls (FFI) cost nothing here.
 
-Whom it is charged to: a weight stays itself through any operation whose other operands are constants (casts, slices,
-a mask multiplied in); a concatenation belongs to its parts by size; a product of two weights (weight normalisation) to
-the larger one; any other mix of weights to nobody. What is mixed with data is data. Hence pass data as `inputs`, and
-close over what is a constant of the model, masks above all.
+Which weight it is assigned to: a weight remains the owner through any operation whose other operands are constants
+(casts, slices, a multiplied mask). A concatenation belongs to its parts, by size. A product of two weights (weight
+normalisation) belongs to the larger one. Any other mix of weights belongs to none. A mix with data is data. Therefore
+pass data as `inputs`, and close over the constants of the model, masks in particular.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Product(NamedTuple):
     """A matrix product or convolution, or a leaf's share of one.
 
     Attributes:
-      name: the parameter leaf that does the work; None where no operand is a weight (attention scores).
+      name: the parameter leaf of the product; None if no operand is a weight (attention scores).
       macs: its dense multiply-accumulates, over all trips of the loops around it.
       outputs: the elements it writes, over the same trips.
     """
@@ -108,19 +108,19 @@ def flops(
     """Counts the multiply-accumulates of `apply(params, *inputs)` without running it.
 
     Works through jit, scan (every trip counts), cond (the most expensive branch counts), remat, custom derivatives,
-    vmap, shard_map and pmap (the work of all devices, repeated work included). What is traced is counted, even if its
-    result is never used.
+    vmap, shard_map and pmap (the work of all devices, repeated work included). Everything that is traced is
+    counted, even if its result is not used.
 
     Args:
       apply: the model, or any other function of the params: `jax.grad(loss)` counts a backward pass as well.
       params: tree of arrays or `jax.ShapeDtypeStruct`.
       *inputs: further arguments, arrays or `jax.ShapeDtypeStruct`; Python options are closed over.
       masks: tree parallel to params, `bool[*shape]` or None (dense) for a leaf. None: everything is dense.
-      while_trips: how often the body of a `while_loop` is taken to run. A trace cannot tell.
+      while_trips: the assumed number of iterations of a `while_loop`, which a trace does not contain.
 
     Raises:
       ValueError: masks do not fit the params; products inside a `while_loop` and no `while_trips`; products inside a
-        primitive that this walk does not know (a Pallas kernel).
+        primitive that has no rule (a Pallas kernel).
 
     Example:
       >>> import jax, jax.numpy as jnp

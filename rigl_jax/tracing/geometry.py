@@ -1,6 +1,6 @@
-"""What primitives do to axes: where those of a result come from, and which of them products sum over.
+"""What primitives do to axes: where the axes of a result come from, and which axes products sum over.
 
-Everything that follows weights through a program asks here: roles, channels, known values, costs, captured products.
+Everything that follows weights through a program uses it: roles, channels, known values, costs, captured products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqr
 xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
-"""Operations that treat every position alike and apart."""
+"""Elementwise operations."""
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"))
 """Operations that leave out `axes`."""
@@ -76,7 +76,7 @@ def shapes(eqn: Any) -> tuple[list[Sequence[Any]], Sequence[Any]]:
 def reshaped(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[range, range]]:
     """The runs of axes that a reshape turns into one another, as short as they can be: axes before, axes after.
 
-    An axis that is kept is a run of one and one. Axes of 1 come and go in runs of their own.
+    A kept axis is a run of one axis to one axis. Axes of size 1 appear and disappear in separate runs.
     """
     runs = []
     i = j = 0
@@ -123,7 +123,7 @@ class Dot(NamedTuple):
 
     Attributes:
       summed: those summed over, in pairs.
-      batch: those with a product of their own for each index, in pairs.
+      batch: those with a separate product for each index, in pairs.
       free: the others.
       written: for each axis of the result where it comes from: `{axis of the result: axis of the operand}`.
     """

@@ -1,25 +1,25 @@
-"""What names, modules and biases say of the leaves, where no model is traced. In this order:
+"""The roles of leaves by names, modules and biases, for use without a trace of the model. In this order:
 
-1. The module that holds the leaf, where the tree has modules and not only their names: what has `in_features` (or
-   `in_channels` and `kernel_size`) holds a kernel (out, in, *window), what has `num_embeddings` a table, what has `eps`
-   a scale. Equinox's modules are so; it is not imported for that.
-2. The leaf's last name, and the bias beside it. `kernel`, `w` and names that say nothing are (*window, in, out), as
-   in Flax and Haiku; `weight` is (out, in, *window), as in PyTorch, unless its bias only fits the other way round.
-   `bias`, `scale`, `offset` and their like are no kernels, and neither are embeddings, positions and tokens, nor a
-   weight that has the shape of its bias. Attributes of modules that are not known are kernels whose axes are not known.
-   What lies directly in a module that is named as a normalisation (`norm`, `ln`, `rms`) is no kernel, and two or three
-   axes directly in one that is named as an embedding (`embed`, `pos`; not `patch_embed`) are a table. What is called
-   `kernel`, or has a bias of fewer axes beside it, is a kernel there too.
-3. A bias of several axes says more: (layers, out) beside (layers, in, out) is a stack of layers, (heads, size) beside
-   (in, heads, size) are several output axes. Where neither fits, scan and vmap may have put the layers elsewhere, at
-   one index in kernel and bias, from the front or from the back: (out, layers) beside (in, layers, out). Where several
-   of these fit, none is taken. Layers along axes -1 and -2 have the shapes of heads and are not told from them by their
-   bias: `axes=` or a trace does. Without a bias three axes may be a stack, heads or a 1-D convolution: they are not
-   known. `query`, `key`, `value` and the `out` beside them are read as attention.
+1. The module that contains the leaf, if the tree has modules and not only names (as in Equinox, which is not imported
+   for this). A module with `in_features` (or `in_channels` and `kernel_size`) has a kernel (out, in, *window), one with
+   `num_embeddings` has a table, and one with `eps` has a scale.
+2. The last name of the leaf, and the bias next to it. `kernel`, `w` and unknown names are (*window, in, out), as in
+   Flax and Haiku. `weight` is (out, in, *window), as in PyTorch, unless its bias only fits the other order. `bias`,
+   `scale`, `offset` and similar names are not kernels; neither are embeddings, positions and tokens, or a weight with
+   the shape of its bias. Attributes of unknown modules are kernels with unknown axes. A leaf directly in a module that
+   is named as a normalisation (`norm`, `ln`, `rms`) is not a kernel. A leaf of two or three axes directly in a module
+   that is named as an embedding (`embed`, `pos`; not `patch_embed`) is a table. In both, a leaf named `kernel`, or with
+   a bias of fewer axes, is still a kernel.
+3. A bias of several axes: (layers, out) with (layers, in, out) is a stack of layers; (heads, size) with
+   (in, heads, size) are several output axes. If neither fits, scan and vmap may have put the layers at another index,
+   the same in kernel and bias, counted from the front or the back: (out, layers) with (in, layers, out). If several of
+   these fit, none is used. Layers along axes -1 and -2 have the shapes of heads, and the bias does not distinguish
+   them; `axes=` or a trace does. Without a bias, three axes may be a stack, heads or a 1-D convolution, and remain
+   unknown. `query`, `key`, `value` and the `out` next to them are attention.
 
-A convolution with one input channel to each output is depthwise if there are several of them, or if its path says so
-(`depthwise`, `dw`); a single one is the first layer on grey images. Where the path says so, (out, 1, k, k) is read with
-outputs first, whatever the leaf's name.
+A convolution with one input channel for each output is depthwise if there are several of them, or if its path contains
+`depthwise` or `dw`. A single one is the first layer for grey images. If the path contains such a word, (out, 1, k, k)
+has its outputs first, for every name of the leaf.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOT_MULTIPLIED, LOOKED_UP, DEPTHWISE_REASON = "bias or scale", "embedding", "dep
 
 
 class _Leaf(NamedTuple):
-    """What is known of a leaf without a trace."""
+    """What is known about a leaf without a trace."""
 
     path: tuple[str, ...]  # lower case
     shape: Shape
@@ -58,7 +58,7 @@ class _Leaf(NamedTuple):
 
 
 def named_roles(params: PyTree) -> dict[str, Role]:
-    """The roles of the leaves as far as they can be told without the model."""
+    """The roles of the leaves, as far as they are known without the model."""
     leaves = _leaves(params)
     told = {name: _of_module(leaf) for name, leaf in leaves.items()}
     found = {name: told[name] or _of_name(leaf) for name, leaf in leaves.items()}
@@ -154,7 +154,7 @@ def _of_name(leaf: _Leaf) -> Role:
 
 
 def _layout(leaf: _Leaf, own: str, parent: str, bias: Shape | None) -> Axes | None:
-    """The axes by name and bias, None where several readings are left."""
+    """The axes by name and bias, None if they are ambiguous."""
     n = len(leaf.shape)
     ask = leaf.module is not None and own != "kernel"  # an attribute of a module that is not known: either way round
     if own in ("kernel", "w") and (attention := _attention(leaf, parent)):
@@ -211,7 +211,7 @@ def _by_inner_stack(shape: Shape, bias: Shape, order: str) -> list[Axes]:
 
 
 def _with_layers(axes: Axes, at: int) -> Axes:
-    """The axes of a leaf where those of each layer are `axes` and the layers lie along axis `at`."""
+    """The axes of a leaf where those of each layer are `axes` and the layers are along axis `at`."""
     moved = Axes(*(tuple(axis + (axis >= at) for axis in part) for part in axes))
     return moved._replace(stack=tuple(sorted((*moved.stack, at))))
 

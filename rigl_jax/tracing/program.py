@@ -17,9 +17,9 @@ from rigl_jax.tracing.walk import Rule, Walker
 
 
 class Program(NamedTuple):
-    """Equations in order, calls written out, without those whose results nobody reads.
+    """Equations in order, with calls inlined, without those whose results are not used.
 
-    A variable (which has its abstract value as `aval`) stands for one value, also of what is called several times.
+    A variable (with its abstract value as `aval`) is one value, also inside of a function that is called several times.
 
     Attributes:
       equations: the operations, on variables.
@@ -102,9 +102,9 @@ operation by operation, and gives the `outs` that are needed."""
 
 
 def evaluate(program: Program, inputs: Iterable[Any], rules: Mapping[str, Rule], around: Around | None = None) -> Any:
-    """Runs a program, operations that `rules` name by their rule, the others as they stand.
+    """Runs a program: operations in `rules` by their rule, the others unchanged.
 
-    Derivatives are those of the operations, and derivatives of a function's own are lost unless `around` keeps them.
+    Derivatives are those of the operations; custom derivatives are lost unless `around` keeps them.
     """
     walker = Walker(rules, _as_it_stands, lambda value, aval: value)
     known = {**program.constants, **dict(zip(program.inputs, inputs, strict=True))}
@@ -127,7 +127,7 @@ def evaluate(program: Program, inputs: Iterable[Any], rules: Mapping[str, Rule],
 
 
 def _as_it_stands(walker: Walker, eqn: Any, operands: list[Any]) -> Sequence[Any]:
-    """The operation at the shapes of its operands, which need not be those that were traced."""
+    """The operation at the shapes of its operands, which may differ from the traced shapes."""
     del walker
     results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return results if eqn.primitive.multiple_results else [results]

@@ -1,9 +1,9 @@
 """What each leaf is for its network: a kernel or not, and which of its axes are inputs and outputs.
 
-Where the model is given, it is traced and its products tell (`uses`): what is summed over is an input; what has a
-product of its own for each index (scan, vmap, experts) is a stack. Layers that read one input, and whose outputs no
-later weight keeps apart, look like outputs in a trace: there, and for leaves whose use is not seen, the params tell.
-Without a model they tell alone, as the head of `named_roles` says.
+If the model is given, it is traced and its products decide (`uses`): axes that are summed over are inputs; axes with
+a separate product for each index (scan, vmap, experts) are a stack. Layers that read one input look like outputs in a
+trace, unless a later weight treats them separately. In this case, and for leaves without a visible use, the params
+decide. Without a model only the params decide, by the rules at the head of `named_roles`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ONE_AXIS = "one axis"
 
 
 def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Sequence[Any] = ()) -> dict[str, Role]:
-    """The role of every leaf: what `make_plan` goes by where no rule or `axes` say otherwise.
+    """The role of every leaf, which `make_plan` uses unless a rule or `axes` state another.
 
     Args:
       params: the weights, or their shapes.
-      apply: the model, `apply(params, *inputs)`; it is traced, not run. None: names and modules decide, as the head of
-        `rigl_jax.tracing.named_roles` says.
+      apply: the model, `apply(params, *inputs)`; it is traced, not run. None: names and modules decide, by the rules at
+        the head of `rigl_jax.tracing.named_roles`.
       inputs: of the model, arrays or shapes.
 
     Returns:
@@ -64,7 +64,7 @@ def check_model(who: str, apply: Any, inputs: Any) -> None:
 
 
 def _with_stack(traced: Role, named: Role) -> Role:
-    """What the trace says. It cannot tell layers that all have the same input from outputs; the names may."""
+    """The roles by the trace. It cannot distinguish layers with one common input from outputs; the names may."""
     if traced.axes is None or named.axes is None or not named.axes.stack:
         return traced
     apart = traced.axes._replace(
@@ -74,7 +74,7 @@ def _with_stack(traced: Role, named: Role) -> Role:
 
 
 def _settled(role: Role, shape: Shape) -> Role:
-    """No kernel has one axis, or nothing in it; a stack is no axis of its layers."""
+    """A kernel has at least two axes and is not empty; a stack is not an axis of its layers."""
     within = len(shape) - (len(role.axes.stack) if role.axes else 0)
     if role.dense is None and (within < 2 or not math.prod(shape)):
         return role._replace(dense=ONE_AXIS if within < 2 else "empty")
@@ -82,7 +82,7 @@ def _settled(role: Role, shape: Shape) -> Role:
 
 
 def _traced_roles(shapes: Mapping[str, Sequence[int]], program: Any) -> dict[str, Role]:
-    """The roles of the leaves whose use is seen in a program, whose first inputs they are; others are left out."""
+    """The roles of the leaves whose use is visible in a program; the leaves are its first inputs."""
     walker, owned = weights(shapes)
     walker(program, [*owned, *[Data({})] * (len(program.jaxpr.invars) - len(owned))])
     seen = walker.context
@@ -93,7 +93,7 @@ def _traced_roles(shapes: Mapping[str, Sequence[int]], program: Any) -> dict[str
 
 
 def _role(uses: list[Use], shape: Sequence[int]) -> Role | None:
-    """Of several uses: looked up at all is a table; else the first product tells, of layers in a stack if any does."""
+    """Of several uses: any lookup makes it a table; else the first product decides, one of layers in a stack if any."""
     by_kind = {use.kind: use for use in reversed(uses)}
     if use := by_kind.get("lookup"):
         return Role(_axes(use.parts, shape), "embedding")
@@ -105,7 +105,7 @@ def _role(uses: list[Use], shape: Sequence[int]) -> Role | None:
 
 
 def _layered(use: Use, apart: set[int]) -> Use:
-    """Outputs that are kept apart from then on are layers, if there are other outputs."""
+    """Outputs that later weights treat separately are layers, if there are other outputs."""
     outputs = {axis for axis, kind in use.parts.items() if kind == OUTPUT}
     if use.kind != "product" or not outputs - apart:
         return use
@@ -113,10 +113,10 @@ def _layered(use: Use, apart: set[int]) -> Use:
 
 
 def _axes(parts: Mapping[int, str], shape: Sequence[int]) -> Axes | None:
-    """What a use says, completed.
+    """The axes by a use, completed.
 
-    An axis from which one index was taken is a stack; one that was summed over against another weight is what is
-    missing, of inputs and outputs.
+    An axis from which one index was taken is a stack. An axis that was summed over with another weight is the missing
+    one of inputs and outputs.
     """
     kinds = dict(parts)
     missing = [axis for axis in range(len(shape)) if axis not in kinds]

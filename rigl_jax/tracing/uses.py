@@ -1,7 +1,8 @@
-"""The roles of leaves, read off a trace: which of their axes the model's products sum over.
+"""The roles of leaves, read from a trace: which of their axes the products of the model sum over.
 
-Every value that is made of a weight alone (cast, transposed, reshaped, sliced, masked by a constant) is followed, axis
-by axis, to the products it is an operand of. What meets data any other way is no longer followed.
+Every value that is computed from one weight only (cast, transposed, reshaped, sliced, masked by a constant) is
+followed, axis by axis, to the products of which it is an operand. A value that meets data in another way is not
+followed further.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Parts = dict[str, tuple[Part, ...]]
 
 
 class Data(NamedTuple):
-    """A value that holds data: of the axes that products with weights have written, which of whose outputs they are."""
+    """A value that contains data, with the output axis of the weight for each axis that a product has written."""
 
     trails: Parts
 
@@ -37,11 +38,11 @@ Owned = Parts | Data
 
 
 class Use(NamedTuple):
-    """One way in which a leaf meets data.
+    """One use of a leaf with data.
 
     Attributes:
       kind: "product", "depthwise" (a product), "lookup", "added" (element by element), or "unknown".
-      parts: what its axes are there, `{axis of the leaf: INPUT, ...}`; axes that are missing were taken before.
+      parts: the roles of its axes, `{axis of the leaf: INPUT, ...}`; missing axes were indexed before.
     """
 
     kind: str
@@ -49,7 +50,7 @@ class Use(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a walk has found, and the context of its rules."""
+    """The results of a walk, and the context of its rules."""
 
     uses: dict[str, list[Use]]
     shapes: dict[str, Shape]
@@ -58,7 +59,7 @@ class Seen(NamedTuple):
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> tuple[Walker, list[Owned]]:
-    """A walker over the uses of leaves of these shapes, and what the leaves are to it. Other inputs are `Data({})`."""
+    """A walker over the uses of leaves of these shapes, and the values of the leaves. Other inputs are `Data({})`."""
     seen = Seen({n: [] for n in shapes}, {n: tuple(s) for n, s in shapes.items()}, set(), {n: set() for n in shapes})
     owned: list[Owned] = [{name: tuple((axis,) for axis in range(len(shape)))} for name, shape in shapes.items()]
     return Walker(RULES, _other, lambda *_: {}, seen, _made_of_constants), owned
@@ -91,7 +92,7 @@ def _made_of_constants(eqn: Any, ins: list[Owned]) -> list[Owned] | None:
 
 
 def _other(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
-    """A primitive without a rule: element by element where the shapes allow it; else what it does is not known."""
+    """A primitive without a rule: treated as elementwise if the shapes allow it, else as unknown."""
     if eqn.primitive.name.startswith(("random_", "threefry", "rng_")):  # no data: a weight that noise drops stays one
         return [{}] * len(eqn.outvars)
     if (inner := primitives.wrapped(eqn)) is not None:
@@ -113,7 +114,7 @@ def _note(ins: Sequence[Owned], seen: Seen, kind: str) -> None:
 
 
 def _elementwise(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
-    """Of one weight, or of several: what it is made of. With data: data. An axis of 1 that is repeated is nobody's."""
+    """Of one or several weights: their parts. With data: data. An axis of 1 that is repeated belongs to no weight."""
     given, shape = geometry.shapes(eqn)
     aligned: list[Owned] = []
     for before, owned in zip(given, ins, strict=True):
@@ -126,7 +127,7 @@ def _elementwise(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
 
 
 def _only(axes: Sequence[int], parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The parts of these axes; the others are nobody's."""
+    """The parts of these axes; the others belong to no weight."""
     return tuple(part if axis in axes else () for axis, part in enumerate(parts))
 
 
@@ -197,9 +198,9 @@ def _reshape(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
 
 
 def _gather(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
-    """Rows that data choose are looked up; where whole matrices are chosen, as those of experts, each is a layer.
+    """Rows that data select are looked up; where whole matrices are selected, as with experts, each is a layer.
 
-    Constant numbers of rows are data that were closed over, unless they are one row (a layer) or all (an order).
+    Constant row numbers are data that were closed over, unless they select one row (a layer) or all (an order).
     """
     given, shape, wide = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if isinstance(ins[0], Data) or not ins[0]:
@@ -255,7 +256,7 @@ def _dot(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
 
 
 def _product(parts: tuple[Part, ...], kinds: Mapping[str, Sequence[int]], paired: bool = False) -> Use:
-    """A leaf that meets data in a product. An axis of it that is two of the value's is what comes first in `kinds`."""
+    """A leaf that meets data in a product. An axis that became two axes of the value gets the first role in `kinds`."""
     known: dict[int, str] = {}
     for kind, axes in kinds.items():
         for axis in axes:
@@ -266,7 +267,7 @@ def _product(parts: tuple[Part, ...], kinds: Mapping[str, Sequence[int]], paired
 
 
 def _ragged(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
-    """Rows in groups, each with a matrix of its own: experts."""
+    """Rows in groups, each with its own matrix: experts."""
     given = eqn.params["ragged_dot_dimension_numbers"]
     contract, batch = given.dot_dimension_numbers
     own, stack = contract[1], (*batch[1], *given.rhs_group_dimensions)

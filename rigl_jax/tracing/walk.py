@@ -1,13 +1,13 @@
-"""The interpreter of jaxprs. What reads a program, or runs it another way, is a table of rules for it.
+"""The interpreter of jaxprs. Each analysis of a program is a table of rules for it.
 
     walker = Walker(rules={"neg": lambda walker, eqn, ins: [-ins[0]]}, unknown=..., constant=...)
     results = walker(jax.make_jaxpr(f)(*args), values)
 
-The values may be anything: arrays (a packed run), bools (what stays 0), owners of weights (what a product costs). The
-interpreter knows the variables and what a call is: `jit`, `jax.checkpoint` and functions with derivatives of their own
-are walked in their place, unless a rule says otherwise. A rule gets the equation, whose shapes and parameters it may
-read, and the values of its operands. Rules of loops and branches walk the programs that these hold (`primitives` reads
-them) as often as they have to. What becomes of a primitive that has no rule is for the table's owner to say.
+The values may be anything: arrays (a packed run), bools (what stays 0), owners of weights (the cost of a product). The
+interpreter handles variables and calls: it walks into `jit`, `jax.checkpoint` and functions with custom derivatives,
+unless there is a rule for them. A rule gets the equation, with its shapes and parameters, and the values of its
+operands. Rules of loops and branches walk the inner programs (which `primitives` reads) as often as they need. The
+owner of the table decides what to do with a primitive that has no rule.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Walker(NamedTuple):
     """An interpreter with its rules.
 
     Attributes:
-      rules: by names of primitives. They come before everything that the interpreter knows itself.
-      unknown: the rule of primitives that have none and are no calls.
-      constant: `(number or array, its abstract value) -> value`, of what the program holds itself.
-      context: whatever the rules share.
-      shortcut: `(equation, values of its operands) -> values of its results`, or None to go on: asked before any rule,
-        so that what is of no interest is not walked.
+      rules: by names of primitives. They take precedence over what the interpreter does itself.
+      unknown: the rule of primitives that have no rule and are not calls.
+      constant: `(number or array, its abstract value) -> value`, for the constants of the program.
+      context: data that the rules share.
+      shortcut: `(equation, values of its operands) -> values of its results`, or None to continue: called before any
+        rule, so that equations of no interest are skipped.
     """
 
     rules: Mapping[str, Rule]
@@ -70,7 +70,7 @@ class Walker(NamedTuple):
 
 
 def branches(join: Callable[[Sequence[Any]], Any]) -> Rule:
-    """The rule of `cond` where a value that comes from either branch is their join."""
+    """The rule of `cond`: a value that may come from either branch is their join."""
 
     def rule(walker: Walker, eqn: Any, ins: list[Any]) -> list[Any]:
         chosen = [walker(branch, ins[1:]) for branch in primitives.branches(eqn)]
