@@ -24,6 +24,7 @@ def get_config(steps: int = 1000) -> ConfigDict:
     config.stop_at = 0  # interrupt at this step as if killed there, to be resumed; 0: never
 
     # Every section is a name and its options; options that the named one does not take are not used.
+    # A name may also be a place of your own code, "own.py:Net": see docs/own_code.md.
     config.dataset = ConfigDict({"name": "digits", "batch_size": 128})
     config.dataset.data_dir = placeholder(str)  # where prepared sets lie; none: $TFDS_DATA_DIR or TFDS's own folder
     config.model = ConfigDict({"name": "mlp"})

@@ -1,9 +1,10 @@
 """From a config to objects: the one place where a string chooses code.
 
 A config holds data only. Each section (`model`, `dataset`, `optimizer`, `schedule`, `distribution`, `method`) has a
-`name`, looked up in one of the tables below, and options, which are the keyword arguments of that entry.
-A section may also hold options of its table's other entries, so that a run changes method or optimizer by the name
-alone (`--config.method.name=static`); an option that no entry takes is an error.
+`name`, looked up in one of the tables below, or a place of a user's own code (see `own.py`), and options, which are the
+keyword arguments of what the name stands for. A section may also hold options of its table's other entries, so that a
+run changes method or optimizer by the name alone (`--config.method.name=static`); an option that no entry takes is an
+error.
 """
 
 from __future__ import annotations

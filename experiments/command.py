@@ -25,6 +25,7 @@ from rigl_jax import trees
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "--config."
+_ABOUT = (__doc__ or "").partition("\n")[2]
 Values = list[tuple[str, str]]
 """Keys of a config and the texts that they are set to, in the order of the command line."""
 
@@ -47,7 +48,7 @@ def parser(module: str, about: str) -> Parser:
     made = Parser(
         f"python -m {module}",
         usage="%(prog)s [FLAGS] [--config.KEY=VALUE ...]",
-        description=f"{about}\n{__doc__}",
+        description=f"{about}\nThe config:\n{_ABOUT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

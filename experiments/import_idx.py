@@ -20,8 +20,6 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from experiments import texts
 from experiments.data import idx, sources
 
-DEBIAN = "/usr/share/datasets/fashion-mnist"
-
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
@@ -38,17 +36,18 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--name", default="fashion_mnist", help="of the TFDS data set: fashion_mnist, mnist, or your own"
     )
-    parser.add_argument("--source", help=f"folder of the four IDX files (for fashion_mnist {DEBIAN})")
+    parser.add_argument("--source", help="folder of the four IDX files; that of a Debian package, if it has one")
     parser.add_argument("--data_dir", help="of TFDS; $TFDS_DATA_DIR or ~/tensorflow_datasets if not given")
     return parser.parse_args(argv)
 
 
 def _run(options: argparse.Namespace) -> int:
-    name, source = options.name, options.source
-    if source is None and name != "fashion_mnist":
+    name, special = options.name, sources.known(options.name)
+    source = options.source or special.folder
+    if source is None:
         raise ValueError(f"--source must name the folder with the IDX files of {name!r}")
-    if source is None and not Path(DEBIAN).is_dir():
-        raise ValueError(f"{DEBIAN} is not there; type: apt-get install dataset-fashion-mnist, or give --source FOLDER")
+    if options.source is None and not Path(source).is_dir():
+        raise ValueError(f"{source} is not there; type: apt-get install {special.package}, or give --source FOLDER")
     data_dir = os.path.expanduser(options.data_dir or os.fspath(tfds.core.constants.DATA_DIR))
     there = [path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json")]
     if there:
@@ -56,9 +55,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     tfds.disable_progress_bar()  # its three nested bars; ours says the same in one
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        total = sum(len(idx.read(labels)) for _, labels in idx.find(source or DEBIAN).values())
+        total = sum(len(idx.read(labels)) for _, labels in idx.find(source).values())
         write, check = (progress.add_task(text, total=total) for text in ("writing", "checking"))
-        folder, parts = idx.import_folder(name, source or DEBIAN, data_dir, lambda: progress.advance(write))
+        folder, parts = idx.import_folder(name, source, data_dir, lambda: progress.advance(write))
         written = sources.prepared(name, data_dir)
         for part, split in zip(parts.values(), (written.train, written.test), strict=True):
             if _digests(*part) != _digests(split.images, split.labels):

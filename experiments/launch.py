@@ -103,12 +103,12 @@ def grid(config: str, axes: Mapping[str, Sequence[str]], root: Path) -> list[Job
     for cell in itertools.product(*axes.values()):
         chosen = dict(zip(axes, cell, strict=True))
         method = chosen["method.name"]
-        told = [key for key in axes if len(axes[key]) > 1 and key not in ("method.name", "seed")]
+        shown = [key for key in axes if len(axes[key]) > 1 and key not in ("method.name", "seed")]
         if method == DENSE:
-            masks_only = {key for key in told if key.split(".")[0] in MASKS_ONLY}
+            masks_only = {key for key in shown if key.split(".")[0] in MASKS_ONLY}
             chosen |= {key: axes[key][0] for key in masks_only}
-            told = [key for key in told if key not in masks_only]
-        parts = [f"{key.removesuffix('.name')}={own.label(chosen[key])}" for key in told]
+            shown = [key for key in shown if key not in masks_only]
+        parts = [f"{key.removesuffix('.name')}={own.label(chosen[key])}" for key in shown]
         name = texts.file_name("-".join([own.label(method), *parts, f"s{chosen['seed']}"]))
         made = job(name, os.path.abspath(config), list(chosen.items()), folder)
         if jobs.setdefault(name, made) != made:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import command, processes, texts
+from experiments import command, own, processes, texts
 
 
 class Command(NamedTuple):
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return
         accuracy = summary["test_accuracy"]
         print(
-            f"{folder}: {summary['method']} at {100 * summary['final_sparsity']:.1f} % sparsity, "
+            f"{folder}: {own.label(summary['method'])} at {100 * summary['final_sparsity']:.1f} % sparsity, "
             f"step {summary['steps']}"
             + (f", test accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")
             + f", {summary['flops_inference_x_dense']:.3f}x the FLOPs of dense, {summary['seconds']:.0f} s"

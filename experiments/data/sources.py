@@ -15,12 +15,45 @@ from experiments.io import files
 from rigl_jax import trees
 
 IN_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels
-IDX_SETS = {"fashion_mnist": "dataset-fashion-mnist", "mnist": None, "kmnist": None}  # name -> Debian package
-# What the papers' authors do to a set, where it is not the default for sets of its kind.
-_AUGMENT = {"cifar10": "crop_flip", "cifar100": "crop_flip"}
-_PER_IMAGE = ("cifar10", "cifar100")
-_TEST_SPLIT = {"imagenet2012": "validation"}  # the labels of its "test" are not public
 _CHUNK = 1000
+
+
+class Known(NamedTuple):
+    """What is special about a set of TFDS.
+
+    Attributes:
+      augment: what the papers' authors do to it, where that is not the default for sets of its kind.
+      per_image: whether they standardise every image by itself.
+      test: the split to evaluate on; None: test, or else validation.
+      idx: whether it is published as IDX files, which `experiments.import_idx` reads.
+      package: of Debian, which holds these files.
+      folder: where the package puts them.
+      manual: what else `tfds build` needs.
+    """
+
+    augment: str | None = None
+    per_image: bool = False
+    test: str | None = None
+    idx: bool = False
+    package: str | None = None
+    folder: str | None = None
+    manual: str = ""
+
+
+KNOWN = {
+    "cifar10": Known(augment="crop_flip", per_image=True),
+    "cifar100": Known(augment="crop_flip", per_image=True),
+    # The labels of its "test" are not public.
+    "imagenet2012": Known(test="validation", manual=", and the archives of image-net.org in downloads/manual"),
+    "fashion_mnist": Known(idx=True, package="dataset-fashion-mnist", folder="/usr/share/datasets/fashion-mnist"),
+    "mnist": Known(idx=True),
+    "kmnist": Known(idx=True),
+}
+
+
+def known(dataset: str) -> Known:
+    """What is special about a set, by its name with or without version."""
+    return KNOWN.get(_base(dataset), Known())
 
 
 class Split(NamedTuple):
@@ -65,16 +98,15 @@ def prepared(dataset: str, data_dir: str | None = None) -> Source:
 
     builder = _builder(tfds, dataset, data_dir)
     shape, num_classes = _features(tfds, dataset, builder.info)
-    base = _base(dataset)
-    splits = builder.info.splits
-    names = ("train", _TEST_SPLIT.get(base, "test" if "test" in splits else "validation"))
+    special, splits = known(dataset), builder.info.splits
+    names = ("train", special.test or ("test" if "test" in splits else "validation"))
     if absent := [name for name in names if name not in splits]:
         raise ValueError(f"load: {dataset!r} has no split {absent[0]!r}; it has {', '.join(splits)}")
     sizes = [splits[name].num_examples for name in names]
     in_memory = None not in shape and sum(sizes) * math.prod(n or 0 for n in shape) <= IN_MEMORY_LIMIT
     train, test = (_split(tfds, dataset, builder, name, shape, in_memory) for name in names)
-    default = _AUGMENT.get(base, "none" if in_memory else "inception")
-    return Source(train, test, num_classes, in_memory, base in _PER_IMAGE, default)
+    default = special.augment or ("none" if in_memory else "inception")
+    return Source(train, test, num_classes, in_memory, special.per_image, default)
 
 
 def digits() -> Source:
@@ -123,18 +155,17 @@ def _absent(tfds, dataset: str, data_dir: str | None, root: Path) -> str:
     start = f"load: data set {dataset!r} is not prepared in {root}; type: "
     build = f"tfds build {shlex.quote(dataset)} --file_format=array_record{option}"
     needs = "needs the network and `pip install tensorflow`"
-    if base in IDX_SETS:
-        package = IDX_SETS[base]
+    special = known(dataset)
+    if special.idx:
         command = f"python -m experiments.import_idx --name {base}{option}"
-        if package:
-            return f"{start}apt-get install {package} && {command}; or: {build} ({needs})"
+        if special.package:
+            return f"{start}apt-get install {special.package} && {command}; or: {build} ({needs})"
         return f"{start}{command} --source FOLDER_WITH_IDX_FILES; or: {build} ({needs})"
-    known = tfds.list_builders(with_community_datasets=False)
-    if base in known:
-        manual = ", and the archives of image-net.org in downloads/manual" if base == "imagenet2012" else ""
-        return f"{start}{build} ({needs}{manual})"
+    listed = tfds.list_builders(with_community_datasets=False)
+    if base in listed:
+        return f"{start}{build} ({needs}{special.manual})"
     here = sorted(path.name for path in root.iterdir() if _is_set(path)) if root.is_dir() else []
-    guess = trees.hint(base, ["digits", *here, *IDX_SETS, *known])
+    guess = trees.hint(base, ["digits", *here, *KNOWN, *listed])
     ready = f"{', '.join(here)} prepared in {root}" if here else f"nothing prepared in {root}"
     return f"load: unknown data set {dataset!r}{guess}; there is: digits built in; {ready}; any TFDS image set by name"
 
