@@ -5,8 +5,10 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import rigl_jax as rx
 from experiments.models import MODELS
 from experiments.studies import method_page, method_table, method_training, paper_tables
 from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
@@ -97,6 +99,35 @@ def test_a_cell_of_the_method_table():
     assert 1 - 0.98 < found["explored"] < 0.03
     assert found["forward"] == found["weights"]  # a fully connected network does one product a weight
     assert found["training"] == pytest.approx((29 * found["forward"] + 266_200) / 10)  # one step of ten is dense
+
+
+def test_a_run_in_loops_is_the_plain_loop():
+    """Segments of steps, compiled as loops, give what `tx.update` gives step by step where it decides when to rewire."""
+    data, module = images(256), MODELS["mlp"](10, features=(20, 12))
+    algorithm = rx.rigl(rx.make_plan(method_table._shapes(module), 0.9, rx.erk), period=3, stop=4)
+    run = method_training.compile_run(module, algorithm, 6, 0.1)
+    batches, looped = method_training.order(0, 6, 256), run.init(0)
+    for rewire, first, last in method_training.segments(algorithm, 6):
+        looped = run.train(looped, data, batches, first, last, rewire=rewire)
+    rate = optax.cosine_decay_schedule(0.1, 6)
+    decay = optax.add_decayed_weights(5e-4, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    inner = optax.chain(decay, optax.sgd(rate, momentum=0.9, nesterov=True))
+    tx, plain = rx.sparsify(inner, algorithm, key=jax.random.key(7)), run.init(0)
+    params, state = plain.params, plain.opt_state
+
+    @jax.jit
+    def step(params, state, x, y):
+        def loss(params):
+            logits = run.module.apply({"params": params}, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for rows in batches:
+        params, state = step(params, state, data.x[rows], data.y[rows])
+    jax.tree.map(np.testing.assert_array_equal, state.masks, looped.opt_state.masks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, looped.params)
 
 
 def test_small_dense_networks_hold_no_more_weights_than_sparse_ones():
