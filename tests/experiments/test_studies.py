@@ -102,7 +102,7 @@ def test_a_cell_of_the_method_table():
 
 
 def test_a_run_in_loops_is_the_plain_loop():
-    """Segments of steps, compiled as loops, give what `tx.update` gives step by step where it decides when to rewire."""
+    """Steps compiled as loops give what `tx.update` gives one by one, where it decides itself when to rewire."""
     data, module = images(256), MODELS["mlp"](10, features=(20, 12))
     algorithm = rx.rigl(rx.make_plan(method_table._shapes(module), 0.9, rx.erk), period=3, stop=4)
     run = method_training.compile_run(module, algorithm, 6, 0.1)
