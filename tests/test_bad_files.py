@@ -160,7 +160,7 @@ def test_checkpoints_of_something_else(damage, named, tmp_path):
         else:
             (part,) = folder.glob("1/state/d/*")
             part.write_bytes(part.read_bytes()[:-5])
-    store = checkpoint.open_checkpoints(folder, keep=1, say=said.append)
+    store = checkpoint.open_checkpoints(folder, keep=1, warn=said.append)
     shape = jax.ShapeDtypeStruct((3,), "float32", sharding=jnp.ones(3).sharding)
     assert store.restore({"w": shape}) is None
     store.close()
