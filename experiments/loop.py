@@ -4,9 +4,8 @@ It reads and writes no file. What a run saves, logs and checks is done by functi
 `experiments.train` passes those of a run directory, and a recipe that trains several times may pass none:
 
     task = prepare(config)
-    start = init(task)
-    trained = fit(task, start, stop=1000)
-    again = fit(task, init(task, params=start.params, masks=task.execution.masks(trained)), stop=1000)
+    trained = fit(task, init(task), stop=1000)
+    again = fit(task, init(task, masks=task.execution.masks(trained)), stop=1000)  # the first weights, the last masks
     evaluate(task, again)
 
 The host runs ahead of the devices and waits for them only where a function that is passed in reads a result.

@@ -76,9 +76,9 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """A batch on the devices. Each process gives its own examples."""
+    """A batch on the devices. Each process gives its own examples. The index of an example stays on the host."""
     at = split(mesh)
-    return {name: jax.make_array_from_process_local_data(at, value) for name, value in batch.items()}
+    return {n: jax.make_array_from_process_local_data(at, value) for n, value in batch.items() if n != "index"}
 
 
 def check_rules(rules: Rules) -> None:
