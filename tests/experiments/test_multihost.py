@@ -186,7 +186,7 @@ def test_the_environment_says_where_a_process_is():
     assert processes.place(here) == {"coordinator_address": "10.0.0.1:99", "num_processes": 4, "process_id": 3}
     assert processes.place({}) == {}
     for wrong in ({"JAX_NUM_PROCESSES": "3"}, {"JAX_PROCESS_ID": ""}, {"JAX_COORDINATOR_ADDRESS": ""}):
-        with refused("main", *wrong):
+        with refused("--distributed", *wrong):
             processes.place({**here, **wrong})
 
 
