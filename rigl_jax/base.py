@@ -315,3 +315,23 @@ class Pruned(NamedTuple):
 
 Surgeon = Callable[[Plan, PyTree, Masks, Any], Pruned]
 """`(plan, params, masks, batch) -> Pruned`: prunes to the plan's counts and also moves the weights that stay (OBS)."""
+
+
+class Trained(NamedTuple):
+    """What a training run left.
+
+    Attributes:
+      params: the weights, exactly 0 off the masks.
+      aux: anything else, such as the optimizer's state or a summary. No recipe reads it.
+      masks: the masks at the end, where training moved them; None: those that it was given.
+    """
+
+    params: PyTree
+    aux: Any = None
+    masks: Masks | None = None
+
+
+Train = Callable[[PyTree, Masks, int, int, Array], Trained]
+"""`(params, masks, start, stop, key) -> Trained`: the user's training from step `start` to step `stop`.
+
+It must depend on its arguments alone, keep pruned weights 0 and leave its arguments as they are."""
