@@ -7,6 +7,7 @@ import pytest
 
 from experiments import loop, sharding, step
 from experiments.task import prepare
+from tests.errors import refused
 from tests.experiments.runs import ONE, compiled_once, configured  # noqa: F401
 
 
@@ -86,9 +87,9 @@ def test_training_starts_from_given_weights_and_masks(execution, tasks):
 
 def test_what_does_not_fit_the_model_is_refused(tasks):
     params = loop.init(tasks["masked"]).params
-    with pytest.raises(ValueError, match="Dense_1/kernel"):
+    with refused("Dense_1/kernel"):
         loop.init(tasks["masked"], params={**params, "Dense_1": {**params["Dense_1"], "kernel": jnp.ones((2, 2))}})
-    with pytest.raises(ValueError, match="masks"):
+    with refused("masks"):
         loop.init(tasks["dense"], masks=jax.tree.map(lambda p: p != 0, params))
 
 
