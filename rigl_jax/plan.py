@@ -82,40 +82,37 @@ def make_plan(
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     known = _known_roles(params, shapes, axes, apply, inputs)
     structures = _structures(shapes, rules, known)
-    sparse = {name: shapes[name] for name in structures}
+    layers = {name: LayerPlan(name, shapes[name], s, 0, known[name].axes) for name, s in structures.items()}
     dtypes = {name: getattr(p, "dtype", np.dtype("float32")) for name, p in trees.named_leaves(params).items()}
-    for name, shape in sparse.items():
-        if not 0 < math.prod(shape) < 2**31:
+    for name, layer in layers.items():
+        if not 0 < layer.size < 2**31:
             raise ValueError(
-                f"make_plan: leaf {name!r} must have at least 1 and fewer than 2**31 weights, got {math.prod(shape)}"
+                f"make_plan: leaf {name!r} must have at least 1 and fewer than 2**31 weights, got {layer.size}"
             )
         if str(dtypes[name]) not in checks.TRAINABLE:
             raise ValueError(
                 f"make_plan: leaf {name!r} must hold weights of {', '.join(checks.TRAINABLE)} to be sparse, "
                 f"got {dtypes[name]}"
             )
-    for name, shape in sparse.items():
-        _units(name, structures[name], shape)  # what does not divide is told before a total that could not be
+    for name, layer in layers.items():
+        _units(name, layer.structure, layer.shape)  # what does not divide is told before a total that could not be
     imposed = {name: s.sparsity for name, s in structures.items() if s.sparsity is not None}
     fixed = {
         **imposed,
-        **trees.first_match("make_plan: sparsities", tuple((sparsities or {}).items()), list(sparse)),
+        **trees.first_match("make_plan: sparsities", tuple((sparsities or {}).items()), list(layers)),
     }
     for name, value in fixed.items():
         check_sparsity(f"make_plan: sparsities[{name!r}]", value)
-    if imposed and len(fixed) == len(sparse):
-        _check_imposed(sparse, fixed, sparsity)
-    free = {name: shape for name, shape in sparse.items() if name not in fixed}
+    if imposed and len(fixed) == len(layers):
+        _check_imposed(layers, fixed, sparsity)
+    free = {name: layer for name, layer in layers.items() if name not in fixed}
     if fixed and free and count_fixed:
-        sparsity = _left(sparse, free, structures, fixed, sparsity, rounding)
+        sparsity = _left(layers, free, fixed, sparsity, rounding)
     elif free:
-        _check_reachable(free, structures, sparsity, rounding)
-    axes_of = {name: known[name].axes for name in sparse}
-    shared = {**(share(free, axes_of, sparsity, distribution) if free else {}), **fixed}
-    return {
-        name: _leaf(name, shape, structures[name], shared[name], rounding)._replace(axes=axes_of[name])
-        for name, shape in sparse.items()
-    }
+        _check_reachable(free, sparsity, rounding)
+    shape, axes_of = ({name: getattr(layer, key) for name, layer in free.items()} for key in ("shape", "axes"))
+    shared = {**(share(shape, axes_of, sparsity, distribution) if free else {}), **fixed}
+    return {name: _counted(layer, shared[name], rounding) for name, layer in layers.items()}
 
 
 def _known_roles(
@@ -176,18 +173,13 @@ def _bound(name: str, structure: Structure, shape: Shape, axes: Axes | None) -> 
 
 
 def _left(
-    shapes: Mapping[str, Shape],
-    free: Mapping[str, Shape],
-    structures: Mapping[str, Structure],
-    fixed: Mapping[str, float],
-    sparsity: float,
-    rounding: Callable[[float], int],
+    layers: Plan, free: Plan, fixed: Mapping[str, float], sparsity: float, rounding: Callable[[float], int]
 ) -> float:
     """The sparsity of the leaves that are not fixed at which the total comes out right."""
-    total, size = _size(shapes), _size(free)
-    zeros = sum(value * math.prod(shapes[name]) for name, value in fixed.items())
-    most = size - sum(_least(free, structures))
-    if sparsity * total < zeros - 1e-6 or _is_beyond(sparsity * total - zeros, free, structures, rounding):
+    total, size = _size(layers), _size(free)
+    zeros = sum(value * layers[name].size for name, value in fixed.items())
+    most = size - sum(_least(free))
+    if sparsity * total < zeros - 1e-6 or _is_beyond(sparsity * total - zeros, free, rounding):
         raise ValueError(
             f"make_plan: with {len(fixed)} layers fixed by `sparsities` or by their structure, the total sparsity "
             f"can be {zeros / total:.6g} to {(zeros + most) / total:.6g}, the largest reachable; got {shown(sparsity)}"
@@ -195,10 +187,9 @@ def _left(
     return max(0.0, (sparsity * total - zeros) / size)
 
 
-def _check_imposed(shapes: Mapping[str, Shape], fixed: Mapping[str, float], sparsity: float) -> None:
+def _check_imposed(layers: Plan, fixed: Mapping[str, float], sparsity: float) -> None:
     """Where structures, and perhaps `sparsities`, fix every layer, nothing is left to ask for."""
-    size = {name: math.prod(shape) for name, shape in shapes.items()}
-    total = sum(fixed[name] * n for name, n in size.items()) / sum(size.values())
+    total = sum(fixed[name] * layer.size for name, layer in layers.items()) / _size(layers)
     if abs(sparsity - total) > 1e-6:
         raise ValueError(
             "make_plan: every sparse layer is fixed by its structure or by `sparsities`, and the total comes out as "
@@ -206,43 +197,37 @@ def _check_imposed(shapes: Mapping[str, Shape], fixed: Mapping[str, float], spar
         )
 
 
-def _check_reachable(
-    shapes: Mapping[str, Shape],
-    structures: Mapping[str, Structure],
-    sparsity: float,
-    rounding: Callable[[float], int],
-) -> None:
+def _check_reachable(layers: Plan, sparsity: float, rounding: Callable[[float], int]) -> None:
     """At least one unit stays in each group; a total that leaves no room for them cannot be reached."""
-    total, least = _size(shapes), sum(_least(shapes, structures))
-    if _is_beyond(sparsity * total, shapes, structures, rounding):
+    total, least = _size(layers), sum(_least(layers))
+    if _is_beyond(sparsity * total, layers, rounding):
         raise ValueError(
-            f"make_plan: at least one connection of each of {len(shapes)} leaves stays, so the largest reachable "
+            f"make_plan: at least one connection of each of {len(layers)} leaves stays, so the largest reachable "
             f"sparsity is {1 - least / total:.6g}, got {shown(sparsity)}"
         )
 
 
-def _is_beyond(
-    zeros: float, shapes: Mapping[str, Shape], structures: Mapping[str, Structure], rounding: Callable[[float], int]
-) -> bool:
+def _is_beyond(zeros: float, layers: Plan, rounding: Callable[[float], int]) -> bool:
     """Whether so many zeros are more than there can be, after the rounding that the counts of a leaf have.
 
     A leaf rounds by a unit in each of its groups: 0.95 of 10 weights is 9 by floor, 0.8 of a fan-in of 4 is 3.
     """
-    least = _least(shapes, structures)
-    return whole((zeros - (_size(shapes) - sum(least))) / max(least), rounding) > 0
+    least = _least(layers)
+    return whole((zeros - (_size(layers) - sum(least))) / max(least), rounding) > 0
 
 
-def _size(shapes: Mapping[str, Shape]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
+def _size(layers: Plan) -> int:
+    return sum(layer.size for layer in layers.values())
 
 
-def _least(shapes: Mapping[str, Shape], structures: Mapping[str, Structure]) -> list[int]:
+def _least(layers: Plan) -> list[int]:
     """How many weights of each leaf stay whatever is asked for: a unit of each group."""
-    least = []
-    for name, shape in shapes.items():
-        units = _units(name, structures[name], shape)
-        least.append(math.prod(shape) // math.prod(units[axis] for axis in structures[name].axes(units)))
-    return least
+    return [layer.groups * layer.unit_size for layer in layers.values()]
+
+
+def _counted(layer: LayerPlan, sparsity: float, rounding: Callable[[float], int]) -> LayerPlan:
+    size = layer.group_size
+    return layer._replace(n_active=max(1, size - whole(sparsity * size, rounding)))
 
 
 def _units(name: str, structure: Structure, shape: Shape) -> Shape:
@@ -250,11 +235,3 @@ def _units(name: str, structure: Structure, shape: Shape) -> Shape:
         return structure.units(shape)
     except ValueError as error:
         raise ValueError(f"make_plan: leaf {name!r}: {error}") from None
-
-
-def _leaf(
-    name: str, shape: Shape, structure: Structure, sparsity: float, rounding: Callable[[float], int]
-) -> LayerPlan:
-    units = _units(name, structure, shape)
-    in_group = math.prod(units[axis] for axis in structure.axes(units))
-    return LayerPlan(name, shape, structure, max(1, in_group - whole(sparsity * in_group, rounding)))

@@ -119,76 +119,107 @@ def packed_training(
             "ordinary steps; train it masked (one of your own that does neither says so by active_only=True)"
         )
     masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
-    rewiring_step = jax.jit(functools.partial(masked.update, rewire=True))
+    run = _Run(
+        inner,
+        algorithm,
+        masked,
+        choose or best_pattern,
+        sharding,
+        # As one program, in which the places of a pattern's values are worked out once.
+        gather=jax.jit(functools.partial(_gather, inner)),
+        scatter=jax.jit(functools.partial(_scatter, inner)),
+        masked_step=jax.jit(functools.partial(masked.update, rewire=True)),
+    )
+    return PackedTraining(*(functools.partial(f, run) for f in (_init, _update, _rewire, _pack, _unpack)))
 
-    def init(params: PyTree) -> tuple[Packed, SparseState]:
-        if isinstance(params, Packed):
-            raise ValueError("packed_training: init takes params, got packed weights; rx.unpack gives the params")
-        return enter(params, masked.init(params))
 
-    def pack(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
-        if like is not None:
-            checked("packed_training: pack: like", like)
-        if isinstance(params, Packed):
-            raise ValueError("packed_training: pack takes params, got packed weights; rx.unpack gives the params")
-        if not _is_state(state) or not jax.tree.leaves(state.algorithm.masks):
-            raise ValueError(
-                "packed_training: pack takes the state of a masked run, got "
-                + ("one that is packed already; training.unpack gives both" if _is_state(state) else repr(type(state)))
-            )
-        checks.algorithm_state("packed_training: pack", algorithm, state.algorithm)
-        checks.optimizer_state("packed_training: pack", jax.eval_shape(inner.init, params), state.inner)
-        return enter(params, state, like)
+class _Run(NamedTuple):
+    """What `packed_training` was given, its masked form, and the compiled ways between the two."""
 
-    def enter(params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
-        chosen = choose or best_pattern
-        chosen = chosen if like is None else same_kernels(like, chosen)
-        patterns = make_patterns(params, state.masks, chosen)
-        if sharding is not None:
-            patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
-        if like is None:
-            _check_optimizer(inner, params, patterns)
-        without = state.algorithm._replace(masks=InPatterns())
-        return gather(params, state._replace(algorithm=without), patterns)
+    inner: optax.GradientTransformationExtraArgs
+    algorithm: Algorithm
+    masked: optax.GradientTransformationExtraArgs
+    choose: Choose
+    sharding: jax.sharding.Sharding | None
+    gather: Callable[[PyTree, SparseState, PyTree], tuple[Packed, SparseState]]
+    scatter: Callable[[Packed, SparseState], tuple[PyTree, SparseState]]
+    masked_step: Callable[..., tuple[PyTree, SparseState]]
 
-    @jax.jit  # as one program, in which the places of a pattern's values are worked out once
-    def gather(params: PyTree, state: SparseState, patterns: PyTree) -> tuple[Packed, SparseState]:
-        packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
-        return packed, state._replace(inner=map_inner(inner, _gather, state.inner, _boxes(packed)))
 
-    @jax.jit
-    def leave(packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
-        return unpack(packed), state._replace(
-            algorithm=state.algorithm._replace(masks=masks_of(packed)),
-            inner=map_inner(inner, _scatter, state.inner, _boxes(packed)),
+def _init(run: _Run, params: PyTree) -> tuple[Packed, SparseState]:
+    if isinstance(params, Packed):
+        raise ValueError("packed_training: init takes params, got packed weights; rx.unpack gives the params")
+    return _enter(run, params, run.masked.init(params))
+
+
+def _pack(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
+    who = "packed_training: pack"
+    if like is not None:
+        checked(f"{who}: like", like)
+    if isinstance(params, Packed):
+        raise ValueError(f"{who} takes params, got packed weights; rx.unpack gives the params")
+    if not _is_state(state) or not jax.tree.leaves(state.algorithm.masks):
+        raise ValueError(
+            f"{who} takes the state of a masked run, got "
+            + ("one that is packed already; training.unpack gives both" if _is_state(state) else repr(type(state)))
         )
+    checks.algorithm_state(who, run.algorithm, state.algorithm)
+    checks.optimizer_state(who, jax.eval_shape(run.inner.init, params), state.inner)
+    return _enter(run, params, state, like)
 
-    def checked_state(who: str, packed: Packed, state: Any) -> SparseState:
-        state = check_state(who, inner, packed, state)
-        checks.algorithm_state(who, algorithm, state.algorithm, _masked(packed))
-        return state
 
-    def leave_checked(packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
-        who = "packed_training: unpack"
-        return leave(checked(who, packed), checked_state(who, packed, state))
+def _enter(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
+    """The packed form of a masked run, with the kernels of `like` where they serve again."""
+    patterns = make_patterns(params, state.masks, run.choose if like is None else same_kernels(like, run.choose))
+    if (sharding := run.sharding) is not None:
+        patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
+    if like is None:
+        _check_optimizer(run.inner, params, patterns)
+    without = state.algorithm._replace(masks=InPatterns())
+    return run.gather(params, state._replace(algorithm=without), patterns)
 
-    def update(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        who = "packed_training: update"
-        values: Any = checked(who, packed).values
-        checked_state(who, packed, state)
-        checks.gradients(who, grads, values, of="packed.values")
-        updates, optimizer = inner.update(grads, state.inner, values, **extra)
-        values = optax.apply_updates(values, updates)
-        return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
-    def rewire(grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
-        who = "packed_training: rewire"
-        params, state = leave(checked(who, packed), checked_state(who, packed, state))
-        checks.gradients(who, grads, params)
-        updates, state = rewiring_step(grads, state, params, **extra)
-        return enter(optax.apply_updates(params, updates), state, packed)
+def _gather(
+    inner: optax.GradientTransformation, params: PyTree, state: SparseState, patterns: PyTree
+) -> tuple[Packed, SparseState]:
+    packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
+    optimizer = map_inner(inner, lambda part, box: gather_leaf(part, box.content), state.inner, _boxes(packed))
+    return packed, state._replace(inner=optimizer)
 
-    return PackedTraining(init, update, rewire, pack, leave_checked)
+
+def _scatter(inner: optax.GradientTransformation, packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
+    optimizer = map_inner(inner, lambda part, box: scatter_leaf(part, box.content), state.inner, _boxes(packed))
+    return unpack(packed), state._replace(algorithm=state.algorithm._replace(masks=masks_of(packed)), inner=optimizer)
+
+
+def _unpack(
+    run: _Run, packed: Packed, state: SparseState, who: str = "packed_training: unpack"
+) -> tuple[PyTree, SparseState]:
+    return run.scatter(checked(who, packed), _checked_state(run, who, packed, state))
+
+
+def _update(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
+    who = "packed_training: update"
+    values: Any = checked(who, packed).values
+    _checked_state(run, who, packed, state)
+    checks.gradients(who, grads, values, of="packed.values")
+    updates, optimizer = run.inner.update(grads, state.inner, values, **extra)
+    values = optax.apply_updates(values, updates)
+    return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
+
+
+def _rewire(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
+    who = "packed_training: rewire"
+    params, state = _unpack(run, packed, state, who)
+    checks.gradients(who, grads, params)
+    updates, state = run.masked_step(grads, state, params, **extra)
+    return _enter(run, optax.apply_updates(params, updates), state, packed)
+
+
+def _checked_state(run: _Run, who: str, packed: Packed, state: Any) -> SparseState:
+    state = check_state(who, run.inner, packed, state)
+    checks.algorithm_state(who, run.algorithm, state.algorithm, _masked(packed))
+    return state
 
 
 def check_state(who: str, inner: optax.GradientTransformation, packed: Packed, state: Any) -> SparseState:
@@ -224,14 +255,6 @@ class Box:
 
 def _boxes(packed: Packed) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(packed.values), [Box(pattern) for pattern in leaf_patterns(packed)])
-
-
-def _gather(part: Array, box: Box) -> Array:
-    return gather_leaf(part, box.content)
-
-
-def _scatter(part: Array, box: Box) -> Array:
-    return scatter_leaf(part, box.content)
 
 
 def map_inner(inner: optax.GradientTransformation, f: Callable[..., Array], state: PyTree, boxes: PyTree) -> PyTree:
