@@ -1,11 +1,14 @@
 """`fit` alone: it writes no file and keeps the state that it is given; a stop changes nothing; given weights."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import loop, sharding, step
+from experiments.io import checkpoint
 from experiments.task import prepare
 from tests.errors import refused
 from tests.experiments.runs import ONE, compiled_once, configured  # noqa: F401
@@ -148,3 +151,31 @@ def test_checkpoints_hold_what_those_of_earlier_versions_hold(execution, tasks):
     }
     assert moments
     assert type(state)._fields == ("step", "params", "batch_stats", "opt_state", "key", "explored", "totals")
+
+
+class EarlierState(NamedTuple):
+    """The state of earlier versions, field by field."""
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    key: Any
+    explored: Any
+    totals: Any
+
+
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+def test_a_state_of_an_earlier_version_is_restored_bit_for_bit(execution, tasks, tmp_path):
+    task = tasks[execution]
+    state = loop.fit(task, loop.init(task), 2)
+    earlier = EarlierState(*state)
+    assert execution != "dense" or earlier.explored is None
+    store = checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1)
+    store.save(2, earlier, {}, None)
+    store.close()
+    store = checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1)
+    found, _ = store.restore(task.execution.abstract())
+    store.close()
+    assert_equal(found, state)
+    assert_equal(loop.fit(task, found, 4), loop.fit(task, state, 4))
