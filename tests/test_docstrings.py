@@ -22,6 +22,7 @@ EXAMPLES = {
     for name in MODULES
     if (tests := [test for test in doctest.DocTestFinder().find(importlib.import_module(name)) if test.examples])
 }
+FAMILIES = (rx, rx.criteria, rx.diagnostics, rx.execution, rx.recipes, rx.tracing)
 NOT_RUN = ["rigl_jax.execution.export.export_onnx"]  # jax2onnx has an environment of its own
 
 
@@ -33,7 +34,7 @@ def test_examples(module):
 
 
 def test_every_public_function_has_an_example():
-    public = [getattr(module, name) for module in (rx, rx.execution) for name in module.__all__]
+    public = [getattr(module, name) for module in FAMILIES for name in module.__all__]
     names = {f"{value.__module__}.{value.__qualname__}" for value in public if inspect.isfunction(value)}
     assert len(names) > 60
     run = {
