@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -61,11 +60,11 @@ def snip(
         )
     checks.functions("snip", score=score)
     if loss is not None:
-        slope = losses.at("snip", of_params("snip", loss))
+        value = losses.at("snip", of_params("snip", loss))
 
         def criterion(key: Array) -> Criterion:
             return lambda params, batch: score(
-                Signals(params, scores.gradient_of(functools.partial(slope, batch=batch), params), jnp.int32(0), key)
+                Signals(params, scores.gradient_of(lambda p: value(p, batch), params), jnp.int32(0), key)
             )
 
         return keyed("snip", plan, criterion, jointly=jointly, min_active=min_active)
