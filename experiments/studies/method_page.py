@@ -159,23 +159,26 @@ def figure(records: Records, model: str) -> Figure:
     dense = records.get(Cell(model, "dense", 0.0))
     with matplotlib.rc_context(drawing.LOOK):
         result, [row] = drawing.new_figure(2, 1, 4.6, 3.9)
+        lowest = 100.0
         for method, (colour, marker, dash) in LOOKS.items():
             found = [(s, records[cell]) for s in SPARSITIES if (cell := Cell(model, method, s)) in records]
             if not found:
                 continue
             values = [percents(record) for _, record in found]
             means, bars = [np.mean(v) for v in values], [np.std(v, ddof=1) for v in values]
+            lowest = lowest if method == "small_dense" else min(lowest, *means)
             look = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "linewidth": 1.2}
             places = [SPARSITIES.index(s) for s, _ in found]
             row[0].errorbar(places, means, bars, label=LABELS[method], capsize=2, **look)
             if dense is not None:
                 flops = [_mean(record, "training") / _mean(dense, "training") for _, record in found]
                 row[1].errorbar(flops, means, bars, capsize=2, **look)
-        _finish(row, None if dense is None else float(np.mean(percents(dense))))
+        _finish(row, None if dense is None else float(np.mean(percents(dense))), lowest)
     return result
 
 
-def _finish(row: Sequence[Axes], dense: float | None) -> None:
+def _finish(row: Sequence[Axes], dense: float | None, lowest: float) -> None:
+    """Axes and legend; small dense networks, which fall far below the rest, are cut off."""
     row[0].set_xticks(range(len(SPARSITIES)), [f"{100 * s:.0f} %" for s in SPARSITIES])
     row[0].set_xlabel("Sparsity")
     row[0].set_ylabel("Test accuracy, %")
@@ -188,8 +191,8 @@ def _finish(row: Sequence[Axes], dense: float | None) -> None:
     for axes in row:
         if dense is not None:
             axes.axhline(dense, color="#333333", linewidth=0.8, linestyle=(0, (1, 2)))
-        low = max(axes.get_ylim()[0], 60.0)
-        axes.set_ylim(low, axes.get_ylim()[1])
+        top = axes.get_ylim()[1] if dense is None else dense + 0.5
+        axes.set_ylim(max(axes.get_ylim()[0], lowest - 0.2 * (top - lowest)), top)
     row[0].legend(fontsize=7, ncols=2, loc="lower left")
 
 
