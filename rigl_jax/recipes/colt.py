@@ -75,17 +75,8 @@ def colt(
     [0.0, 0.4, 0.8]
     """
     who = "colt"
-    if not isinstance(trains, Sequence) or not trains:
-        raise ValueError(f"{who}: trains must be training functions, one a part, got {shown(trains)}")
-    for i, train in enumerate(trains):
-        checks.functions(who, **{f"trains[{i}]": train}, criterion=criterion)
-    checks.plan(who, plan)
-    for layer in plan.values():
-        if not layer.is_unstructured or layer.layers > 1:
-            raise ValueError(
-                f"{who}: plan: leaf {layer.name!r} must be unstructured and no stack, for masks of several networks "
-                f"agree on other counts than a structure has; got structure {layer.structure.name!r}"
-            )
+    _check(who, trains, plan)
+    checks.functions(who, criterion=criterion)
     rate = checks.number(who, "rate", rate, "must be above 0 and below 1", lambda found: 0 < found < 1)
     key, rounds, steps = checks.key(who, key), whole_number(who, "rounds", rounds), whole_number(who, "steps", steps)
     check_scope(who, plan, scope, 0)
@@ -125,6 +116,25 @@ def colt(
 
     tickets = walk(who, rounds, first, following, resume)
     return until_target()
+
+
+def _check(who: str, trains: Sequence[Train], plan: Plan) -> None:
+    """Checks the training functions, and that every leaf of the plan is unstructured.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    if not isinstance(trains, Sequence) or not trains:
+        raise ValueError(f"{who}: trains must be training functions, one a part, got {shown(trains)}")
+    for i, train in enumerate(trains):
+        checks.functions(who, **{f"trains[{i}]": train})
+    checks.plan(who, plan)
+    for layer in plan.values():
+        if not layer.is_unstructured or layer.layers > 1:
+            raise ValueError(
+                f"{who}: plan: leaf {layer.name!r} must be unstructured and no stack, for masks of several networks "
+                f"agree on other counts than a structure has; got structure {layer.structure.name!r}"
+            )
 
 
 def _left(active: int, rate: float, least: int) -> int:

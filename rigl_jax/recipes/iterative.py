@@ -129,15 +129,9 @@ def iterative_pruning(
             masks=before.masks,
             min_active=min_active,
         )
-        after = sparsity_of(pruned.masks)
-        length = lengths[level - 1]
-        facts = Round(
-            level,
-            length,
-            after,
-            1 - (1 - after) / (1 - before.sparsity),
-            min(1.0, norm_drop(before.params, pruned.params)),
-        )
+        after, length = sparsity_of(pruned.masks), lengths[level - 1]
+        drop = min(1.0, norm_drop(before.params, pruned.params))
+        facts = Round(level, length, after, 1 - (1 - after) / (1 - before.sparsity), drop)
         start = pruned.params if reestimate is None else reestimate(*pruned)
         if not length:
             return ticket_of(Trained(start, None, pruned.masks), level, facts)
