@@ -33,6 +33,7 @@ def train(
     *,
     devices: Sequence[jax.Device] | None = None,
     interrupted: Callable[[int], bool] = lambda step: False,
+    start: Callable[[Task], TrainState] = init,
 ) -> dict[str, Any]:
     """Starts or resumes a training, and writes a run directory (see `experiments.io.run_directory`).
 
@@ -45,6 +46,8 @@ def train(
       devices: to train on; all by default. The batch is split among them.
       interrupted: `step -> bool`, asked after every step. On True the run saves a checkpoint and ends. Processes that
         train together must get the answer at the same step.
+      start: `task -> TrainState` of a run that has no checkpoint yet, the same in every call. The run goes on from its
+        step.
 
     Returns:
       The content of `summary.json`. That of a run that is interrupted or ends at `config.stop_at` is not written.
@@ -87,12 +90,12 @@ def train(
                 logging.warning("train: %s holds a run that was begun, but no checkpoint; it starts anew", workdir)
             if jax.process_index() == 0:
                 run_directory.begin(workdir, config)  # after restoring: a folder of another run stays as it was
-            state, facts = found or (init(task), {})
+            state, facts = found or (start(task), {})
             log = open_log(task, workdir, state, facts, started)
             try:
                 state = _fit(task, state, log, store, interrupted)
             except FloatingPointError as error:
-                raise FloatingPointError(_explain(task, store, log.history.step, str(error))) from None
+                raise FloatingPointError(_explain(task, store, start, log.history.step, str(error))) from None
             finally:
                 logs.close(log)
         finally:
@@ -172,12 +175,14 @@ def _fit(
     )
 
 
-def _explain(task: Task, store: checkpoint.Checkpoints, step: int, said: str) -> str:
+def _explain(
+    task: Task, store: checkpoint.Checkpoints, start: Callable[[Task], TrainState], step: int, said: str
+) -> str:
     """The message of a run that failed with `said`: the step, the leaf, and where the last good state is."""
     if task.config["on_nonfinite"] == SKIP:
         return f"train: {said}, although batches that are not finite are skipped; a lower learning rate may help"
     found = store.restore(task.execution.abstract())
-    state = init(task) if found is None else found[0]
+    state = start(task) if found is None else found[0]
     good = "there is no checkpoint" if found is None else f"the last good checkpoint is that of step {int(state.step)}"
     # Nothing found: the test loss alone is too large, or the failure did not come again.
     seen = f"{said}, with finite gradients and weights when repeated"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -111,7 +112,10 @@ def mask_overlap(a: Masks, b: Masks) -> Array:
     for name in [*first, *second]:
         for argument, masks in (("a", first), ("b", second)):
             checks.mask(f"mask_overlap: {argument}", name, masks.get(name), (first | second)[name])
-    count = lambda masks: sum(jnp.sum(mask, dtype=jnp.int32) for mask in masks).astype(jnp.float32)  # noqa: E731
-    both = count([first[name] & second[name] for name in first])
-    either = count([first[name] | second[name] for name in first])
+    both = _count([first[name] & second[name] for name in first])
+    either = _count([first[name] | second[name] for name in first])
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
+
+
+def _count(masks: list[Array]) -> Array:
+    return functools.reduce(jnp.add, [jnp.sum(mask, dtype=jnp.float32) for mask in masks])
