@@ -118,4 +118,4 @@ def mask_overlap(a: Masks, b: Masks) -> Array:
 
 
 def _count(masks: list[Array]) -> Array:
-    return functools.reduce(jnp.add, [jnp.sum(mask, dtype=jnp.float32) for mask in masks])
+    return functools.reduce(jnp.add, [jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32) for mask in masks])
