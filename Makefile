@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo sanitize test test-plain test-newest test-library fashion_mnist figures soak lint format clean
 # The tests of the library itself, without those that train through configs.
-LIBRARY_TESTS := tests/rigl_jax tests/tracing tests/execution tests/test_docstrings.py tests/test_docs.py
+LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/execution tests/test_docstrings.py tests/test_docs.py
 # Files are spread over the cores; plain `pytest FILE` runs in one process.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The newest Python on this machine, on the path or from pyenv, that the newest JAX runs on; empty if there is none.
