@@ -249,7 +249,7 @@ def _transpose(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def _checkpoint(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    closed = primitives.called(eqn)
+    (closed,) = primitives.held(eqn)
     if walker.context.observe is not None:  # what is observed must get out, and that it cannot from a checkpoint
         return walker(closed, operands)
 

@@ -12,7 +12,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.extend.core.primitives import copy_p
 
-from rigl_jax.tracing.primitives import CUSTOM, called
+from rigl_jax.tracing.primitives import CUSTOM, held
 from rigl_jax.tracing.walk import Rule, Walker
 
 
@@ -66,13 +66,14 @@ def _writer(equations: list[Any], program: Program) -> Walker:
     def custom(walker: Walker, eqn: Any, ins: list[Any]) -> list[Any]:
         own: list[Any] = []
         outs: list[Any] = []
-        for out in _writer(own, program)(called(eqn), ins):  # pyrefly: ignore[bad-argument-type]
-            if out in outs or not any(out in inside.outvars for inside in own):  # a result that is only handed on
+        (inner,) = held(eqn)
+        for out in _writer(own, program)(inner, ins):
+            if out in outs or not any(out in made.outvars for made in own):  # a result that is only handed on
                 (copy,) = jax.make_jaxpr(copy_p.bind)(jax.ShapeDtypeStruct(out.aval.shape, out.aval.dtype)).eqns
                 (out,) = _append(own, copy, [out])
             outs.append(out)
         call = eqn.replace(invars=ins, outvars=outs)
-        program.within.update((inside.outvars[0], call) for inside in own if inside.outvars)
+        program.within.update((made.outvars[0], call) for made in own if made.outvars)
         equations.extend(own)
         return outs
 

@@ -41,7 +41,7 @@ _OF_B: dict[Kind, tuple[Kind, Callable[[Array, Array], tuple[Array, Array]]]] = 
 }
 
 
-class Product(NamedTuple):
+class Bilinear(NamedTuple):
     """A bilinear sparse operation, made by `bilinear`. Call `product(x, values, pattern, options)`."""
 
     primitive: Primitive
@@ -55,7 +55,7 @@ class Product(NamedTuple):
         return _bind(self.primitive, "input_gradient", x, values, pattern, options)
 
 
-def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Product:
+def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Bilinear:
     """Make the primitive. `run` serves every platform but the CPU; batch is axis 0 of x and of y."""
     primitive = Primitive(name)
 
@@ -84,7 +84,7 @@ def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Product:
     ad.primitive_jvps[primitive] = functools.partial(_jvp, primitive)
     ad.primitive_transposes[primitive] = functools.partial(_transpose, primitive)
     batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
-    return Product(primitive)
+    return Bilinear(primitive)
 
 
 def _bind(primitive: Primitive, kind: Kind, a: Array, b: Array, pattern: Any, options: Hashable) -> Array:
