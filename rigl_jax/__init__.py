@@ -8,6 +8,7 @@ from importlib import metadata
 from rigl_jax import (
     algorithms,
     base,
+    channels,
     criteria,
     diagnostics,
     execution,
@@ -186,6 +187,7 @@ __all__ = [
     # modules
     "algorithms",
     "base",
+    "channels",
     "criteria",
     "diagnostics",
     "execution",

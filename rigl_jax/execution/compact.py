@@ -7,45 +7,20 @@ model's own jaxpr says which rows, columns and biases make up a channel, so any 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import checks, trees
-from rigl_jax.base import Array, Masks, PyTree, Shape
-from rigl_jax.tracing import primitives
-from rigl_jax.tracing.channels import Labels, read_channels
+from rigl_jax.base import Masks, PyTree
+from rigl_jax.channels.resizing import at_smaller_shapes
+from rigl_jax.channels.shrinking import Compact
+from rigl_jax.tracing.channels import Labels, Reading, read_channels
 from rigl_jax.tracing.constants import Contraction, read_contractions
-from rigl_jax.tracing.program import Program, evaluate, trace
-from rigl_jax.tracing.walk import Rule
-
-Kept = dict[str, dict[int, np.ndarray]]
-"""`{leaf: {axis: int64[new size]}}`: the ascending positions that are left of every axis that shrank."""
-
-
-class Compact(NamedTuple):
-    """A model without its dead channels.
-
-    Attributes:
-      params: a tree like the params, with smaller arrays, and zeros where the small masks are False.
-      masks: the masks, cut to the same shapes.
-      apply: `(params, *inputs) -> outputs`, the given `apply` at the smaller shapes. Takes any batch size that the
-        given one takes. Traced on every call, so jit it. Its gradients are those of the given one: functions with
-        derivatives of their own (`jax.custom_jvp`, `jax.custom_vjp`) keep them.
-      kept: which positions are left of every axis that shrank; empty if no channel was dead.
-      shapes: `{leaf: (shape before, shape now)}` of the same leaves. To build the model itself anew, read its widths
-        here, as in `MLP(features=(compact.shapes["Dense_0/kernel"][1][1], ...))`: its own `apply` then takes params.
-    """
-
-    params: PyTree
-    masks: Masks
-    apply: Callable[..., Any]
-    kept: Kept
-    shapes: dict[str, tuple[Shape, Shape]]
+from rigl_jax.tracing.program import Program, trace
 
 
 def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: Any) -> Compact:
@@ -110,9 +85,10 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     return Compact(
         params=jax.tree.unflatten(structure, [jnp.asarray(weight) for weight in cut]),
         masks=jax.tree.unflatten(structure, small),
-        apply=_at_smaller_shapes(apply, before, kept),
+        apply=at_smaller_shapes("compact", apply, before, kept, _read),
         kept=kept,
         shapes={name: (w.shape, now.shape) for name, w, now in zip(leaves, weights, cut, strict=True) if name in kept},
+        weights=(sum(weight.size for weight in weights), sum(weight.size for weight in cut)),
     )
 
 
@@ -226,79 +202,5 @@ def _folded(
     return weights
 
 
-def _at_smaller_shapes(apply: Callable[..., Any], full: PyTree, kept: Kept) -> Callable[..., Any]:
-    """`apply` on cut weights: its program at the full shapes, in which sizes that are written down shrink as well."""
-
-    def run(params: PyTree, *inputs: Any) -> Any:
-        program = trace(apply, full, *inputs)
-        leaves = trees.named_leaves(full)
-        labels, channels = read_channels(program, len(leaves))
-        roots = channels.roots()
-        gone = np.zeros(len(roots), bool)
-        for name, variable in zip(leaves, program.inputs, strict=False):
-            for axis, positions in kept.get(name, {}).items():
-                whole = labels[variable][axis]
-                if whole is not None:
-                    gone[roots[np.delete(whole, positions)]] = True
-        if gone[0]:
-            raise ValueError("compact: these inputs take the model another way than those it was compacted with")
-
-        def places(variable: Any) -> list[np.ndarray]:
-            """The positions left of each axis."""
-            return [
-                np.arange(n) if a is None else np.flatnonzero(~gone[roots[a]])
-                for n, a in zip(variable.aval.shape, labels[variable], strict=True)
-            ]
-
-        around = functools.partial(_with_own_derivatives, places)
-        return evaluate(program, jax.tree.leaves((params, inputs)), _resized(places), around)
-
-    return run
-
-
-_Places = Callable[[Any], list[np.ndarray]]
-
-
-def _resized(places: _Places) -> dict[str, Rule]:
-    """Operations that have a size written down."""
-
-    def size(eqn: Any) -> tuple[int, ...]:
-        return tuple(map(len, places(eqn.outvars[0])))
-
-    return {
-        "reshape": lambda walker, eqn, xs: [jax.lax.reshape(xs[0], size(eqn), eqn.params["dimensions"])],
-        "broadcast_in_dim": lambda walker, eqn, xs: [
-            jax.lax.broadcast_in_dim(xs[0], size(eqn), eqn.params["broadcast_dimensions"])
-        ],
-    }
-
-
-def _with_own_derivatives(
-    places: _Places, call: Any, outs: Sequence[Any], run: Callable[..., list[Array]], operands: Sequence[Any]
-) -> list[Array]:
-    """A call with derivatives of its own, on arrays that shrank. See `Around`.
-
-    Its rule is written for the full shapes. It is asked there, removed channels being 0, and only where a derivative is
-    taken; the call itself runs at the smaller shapes.
-    """
-
-    def cut(variable: Any) -> bool:
-        return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
-
-    def whole(*operands: Any) -> list[Array]:
-        filled = [
-            jnp.zeros(variable.aval.shape, x.dtype).at[jnp.ix_(*places(variable))].set(x) if cut(variable) else x
-            for variable, x in zip(call.invars, operands, strict=True)
-        ]
-        results = dict(zip(call.outvars, primitives.bind(call, filled), strict=True))
-        return [results[v][jnp.ix_(*places(v))] if cut(v) else results[v] for v in outs]
-
-    if not any(map(cut, (*call.invars, *outs))):
-        return whole(*operands)
-    if call.primitive.name == "custom_jvp_call":
-        forward = jax.custom_jvp(run)
-        forward.defjvp(lambda primals, tangents: jax.jvp(whole, primals, tangents))
-        return forward(*operands)
-    backward = jax.custom_vjp(run)
-    backward.defvjp(lambda *operands: jax.vjp(whole, *operands), lambda pull, ct: pull(ct))
-    return backward(*operands)
+def _read(program: Program, weights: int) -> Reading:
+    return Reading(*read_channels(program, weights)[::-1])

@@ -8,8 +8,8 @@ everything that meets an operation whose effect on channels is unknown).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,56 +17,122 @@ from rigl_jax.tracing import geometry
 from rigl_jax.tracing.program import Program
 from rigl_jax.tracing.walk import Rule, Walker
 
-Labels = tuple[np.ndarray | None, ...]
-"""For each axis the channel of each of its positions, int64[size]; None for an axis whose size is fixed."""
+
+class Split(NamedTuple):
+    """One of several axes that were one axis of channels (heads and their features, the groups of a normalisation).
+
+    Attributes:
+      grid: the channel of every combination of positions; its axes are those of a value that hold this very array.
+      axis: the axis of the grid that this axis of the value is.
+    """
+
+    grid: np.ndarray
+    axis: int
+
+
+Labels = tuple[Any, ...]
+"""For each axis the channel of each position, int64[size]; or a `Split`; None for an axis that keeps its size."""
 
 
 class Channels:
     """Sets of positions, joined as a program is read (union-find)."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = [0]
+        self._parent = np.zeros(64, np.int64)
+        self._fixed = np.zeros(64, bool)  # by representatives
+        self._fixed[0] = True
+        self._size = 1
+        self.now = ""  # the primitive that is being read
+        self.ties: list[tuple[np.ndarray, str]] = []
+        self.reasons: list[tuple[np.ndarray, str, bool]] = []
 
     def new(self, shape: Sequence[Any]) -> Labels:
         """Fresh channels for every axis longer than 1. (An axis of 1 may be broadcast, and has nothing to remove.)"""
-        return tuple(self._fresh(n) if isinstance(n, int) and n > 1 else None for n in shape)
+        return tuple(self.fresh(n) if isinstance(n, int) and n > 1 else None for n in shape)
 
-    def _fresh(self, n: int) -> np.ndarray:
-        first = len(self._parent)
-        self._parent.extend(range(first, first + n))
-        return np.arange(first, first + n)
+    def fresh(self, n: int) -> np.ndarray:
+        """So many fresh channels, int64[n]."""
+        first, self._size = self._size, self._size + n
+        if self._size > len(self._parent):
+            more = max(self._size, 2 * len(self._parent)) - len(self._parent)
+            self._parent = np.concatenate([self._parent, np.zeros(more, np.int64)])
+            self._fixed = np.concatenate([self._fixed, np.zeros(more, bool)])
+        self._parent[first : self._size] = np.arange(first, self._size)
+        return self._parent[first : self._size].copy()
 
     def roots(self) -> np.ndarray:
-        """int64[number of positions]: the representative of the channel of each position, 0 for the fixed channel."""
-        return np.array([self._find(i) for i in range(len(self._parent))])
+        """int64[number of positions]: the representative of the channel of each position, 0 if it is fixed."""
+        roots = self.find(np.arange(self._size))
+        return np.where(self._fixed[roots], 0, roots)
 
-    def _find(self, i: int) -> int:
-        parent = self._parent
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
+    def find(self, positions: np.ndarray) -> np.ndarray:
+        """The representatives of positions, of fixed ones as well."""
+        found = self._parent[positions]
+        while not np.array_equal(after := self._parent[found], found):
+            found = after
+        self._parent[positions] = found
+        return found
+
+    def fixed(self, positions: np.ndarray) -> np.ndarray:
+        """Which of the positions are fixed, bool of their shape."""
+        return self._fixed[self.find(positions)]
 
     def join(self, *axes: np.ndarray | None) -> np.ndarray | None:
         """Makes axes of one size the same, position by position; None among them fixes all."""
         if any(axis is None for axis in axes):
-            self.fix(axes)
+            self.fix(axes, f"meets an axis that keeps its size, in {self.now}")
             return None
         first, *others = axes
         for other in others:
             if other is not first:
-                for a, b in zip(first.tolist(), other.tolist(), strict=True):  # pyrefly: ignore[missing-attribute]
-                    self._union(a, b)
+                self._union(first, other)
         return first
 
-    def fix(self, axes: Labels) -> None:
-        """Joins all positions of the axes to the fixed channel."""
-        for axis in axes:
-            for a in () if axis is None else axis.tolist():
-                self._union(0, a)
+    def fix(self, axes: Labels, why: str = "", known: bool = True) -> None:
+        """Fixes all positions of the axes: they cannot be removed.
 
-    def _union(self, a: int, b: int) -> None:
-        a, b = sorted((self._find(a), self._find(b)))
-        self._parent[b] = a  # the smaller one represents, so 0 stays the fixed channel's
+        Args:
+          axes: labels.
+          why: the reason; empty for positions that are no channels, such as those of a window.
+          known: False where it is only not known whether they can be removed.
+        """
+        for axis in axes:
+            if axis is not None:
+                positions = np.ravel(axis.grid if isinstance(axis, Split) else axis)
+                self.reasons.append((positions, why, known))
+                self._fixed[self.find(positions)] = True
+
+    def _union(self, left: Any, right: Any) -> None:
+        left, right = np.ravel(left), np.ravel(right)
+        apart = self.find(left) != self.find(right)
+        if not apart.any():
+            return
+        self.ties.append((left[apart], self.now))
+        parent, fixed = self._parent, self._fixed
+        for a, b in zip(parent[left[apart]].tolist(), parent[right[apart]].tolist(), strict=True):
+            a, b = sorted((self._root(a), self._root(b)))
+            parent[b] = a  # the smaller one represents
+            fixed[a] |= fixed[b]
+
+    def _root(self, i: int) -> int:
+        parent = self._parent
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return int(i)
+
+
+class Reading(NamedTuple):
+    """The context of the rules: what a walk has found of a program's channels.
+
+    Attributes:
+      channels: the sets of positions.
+      labels: of every variable.
+      notes: whatever the rules of a table share.
+    """
+
+    channels: Channels
+    labels: dict[Any, Labels]
+    notes: Any = None
 
 
 def read_channels(program: Program, weights: int) -> tuple[dict[Any, Labels], Channels]:
@@ -74,17 +140,33 @@ def read_channels(program: Program, weights: int) -> tuple[dict[Any, Labels], Ch
     channels = Channels()
     fixed = {v: (None,) * len(v.aval.shape) for v in (*program.inputs, *program.constants)}
     labels = fixed | {v: channels.new(v.aval.shape) for v in program.inputs[:weights]}
-    walker = Walker(RULES, _unknown, lambda value, aval: (None,) * len(aval.shape), channels)
-    walker.follow(program.equations, labels)
-    for axes in walker.read(program.outputs, labels):
-        channels.fix(axes)
+    walk(program, Reading(channels, labels), RULES, _unknown)
     return labels, channels
+
+
+def walk(program: Program, reading: Reading, rules: Mapping[str, Rule], unknown: Rule) -> None:
+    """Reads a program whose inputs and constants have labels, and fixes its outputs."""
+    channels, labels = reading.channels, reading.labels
+    follow(program, reading, rules, unknown)
+    for variable in program.outputs:
+        channels.fix(labels[variable], "an output of the model")
+
+
+def follow(program: Program, reading: Reading, rules: Mapping[str, Rule], unknown: Rule) -> None:
+    """Reads a program whose inputs and constants have labels."""
+
+    def begin(eqn: Any, ins: list[Labels]) -> None:
+        del ins
+        reading.channels.now = eqn.primitive.name
+
+    walker = Walker(rules, unknown, lambda value, aval: (None,) * len(aval.shape), reading, begin)
+    walker.follow(program.equations, reading.labels)
 
 
 def _unknown(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     """A primitive that has no rule, or that cannot keep channels apart."""
     for axes in ins:
-        walker.context.fix(axes)
+        walker.context.channels.fix(axes)
     return [(None,) * len(v.aval.shape) for v in eqn.outvars]
 
 
@@ -93,15 +175,17 @@ def _elementwise(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     joined = []
     for k, n in enumerate(out):
         same = [axes[k] for axes, shape in zip(ins, given, strict=True) if len(shape) == len(out) and shape[k] == n]
-        joined.append(walker.context.join(*same) if same else None)
+        joined.append(walker.context.channels.join(*same) if same else None)
     return [tuple(joined)]
 
 
 def _moved(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     """Axes that are summed over stay whole. A new axis contains equal values, so it can join any channels."""
     axes, moved = ins[0], geometry.moved(eqn)
-    walker.context.fix(tuple(axis for k, axis in enumerate(axes) if k not in moved))
-    fresh = walker.context.new([n if k is None else 1 for n, k in zip(eqn.outvars[0].aval.shape, moved, strict=True)])
+    walker.context.channels.fix(tuple(axis for k, axis in enumerate(axes) if k not in moved))
+    fresh = walker.context.channels.new(
+        [n if k is None else 1 for n, k in zip(eqn.outvars[0].aval.shape, moved, strict=True)]
+    )
     return [tuple(new if k is None else axes[k] for new, k in zip(fresh, moved, strict=True))]
 
 
@@ -120,7 +204,7 @@ def _reshape(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
         own = tuple(axes[k] for k in run)
         regrouped = _regroup(own, [before[k] for k in run], [after[k] for k in into])
         if regrouped is None:
-            walker.context.fix(own)
+            walker.context.channels.fix(own)
         else:
             out[into.start : into.stop] = regrouped
     return [tuple(out)]
@@ -147,15 +231,15 @@ def _regroup(axes: Labels, before: Sequence[Any], after: Sequence[Any]) -> Label
 
 def _window(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     touched = geometry.window_axes(eqn)
-    walker.context.fix(tuple(ins[0][k] for k in touched))
+    walker.context.channels.fix(tuple(ins[0][k] for k in touched))
     return [tuple(None if k in touched else axis for k, axis in enumerate(ins[0]))]
 
 
 def _dot(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     dot, (left, right, *_) = geometry.dot(eqn), ins
     for a, b in zip(*dot.summed, strict=True):
-        walker.context.join(left[a], right[b])
-    shared = [walker.context.join(left[a], right[b]) for a, b in zip(*dot.batch, strict=True)]
+        walker.context.channels.join(left[a], right[b])
+    shared = [walker.context.channels.join(left[a], right[b]) for a, b in zip(*dot.batch, strict=True)]
     return [(*shared, *(left[k] for k in dot.free[0]), *(right[k] for k in dot.free[1]))]
 
 
@@ -163,8 +247,8 @@ def _conv(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     conv, (x, kernel) = geometry.conv(eqn), ins
     if not conv.plain:
         return _unknown(walker, eqn, ins)
-    walker.context.join(x[conv.data[1]], kernel[conv.kernel[1]])
-    walker.context.fix(tuple(x[k] for k in conv.data[2:]) + tuple(kernel[k] for k in conv.kernel[2:]))
+    walker.context.channels.join(x[conv.data[1]], kernel[conv.kernel[1]])
+    walker.context.channels.fix(tuple(x[k] for k in conv.data[2:]) + tuple(kernel[k] for k in conv.kernel[2:]))
     out: list[np.ndarray | None] = [None] * len(conv.out)
     out[conv.out[0]], out[conv.out[1]] = x[conv.data[0]], kernel[conv.kernel[0]]
     return [tuple(out)]

@@ -1,0 +1,237 @@
+"""A model run without some of its channels: its program at the full shapes, on arrays that lack them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import trees
+from rigl_jax.base import Array, PyTree
+from rigl_jax.channels import loops, splits
+from rigl_jax.tracing import geometry, primitives
+from rigl_jax.tracing.channels import Reading
+from rigl_jax.tracing.program import Program, evaluate, trace
+from rigl_jax.tracing.walk import Rule
+
+Kept = dict[str, dict[int, np.ndarray]]
+"""`{leaf: {axis: int64[new size]}}`: the ascending positions that are left of every axis that shrank."""
+Places = Callable[[Any], list[np.ndarray]]
+"""`variable -> the positions left of each axis`."""
+
+
+def at_smaller_shapes(
+    who: str, apply: Callable[..., Any], full: PyTree, kept: Kept, read: Callable[[Program, int], Reading]
+) -> Callable[..., Any]:
+    """`apply` on cut weights: its program at the full shapes, in which sizes that are written down shrink as well.
+
+    Args:
+      who: what errors call it.
+      apply: `(params, *inputs) -> outputs`.
+      full: the params at the full shapes, of `jax.ShapeDtypeStruct`.
+      kept: what is left of them.
+      read: `(program, number of weights) -> the channels of the program`.
+    """
+
+    def run(params: PyTree, *inputs: Any) -> Any:
+        program = trace(apply, full, *inputs)
+        leaves = trees.named_leaves(full)
+        reading = read(program, len(leaves))
+        own = [reading.labels[v] for v in program.inputs[: len(leaves)]]
+        gone = removed(reading, dict(zip(leaves, own, strict=True)), kept)
+        if gone[0]:
+            raise ValueError(f"{who}: these inputs take the model another way than those it was made for")
+        return _smaller(reading, gone)(program, jax.tree.leaves((params, inputs)))
+
+    return run
+
+
+def removed(reading: Reading, own: Mapping[str, Any], kept: Kept) -> np.ndarray:
+    """bool[positions]: those whose channels are removed; the first is True if one of them is fixed."""
+    roots = reading.channels.roots()
+    gone = np.zeros(len(roots), bool)
+    for name, axes in kept.items():
+        for axis, positions in axes.items():
+            if own[name][axis] is not None:
+                gone[roots[np.delete(own[name][axis], positions)]] = True
+    return gone if gone[0] else gone[roots]
+
+
+def _smaller(reading: Reading, gone: np.ndarray) -> Callable[[Program, Sequence[Any]], Any]:
+    """Evaluates programs of a reading without the channels that are gone."""
+
+    @functools.cache
+    def places(variable: Any) -> list[np.ndarray]:
+        return splits.places(reading.labels[variable], variable.aval.shape, gone)
+
+    def cut(variable: Any) -> bool:
+        return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+
+    def run(program: Program, inputs: Sequence[Any]) -> Any:
+        constants = {v: x[np.ix_(*places(v))] if cut(v) else x for v, x in program.constants.items()}
+        around = functools.partial(_with_own_derivatives, places, functools.partial(mixes, program))
+        return evaluate(program._replace(constants=constants), inputs, rules, around)
+
+    def mixes(program: Program, call: Any) -> bool:
+        """Whether a call sums over channels that are cut, which at full shapes would not be the same."""
+        over = {} if reading.notes is None else reading.notes.over
+        inside = [v for v, outer in program.within.items() if outer is call and v in over]
+        return any(gone[axis].any() for v in inside for axis in over[v])
+
+    def only_where_cut(rule: Rule) -> Rule:
+        def one(walker: Any, eqn: Any, xs: list[Any]) -> Sequence[Any]:
+            if any(map(cut, (*eqn.invars, *eqn.outvars))):
+                return rule(walker, eqn, xs)
+            return walker.unknown(walker, eqn, xs)
+
+        return one
+
+    rules = {name: only_where_cut(rule) for name, rule in _resized(places).items()}
+    if reading.notes is not None:
+        rules |= {**_noted(places, reading.notes, gone), **loops.resized(reading.notes.bodies, run)}
+    return run
+
+
+def _as_it_stands(eqn: Any, operands: Sequence[Any], **changed: Any) -> list[Any]:
+    results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params({**eqn.params, **changed}))
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def _taken(x: Array, axis: int, at: np.ndarray) -> Array:
+    """Positions of an axis, as a slice where they are one."""
+    steps = np.unique(np.diff(at))
+    if len(at) == x.shape[axis] and (at == np.arange(len(at))).all():
+        return x
+    if len(at) == 1 or (len(steps) == 1 and steps[0] > 0):
+        return jax.lax.slice_in_dim(x, int(at[0]), int(at[-1]) + 1, 1 if len(at) == 1 else int(steps[0]), axis)
+    return jnp.take(x, at, axis, mode="clip")
+
+
+def _resized(places: Places) -> dict[str, Rule]:
+    """Operations that have a size or a position written down."""
+
+    def size(eqn: Any) -> tuple[int, ...]:
+        return tuple(map(len, places(eqn.outvars[0])))
+
+    def part(x: Array, before: list[np.ndarray], at: Sequence[np.ndarray]) -> Array:
+        """Some positions, by their numbers at the full shape."""
+        for axis, (kept, wanted) in enumerate(zip(before, at, strict=True)):
+            x = _taken(x, axis, np.searchsorted(kept, wanted))
+        return x
+
+    def slices(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        starts = eqn.params["start_indices"]
+        strides = eqn.params["strides"] or (1,) * len(starts)
+        own = places(eqn.outvars[0])
+        return [part(xs[0], places(eqn.invars[0]), [a + s * p for a, s, p in zip(starts, strides, own, strict=True)])]
+
+    def split(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        along, starts = eqn.params["axis"], np.cumsum([0, *eqn.params["sizes"]])
+        wanted = [[p + a if k == along else p for k, p in enumerate(places(v))] for a, v in
+                  zip(starts, eqn.outvars, strict=False)]  # fmt: skip
+        return [part(xs[0], places(eqn.invars[0]), at) for at in wanted]
+
+    def pad(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        config = []
+        shape, own = eqn.invars[0].aval.shape, places(eqn.outvars[0])
+        for n, kept, (low, high, inside) in zip(shape, own, eqn.params["padding_config"], strict=True):
+            if min(low, high) >= 0 and not inside:
+                low, high = int((kept < low).sum()), int((kept >= low + n).sum())
+            config.append((low, high, inside))
+        return [jax.lax.pad(xs[0], xs[1], config)]
+
+    def iota(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        (x,) = _as_it_stands(eqn, xs)
+        return [x[np.ix_(*places(eqn.outvars[0]))]]
+
+    def conv(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        numbers = geometry.conv(eqn)
+        groups = xs[0].shape[numbers.data[1]] // xs[1].shape[numbers.kernel[1]]
+        return _as_it_stands(eqn, xs, feature_group_count=groups)
+
+    def dynamic_slice(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        return _as_it_stands(eqn, xs, slice_sizes=size(eqn))
+
+    return {
+        "reshape": lambda walker, eqn, xs: [jax.lax.reshape(xs[0], size(eqn), eqn.params["dimensions"])],
+        "broadcast_in_dim": lambda walker, eqn, xs: [
+            jax.lax.broadcast_in_dim(xs[0], size(eqn), eqn.params["broadcast_dimensions"])
+        ],
+        "slice": slices,
+        "split": split,
+        "pad": pad,
+        "iota": iota,
+        "conv_general_dilated": conv,
+        "dynamic_slice": dynamic_slice,
+    }
+
+
+def _noted(places: Places, notes: Any, gone: np.ndarray) -> dict[str, Rule]:
+    """Operations whose numbers have to follow: the terms of a mean, rows that are written down."""
+
+    def mean(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        if (found := notes.means.get(eqn.outvars[0])) is not None:
+            total, which = found
+            left = round(total.count * math.prod((~gone[axis]).mean() for axis in total.axes))
+            by = xs[which]
+            by = by + (left - total.count) if eqn.primitive.name == "div" else by * (total.count / left)
+            xs = [by.astype(x.dtype) if k == which else x for k, x in enumerate(xs)]
+        return _as_it_stands(eqn, xs)
+
+    def gather(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        before, shape = places(eqn.invars[0]), eqn.invars[0].aval.shape
+        sizes = [len(kept) if s == n else s for s, n, kept in
+                 zip(eqn.params["slice_sizes"], shape, before, strict=True)]  # fmt: skip
+        given, out = eqn.params["dimension_numbers"], places(eqn.outvars[0])
+        axis, batch = (*given.start_index_map, 0)[0], [k for k in range(len(out)) if k not in given.offset_dims]
+        x, rows = xs[0], xs[1]
+        if eqn.invars[1] in notes.numbers and len(batch) == 1 and len(before[axis]) < shape[axis]:
+            at = notes.numbers[eqn.invars[1]].reshape(-1)[out[batch[0]]] % shape[axis]
+            rows = jnp.asarray(np.searchsorted(before[axis], at), rows.dtype).reshape(-1, 1)
+        return _as_it_stands(eqn, [x, rows, *xs[2:]], slice_sizes=tuple(sizes))
+
+    return {"div": mean, "mul": mean, "gather": gather}
+
+
+def _with_own_derivatives(
+    places: Places,
+    mixes: Callable[[Any], bool],
+    call: Any,
+    outs: Sequence[Any],
+    run: Callable[..., list[Array]],
+    operands: Sequence[Any],
+) -> list[Array]:
+    """A call with derivatives of its own, on arrays that shrank. See `Around`.
+
+    Its rule is written for the full shapes. It is asked there, removed channels being 0, and only where a derivative is
+    taken; the call itself runs at the smaller shapes. What sums over channels that were removed (a softmax) is
+    differentiated operation by operation.
+    """
+
+    def cut(variable: Any) -> bool:
+        return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+
+    def whole(*operands: Any) -> list[Array]:
+        filled = [
+            jnp.zeros(variable.aval.shape, x.dtype).at[jnp.ix_(*places(variable))].set(x) if cut(variable) else x
+            for variable, x in zip(call.invars, operands, strict=True)
+        ]
+        results = dict(zip(call.outvars, primitives.bind(call, filled), strict=True))
+        return [results[v][jnp.ix_(*places(v))] if cut(v) else results[v] for v in outs]
+
+    if not any(map(cut, (*call.invars, *outs))):
+        return whole(*operands)
+    if mixes(call):
+        return run(*operands)
+    if call.primitive.name == "custom_jvp_call":
+        forward = jax.custom_jvp(run)
+        forward.defjvp(lambda primals, tangents: jax.jvp(whole, primals, tangents))
+        return forward(*operands)
+    backward = jax.custom_vjp(run)
+    backward.defvjp(lambda *operands: jax.vjp(whole, *operands), lambda pull, ct: pull(ct))
+    return backward(*operands)

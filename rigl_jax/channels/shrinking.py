@@ -1,0 +1,161 @@
+"""A smaller dense model without the channels that are not kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import checks, trees
+from rigl_jax.base import Masks, PyTree, Shape
+from rigl_jax.channels import rules
+from rigl_jax.channels.resizing import Kept, at_smaller_shapes, removed
+from rigl_jax.channels.splits import places
+from rigl_jax.messages import shown
+from rigl_jax.tracing.program import trace
+
+
+class Compact(NamedTuple):
+    """A model without some of its channels.
+
+    Attributes:
+      params: a tree like the params, with smaller arrays.
+      masks: the masks, cut to the same shapes, for `compact`; None for `shrink`.
+      apply: `(params, *inputs) -> outputs`, the given `apply` at the smaller shapes. Takes any batch size that the
+        given one takes. Traced on every call, so jit it. Its gradients are those of the given one: functions with
+        derivatives of their own (`jax.custom_jvp`, `jax.custom_vjp`) keep them.
+      kept: which positions are left of every axis that shrank; empty if none did.
+      shapes: `{leaf: (shape before, shape now)}` of the same leaves. To build the model itself anew, read its widths
+        here, as in `MLP(features=(compact.shapes["Dense_0/kernel"][1][1], ...))`: its own `apply` then takes params.
+      weights: how many entries the params had and have.
+      macs: multiply-accumulates of one call on the inputs, before and now; None for `compact`.
+    """
+
+    params: PyTree
+    masks: Masks
+    apply: Callable[..., Any]
+    kept: Kept
+    shapes: dict[str, tuple[Shape, Shape]]
+    weights: tuple[int, int] = (0, 0)
+    macs: tuple[float, float] | None = None
+
+
+def shrink(apply: Callable[..., Any], params: PyTree, keep: Mapping[str, Mapping[int, Any]], *inputs: Any) -> Compact:
+    """Removes the channels that are not kept. Runs on the host, outside of jit.
+
+    The model computes the same function, up to rounding, if the removed channels were 0 at every input and their groups
+    are `exact`. Otherwise it is another function, to be fine-tuned. Means over channels are taken over those that are
+    left. Nothing is folded into biases: `rx.execution.compact` does that, for channels that it finds dead.
+
+    Args:
+      apply: `(params, *inputs) -> outputs`, as it was given to `groups`.
+      params: the weights.
+      keep: `{leaf: {axis: positions}}`, as `select` gives it: what is left of an axis. It is enough to name one axis
+        of a group; the other members follow.
+      *inputs: arrays or `jax.ShapeDtypeStruct`, for their shapes.
+
+    Returns:
+      The smaller model.
+
+    Raises:
+      ValueError: `keep` names no such leaf or axis, keeps nothing of an axis, keeps part of a channel, or removes
+        channels that have to stay; names the leaf.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 3))}
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+      >>> small = shrink(apply, params, {"a": {1: [0, 1, 5]}}, jnp.ones((1, 4)))
+      >>> small.shapes, small.weights, small.macs
+      ({'a': ((4, 8), (4, 3)), 'b': ((8, 3), (3, 3))}, (56, 21), (56.0, 21.0))
+    """
+    checks.functions("shrink", apply=apply)
+    leaves = trees.named_leaves(params)
+    shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
+    wanted = _checked(keep, shapes)
+    program = trace(apply, params, *inputs)
+    reading = rules.read(program, len(leaves))
+    own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
+    gone = removed(reading, own, wanted)
+    if gone[0]:
+        raise ValueError(f"shrink: keep must leave what cannot be removed, got fewer {_stuck(reading, own, wanted)}")
+    kept: Kept = {}
+    for name, axes in own.items():
+        left = places(axes, shapes[name], gone)
+        kept[name] = {k: at for k, at in enumerate(left) if len(at) < shapes[name][k]}
+        for k in range(len(shapes[name])):
+            given = wanted.get(name, {}).get(k, left[k])
+            if not np.array_equal(left[k], given):
+                raise ValueError(
+                    f"shrink: keep must hold whole channels, but removes only part of one of {name!r}, axis {k}"
+                )
+    kept = {name: axes for name, axes in kept.items() if axes}
+    return _made("shrink", apply, params, kept, reading, gone)
+
+
+def _made(who: str, apply: Callable[..., Any], params: PyTree, kept: Kept, reading: Any, gone: np.ndarray) -> Compact:
+    leaves = trees.named_leaves(params)
+    small = [_cut(leaf, kept.get(name, {})) for name, leaf in leaves.items()]
+    before = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
+    shapes = {n: (jnp.shape(w), jnp.shape(s)) for (n, w), s in zip(leaves.items(), small, strict=True) if n in kept}
+    products = reading.notes.products
+    return Compact(
+        params=jax.tree.unflatten(jax.tree.structure(params), small),
+        masks=None,
+        apply=at_smaller_shapes(who, apply, before, kept, rules.read),
+        kept=kept,
+        shapes=shapes,
+        weights=(_entries(leaves.values()), _entries(small)),
+        macs=(
+            math.fsum(cost for cost, _ in products),
+            math.fsum(cost * math.prod((~gone[axis]).mean() for axis in axes) for cost, axes in products),
+        ),
+    )
+
+
+def _entries(arrays: Iterable[Any]) -> int:
+    return sum(math.prod(jnp.shape(array)) for array in arrays)
+
+
+def _cut(array: Any, kept: Mapping[int, np.ndarray]) -> Any:
+    if not kept:
+        return array
+    array = np.asarray(array)
+    for axis, positions in kept.items():
+        array = np.take(array, positions, axis)
+    return jnp.asarray(array)
+
+
+def _checked(keep: Any, shapes: Mapping[str, Shape]) -> Kept:
+    if not isinstance(keep, Mapping):
+        raise ValueError(f"shrink: keep must be {{leaf: {{axis: positions}}}}, got {shown(keep)}")
+    out: Kept = {}
+    for name, axes in keep.items():
+        if name not in shapes or not isinstance(axes, Mapping):
+            raise ValueError(
+                f"shrink: keep must be {{leaf: {{axis: positions}}}} of leaves of params, got {shown(name)}"
+            )
+        for axis, positions in axes.items():
+            at = np.unique(np.asarray(positions).reshape(-1))
+            n = shapes[name][axis] if axis in range(len(shapes[name])) else 0
+            if not (len(at) and np.issubdtype(at.dtype, np.integer) and at[0] >= 0 and at[-1] < n):
+                raise ValueError(
+                    f"shrink: keep[{name!r}][{axis}] must be positions of an axis of {shapes[name]}, at least one, "
+                    f"got {shown(positions)}"
+                )
+            out.setdefault(name, {})[axis] = at.astype(np.int64)
+    return out
+
+
+def _stuck(reading: Any, own: Mapping[str, Any], wanted: Kept) -> str:
+    """The first axis from which positions are taken that have to stay."""
+    for name, axes in wanted.items():
+        for axis, positions in axes.items():
+            label = own[name][axis]
+            if label is not None and reading.channels.fixed(np.delete(label, positions)).any():
+                return f"of {name!r}, axis {axis}"
+    return "of an axis"
