@@ -135,10 +135,10 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
       >>> params = {"a": jnp.ones((4, 8)), "b": jnp.ones(8), "c": jnp.ones((8, 3))}
       >>> apply = lambda p, x: jax.nn.relu(x @ p["a"] + p["b"][None]) @ p["c"]
       >>> print(groups(apply, params, jnp.ones((1, 4))))
-      members           ties                                           channels
-      a[0]              dot_general       stays: an input of the model         4
-      a[1], b[0], c[0]  add, dot_general                                       8
-      c[1]                                stays: an output of the model        3
+      members           ties                                             channels
+      a[0]              dot_general       stays: an input of the model          4
+      a[1], b[0], c[0]  add, dot_general                                        8
+      c[1]                                stays: an output of the model         3
     """
     checks.functions("groups", apply=apply)
     patterns = _patterns(ignore)
