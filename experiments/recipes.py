@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.build import check
@@ -89,7 +90,7 @@ def runs(
 
 
 def _state(task: Task, network: PyTree, masks: Masks, start: int) -> TrainState:
-    """The state at step `start`: the learning rate is that of the step, all else of the optimizer as at the first.
+    """The state at step `start`: learning rate and method are at that step, all else of the optimizer is new.
 
     Raises:
       ValueError: the optimizer has no clock of its learning rate to be set.
@@ -101,7 +102,10 @@ def _state(task: Task, network: PyTree, masks: Masks, start: int) -> TrainState:
             raise ValueError(
                 f"recipes: config.optimizer must count its steps in optax.scale_by_schedule to begin at step {start}"
             )
-        opt_state = optax.tree_utils.tree_set(opt_state, _is_clock, count=jnp.asarray(start, jnp.int32))
+        algorithm = task.algorithm
+        skipped = 0 if algorithm is None or not algorithm.skip_step else np.sum(algorithm.due(np.arange(start)))
+        opt_state = optax.tree_utils.tree_set(opt_state, _is_clock, count=jnp.asarray(start - skipped, jnp.int32))
+        opt_state = opt_state._replace(step=jnp.full_like(opt_state.step, start))
     return state._replace(
         step=jnp.full_like(state.step, start),
         batch_stats=jax.tree.map(jnp.copy, network["batch_stats"]),

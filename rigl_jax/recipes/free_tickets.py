@@ -92,7 +92,8 @@ def edst(
 
     Weights, and all else in params, such as batch statistics, go on from member to member; weights that an escape grows
     start at 0. The optimizer's state starts anew after each escape (the authors keep it for weights that stay). The
-    authors save the best model of a phase by test accuracy; here it is the last.
+    authors save the best model of a phase by test accuracy; here it is the last. They train 3 members in 450 epochs, of
+    which 150 explore, at a sparsity of 80 % (CIFAR-10).
 
     Args:
       train: `(params, masks, start, stop, key) -> Trained`, a dynamic method that starts with these masks and returns

@@ -226,7 +226,8 @@ def silo(
 
     The rate lags by a round: rounds 0 and 1 have `eps`, round k that of x = 1 - (1 - rate)^(k - 1). For ResNet-20 the
     authors warm up for 20,000 steps, but drop at step 19,550 already, and again at epoch 32 of 50. Their VGG-19
-    overshoots its rate by 9.5 % before the plateau; this schedule does not.
+    overshoots its rate by 9.5 % before the plateau; this schedule does not. Their scripts draw new weights every round
+    by default; `lottery_ticket` rewinds.
 
     Args:
       level: the round; 0 trains the dense network.

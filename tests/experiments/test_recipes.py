@@ -65,16 +65,17 @@ def test_interrupted_anywhere_it_gives_the_same_bits(whole, tmp_path):
     chex.assert_trees_all_equal([t.params for t in again], [t.params for t in tickets])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_rewound_run_has_the_learning_rate_of_its_step(optimizer):
-    """And Adam's own clock, which belongs to its moments, starts at 0 with them."""
-    found = config()
-    found.optimizer.name = optimizer
+@pytest.mark.parametrize(("optimizer", "method", "updates"), [("sgd", "static", 4), ("adamw", "rigl", 2)])
+def test_a_rewound_run_has_the_learning_rate_of_its_step(optimizer, method, updates):
+    """Rewirings at steps 0 and 2 update no weights. Adam's own clock, which belongs to its moments, starts at 0."""
+    found = configured()
+    found.optimizer.name, found.method.name = optimizer, method
     task, network = prepare(found, ONE), recipes.first_network(found, ONE)
     masks = rx.topology.full_masks(rx.make_plan(network, 0.5), network)
     state = recipes._state(task, network, masks, 4)
     counts = {path[-1].tuple_name: int(n) for path, n in tree_get_all_with_path(state.opt_state, "count")}
-    assert counts.pop("ScaleByScheduleState") == int(state.step) == 4
+    assert int(state.step) == int(state.opt_state.step) == 4
+    assert counts.pop("ScaleByScheduleState") == updates
     assert {*counts.values()} <= {0}
 
 
