@@ -5,8 +5,20 @@ Higher is more worth keeping. `rx.prune` turns scores into masks of exact counts
 """
 
 from rigl_jax.criteria.data_free import magnitude, random, synflow
-from rigl_jax.criteria.first_order import snip
+from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.registry import CRITERIA, Entry
-from rigl_jax.criteria.second_order import grasp
+from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
 
-__all__ = ["CRITERIA", "Entry", "grasp", "magnitude", "random", "snip", "synflow"]
+__all__ = [
+    "CRITERIA",
+    "Entry",
+    "fisher",
+    "grasp",
+    "magnitude",
+    "obd",
+    "random",
+    "singe",
+    "snip",
+    "synflow",
+    "taylor",
+]

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rigl_jax.base import Array, PyTree, Signals
-from rigl_jax.messages import kind
+from rigl_jax import checks, trees
+from rigl_jax.base import Array, Criterion, PyTree, Signals
+from rigl_jax.messages import kind, shown
 
 Loss = Callable[[PyTree, Any], Array]
 """`(params, batch) -> scalar`, a real number."""
@@ -31,3 +32,43 @@ def at(who: str, loss: Loss) -> Loss:
 def signals(params: PyTree, grads: PyTree) -> Signals:
     """What a score may read of a network and a gradient, outside of training: there is no step and no key."""
     return Signals(params, grads, 0, None)  # pyrefly: ignore[bad-argument-type]
+
+
+def one_leaf(value: Loss, score: Callable[[Callable[[Array], Array], Array], Array]) -> Criterion:
+    """The criterion that scores leaf by leaf: `score(loss as a function of the leaf, leaf)`; 0 for integers."""
+
+    def criterion(params: PyTree, batch: Any) -> PyTree:
+        weights, join = trees.floats(params)
+        _, place = trees.floats(jax.tree.map(jnp.zeros_like, params))
+
+        def scored(i: int) -> Array:
+            return score(lambda w: value(join([*weights[:i], w, *weights[i + 1 :]]), batch), jnp.asarray(weights[i]))
+
+        return place([scored(i) for i in range(len(weights))])
+
+    return criterion
+
+
+def parts(who: str, batch: Any, size: int) -> Any:
+    """A batch in parts of `size` examples: each array `[n, ...]` as `[n / size, size, ...]`. None is one part.
+
+    Raises:
+      ValueError: an array without an axis of examples, arrays of several lengths, a length that size does not divide.
+    """
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
+    if not lengths:
+        return None
+    (length, *others) = lengths
+    if others or length == () or length[0] == 0 or length[0] % size:
+        raise ValueError(
+            f"{who}: batch must be arrays of one number of examples, a multiple of {size}, "
+            f"got {sorted(n[0] if n else 'a number' for n in lengths)}"
+        )
+    return jax.tree.map(lambda x: jnp.reshape(x, (-1, size, *jnp.shape(x)[1:])), batch)
+
+
+def part_size(who: str, size: Any) -> int:
+    """The number of examples of a part, checked."""
+    if not checks.is_whole(size, 1):
+        raise ValueError(f"{who}: size must be a whole number, at least 1, got {shown(size)}")
+    return int(size)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from rigl_jax.base import Criterion
 from rigl_jax.criteria.data_free import magnitude, random, synflow
-from rigl_jax.criteria.first_order import snip
-from rigl_jax.criteria.second_order import grasp
+from rigl_jax.criteria.first_order import singe, snip
+from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
 
 
 class Entry(NamedTuple):
@@ -36,6 +36,11 @@ CRITERIA = {
         Entry("snip", "SNIP", lambda loss, **_: snip(loss)),
         Entry("grasp", "GraSP", lambda loss, **_: grasp(loss)),
         Entry("synflow", "SynFlow", lambda apply, **_: synflow(apply)),
+        Entry("taylor", "Taylor FO", lambda loss, **_: taylor(loss)),
+        Entry("taylor_2", "Taylor SO", lambda loss, **_: taylor(loss, order=2)),
+        Entry("singe", "SInGE", lambda loss, **_: singe(loss)),
+        Entry("obd", "OBD", lambda loss, **_: obd(loss)),
+        Entry("fisher", "Fisher", lambda loss, **_: fisher(loss)),
     )
 }
 """`{name: Entry}`, in the order of tables."""
