@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import finite
-from experiments.rules import choice, rule, section, seed, several, share, unknown
-from rigl_jax.arguments import Rule, flag, whole
+from experiments.rules import choice, section, seed, share, unknown
+from rigl_jax.arguments import Rule, flag, rule, sequence, whole
 
 EXECUTIONS = ("masked", "packed")
 """How sparse weights are stored and multiplied: dense under masks, or by their active values (`rx.packed_training`)."""
@@ -31,10 +31,10 @@ KEYS: dict[str, Rule] = {
     "method": section,
     "sparsity": share,
     "distribution": section,
-    "rules": several,
+    "rules": sequence,
     "execution": choice(EXECUTIONS),
     "mesh": rule("devices by axis", _is_mesh),
-    "sharding": several,
+    "sharding": sequence,
     "log_every": whole(1),
     "eval_every": whole(1),
     "checkpoint_every": whole(0),

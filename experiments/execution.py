@@ -139,7 +139,7 @@ def masked(
 
     def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
         after = train(state, batch, rewire=True, updates=not algorithm.skip_step)
-        explored = measure.union(state.explored, after.opt_state.masks)
+        explored = jax.tree.map(jnp.logical_or, state.explored, after.opt_state.masks)
         counts = measure.counts(state.opt_state.masks, after.opt_state.masks, explored)
         return after._replace(explored=explored), counts
 

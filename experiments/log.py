@@ -86,7 +86,7 @@ def open_log(task: Task, workdir: Path, state: TrainState, facts: Mapping[str, A
         evals=facts.get("evals", []),
         skipped=facts.get("skipped", 0),
         missed=facts.get("missed", 0),
-        rewirings=0 if task.algorithm is None else int(np.sum(task.algorithm.due(np.arange(done)))),
+        rewirings=sum(map(task.execution.due, range(done))),
         step=done,
     )
     log = Log(

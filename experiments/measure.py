@@ -18,11 +18,6 @@ from rigl_jax.tracing.flops import flops
 COLUMNS = ("active", "dropped", "grown", "explored", "dead")
 
 
-def union(explored: Masks, masks: Masks) -> Masks:
-    """The weights that have been active at any time so far."""
-    return jax.tree.map(jnp.logical_or, explored, masks)
-
-
 def counts(old: Masks, new: Masks, explored: Masks) -> Array:
     """`int32[leaves, 5]`, the columns of `COLUMNS` for each sparse leaf, in pytree order. Jit it.
 

@@ -5,22 +5,11 @@ A rule is `(who, name, value) -> value`, as in `rigl_jax.arguments`, whose own s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rigl_jax import checks, trees
-from rigl_jax.arguments import Rule
-
-
-def rule(expected: str, fits: Callable[[Any], bool]) -> Rule:
-    """A rule for a value that fits; the error says what was expected."""
-
-    def check(who: str, name: str, value: Any) -> Any:
-        if not fits(value):
-            raise ValueError(f"{who}: {name} must be {expected}, got {value!r:.80}")
-        return value
-
-    return check
+from rigl_jax.arguments import Rule, rule
 
 
 def is_number(value: Any) -> bool:
@@ -39,7 +28,6 @@ seed = rule(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32,
 )
 section = rule("a section", lambda value: isinstance(value, Mapping))
-several = rule("a list", _is_list)
 sizes = rule(
     "a list of whole numbers, each at least 1",
     lambda value: _is_list(value) and all(checks.is_whole(each, 1) for each in value),

@@ -48,9 +48,9 @@ def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 bound = signature.bind(*args, **kwargs)
             except TypeError:
                 return function(*args, **kwargs)  # Python says what is wrong with the call
-            for name, rule in rules.items():
+            for name, check in rules.items():
                 if name in bound.arguments:
-                    bound.arguments[name] = rule(function.__name__, name, bound.arguments[name])
+                    bound.arguments[name] = check(function.__name__, name, bound.arguments[name])
             return function(*bound.args, **bound.kwargs)
 
         return checked
@@ -58,38 +58,40 @@ def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return wrap
 
 
-def _rule(expected: str, fits: Callable[[Any], bool], handed: Callable[[Any], Any] = lambda value: value) -> Rule:
-    def rule(who: str, name: str, value: Any) -> Any:
+def rule(expected: str, fits: Callable[[Any], bool], handed: Callable[[Any], Any] = lambda value: value) -> Rule:
+    """A rule for a value that fits; the error says what was expected. The function gets `handed(value)`."""
+
+    def check(who: str, name: str, value: Any) -> Any:
         if not fits(value):
             raise ValueError(f"{who}: {name} must be {expected}, got {shown(value)}")
         return handed(value)
 
-    return rule
+    return check
 
 
-def optional(rule: Rule) -> Rule:
+def optional(check: Rule) -> Rule:
     """None, or what the rule takes."""
-    return lambda who, name, value: None if value is None else rule(who, name, value)
+    return lambda who, name, value: None if value is None else check(who, name, value)
 
 
 def whole(least: int) -> Rule:
     """An integer of at least so much."""
-    return _rule(f"a whole number, at least {least}", lambda value: checks.is_whole(value, least), checks.plain)
+    return rule(f"a whole number, at least {least}", lambda value: checks.is_whole(value, least), checks.plain)
 
 
 def one_of(kinds: Any, expected: str) -> Rule:
     """An instance of a type, or of one of several."""
-    return _rule(expected, lambda value: isinstance(value, kinds))
+    return rule(expected, lambda value: isinstance(value, kinds))
 
 
 def array(rank: int | None = None, *, host: bool = False) -> Rule:
     """An array, traced or not; `host`: or what NumPy makes a numeric array of that rank of."""
-    return _rule(f"an array{_axes(rank)}", lambda value: _is_array(value, rank, host))
+    return rule(f"an array{_axes(rank)}", lambda value: _is_array(value, rank, host))
 
 
 def host_array(rank: int | None = None) -> Rule:
     """An array that is not traced, or what NumPy converts to one; passed on as a NumPy array."""
-    return _rule(
+    return rule(
         f"an array{_axes(rank)} with known values, not traced by jit",
         lambda value: not isinstance(value, jax.core.Tracer) and _is_array(value, rank, True),
         np.asarray,
@@ -117,11 +119,11 @@ def _is_scalar(value: Any, kind: Any) -> bool:
     return value.shape == () and jnp.issubdtype(value.dtype, jnp.number)
 
 
-scalar = _rule("one number", lambda value: _is_scalar(value, (int, float)))
+scalar = rule("one number", lambda value: _is_scalar(value, (int, float)))
 """A real number, traced or not."""
 
 
-numbers = _rule(
+numbers = rule(
     "a number, or an array of them",
     lambda value: (
         jnp.issubdtype(value.dtype, jnp.number) if hasattr(value, "dtype") else _is_scalar(value, (int, float))
@@ -136,33 +138,33 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-count = _rule("a whole number, or an array of them", _is_count)
+count = rule("a whole number, or an array of them", _is_count)
 """An integer or integers, traced or not."""
 
-counts = _rule("{name: whole number}", lambda value: isinstance(value, Mapping) and all(map(_is_count, value.values())))
+counts = rule("{name: whole number}", lambda value: isinstance(value, Mapping) and all(map(_is_count, value.values())))
 """Counts by name."""
 
-flag = _rule("True or False", lambda value: isinstance(value, (bool, np.bool_)))
+flag = rule("True or False", lambda value: isinstance(value, (bool, np.bool_)))
 """A bool, known on the host."""
 
 word = one_of(str, "a word")
-function = _rule("a function", callable)
+function = rule("a function", callable)
 axes = one_of(Axes, "an rx.base.Axes")
 structure = one_of(Structure, "one such as rx.unstructured()")
 leaf = one_of(LayerPlan, "a layer of a plan")
-sequence = _rule("a list or tuple", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
+sequence = rule("a list or tuple", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
 
 
 def _plain_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
     return tuple(map(checks.plain, sizes))
 
 
-shape = _rule(
+shape = rule(
     "a shape, a tuple of whole numbers",
     lambda value: isinstance(value, Sequence) and all(checks.is_whole(n) for n in value),
     _plain_sizes,
 )
-shapes = _rule(
+shapes = rule(
     "{name: shape}",
     lambda value: (
         isinstance(value, Mapping)
@@ -170,7 +172,7 @@ shapes = _rule(
     ),
     lambda value: {name: _plain_sizes(sizes) for name, sizes in value.items()},
 )
-pair = _rule(
+pair = rule(
     "a pair of whole numbers, at least 1",
     lambda value: isinstance(value, Sequence) and len(value) == 2 and all(checks.is_whole(n, 1) for n in value),
     _plain_sizes,

@@ -17,7 +17,7 @@ from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
 from rigl_jax.restart import check_restartable, restart
-from rigl_jax.tracing.invariants import frozen, remembered, rests
+from rigl_jax.tracing.invariants import cached_by_shapes, frozen, rests
 
 
 class SparseState(NamedTuple):
@@ -107,8 +107,8 @@ def sparsify(
     checks.algorithm("sparsify", algorithm)
     inner, key = optax.with_extra_args_support(inner), checks.key("sparsify", key)
     # Made once: JAX remembers the shapes of one function, and the optimizer is asked once for each set of shapes.
-    train = functools.partial(_train, inner, algorithm, remembered(functools.partial(rests, inner)))
-    bridge = _Bridge(inner, algorithm, key, train, remembered(functools.partial(frozen, inner)))
+    train = functools.partial(_train, inner, algorithm, cached_by_shapes(functools.partial(rests, inner)))
+    bridge = _Bridge(inner, algorithm, key, train, cached_by_shapes(functools.partial(frozen, inner)))
     return optax.GradientTransformationExtraArgs(  # pyrefly: ignore[bad-argument-type]
         functools.partial(_init, bridge), functools.partial(_update, bridge)
     )

@@ -12,8 +12,8 @@ from experiments.data import batches, given, sources
 from experiments.data.augment import AUGMENTATIONS
 from experiments.data.batches import Batch, Shard
 from experiments.data.sources import Source
-from experiments.rules import choice, rule, seed
-from rigl_jax.arguments import Rule, arguments, optional, whole, word
+from experiments.rules import choice, seed
+from rigl_jax.arguments import Rule, arguments, optional, rule, whole, word
 
 __all__ = ["Batch", "Data", "check", "load"]
 

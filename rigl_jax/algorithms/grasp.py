@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rigl_jax import criteria
-from rigl_jax.algorithms.one_shot import keyed, of_params
+from rigl_jax.algorithms.one_shot import of_params, prune_at_init
 from rigl_jax.base import Algorithm, Array, Plan, PyTree
 
 
@@ -43,4 +43,4 @@ def grasp(
     [[False, False], [True, True]]
     """
     criterion = criteria.grasp(of_params("grasp", loss))
-    return keyed("grasp", plan, lambda key: criterion, jointly=jointly, min_active=min_active)
+    return prune_at_init("grasp", plan, lambda key: criterion, jointly=jointly, min_active=min_active)

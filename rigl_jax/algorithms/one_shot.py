@@ -38,10 +38,10 @@ def one_shot(
     if scope not in ("layer", "global"):
         raise ValueError(f"one_shot: scope must be 'layer' or 'global', got {shown(scope)}")
     checks.functions("one_shot", criterion=criterion)
-    return keyed("one_shot", plan, lambda key: criterion, batch, rounds, scope == "global", min_active)
+    return prune_at_init("one_shot", plan, lambda key: criterion, batch, rounds, scope == "global", min_active)
 
 
-def keyed(
+def prune_at_init(
     who: str,
     plan: Plan,
     criterion: Callable[[Array], Criterion],

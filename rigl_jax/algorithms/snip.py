@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from rigl_jax import checks, schedules, scores, topology
-from rigl_jax.algorithms.one_shot import keyed, of_params
+from rigl_jax.algorithms.one_shot import of_params, prune_at_init
 from rigl_jax.algorithms.static import PruningState
 from rigl_jax.base import Algorithm, Array, Criterion, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.criteria import losses
@@ -67,7 +67,7 @@ def snip(
                 Signals(params, scores.gradient_of(lambda p: value(p, batch), params), jnp.int32(0), key)
             )
 
-        return keyed("snip", plan, criterion, jointly=jointly, min_active=min_active)
+        return prune_at_init("snip", plan, criterion, jointly=jointly, min_active=min_active)
     rank = topology.ranking("snip", plan, jointly=jointly, min_active=min_active)
 
     def init(key: Array, params: PyTree) -> PruningState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rigl_jax import criteria
-from rigl_jax.algorithms.one_shot import keyed, of_params
+from rigl_jax.algorithms.one_shot import of_params, prune_at_init
 from rigl_jax.base import Algorithm, Array, Plan, PyTree
 from rigl_jax.criteria import losses
 
@@ -48,4 +48,4 @@ def synflow(
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
     criterion = criteria.synflow(losses.at("synflow", of_params("synflow", loss)))
-    return keyed("synflow", plan, lambda key: criterion, None, rounds, jointly, min_active)
+    return prune_at_init("synflow", plan, lambda key: criterion, None, rounds, jointly, min_active)

@@ -1,9 +1,7 @@
 """Any model on packed weights, unchanged: its jaxpr is read once, and products with a packed weight run sparse.
 
 The model is traced with the dense shapes (which are never allocated), then its jaxpr is walked (`tracing.walk`) with
-packed weights in the places of dense ones. An operation without a packed weight is bound as it stands. Why not quax,
-which exists for such things: version 0.4.6 refuses models that hold a `custom_vjp` and makes weights dense at
-`jax.checkpoint`, and growth by streamed gradients (see `streaming`) has to see the operands of every product.
+packed weights in the places of dense ones. An operation without a packed weight is bound as it stands.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ Observe = Callable[[Weight, Array, Array], Array]
 channels before taps), and may add to it."""
 
 
-class How(NamedTuple):
-    """How products run.
+class Context(NamedTuple):
+    """What the rules share: how products run.
 
     Attributes:
       observe: sees each of them, None: nothing does.
@@ -83,12 +81,12 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
 
     @functools.wraps(apply)
     def run(*args: Any, **kwargs: Any) -> Any:
-        return run_with(How(batch=batch), apply, *args, **kwargs)
+        return run_with(Context(batch=batch), apply, *args, **kwargs)
 
     return run
 
 
-def run_with(how: How, apply: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def run_with(context: Context, apply: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """`run_packed(apply)(*args, **kwargs)`, with its products run so."""
     opened = jax.tree.map(_open, (args, kwargs), is_leaf=_is_packed)
     leaves, treedef = jax.tree.flatten(opened, is_leaf=_is_weight)
@@ -104,7 +102,7 @@ def run_with(how: How, apply: Callable[..., Any], /, *args: Any, **kwargs: Any) 
     given = [leaves[i] for i in moving]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if _is_weight(x) else x for x in given]
     closed, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-    results = Walker(RULES, _materialise, lambda value, aval: value, how, _without_weights)(closed, given)
+    results = Walker(RULES, _materialise, lambda value, aval: value, context, _without_weights)(closed, given)
     return jax.tree.unflatten(jax.tree.structure(out), [_as_array(x, "the output") for x in results])
 
 
@@ -177,16 +175,16 @@ def _dot_general(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
-def _product(weight: Weight, rows: Array, transpose: bool, how: How) -> Array:
+def _product(weight: Weight, rows: Array, transpose: bool, context: Context) -> Array:
     """rows[..., in] @ W, or rows[..., out] @ W.T."""
-    y = _over(how, functools.partial(kernels.matmul, transpose=transpose), rows, weight)
-    return y if how.observe is None else how.observe(dataclasses.replace(weight, flipped=transpose), rows, y)
+    y = _over(context, functools.partial(kernels.matmul, transpose=transpose), rows, weight)
+    return y if context.observe is None else context.observe(dataclasses.replace(weight, flipped=transpose), rows, y)
 
 
-def _over(how: How, product: Callable[..., Array], x: Array, weight: Weight) -> Array:
+def _over(context: Context, product: Callable[..., Array], x: Array, weight: Weight) -> Array:
     """The product, by each device for its part of x's first axis."""
-    if how.batch is not None and x.ndim > 1 and x.shape[0] % how.batch.mesh.shape[how.batch.spec[0]] == 0:
-        mesh, split, whole = how.batch.mesh, how.batch.spec, PartitionSpec()
+    if context.batch is not None and x.ndim > 1 and x.shape[0] % context.batch.mesh.shape[context.batch.spec[0]] == 0:
+        mesh, split, whole = context.batch.mesh, context.batch.spec, PartitionSpec()
         if AxisType.Explicit in mesh.axis_types:  # there shard_map moves nothing by itself
             x = jax.reshard(x, NamedSharding(mesh, PartitionSpec(*split, *(None,) * (x.ndim - 1))))
         product = jax.shard_map(product, mesh=mesh, in_specs=(split, whole, whole), out_specs=split)
@@ -194,7 +192,7 @@ def _over(how: How, product: Callable[..., Array], x: Array, weight: Weight) -> 
 
 
 def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    (x, weight), conv, given, how = operands, geometry.conv(eqn), eqn.params, walker.context
+    (x, weight), conv, given, context = operands, geometry.conv(eqn), eqn.params, walker.context
     if _is_weight(x):
         return _materialise(walker, eqn, operands)
     specs = conv.data, conv.kernel, conv.out
@@ -206,7 +204,7 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     )
     folded = isinstance(weight.pattern, kernels.Folded) and weight.first == 2
     if plain and folded and specs == ((0, 2, 1), (2, 1, 0), (0, 2, 1)):
-        y = _product(weight, _windows(x, weight.shape[0], given), False, how)
+        y = _product(weight, _windows(x, weight.shape[0], given), False, context)
         return [y.astype(eqn.outvars[0].aval.dtype)]
     fits = (
         isinstance(weight.pattern, kernels.Pattern)
@@ -216,12 +214,12 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     if not (plain and fits):
         return _materialise(walker, eqn, operands)
     strides, padding = tuple(given["window_strides"]), tuple(given["padding"])
-    y = _over(how, functools.partial(kernels.conv, strides=strides, padding=padding), x, weight)
-    if how.observe is not None:
+    y = _over(context, functools.partial(kernels.conv, strides=strides, padding=padding), x, weight)
+    if context.observe is not None:
         patches = jax.lax.conv_general_dilated_patches(
             x, weight.shape[:2], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        y = how.observe(weight, patches, y)
+        y = context.observe(weight, patches, y)
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
@@ -298,8 +296,8 @@ def _while(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     return jax.lax.while_loop(lambda c: walker(condition, [*of_cond, *c])[0], body, start)
 
 
-def _refuse_observer(how: How, operands: Sequence[Any], where: str) -> None:
-    if how.observe is not None:
+def _refuse_observer(context: Context, operands: Sequence[Any], where: str) -> None:
+    if context.observe is not None:
         name = next(x.name for x in operands if _is_weight(x))
         raise ValueError(f"streamed growth: leaf {name!r} is used inside a {where}, where its products cannot be seen")
 

@@ -25,7 +25,7 @@ from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Packed, checked, leaf_patterns
-from rigl_jax.execution.run import How, run_with
+from rigl_jax.execution.run import Context, run_with
 from rigl_jax.execution.training import Box, check_state, map_inner
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import kind, listed, shown
@@ -103,7 +103,7 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
                 inputs.setdefault(weight.name, []).append(rows)
                 return y if probes is None else y + probes[weight.name][len(uses) - 1]
 
-            return run_with(How(observe), loss, packed, *args), inputs
+            return run_with(Context(observe), loss, packed, *args), inputs
 
         jax.eval_shape(probed, None)
         zeros = {name: [jnp.zeros(y.shape, y.dtype) for _, y in uses] for name, uses in seen.items()}

@@ -23,8 +23,8 @@ from rigl_jax.tracing.walk import Rule, Walker, branches
 T = TypeVar("T")
 
 
-def remembered(ask: Callable[..., T]) -> Callable[..., T]:
-    """`ask(params, **extra)`, which traces, asked once for params of a kind."""
+def cached_by_shapes(ask: Callable[..., T]) -> Callable[..., T]:
+    """`ask(params, **extra)`, which traces, called once for each set of shapes, types and shardings of params."""
     known: dict[Any, T] = {}
 
     def answer(params: PyTree, **extra: Any) -> T:

@@ -9,10 +9,10 @@ import pytest
 
 from configs import digits_mlp
 from experiments import build, data
-from experiments.config import plain
 from experiments.io import files
 from experiments.train import train
 from tests.errors import refused
+from tests.test_bad_input import changed
 
 SHAPES = {
     "digits_mlp": ((8, 8, 1), 10),
@@ -103,26 +103,11 @@ def test_uniform_keeps_the_first_convolution_dense():
     assert list(build.plan(build.check(config), shapes)) == ["logits/kernel"]
 
 
-def changed(**values):
-    config = plain(digits_mlp.get_config("smoke"))
-    for path, value in values.items():
-        *sections, key = path.split("__")
-        target = functools.reduce(dict.__getitem__, sections, config)
-        if value is None:
-            del target[key]
-        else:
-            target[key] = value
-    return config
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
         ({"sparsty": 0.5}, "sparsty"),
         ({"rules": [["Dense_9/kernel", "unstructured"], [".*", "dense"]]}, "Dense_9/kernel"),
-        ({"dataset__name": "digts"}, "digits"),
-        ({"schedule__warmup": 6}, "warmup"),
-        ({"method__period": 0}, "period"),
         ({"dataset__batch_size": 15}, "config.dataset.batch_size"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

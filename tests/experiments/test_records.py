@@ -112,7 +112,6 @@ def test_measures_against_counting_by_hand():
     new["a"][:, :, 1] = False
     seen = {name: None if old[name] is None else old[name] | new[name] for name in old}
     on_device = [jax.tree.map(jnp.asarray, tree) for tree in (old, new, seen)]
-    assert jax.tree.all(jax.tree.map(np.array_equal, measure.union(*on_device[:2]), seen))
     table = np.asarray(jax.jit(measure.counts)(*on_device))
     line = measure.mask_values(measure.shapes(on_device[0]), table)
     size = 24 + 30
