@@ -161,7 +161,7 @@ def _order(who: str, shape: Shape, axes: Axes) -> tuple[tuple[int, ...], tuple[i
 
 
 def _without_weights(eqn: Any, operands: Sequence[_Value]) -> list[_Value] | None:
-    if any(isinstance(x.owned, dict) and x.owned for x in operands):
+    if any(map(_leaves, operands)):
         return None
     owned: Owned = Data({}) if any(isinstance(x.owned, Data) for x in operands) else {}
     return [_Value(y, owned) for y in primitives.bind(eqn, [x.array for x in operands])]
@@ -219,13 +219,18 @@ def _record(context: _Context, name: str, eqn: Any, operands: Sequence[_Value], 
     return (rows + added).astype(y.dtype).reshape(moved.shape).transpose(np.argsort(order).tolist())
 
 
+def _leaves(value: _Value) -> Collection[str]:
+    """The leaves that a value is made of; data and constants are made of none."""
+    return value.owned if isinstance(value.owned, dict) else ()
+
+
 Read = tuple[Array, Axes, list[int], int]
 """x; the axes of the weight; the axes of the result, the stack first and the outputs last; how many are outputs."""
 
 
 def _dot(name: str, eqn: Any, operands: Sequence[_Value]) -> Read:
     dot = geometry.dot(eqn)
-    side = next(s for s in (0, 1) if isinstance(operands[s].owned, dict))
+    side = next(s for s in (0, 1) if name in _leaves(operands[s]))
     parts, x = operands[side].owned[name], operands[1 - side].array  # pyrefly: ignore
     pairs = sorted(zip((parts[axis] for axis in dot.summed[side]), dot.summed[1 - side], strict=True))
     outputs = sorted(dot.free[side], key=parts.__getitem__)
@@ -241,7 +246,7 @@ def _dot(name: str, eqn: Any, operands: Sequence[_Value]) -> Read:
 
 def _conv(name: str, eqn: Any, operands: Sequence[_Value]) -> Read:
     conv, given, (x, kernel) = geometry.conv(eqn), eqn.params, operands
-    if not conv.plain or isinstance(x.owned, dict):
+    if not conv.plain or _leaves(x):
         _refuse(name, "is used in a grouped convolution, or as its image")
     parts = kernel.owned[name]  # pyrefly: ignore
     out, channels, *window = conv.kernel

@@ -51,6 +51,8 @@ WAYS = {
     "twice": (lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T, 2),
     "in jit and a checkpoint": (jax.jit(jax.checkpoint(lambda p, x: jax.nn.relu(x @ p["w"]))), 1),
     "in vmap": (lambda p, x: jax.vmap(lambda row: row @ p["w"])(x), 1),
+    "of a constant": (lambda p, x: jnp.ones((2, 4)) @ p["w"] + x.sum(), 1),
+    "in a gradient": (lambda p, x: jax.grad(lambda x: (x @ p["w"]).sum())(x), 2),
     "not at all": (lambda p, x: x * p["w"].sum(), 0),
 }
 
@@ -59,6 +61,12 @@ WAYS = {
 def test_ways_to_multiply(name):
     apply, n = WAYS[name]
     products_are_right(apply, {"w": W}, X, found={"w": n} if n else {})
+
+
+def test_a_convolution_of_a_constant():
+    kernel = jax.random.normal(KEY, (3, 2, 4))
+    layer = lambda p, x: nn.Conv(4, (3,), use_bias=False).apply({"params": p}, jnp.ones((1, 5, 2))) + x.sum()  # noqa: E731
+    products_are_right(layer, {"kernel": kernel}, X, found={"kernel": 1})
 
 
 def test_stacked_layers_have_products_of_their_own():
