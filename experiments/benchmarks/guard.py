@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,21 +18,9 @@ import jax
 from configs import digits_mlp
 from experiments import guard, sharding
 from experiments.benchmarks import timing
-from experiments.execution import Execution
 from experiments.task import prepare
 
 FEATURES = ((300, 100), (1024, 1024))
-
-
-def stepper(execution: Execution, batch: Any) -> Callable[[], Any]:
-    """A call that takes one ordinary step and keeps the donated state."""
-    held = [execution.from_masked(execution.init())]
-
-    def call() -> Any:
-        held[0] = execution.step(held[0], batch)
-        return held[0].totals
-
-    return call
 
 
 def measure(features: tuple[int, ...], execution: str, rounds: int) -> dict[str, Any]:
@@ -44,8 +31,7 @@ def measure(features: tuple[int, ...], execution: str, rounds: int) -> dict[str,
     values = json.loads(base.to_json_best_effort())
     values["dataset"].pop("data_dir", None)
     tasks = {name: prepare({**values, "on_nonfinite": name}, jax.devices()[:1]) for name in ("stop", "skip")}
-    executions = {name: task.execution for name, task in tasks.items()}
-    task, run = tasks["stop"], executions["stop"]
+    task, run = tasks["stop"], tasks["stop"].execution
     assert task.algorithm is not None  # the config's method is RigL
     batch = sharding.place(next(task.data.train(0)), task.mesh)
     state = run.from_masked(run.init())
@@ -55,7 +41,10 @@ def measure(features: tuple[int, ...], execution: str, rounds: int) -> dict[str,
         whole = run.to_masked(state)
         return check(whole.params, whole.opt_state.algorithm)
 
-    calls = {name: stepper(each, batch) for name, each in executions.items()}
+    calls = {
+        name: timing.contender(each.step, each.from_masked(each.init()), batch)
+        for name, each in ((name, of.execution) for name, of in tasks.items())
+    }
     seconds = timing.interleave({**calls, "look": look}, rounds=rounds)
     return {
         "features": list(features),

@@ -57,17 +57,6 @@ def training_step(model: Any, tx: Any, batch_stats: Any, due: Any = None, **stat
     return jax.jit(chosen, donate_argnums=0)
 
 
-def contender(step: Callable[..., Any], carry: Any, *batch: Any) -> Callable[[], Any]:
-    """A call that feeds the donated state back in."""
-    held = [carry]
-
-    def call() -> Any:
-        held[0] = step(held[0], *batch)
-        return held[0]
-
-    return call
-
-
 def steps(
     name: str, options: dict[str, Any], shape: tuple[int, ...], batch: int, optimizer: str, rounds: int
 ) -> dict[str, Any]:
@@ -87,14 +76,14 @@ def steps(
 
     plain = optax.with_extra_args_support(inner)
     calls = {
-        "dense": contender(
+        "dense": timing.contender(
             training_step(model, plain, stats), jax.tree.map(jnp.copy, (params, inner.init(params))), image, label
         ),
-        "static": contender(training_step(model, tx, stats, rewire=False), fresh(), image, label),
-        "cond": contender(training_step(model, tx, stats), fresh(), image, label),
+        "static": timing.contender(training_step(model, tx, stats, rewire=False), fresh(), image, label),
+        "cond": timing.contender(training_step(model, tx, stats), fresh(), image, label),
     }
     if name != "wide_resnet":  # XLA on CPU runs convolutions inside a conditional on one thread: LeNet-5 shows it
-        calls["around"] = contender(training_step(model, tx, stats, algorithm.due), fresh(), image, label)
+        calls["around"] = timing.contender(training_step(model, tx, stats, algorithm.due), fresh(), image, label)
     seconds = timing.interleave(calls, rounds=rounds)
     return {
         "model": name,

@@ -66,16 +66,12 @@ def time_of(method: str, params: PyTree, rounds: int) -> dict[str, Any]:
     names = iter(range(1 << 20))
     draw = lambda p: jax.random.normal(jax.random.key(next(names)), p.shape)  # noqa: E731
     weights, grads = jax.tree.map(draw, params), jax.tree.map(draw, params)
-    held = [algorithm.init(jax.random.key(0), weights)]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state: Any, weights: PyTree, grads: PyTree, step: Any) -> Any:
         return algorithm.update(state, Signals(weights, grads, step, jax.random.fold_in(jax.random.key(1), step))).state
 
-    def call() -> Any:
-        held[0] = update(held[0], weights, grads, jnp.int32(1))
-        return held[0]
-
+    call = timing.contender(update, algorithm.init(jax.random.key(0), weights), weights, grads, jnp.int32(1))
     seconds = timing.interleave({"rewire": call}, rounds=rounds)["rewire"]
     n = sum(math.prod(leaf.shape) for leaf in plan.values())
     milliseconds = timing.milliseconds(seconds)

@@ -14,10 +14,19 @@ import numpy as np
 from experiments.io.environment import environment
 
 RECORDS = Path(__file__).parents[1] / "records" / "benchmarks"
-
-
 Call = Callable[[], Any]
 """A call without arguments that is timed; what it returns is waited for."""
+
+
+def contender(step: Callable[..., Any], state: Any, *arguments: Any) -> Call:
+    """A call of `step(state, *arguments)` that feeds the state, which may be donated, back in."""
+    held = [state]
+
+    def call() -> Any:
+        held[0] = step(held[0], *arguments)
+        return held[0]
+
+    return call
 
 
 def interleave(

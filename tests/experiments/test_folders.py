@@ -133,14 +133,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
     assert restored(tmp_path) == 1
 
 
-def test_a_checkpoint_from_before_is_read_and_the_lack_told_once(tmp_path):
-    filled(tmp_path)
-    said = []
-    assert restored(tmp_path, said, CONFIG) == 1
-    assert len(said) == 1
-    assert "does not say of which run it is" in said[0]
-
-
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("where", ["content", "listing", "metrics"])
 def test_a_file_that_cannot_be_read_is_no_damage(number, where, tmp_path, monkeypatch):

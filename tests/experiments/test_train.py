@@ -80,12 +80,6 @@ def test_a_finished_run_is_not_repeated(straight):
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_another_config_is_refused_with_what_differs(straight):
-    run, _ = straight
-    with refused("seed", "sparsity"):
-        train(configured(seed=1, sparsity=0.5), run, devices=ONE)
-
-
 @pytest.mark.parametrize("execution", ["masked", "packed"])
 def test_eight_devices_give_the_masks_of_one(execution, straight, tmp_path):
     run = tmp_path / "run"
