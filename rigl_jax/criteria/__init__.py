@@ -4,21 +4,27 @@ Higher is more worth keeping. `rx.prune` turns scores into masks of exact counts
 `rx.algorithms.one_shot` prunes by a criterion before training. A criterion sees masked params: pruned weights are 0.
 """
 
+from rigl_jax.criteria.activation import keep_mass, nnrelief, wanda
 from rigl_jax.criteria.data_free import magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.registry import CRITERIA, Entry
 from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
+from rigl_jax.criteria.sparsegpt import sparsegpt
 
 __all__ = [
     "CRITERIA",
     "Entry",
     "fisher",
     "grasp",
+    "keep_mass",
     "magnitude",
+    "nnrelief",
     "obd",
     "random",
     "singe",
     "snip",
+    "sparsegpt",
     "synflow",
     "taylor",
+    "wanda",
 ]

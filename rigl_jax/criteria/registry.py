@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rigl_jax.base import Criterion
+from rigl_jax.criteria.activation import nnrelief, wanda
 from rigl_jax.criteria.data_free import magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
@@ -41,6 +42,8 @@ CRITERIA = {
         Entry("singe", "SInGE", lambda loss, **_: singe(loss)),
         Entry("obd", "OBD", lambda loss, **_: obd(loss)),
         Entry("fisher", "Fisher", lambda loss, **_: fisher(loss)),
+        Entry("wanda", "Wanda", lambda apply, **_: wanda(apply)),
+        Entry("nnrelief", "NNrelief", lambda apply, **_: nnrelief(apply)),
     )
 }
 """`{name: Entry}`, in the order of tables."""

@@ -85,8 +85,9 @@ def capture(
       add: `{name: one array for each of its products}`, of the shapes of `y`, which are added to the products.
 
     Returns:
-      The outputs of `apply`, and `{name: its products, in the order of execution}`. Patches of convolutions take as
-      many times the memory of the image as the kernel has taps.
+      The outputs of `apply`, and `{name: its products}`, names and products in the order of execution. (JAX sorts the
+      names where a dict passes through a transformation such as jit.) Patches of convolutions take as many times the
+      memory of the image as the kernel has taps.
 
     Raises:
       ValueError: names a leaf that is in no product, or in one that is not seen: inside scan, while_loop, cond or
@@ -117,7 +118,7 @@ def capture(
         if len(arrays) != len(context.found[name]):
             n = len(context.found[name])
             raise ValueError(f"capture: add of leaf {name!r} must hold {n} arrays, one a product, got {len(arrays)}")
-    products = {name: tuple(context.found[name]) for name in shapes if name in context.found}
+    products = {name: tuple(used) for name, used in context.found.items()}
     return jax.tree.unflatten(jax.tree.structure(out), [x.array for x in results]), products
 
 

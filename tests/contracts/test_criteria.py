@@ -72,8 +72,8 @@ def test_scores_are_floats_parallel_to_params_and_higher_is_kept(name):
 @each
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_counts_are_exact_in_every_structure_and_pruned_weights_are_0(name, structure):
-    planned = plan(structure)
-    pruned = rx.prune(planned, PARAMS, made(name), BATCH)
+    planned, found = plan(structure), scores(name)
+    pruned = rx.prune(planned, PARAMS, lambda params, batch: found)
     rx.check_masked(pruned.params, pruned.masks, planned)
     for leaf, layer in planned.items():
         assert (groups(layer, pruned.masks[leaf]) == layer.n_active).all()

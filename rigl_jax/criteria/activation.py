@@ -1,0 +1,138 @@
+"""Criteria from the inputs of the products with weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax import checks, topology, trees
+from rigl_jax.base import Array, Criterion, LayerPlan, Masks, Plan, PyTree
+from rigl_jax.tracing import Captured, capture, from_matrix, to_matrix
+
+Apply = Callable[[PyTree, Any], Any]
+
+
+def wanda(apply: Apply) -> Criterion:
+    """|w_ij| |x_i|_2: a weight by the norm of its input over the examples (Wanda, Sun et al. 2024, eq. 1).
+
+    A row of the weight competes within one output in the paper: give its leaf the structure `rx.fan_in()`, or
+    `rx.n_of_m(2, 4)`. The authors prune layer by layer and take the inputs from the pruned layers before; here all
+    inputs are those of the given weights. `rx.prune(..., rounds=n)` takes them anew in each round.
+
+    Args:
+      apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode; the inputs are the batch.
+        Products are found by `rx.tracing.capture`. The inputs of a convolution are patches, so each tap has its norm.
+        The squares of several products with a leaf add up. A leaf that is in no product, such as an embedding or a
+        bias, scores |w|.
+
+    >>> params = {"w": jnp.array([[3.0, -1.0], [1.0, 2.0]])}
+    >>> wanda(lambda p, x: x @ p["w"])(params, jnp.array([[3.0, 0.0], [4.0, 1.0]]))["w"].tolist()  # norms 5, 1
+    [[15.0, 5.0], [1.0, 2.0]]
+    """
+    checks.functions("wanda", apply=apply)
+
+    def score(w: Array, used: tuple[Captured, ...]) -> Array:
+        squares = [_of_weight(jnp.sum(jnp.square(x), -2), axes, w) for x, axes in map(_input, used)]
+        return jnp.abs(w) * jnp.sqrt(functools.reduce(jnp.add, squares))
+
+    return _from_inputs(apply, score)
+
+
+def nnrelief(apply: Apply) -> Criterion:
+    """E|x_i| |w_ij| / sum_i E|x_i| |w_ij|: a weight's share of its output (NNrelief, Dekhovich et al. 2024, eq. 1).
+
+    The authors keep in each neuron the fewest weights whose shares add up to alpha: `keep_mass` of these scores, with
+    the structure `rx.fan_in()`. `rx.prune` keeps the counts of the plan. They also count a bias as one more weight,
+    score whole kernels of convolutions (by the sum, or by the norm over positions), take all inputs of a stage from the
+    unpruned network, and drop weights into units that nothing reads; here biases do not count, a convolution has a
+    score for each tap, and no weight is dropped for another. Their code drops the last weight of the fewest and all
+    that tie with it; here the share that is kept is never less than alpha.
+
+    Args:
+      apply: as for `wanda`. Of several products with a leaf, the mean of the shares. A leaf that is in no product
+        scores |w|.
+
+    >>> params = {"w": jnp.array([[3.0, -1.0], [1.0, 1.0]])}
+    >>> nnrelief(lambda p, x: x @ p["w"])(params, jnp.array([[1.0, 1.0], [-1.0, 1.0]]))["w"].tolist()
+    [[0.75, 0.5], [0.25, 0.5]]
+    """
+    checks.functions("nnrelief", apply=apply)
+
+    def share(w: Array, used: tuple[Captured, ...]) -> Array:
+        shares = []
+        for x, axes in map(_input, used):
+            parts = jnp.mean(jnp.abs(x), -2)[..., None] * jnp.abs(to_matrix(w, axes).astype(x.dtype))
+            total = jnp.sum(parts, -2, keepdims=True)
+            shares.append(from_matrix(parts / jnp.where(total > 0, total, 1), axes, w.shape))
+        return (functools.reduce(jnp.add, shares) / len(shares)).astype(w.dtype)
+
+    return _from_inputs(apply, share)
+
+
+def _from_inputs(apply: Apply, score: Callable[[Array, tuple[Captured, ...]], Array]) -> Criterion:
+    def criterion(params: PyTree, batch: Any) -> PyTree:
+        _, products = capture(apply, params, batch)
+        of_leaf = lambda name, w: score(jnp.asarray(w), products[name]) if name in products else jnp.abs(w)  # noqa: E731
+        return jax.tree.map(of_leaf, trees.names(params), params)
+
+    return criterion
+
+
+def _input(product: Captured) -> tuple[Array, Any]:
+    """The rows `[*stack, n, in]`, in at least float32, and the axes of the weight."""
+    return product.x.astype(jnp.promote_types(product.x.dtype, jnp.float32)), product.axes
+
+
+def _of_weight(of_inputs: Array, axes: Any, w: Array) -> Array:
+    """What is known of each input, `[*stack, in]`, in the shape of the weight."""
+    n = w.size // of_inputs.size
+    return from_matrix(jnp.repeat(of_inputs[..., None], n, -1), axes, w.shape).astype(w.dtype)
+
+
+def keep_mass(plan: Plan, scores: PyTree, mass: float) -> Masks:
+    """In each group the fewest units whose scores add up to a share of the group's sum: masks of no fixed count.
+
+    The rule of NNrelief (alpha), with its scores and the structure `rx.fan_in()`. Train what is left with a plan of the
+    same structure: `rx.static(plan, masks)` takes unstructured masks of any counts.
+
+    Args:
+      plan: its structures and groups are read, its counts are not.
+      scores: at least 0, parallel to params; a structure of several weights takes their mean.
+      mass: the share to keep, in (0, 1]. At 1 all units with a positive score stay.
+
+    Returns:
+      Masks parallel to scores: bool, None for leaves that are not in the plan. Ties go to the lower index. A group
+      whose scores are all 0 is empty.
+
+    Raises:
+      ValueError: a score that is negative or NaN; names the leaf.
+
+    >>> import rigl_jax as rx
+    >>> scores = {"w": jnp.array([[0.5], [0.1], [0.4]])}
+    >>> keep_mass(rx.make_plan(scores, 0.5, rules=[("w", rx.fan_in())]), scores, 0.85)["w"].tolist()
+    [[True], [False], [True]]
+    """
+    checks.plan("keep_mass", plan)
+    mass = checks.number("keep_mass", "mass", mass, "must be above 0 and at most 1", lambda x: 0 < x <= 1)
+    checks.of_plan("keep_mass", plan, scores=scores)
+    names = trees.names(scores)
+    return jax.tree.map(lambda name, s: _reach(plan[name], s, mass) if name in plan else None, names, scores)
+
+
+def _reach(layer: LayerPlan, scores: Array, mass: float) -> Array:
+    if not bool(jnp.all(scores >= 0)):
+        raise ValueError(f"keep_mass: scores must be at least 0, got a negative one or NaN in leaf {layer.name!r}")
+    pooled = np.asarray(layer.structure.pool(jnp.asarray(scores)), np.float64)
+    axes = layer.structure.axes(pooled.shape)
+    groups = np.moveaxis(pooled, axes, range(-len(axes), 0))
+    groups = groups.reshape(*groups.shape[: groups.ndim - len(axes)], -1)
+    reached = np.cumsum(-np.sort(-groups, axis=-1), axis=-1)
+    enough = reached >= mass * reached[..., -1:]
+    needed = np.where(reached[..., -1] > 0, np.argmax(enough, -1) + 1, 0)
+    counts = np.expand_dims(needed, axes).astype(np.int32)
+    return topology.prune(layer.structure, jnp.asarray(scores), jnp.asarray(counts))
