@@ -15,6 +15,7 @@ from rigl_jax import checks, criteria, topology
 from rigl_jax.base import Criterion, Masks, Plan, Pruned, PyTree, Surgeon
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
+from rigl_jax.topology.apportion import geometric
 
 MOST_ROUNDS = 10**6  # their counts are a table
 
@@ -104,7 +105,7 @@ def schedule_rounds(who: str, ranking: topology.Ranking, rounds: Any, masks: Mas
         held = topology.count_groups(who, plan, masks)
         first = {name: max(layer.n_active, int(held[name].max())) for name, layer in plan.items()}
         _check_enough(who, ranking, held)
-    counts = {name: _geometric(first[name], layer.n_active, int(rounds)) for name, layer in plan.items()}
+    counts = {name: geometric(first[name], layer.n_active, int(rounds)) for name, layer in plan.items()}
     if ranking.jointly:
         total = sum(int(counts[name][0]) * layer.groups for name, layer in plan.items())
         checks.total(who, "weights that stay after the first round, ranked together,", total)
@@ -124,12 +125,6 @@ def _check_enough(who: str, ranking: topology.Ranking, held: Mapping[str, np.nda
                 f"{who}: masks must hold at least {layer.n_active} units in each group of leaf {name!r}, "
                 f"got {held[name].min()}"
             )
-
-
-def _geometric(first: int, last: int, rounds: int) -> np.ndarray:
-    """int32[rounds], the units left in a group after each round; the last is exact."""
-    steps = np.arange(1, rounds + 1) / rounds
-    return np.rint(first * (last / first) ** steps).astype(np.int32)
 
 
 def rank_in_rounds(

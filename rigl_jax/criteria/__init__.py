@@ -7,6 +7,8 @@ Higher is more worth keeping. `rx.prune` turns scores into masks of exact counts
 from rigl_jax.criteria.activation import keep_mass, nnrelief, wanda
 from rigl_jax.criteria.data_free import magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
+from rigl_jax.criteria.m_fac import m_fac
+from rigl_jax.criteria.obs import obs
 from rigl_jax.criteria.registry import CRITERIA, Entry
 from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
 from rigl_jax.criteria.sparsegpt import sparsegpt
@@ -17,9 +19,11 @@ __all__ = [
     "fisher",
     "grasp",
     "keep_mass",
+    "m_fac",
     "magnitude",
     "nnrelief",
     "obd",
+    "obs",
     "random",
     "singe",
     "snip",

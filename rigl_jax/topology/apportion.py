@@ -24,6 +24,12 @@ def count(n: Any) -> Array:
     return jnp.asarray(np.asarray(np.clip(np.asarray(n, object), 0, MOST), np.int32))
 
 
+def geometric(first: int, last: int, rounds: int) -> np.ndarray:
+    """int32[rounds], the units left in a group after each round; the last is exact."""
+    steps = np.arange(1, rounds + 1) / rounds
+    return np.rint(first * (last / first) ** steps).astype(np.int32)
+
+
 def running(counts: Array) -> Array:
     """Running sums of int32 counts, at least 0 and fewer than 2**15, that stop at 2**31 - 1 where they would wrap.
 
