@@ -9,6 +9,11 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RESULTS = {
+    "erk_and_one_update": "{'before': 24, 'dropped': 8, 'grown': 8, 'after': 24}",
+    "lottery_tickets": "[True, True, True]",  # a resumed recipe has the bits of one that was not interrupted
+}
+"""What a cell of each notebook shows."""
 
 
 def test_there_are_notebooks():
@@ -36,5 +41,4 @@ def test_runs_and_draws(path):
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 2
-    counts = next(o.data["text/plain"] for o in outputs if "dropped" in o.get("data", {}).get("text/plain", ""))
-    assert counts == "{'before': 24, 'dropped': 8, 'grown': 8, 'after': 24}"
+    assert RESULTS[path.stem] in [output.get("data", {}).get("text/plain") for output in outputs]
