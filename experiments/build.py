@@ -56,7 +56,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
 
     What needs neither data nor devices is made, so that a launcher can tell what is wrong before it starts anything:
     the constructors check their own arguments. The method is made for a plan of one large leaf; what depends on the
-    network's own leaves is told later.
+    network's own leaves is checked when the network is known.
 
     Raises:
       ValueError: names the first wrong key, what was expected and what was given.

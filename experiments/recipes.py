@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.build import check
@@ -103,7 +102,7 @@ def _state(task: Task, network: PyTree, masks: Masks, start: int) -> TrainState:
                 f"recipes: config.optimizer must count its steps in optax.scale_by_schedule to begin at step {start}"
             )
         algorithm = task.algorithm
-        skipped = 0 if algorithm is None or not algorithm.skip_step else np.sum(algorithm.due(np.arange(start)))
+        skipped = 0 if algorithm is None or not algorithm.skip_step else sum(map(task.execution.due, range(start)))
         opt_state = optax.tree_utils.tree_set(opt_state, _is_clock, count=jnp.asarray(start - skipped, jnp.int32))
         opt_state = opt_state._replace(step=jnp.full_like(opt_state.step, start))
     return state._replace(

@@ -1,6 +1,6 @@
 """Checks of single values: keys of a config, and arguments of the constructors that a config names.
 
-A rule is `(who, name, value) -> value`, as in `rigl_jax.arguments`, whose own serve here too.
+A rule is `(who, name, value) -> value`, as in `rigl_jax.arguments`, whose own are used here too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Arguments of public functions, checked by kind at the boundary: `@arguments(scores=array, k=count)`.
 
-A rule sees one argument and answers nonsense with one line: who, which argument, what was expected, what was given.
-The function gets what the rule returns: the argument, with sizes as Python's integers, for NumPy's narrow ones wrap.
-What depends on several arguments (a mask and its weight) is for the function itself. docs/architecture.md says why this
-is not left to a checker of annotations.
+A rule checks one argument and raises an error of one line: who, which argument, what was expected, what was given.
+The function gets what the rule returns: the argument, with sizes as Python's integers, because NumPy's narrow integers
+overflow. The function itself checks what depends on several arguments (a mask and its weight). docs/architecture.md
+says why annotations are not checked instead.
 """
 
 from __future__ import annotations

@@ -61,6 +61,6 @@ def listed(names: Iterable[str]) -> str:
     '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 988 more'
     """
     names = list(names)
-    told = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in names[:MOST]]
-    first = ", ".join(told)
+    parts = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in names[:MOST]]
+    first = ", ".join(parts)
     return (first if len(names) <= MOST else f"{first} and {len(names) - MOST} more") or "none"

@@ -95,7 +95,7 @@ def make_plan(
                 f"got {dtypes[name]}"
             )
     for name, layer in layers.items():
-        _units(name, layer.structure, layer.shape)  # what does not divide is told before a total that could not be
+        _units(name, layer.structure, layer.shape)  # names a shape that does not divide before any total is checked
     imposed = {name: s.sparsity for name, s in structures.items() if s.sparsity is not None}
     fixed = {
         **imposed,

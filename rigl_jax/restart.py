@@ -43,7 +43,7 @@ def restart(inner: optax.GradientTransformation, state: PyTree, keep: Masks, par
 
 
 def check_restartable(inner: optax.GradientTransformation, optimizer: PyTree, params: PyTree) -> None:
-    """Refuses an optimizer in which what belongs to a single weight cannot be told or reset."""
+    """Refuses an optimizer whose state of a single weight cannot be found or reset."""
     larger: list[tuple[str, Any, Any]] = []
 
     def one(value: Any, name: str, p: Any) -> Any:

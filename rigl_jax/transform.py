@@ -1,4 +1,4 @@
-"""The bridge to optax: any optimizer, masked, with weights that come and go."""
+"""The bridge to optax: any optimizer, with masks that change while it trains."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def _place(
 ) -> Array:
     """The update of one leaf after a rewiring: a change of what is kept, a start for what is new, -p for the rest.
 
-    `keep` is None where a leaf is dense or stored whole: there a weight that becomes active has lived on.
+    `keep` is None where a leaf is dense or stored whole: there a weight that becomes active keeps its value.
     """
     if keep is None and change is None:
         return u

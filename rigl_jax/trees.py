@@ -82,7 +82,7 @@ def uncovered(masks: PyTree, tree: PyTree) -> list[str]:
 
 
 def map_sparse(f: Callable[..., Any], plan: Plan, tree: PyTree, *trees: PyTree) -> PyTree:
-    """`f(leaf, x, *xs)` where the plan has a `Leaf`, None elsewhere. The trees are parallel to params."""
+    """`f(leaf, x, *xs)` where the plan has a `LayerPlan`, None elsewhere. The trees are parallel to params."""
 
     def one(path: Sequence[Any], *arrays: Any) -> Any:
         leaf = plan.get(_name(path))

@@ -56,7 +56,7 @@ def _lines(path: Path, *, finished: bool) -> list[dict[str, Any]]:
             raise ValueError(f"report: {path} is missing although the run has a summary.json")
         return []
     try:
-        # A run that is going on may be caught in the middle of writing its last line; that is no damage.
+        # A run that is still training may be in the middle of writing its last line.
         lines = files.read_lines(path, growing=not finished)
     except ValueError as error:
         raise ValueError(f"report: {error}") from None

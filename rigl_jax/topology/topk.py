@@ -96,7 +96,7 @@ def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -
 
 
 def _on_one_cpu(scores: Array) -> bool:
-    """Whether the native selection serves. XLA would gather for it what lies on several devices."""
+    """Whether the native selection is used. For a custom call XLA would gather arrays of several devices."""
     if (
         scores.size == 0
         or scores.dtype == jnp.float64

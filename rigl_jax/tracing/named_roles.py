@@ -60,9 +60,9 @@ class _Leaf(NamedTuple):
 def named_roles(params: PyTree) -> dict[str, Role]:
     """The roles of the leaves, as far as they are known without the model."""
     leaves = _leaves(params)
-    told = {name: _of_module(leaf) for name, leaf in leaves.items()}
-    found = {name: told[name] or _of_name(leaf) for name, leaf in leaves.items()}
-    lone = {name for name, leaf in leaves.items() if told[name] is None and _one_channel(leaf, found[name])}
+    by_module = {name: _of_module(leaf) for name, leaf in leaves.items()}
+    found = {name: by_module[name] or _of_name(leaf) for name, leaf in leaves.items()}
+    lone = {name for name, leaf in leaves.items() if by_module[name] is None and _one_channel(leaf, found[name])}
     several = sum(n_stacked(leaves[name].shape, found[name].axes) for name in lone) > 1
     for name in lone:
         if several or _depthwise(leaves[name]):
