@@ -36,6 +36,7 @@ from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
 from rigl_jax.transform import SparseState, sparsify
 from rigl_jax.growth import accumulate_growth
 from rigl_jax.initial import rescale_init
+from rigl_jax.m_fac import m_fac_optimizer
 from rigl_jax.optimizers import per_weight_adam, replace_masks, sparse_average, with_masters
 
 # Methods: what `sparsify` takes. Masks fixed before training; dynamic; pruning while training; latent weights.
@@ -122,6 +123,7 @@ __all__ = [
     "sparsify",
     "accumulate_growth",
     "rescale_init",
+    "m_fac_optimizer",
     "per_weight_adam",
     "replace_masks",
     "sparse_average",

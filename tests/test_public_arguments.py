@@ -104,6 +104,7 @@ CALLS = {
     "sparsify": {"inner": SGD, "algorithm": STATIC, "key": KEY},
     "accumulate_growth": {"algorithm": rx.rigl(PLAN), "n": 2},
     "with_masters": {"inner": SGD, "dtype": jnp.float32},
+    "m_fac_optimizer": {"learning_rate": 0.1, "m": 4, "damping": 1e-3, "b1": 0.9, "weight_decay": 0.1},
     "per_weight_adam": {
         "learning_rate": 0.1,
         "b1": 0.9,
@@ -306,7 +307,11 @@ MAY = {
     "rescale_init axis": ("negative",),
     # any number is one
     **dict.fromkeys(("erk power", "landscape.bezier t"), ("negative", "a fraction")),
-    **dict.fromkeys(("per_weight_adam learning_rate", "langevin learning_rate"), ("negative", "a fraction")),
+    **dict.fromkeys(
+        ("per_weight_adam learning_rate", "langevin learning_rate", "m_fac_optimizer learning_rate"),
+        ("negative", "a fraction"),
+    ),
+    **dict.fromkeys(("m_fac_optimizer damping", "m_fac_optimizer weight_decay"), ("a fraction",)),
     **dict.fromkeys(("per_weight_adam weight_decay", "exploration_penalty scale"), ("negative", "a fraction")),
     **dict.fromkeys(("per_weight_adam eps", "langevin l1", "langevin temperature"), ("a fraction",)),
     **dict.fromkeys(("training_cost sparse", "training_cost dense"), ("a fraction",)),
