@@ -147,13 +147,12 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
     reading = rules.read(program, len(leaves))
     own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
     found = [_named(group, patterns) for group in _found(reading, own)]
-    number = {root: (g, i) for g, (_, roots) in enumerate(found) for i, root in enumerate(roots)}
     made = [group for group, _ in found]
-    count = functools.partial(_counted, reading.channels, number, [group.size for group in made])
+    count = functools.partial(_counted, reading.channels, _places(reading.channels, found))
     return Groups(made, [(macs, tuple(map(count, axes))) for macs, axes in reading.notes.products])
 
 
-_Found = tuple[Group, list[int]]  # a group, and the representative of each of its channels
+_Found = tuple[Group, np.ndarray]  # a group, and the representative of each of its channels
 
 
 def _found(reading: Reading, own: dict[str, Labels]) -> list[_Found]:
@@ -166,23 +165,31 @@ def _found(reading: Reading, own: dict[str, Labels]) -> list[_Found]:
     of = np.repeat(np.arange(len(places)), [len(label) for label in labels])
     at = np.concatenate([np.arange(len(label)) for label in labels])
     roots = channels.find(np.concatenate(labels))
-    reasons, ties = _reasons(channels), _ties(channels)
-    uneven = {int(root) for axes in reading.notes.uneven for root in channels.find(axes)}
     order = np.lexsort((at, of, roots))
-    alike: dict[Any, list[np.ndarray]] = {}
-    for run in np.split(order, np.flatnonzero(np.diff(roots[order])) + 1):
-        root = int(roots[run[0]])
-        why = reasons.get(root)
-        if why is None or why[0]:  # positions of a window are no channels
-            alike.setdefault((of[run].tobytes(), why, root in uneven), []).append(run)
+    starts = np.flatnonzero(np.diff(roots[order], prepend=-1))
+    heads = roots[order][starts]
+    mark = np.random.default_rng(0).integers(0, 1 << 63, len(places), np.uint64)
+    where = np.add.reduceat(mark[of[order]], starts)  # the same sum: the same places, each as often
+    reasons, fate = _fates(channels)
+    uneven = np.zeros(len(fate), bool)
+    for axes in reading.notes.uneven:
+        uneven[channels.find(axes)] = True
+    ties = _ties(channels)
+    alike = np.unique(np.stack([where, fate[heads], uneven[heads]]).astype(np.uint64), axis=1, return_inverse=True)[1]
     made = []
-    for (_, why, changes), runs in alike.items():
-        where, own_roots = of[runs[0]], [int(roots[run[0]]) for run in runs]
-        members = tuple(Member(*places[i], np.stack([at[run][where == i] for run in runs])) for i in np.unique(where))
-        tied = sorted(set().union(*(ties.get(root, ()) for root in own_roots)))
-        text, known = why or ("", True)
-        made.append((where.min(), (Group(members, len(runs), tuple(tied), text, not known, not changes), own_roots)))
-    return [found for _, found in sorted(made, key=lambda pair: pair[0])]
+    for kind in np.unique(alike):
+        rows = np.flatnonzero(alike == kind)
+        length = (np.append(starts, len(order)) - np.append(0, starts))[rows[0] + 1]
+        entries = order[starts[rows][:, None] + np.arange(length)]
+        (why, known), changes = reasons[fate[heads[rows[0]]]], uneven[heads[rows[0]]]
+        if not why and fate[heads[rows[0]]]:  # positions of a window are no channels
+            continue
+        in_place = of[entries[0]]
+        members = tuple(Member(places[i][0], places[i][1], at[entries[:, in_place == i]]) for i in np.unique(in_place))
+        tied = tuple(sorted(name for name, which in ties.items() if which[heads[rows]].any()))
+        group = Group(members, len(rows), tied, why, not known, not changes)
+        made.append((in_place.min(), heads[rows[0]], (group, heads[rows])))
+    return [found for *_, found in sorted(made, key=lambda row: row[:2])]
 
 
 def _named(found: _Found, patterns: Sequence[re.Pattern[str]]) -> _Found:
@@ -199,29 +206,44 @@ def _patterns(ignore: str | Sequence[str]) -> list[re.Pattern[str]]:
         raise ValueError(f"groups: ignore must be regular expressions, got {shown(ignore)}: {error}") from None
 
 
-def _reasons(channels: Channels) -> dict[int, tuple[str, bool]]:
-    """`{representative: (why it is fixed, whether that is known)}`. What is known comes first, then what came first."""
-    found: dict[int, tuple[str, bool]] = {}
-    for positions, why, known in channels.reasons:
-        for root in np.unique(channels.find(positions)).tolist():
-            before = found.get(root)
-            if before is None or (not before[0] and why) or (known > before[1] and why):
-                found[root] = (why, known)
-    return found
+def _fates(channels: Channels) -> tuple[list[tuple[str, bool]], np.ndarray]:
+    """The reasons, and which of them holds for each representative; the first of them stands for none.
+
+    A reason comes before one that is only that something is not known, and that before none.
+    """
+    reasons = [("", True), *dict.fromkeys((why, known) for _, why, known in channels.reasons)]
+    number = {reason: i for i, reason in reversed(list(enumerate(reasons))[1:])}
+    fate = np.zeros(len(channels), np.int64)
+    events = [event for event in channels.reasons if not event[1]]
+    for known in (False, True):
+        events += [event for event in channels.reasons[::-1] if event[1] and event[2] == known]
+    for positions, why, known in events:
+        fate[channels.find(positions)] = number[why, known]
+    return reasons, fate
 
 
-def _ties(channels: Channels) -> dict[int, set[str]]:
-    found: dict[int, set[str]] = {}
+def _ties(channels: Channels) -> dict[str, np.ndarray]:
+    """Of every operation which representatives it has joined others to."""
+    found: dict[str, np.ndarray] = {}
     for positions, name in channels.ties:
-        for root in np.unique(channels.find(positions)).tolist():
-            found.setdefault(root, set()).add(name)
+        found.setdefault(name, np.zeros(len(channels), bool))[channels.find(positions)] = True
     return found
 
 
-def _counted(channels: Channels, number: dict[int, tuple[int, int]], sizes: Sequence[int], axis: np.ndarray) -> Any:
+_Places = tuple[np.ndarray, np.ndarray, list[int]]
+"""Of every representative the group (-1: none) and the number in it; the sizes of the groups."""
+
+
+def _places(channels: Channels, found: Sequence[_Found]) -> _Places:
+    group, number = np.full(len(channels), -1), np.zeros(len(channels), np.int64)
+    for g, (_, roots) in enumerate(found):
+        group[roots], number[roots] = g, np.arange(len(roots))
+    return group, number, [len(roots) for _, roots in found]
+
+
+def _counted(channels: Channels, places: _Places, axis: np.ndarray) -> Any:
     """How often every channel of every group occurs in an axis of a product."""
-    counts: dict[int, np.ndarray] = {}
-    for root, times in zip(*np.unique(channels.find(axis), return_counts=True), strict=True):
-        if (place := number.get(int(root))) is not None:
-            counts.setdefault(place[0], np.zeros(sizes[place[0]], np.int64))[place[1]] = times
-    return len(axis), tuple(counts.items())
+    roots = channels.find(axis)
+    group, number = places[0][roots], places[1][roots]
+    present = np.unique(group[group >= 0]).tolist()
+    return len(axis), tuple((g, np.bincount(number[group == g], minlength=places[2][g])) for g in present)

@@ -60,7 +60,7 @@ def _part(walker: Walker, eqn: Any, axes: Labels, cut: Sequence[Sequence[int]]) 
         if isinstance(axes[k], Split):
             axes = splits.drop(channels, axes, k)
         elif axes[k] is not None:
-            own = axes[k][list(taken)]
+            own = np.asarray(axes[k])[list(taken)]
             if len(own) == 1:
                 channels.fix([own], f"taken by its position, in {eqn.primitive.name}")
             axes = (*axes[:k], own if len(own) > 1 else None, *axes[k + 1 :])

@@ -104,7 +104,7 @@ def _note_mean(reading: Reading, eqn: Any) -> None:
 
 def _moved(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     _same_sum(walker.context, eqn)
-    return base.RULES["transpose"](walker, eqn, ins)
+    return list(base.RULES["transpose"](walker, eqn, ins))
 
 
 def _same_sum(reading: Reading, eqn: Any) -> None:

@@ -8,7 +8,7 @@ everything that meets an operation whose effect on channels is unknown).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +60,10 @@ class Channels:
         self._parent[first : self._size] = np.arange(first, self._size)
         return self._parent[first : self._size].copy()
 
+    def __len__(self) -> int:
+        """The number of positions."""
+        return self._size
+
     def roots(self) -> np.ndarray:
         """int64[number of positions]: the representative of the channel of each position, 0 if it is fixed."""
         roots = self.find(np.arange(self._size))
@@ -88,7 +92,7 @@ class Channels:
                 self._union(first, other)
         return first
 
-    def fix(self, axes: Labels, why: str = "", known: bool = True) -> None:
+    def fix(self, axes: Iterable[Any], why: str = "", known: bool = True) -> None:
         """Fixes all positions of the axes: they cannot be removed.
 
         Args:
@@ -104,14 +108,20 @@ class Channels:
 
     def _union(self, left: Any, right: Any) -> None:
         left, right = np.ravel(left), np.ravel(right)
-        apart = self.find(left) != self.find(right)
+        ours, theirs = self.find(left), self.find(right)
+        apart = ours != theirs
         if not apart.any():
             return
         self.ties.append((left[apart], self.now))
+        low, high = np.minimum(ours, theirs)[apart], np.maximum(ours, theirs)[apart]
         parent, fixed = self._parent, self._fixed
-        for a, b in zip(parent[left[apart]].tolist(), parent[right[apart]].tolist(), strict=True):
+        if len(np.unique(high)) == len(high) and not np.isin(low, high).any():  # no chains: all at once
+            parent[high] = low  # the smaller one represents
+            np.logical_or.at(fixed, low, fixed[high])
+            return
+        for a, b in zip(low.tolist(), high.tolist(), strict=True):
             a, b = sorted((self._root(a), self._root(b)))
-            parent[b] = a  # the smaller one represents
+            parent[b] = a
             fixed[a] |= fixed[b]
 
     def _root(self, i: int) -> int:
