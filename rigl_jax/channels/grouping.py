@@ -42,8 +42,9 @@ class Group(NamedTuple):
       ties: the operations that make the members one, by JAX's names.
       why: why the channels cannot be removed; empty if they can be.
       unknown: True where that is only not known, as they meet an operation that has no rule.
-      exact: whether the model computes the same function without a channel that is 0 at every input. Not so for
-        channels over which there is a mean (normalisation over features), a maximum or a softmax.
+      exact: whether the model computes the same function without a channel that is 0 wherever it occurs. False for
+        channels over which there is a sum other than a product, a mean (normalisation over features), a maximum or a
+        softmax: there the function may change.
     """
 
     members: tuple[Member, ...]
@@ -97,7 +98,7 @@ class Groups(tuple[Group, ...]):
 
 
 def _note(group: Group) -> str:
-    return "" if group.exact else "changes the function even where 0"
+    return "" if group.exact else "may change the function even where 0"
 
 
 def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str | Sequence[str] = ()) -> Groups:
@@ -175,7 +176,8 @@ def _found(reading: Reading, own: dict[str, Labels]) -> list[_Found]:
     for axes in reading.notes.uneven:
         uneven[channels.find(axes)] = True
     ties = _ties(channels)
-    alike = np.unique(np.stack([where, fate[heads], uneven[heads]]).astype(np.uint64), axis=1, return_inverse=True)[1]
+    key = np.stack([where, fate[heads].astype(np.uint64), uneven[heads].astype(np.uint64)])
+    alike = np.unique(key, axis=1, return_inverse=True)[1].reshape(-1)
     made = []
     for kind in np.unique(alike):
         rows = np.flatnonzero(alike == kind)

@@ -28,7 +28,8 @@ class Notes(NamedTuple):
       over: `{result: labels}` of the channels that sums, maxima and products run over.
       bodies: `{first result of a loop or branch: the programs that it runs}`.
       products: `(MACs, labels of the axes that they are proportional to)` of every product.
-      uneven: labels of channels whose removal changes the function even where they are 0.
+      uneven: labels of channels whose removal may change the function even where they are 0.
+      weights: the first position that is not of a weight.
       trips: how often the equations that are being read are run.
     """
 
@@ -39,6 +40,7 @@ class Notes(NamedTuple):
     bodies: dict[Any, list[Program]]
     products: list[tuple[float, tuple[np.ndarray, ...]]]
     uneven: list[np.ndarray]
+    weights: int
     trips: int = 1
 
 

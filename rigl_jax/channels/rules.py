@@ -24,7 +24,7 @@ from rigl_jax.tracing.walk import Rule, Walker
 
 def read(program: Program, weights: int) -> Reading:
     """The channels of a program whose first `weights` inputs are weights."""
-    reading = Reading(Channels(), {}, Notes(read_numbers(program), {}, {}, {}, {}, [], []))
+    reading = Reading(Channels(), {}, Notes(read_numbers(program), {}, {}, {}, {}, [], [], _weights(program, weights)))
     channels, labels = reading.channels, reading.labels
     for k, variable in enumerate(program.inputs):
         labels[variable] = channels.new(variable.aval.shape)
@@ -39,6 +39,12 @@ def read(program: Program, weights: int) -> Reading:
     for variable, axes in labels.items():
         labels[variable] = splits.settle(channels, axes)
     return reading
+
+
+def _weights(program: Program, weights: int) -> int:
+    """The first position that is no weight's, as these are numbered first."""
+    sizes = [n for v in program.inputs[:weights] for n in v.aval.shape if n > 1]
+    return 1 + sum(sizes)
 
 
 def _settled(rule: Rule) -> Rule:
@@ -95,7 +101,6 @@ def _note_mean(reading: Reading, eqn: Any) -> None:
         terms = float(number.reshape(())) if eqn.primitive.name == "div" else 1 / float(number.reshape(()))
         if abs(terms - total.count) <= 1 + 1e-5 * total.count:  # or one less, in a variance without bias
             notes.means[eqn.outvars[0]] = total, which
-            notes.uneven.extend(total.axes)
         return
 
 
@@ -122,7 +127,7 @@ def _reshape(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
         return unknown(walker, eqn, ins)
     _same_sum(walker.context, eqn)
     (before, *_), after = geometry.shapes(eqn)
-    return [splits.reshaped(walker.context.channels, ins[0], before, after)]
+    return [splits.reshaped(walker.context.channels, ins[0], before, after, walker.context.notes.weights)]
 
 
 def _reduce(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
@@ -131,12 +136,11 @@ def _reduce(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     axes = splits.settle(walker.context.channels, ins[0], gone, gone)
     over = tuple(axes[k] for k in gone if axes[k] is not None)
     walker.context.notes.over[eqn.outvars[0]] = over
+    walker.context.notes.uneven.extend(over)
     if eqn.primitive.name == "reduce_sum":
         walker.context.notes.sums[eqn.outvars[0]] = Sum(math.prod(shape[k] for k in gone), over)
     elif eqn.primitive.name in ("argmax", "argmin"):
         walker.context.channels.fix(over, f"the number of a channel is returned, in {eqn.primitive.name}")
-    else:
-        walker.context.notes.uneven.extend(over)
     return [tuple(axes[k] for k in range(len(shape)) if k not in gone)]
 
 

@@ -83,8 +83,11 @@ def drop(channels: Channels, labels: Labels, axis: int) -> Labels:
     return simple(channels, tuple(out))
 
 
-def reshaped(channels: Channels, labels: Labels, before: Sequence[Any], after: Sequence[Any]) -> Labels:
-    """Labels after a reshape. Of several axes of channels that are merged one stays: the first that is not fixed."""
+def reshaped(channels: Channels, labels: Labels, before: Sequence[Any], after: Sequence[Any], weights: int) -> Labels:
+    """Labels after a reshape. Of several axes of channels that are merged one stays.
+
+    It is the first that is not fixed and has positions of weights, which are numbered below `weights`.
+    """
     runs = geometry.reshaped(before, after)
     labels = simple(channels, labels)
     for block in blocks(labels):
@@ -100,7 +103,12 @@ def reshaped(channels: Channels, labels: Labels, before: Sequence[Any], after: S
         if not parts or not all(isinstance(n, int) for k in (run, into) for n in (before, after)[k is into]):
             channels.fix(labels[run.start : run.stop], "reshaped to sizes that are not known")
             continue
-        kept = next((part for part in parts if not channels.fixed(_grid(labels, part)).all()), parts[0])
+        free = (part for part in parts if _removable(channels, _grid(labels, part), weights))
+        kept = next(free, None)
+        if kept is None:
+            kept = parts[0]
+            if len(run) > 1:  # copies of what stays
+                channels.fix([_grid(labels, kept)], "merged with an axis that keeps its size, in reshape")
         for part in parts:
             if part != kept:
                 channels.fix([labels[part[0]]], "merged with another axis of channels, in reshape")
@@ -109,6 +117,10 @@ def reshaped(channels: Channels, labels: Labels, before: Sequence[Any], after: S
         shape = [after[k] for k in into]
         out[into.start : into.stop] = _entries(channels, spread.reshape(shape))
     return tuple(out)
+
+
+def _removable(channels: Channels, grid: np.ndarray, weights: int) -> bool:
+    return not channels.fixed(grid).all() and bool((channels.find(grid) < weights).any())
 
 
 def _grid(labels: Labels, part: Sequence[int]) -> np.ndarray:
