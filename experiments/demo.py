@@ -23,7 +23,7 @@ from experiments.io import run_directory
 from experiments.io.lock import locked
 from experiments.train import train
 
-METHODS: dict[str, str] = {
+DESCRIPTIONS: dict[str, str] = {
     "dense": "Dense: every weight is active; the reference.",
     "static": "Static: one weight in ten is active, chosen at random before training and never changed.",
     "set": "SET: the same number; at intervals the smallest are dropped and others are grown at random.",
@@ -47,7 +47,7 @@ class Trial(NamedTuple):
         return run_directory.finished(self.workdir)
 
 
-def trials(workdir: str | Path, seeds: int, methods: Sequence[str] = tuple(METHODS)) -> list[Trial]:
+def trials(workdir: str | Path, seeds: int, methods: Sequence[str] = tuple(DESCRIPTIONS)) -> list[Trial]:
     """The runs of the demo, in order: each method with seeds 0, 1, ..."""
     return [Trial(m, seed, Path(workdir) / f"{m}-s{seed}") for m in methods for seed in range(seeds)]
 
@@ -81,7 +81,7 @@ def run_all(todo: Sequence[Trial], console: Console, variant: str = "") -> None:
         if trial.finished:
             continue
         if number == 0 or todo[number - 1].method != trial.method or todo[number - 1].finished:
-            console.print(f"\n[bold]{METHODS[trial.method]}[/bold]", highlight=False)
+            console.print(f"\n[bold]{DESCRIPTIONS[trial.method]}[/bold]", highlight=False)
         verb = "Resuming" if (trial.workdir / "config.json").exists() else "Training"
         console.print(f"{verb} {trial.workdir.name} (seed {trial.seed})", highlight=False)
         summary = train(configure(trial, variant), trial.workdir)
@@ -114,7 +114,7 @@ def demo(
     seeds: int = 1,
     fresh: bool = False,
     variant: str = "",
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(DESCRIPTIONS),
     console: Console | None = None,
 ) -> dict[str, Path]:
     """Runs the demo.
@@ -124,7 +124,7 @@ def demo(
       seeds: how many runs of each method.
       fresh: delete the demo's runs and train again.
       variant: of `configs/digits_mlp.py`; "smoke" for a few steps.
-      methods: keys of `METHODS`.
+      methods: keys of `DESCRIPTIONS`.
       console: where to print; the terminal by default.
 
     Returns:

@@ -38,7 +38,7 @@ from experiments.io import files, run_directory
 from experiments.main import parse
 from rigl_jax import trees
 
-METHODS = ("dense", "static", "set", "rigl")
+DEFAULT_METHODS = ("dense", "static", "set", "rigl")
 
 
 class Job(NamedTuple):
@@ -238,7 +238,7 @@ def parser() -> command.Parser:
     """The flags of the command."""
     made = command.parser("experiments.launch", __doc__ or "")
     made.add_argument("--study", help="a file in experiments/studies, or your own FILE.py; in place of --config")
-    made.add_argument("--methods", default=",".join(METHODS), help="with --config [%(default)s]")
+    made.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="with --config [%(default)s]")
     made.add_argument("--seeds", type=int, default=1, help="with --config, how many [1]")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs [runs]")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores [1]")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html as _html
 import re
-import unicodedata
 import zlib
 
 from rich.text import Text
+
+from rigl_jax.messages import printable
 
 
 def plain(text: object) -> str:
@@ -16,11 +17,7 @@ def plain(text: object) -> str:
     >>> plain("a\x1b[31m b\n")
     'a\\x1b[31m b\\n'
     """
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in str(text))
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return printable(str(text))
 
 
 def terminal(text: object) -> Text:
