@@ -79,6 +79,23 @@ def test_the_example_of_adding_an_algorithm():
     assert int(state.algorithm.rewirings) == 1
 
 
+def test_the_page_of_pruning():
+    names = users_names()
+    for code in blocks("docs/pruning.md"):
+        exec(code, names)
+    rx.check_masked(names["two_in_four"].params, names["two_in_four"].masks, names["rows"])
+    rx.check_masked(names["moved"].params, names["moved"].masks, names["rows"])
+    assert not np.array_equal(names["moved"].params["last"]["kernel"], names["two_in_four"].params["last"]["kernel"])
+    for pruned in (names["everywhere"], names["by_lamp"]):
+        assert sum(int(m.sum()) for m in jax.tree.leaves(pruned.masks)) == sum(
+            layer.active_weights for layer in names["plan"].values()
+        )
+    assert not np.any(names["further"].masks["last"]["kernel"] & ~names["slowly"].masks["last"]["kernel"])
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)[(`]", PAGES["docs/pruning.md"], re.MULTILINE)
+    assert [name for name, _ in rows] == [*rx.criteria.CRITERIA, *rx.criteria.SURGEONS]
+    assert {call for _, call in rows} <= set(rx.criteria.__all__)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page):
     text, folder = PAGES[page], (ROOT / page).parent

@@ -2,6 +2,9 @@
 
 Higher is more worth keeping. `rx.prune` turns scores into masks of exact counts in any structure, and
 `rx.algorithms.one_shot` prunes by a criterion before training. A criterion sees masked params: pruned weights are 0.
+
+Surgeons, `(plan, params, masks, batch) -> Pruned`, also move the weights that stay: `sparsegpt`, `m_fac`, `obs`.
+docs/pruning.md has the table of both.
 """
 
 from rigl_jax.criteria.activation import keep_mass, nnrelief, wanda
@@ -9,12 +12,13 @@ from rigl_jax.criteria.data_free import magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.m_fac import m_fac
 from rigl_jax.criteria.obs import obs
-from rigl_jax.criteria.registry import CRITERIA, Entry
+from rigl_jax.criteria.registry import CRITERIA, SURGEONS, Entry
 from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
 from rigl_jax.criteria.sparsegpt import sparsegpt
 
 __all__ = [
     "CRITERIA",
+    "SURGEONS",
     "Entry",
     "fisher",
     "grasp",

@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rigl_jax.base import Criterion
+from rigl_jax.base import Criterion, Surgeon
 from rigl_jax.criteria.activation import nnrelief, wanda
 from rigl_jax.criteria.data_free import magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
+from rigl_jax.criteria.m_fac import m_fac
+from rigl_jax.criteria.obs import obs
 from rigl_jax.criteria.second_order import fisher, grasp, obd, taylor
+from rigl_jax.criteria.sparsegpt import sparsegpt
 
 
 class Entry(NamedTuple):
-    """A criterion.
+    """A criterion or a surgeon.
 
     Attributes:
       name: what configs and the command line call it.
       label: what tables and figures call it.
-      make: `(*, loss, apply, key) -> Criterion`; it takes what it needs of `loss(params, batch) -> scalar`,
+      make: `(*, loss, apply, key) -> Criterion | Surgeon`; it takes what it needs of `loss(params, batch) -> scalar`,
         `apply(params, inputs) -> outputs` and a PRNG key.
       random: whether scores are drawn, so that they do not depend on the weights.
     """
 
     name: str
     label: str
-    make: Callable[..., Criterion]
+    make: Callable[..., Criterion | Surgeon]
     random: bool = False
 
 
@@ -47,3 +50,13 @@ CRITERIA = {
     )
 }
 """`{name: Entry}`, in the order of tables."""
+
+SURGEONS = {
+    entry.name: entry
+    for entry in (
+        Entry("sparsegpt", "SparseGPT", lambda apply, **_: sparsegpt(apply)),
+        Entry("m_fac", "M-FAC", lambda loss, **_: m_fac(loss, size=1)),
+        Entry("obs", "OBS", lambda loss, **_: obs(loss)),
+    )
+}
+"""The same of the surgeons."""
