@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import arguments, costs, execution, landscape, topology, tracing
+from rigl_jax import arguments, costs, diagnostics, execution, landscape, recipes, topology, tracing
 from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
@@ -31,6 +31,9 @@ MODULES = {
     "flops.": flops,
     "costs.": costs,
     "tracing.": tracing,
+    "diagnostics.": diagnostics,
+    "recipes.": recipes,
+    "retraining.": recipes.retraining,
 }
 F = np.float32
 KEY = jax.random.key(0)
@@ -61,6 +64,18 @@ def loss(params):
     return jnp.sum(params["w"] ** 2)
 
 
+def trained(params, masks, start, stop, key):
+    return recipes.Trained(rx.apply_masks(params, masks))
+
+
+def weights(key):
+    return PARAMS
+
+
+RATE = optax.constant_schedule(0.1)
+PROBS, LABELS = np.full((3, 2), 0.5, F), np.array([0, 1, 1])
+HALF = {"w": np.arange(16).reshape(4, 4) < 8}
+PLAN_AT = recipes.plan_by_rate(PLAN)
 MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 CALLS = {
     # structures, distributions, plans
@@ -240,6 +255,156 @@ CALLS = {
         "degree": 2,
         "optimizer": SGD,
     },
+    "diagnostics.brier": {"probs": PROBS, "labels": LABELS},
+    "diagnostics.compression": {"params": PARAMS, "masks": MASKS},
+    "diagnostics.density_for": {"compression": 1.5, "prunable": 3, "total": 4},
+    "diagnostics.disagreement": {"a": PROBS, "b": PROBS},
+    "diagnostics.ece": {"probs": PROBS, "labels": LABELS, "bins": 3},
+    "diagnostics.mask_overlap": {"a": MASKS, "b": MASKS},
+    "diagnostics.nll": {"probs": PROBS, "labels": LABELS},
+    "diagnostics.speedup": {"cost": COST},
+    # recipes; their training is not called
+    "recipes.class_parts": {"labels": LABELS, "n": 2},
+    "recipes.colt": {
+        "trains": [trained],
+        "params": PARAMS,
+        "plan": PLAN,
+        "rounds": 2,
+        "steps": 3,
+        "key": KEY,
+        "rate": 0.2,
+        "criterion": rx.criteria.magnitude,
+        "batch": None,
+        "scope": "layer",
+        "resume": None,
+    },
+    "recipes.edst": {
+        "train": trained,
+        "params": PARAMS,
+        "masks": HALF,
+        "plan": PLAN,
+        "members": 2,
+        "explore": 3,
+        "refine": 3,
+        "key": KEY,
+        "fraction": 0.5,
+        "grow": rx.criteria.magnitude,
+        "batch": None,
+        "resume": None,
+    },
+    "recipes.edst_rates": {"explore": RATE, "steps": 3, "refine": 4, "high": 0.1, "low": 0.1},
+    "recipes.ensemble": {"apply": product, "tickets": [recipes.Trained(PARAMS)]},
+    "recipes.escape": {
+        "plan": PLAN,
+        "params": PARAMS,
+        "masks": HALF,
+        "key": KEY,
+        "fraction": 0.5,
+        "grow": rx.criteria.magnitude,
+        "batch": None,
+    },
+    "recipes.free_tickets": {
+        "train": trained,
+        "init": weights,
+        "plan": PLAN,
+        "members": 2,
+        "steps": 3,
+        "key": KEY,
+        "resume": None,
+    },
+    "recipes.iterative_pruning": {
+        "train": trained,
+        "params": PARAMS,
+        "plan_at": PLAN_AT,
+        "rounds": 2,
+        "steps": 3,
+        "retrain_steps": 3,
+        "key": KEY,
+        "retrain": RATE,
+        "criterion": rx.criteria.magnitude,
+        "batch": None,
+        "scope": "layer",
+        "min_active": 1,
+        "reestimate": RATE,
+        "resume": None,
+    },
+    "recipes.lottery_ticket": {
+        "train": trained,
+        "params": PARAMS,
+        "plan_at": PLAN_AT,
+        "levels": 2,
+        "steps": 3,
+        "key": KEY,
+        "rewind_to": 1,
+        "rewind": "weights",
+        "criterion": rx.criteria.magnitude,
+        "batch": None,
+        "scope": "layer",
+        "min_active": 1,
+        "resume": None,
+    },
+    "recipes.plan_by_rate": {"plan": PLAN, "rate": 0.5},
+    "recipes.plan_towards": {"plan": PLAN, "rounds": 2},
+    "recipes.reinitialise": {"init": weights, "masks": MASKS, "key": KEY},
+    "recipes.scratch_control": {
+        "train_for": lambda steps: trained,
+        "init": lambda key: PARAMS,
+        "masks": MASKS,
+        "steps": 3,
+        "key": KEY,
+        "costs": (2.0, 1.0),
+        "cap": 2,
+        "rescale": False,
+    },
+    "recipes.scratch_steps": {"steps": 3, "dense": 1.2, "pruned": 1.0, "cap": 2},
+    "recipes.shuffle_masks": {"plan": PLAN, "masks": MASKS, "key": KEY, "scope": "layer"},
+    "recipes.sup_tickets": {
+        "train": trained,
+        "params": PARAMS,
+        "masks": HALF,
+        "plan": PLAN,
+        "tickets": 2,
+        "start": 3,
+        "cycle": 3,
+        "key": KEY,
+        "fraction": 0.5,
+        "rule": "caa",
+        "beta": 0.5,
+        "scope": "layer",
+        "grow": rx.criteria.magnitude,
+        "batch": None,
+        "reestimate": RATE,
+        "resume": None,
+    },
+    "recipes.superpose": {"average": PARAMS, "new": PARAMS, "n": 1, "rule": "caa", "beta": 0.5},
+    "retraining.allr": {"original": RATE, "steps": 9, "retrain_steps": 3, "norm_drop": 0.5, "fraction": 0.5},
+    "retraining.bimp": {
+        "original": RATE,
+        "steps": 9,
+        "budget": 4,
+        "rounds": 2,
+        "level": 1,
+        "norm_drop": 0.5,
+        "fraction": 0.5,
+    },
+    "retraining.clr": {"original": RATE, "steps": 9, "retrain_steps": 3, "warmup": 0},
+    "retraining.finetune": {"original": RATE, "steps": 9, "retrain_steps": 3, "warmup": 0},
+    "retraining.llr": {"original": RATE, "steps": 9, "retrain_steps": 3},
+    "retraining.norm_drop": {"before": PARAMS, "after": PARAMS},
+    "retraining.rewind": {"original": RATE, "steps": 9, "retrain_steps": 3},
+    "retraining.silo": {
+        "level": 2,
+        "eps": 0.1,
+        "alpha": 0.1,
+        "warmup": 3,
+        "drops": (4,),
+        "rate": 0.2,
+        "beta": 5.0,
+    },
+    "retraining.silo_max_lr": {"pruned": 0.5, "eps": 0.1, "alpha": 0.1, "beta": 5.0},
+    "retraining.slr": {"original": RATE, "steps": 9, "retrain_steps": 3, "warmup": 0},
+    "retraining.split": {"budget": 4, "rounds": 2},
+    "retraining.triangular": {"low": 0.1, "high": 0.2, "period": 4},
 }
 
 
@@ -299,6 +464,34 @@ OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {
     # None stands for what is left out
     **dict.fromkeys(OPTIONAL, ("None",)),
+    **dict.fromkeys(
+        [
+            f"recipes.{name}"
+            for name in (
+                *(f"{recipe} resume" for recipe in ("colt", "edst", "free_tickets", "iterative_pruning")),
+                *("lottery_ticket resume", "sup_tickets resume", "iterative_pruning retrain", "scratch_control costs"),
+                *("edst grow", "escape grow", "sup_tickets grow", "sup_tickets reestimate"),
+                *("iterative_pruning reestimate",),
+            )
+        ],
+        ("None",),
+    ),
+    **dict.fromkeys(
+        [f"recipes.{name} batch" for name in ("colt", "edst", "escape", "iterative_pruning", "lottery_ticket")]
+        + ["recipes.sup_tickets batch"],
+        tuple(WRONG),
+    ),
+    # numbers above 1 are fine
+    **dict.fromkeys(
+        [
+            *(f"retraining.silo {name}" for name in ("eps", "alpha", "beta")),
+            *(f"retraining.silo_max_lr {name}" for name in ("eps", "alpha", "beta")),
+            *("retraining.triangular low", "retraining.triangular high", "diagnostics.density_for compression"),
+            *("recipes.edst_rates high", "recipes.edst_rates low", "recipes.scratch_steps dense"),
+        ],
+        ("a fraction",),
+    ),
+    **dict.fromkeys(("recipes.scratch_steps cap", "recipes.scratch_control cap"), ("None", "a fraction")),
     "make_plan sparsities": ("None", "a dict"),
     "topology.rewire_tree n_active": ("None", "a dict"),
     "make_plan axes": ("None", "a dict"),

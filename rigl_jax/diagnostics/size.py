@@ -111,7 +111,10 @@ def mask_overlap(a: Masks, b: Masks) -> Array:
         raise ValueError(f"mask_overlap: a must hold masks, got {kind(a)} without leaves")
     for name in [*first, *second]:
         for argument, masks in (("a", first), ("b", second)):
-            checks.mask(f"mask_overlap: {argument}", name, masks.get(name), (first | second)[name])
+            other = (first | second)[name]
+            if not hasattr(other, "dtype"):
+                raise ValueError(f"mask_overlap: {argument} must hold masks, got {shown(other)} at leaf {name!r}")
+            checks.mask(f"mask_overlap: {argument}", name, masks.get(name), other)
     both = _count([first[name] & second[name] for name in first])
     either = _count([first[name] | second[name] for name in first])
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)

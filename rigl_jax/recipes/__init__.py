@@ -10,7 +10,7 @@ The optimizer starts anew in every call of `train`; schedules go by the steps th
 
 from rigl_jax.base import Train, Trained
 from rigl_jax.recipes import retraining
-from rigl_jax.recipes.colt import class_parts, colt, intersect
+from rigl_jax.recipes.colt import class_parts, colt
 from rigl_jax.recipes.free_tickets import edst, edst_rates, ensemble, escape, free_tickets
 from rigl_jax.recipes.iterative import Round, iterative_pruning
 from rigl_jax.recipes.lottery import lottery_ticket, reinitialise, shuffle_masks
@@ -30,7 +30,6 @@ __all__ = [
     "ensemble",
     "escape",
     "free_tickets",
-    "intersect",
     "iterative_pruning",
     "lottery_ticket",
     "plan_by_rate",

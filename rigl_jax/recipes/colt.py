@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import checks, criteria, topology, trees
-from rigl_jax.base import Array, Criterion, Masks, Plan, PyTree, Train
+from rigl_jax.base import Array, Criterion, Plan, PyTree, Train
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import shown
 from rigl_jax.pruning import prune
@@ -40,7 +40,8 @@ def colt(
     data.
 
     All that is in params is rewound, batch statistics too where they are leaves of params (the authors rewind the
-    parameters of normalisation layers, not their statistics). The optimizer's state starts anew in every call.
+    parameters of normalisation layers, not their statistics). The optimizer's state starts anew in every call, and
+    every training runs its schedule from step 0 to `steps`.
 
     Args:
       trains: a training function `(params, masks, start, stop, key) -> Trained` for each part, such as those of
@@ -98,7 +99,7 @@ def colt(
             key_of = jax.random.fold_in(level_key(key, level), i)
             trained = run(who, train, before.params, before.masks, 0, steps, key_of)
             masks = prune(aim, trained.params, criterion, batch, scope=scope, masks=before.masks, min_active=0).masks
-            agreed = masks if agreed is None else intersect(agreed, masks)
+            agreed = masks if agreed is None else jax.tree.map(jnp.logical_and, agreed, masks)
         for name, mask in trees.named_leaves(agreed).items():
             if not mask.any():
                 raise ValueError(
@@ -150,17 +151,6 @@ def _in_all(active: dict[str, int], rate: float, target: int) -> dict[str, int]:
         left[name] = n - min(n, excess)
         excess -= n - left[name]
     return left
-
-
-def intersect(*masks: Masks) -> Masks:
-    """The weights that are active in all masks.
-
-    >>> intersect({"w": jnp.array([True, True])}, {"w": jnp.array([True, False])})["w"].tolist()
-    [True, False]
-    """
-    if not masks:
-        raise ValueError("intersect: masks must be given, got none")
-    return jax.tree.map(lambda *m: jnp.all(jnp.stack(m), axis=0), *masks)
 
 
 def class_parts(labels: Any, n: int) -> list[np.ndarray]:

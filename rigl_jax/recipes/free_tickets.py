@@ -29,7 +29,8 @@ def free_tickets(
 ) -> Iterator[Ticket]:
     """The DST ensemble of FreeTickets (Liu et al. 2022): independent sparse runs, each with a start of its own.
 
-    Members share nothing: weights, batch statistics and the optimizer's state of each are its own.
+    Members share nothing: weights, batch statistics and the optimizer's state of each are its own, and each runs its
+    schedule from step 0 to `steps`.
 
     Args:
       train: `(params, masks, start, stop, key) -> Trained`, a dynamic method that starts with these masks

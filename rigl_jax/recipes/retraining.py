@@ -23,7 +23,7 @@ import optax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import PyTree
-from rigl_jax.messages import shown
+from rigl_jax.messages import kind, shown
 
 WARM_UP = 0.1
 
@@ -172,9 +172,10 @@ def bimp(
     >>> round(float(schedule(2)), 6)
     0.5
     """
+    lengths = split(budget, rounds)
     if not checks.is_whole(level, 1) or level > rounds:
         raise ValueError(f"bimp: level must be a round from 1 to {rounds}, got {shown(level)}")
-    return allr(original, steps, split(budget, rounds)[level - 1], norm_drop=norm_drop, fraction=fraction)
+    return allr(original, steps, lengths[level - 1], norm_drop=norm_drop, fraction=fraction)
 
 
 def split(budget: int, rounds: int) -> list[int]:
@@ -293,10 +294,12 @@ def norm_drop(before: PyTree, after: PyTree) -> float:
     """
     squares = []
     for name, tree in (("before", before), ("after", after)):
-        leaves, _ = trees.floats(tree)
+        leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)]
         if not leaves:
-            raise ValueError(f"norm_drop: {name} must be a tree of weights, got {shown(tree)}")
+            raise ValueError(f"norm_drop: {name} must be a tree of weights, got {kind(tree)}")
         squares.append(math.fsum(float(np.sum(np.square(np.asarray(x, np.float64)))) for x in leaves))
+    if trees.named_shapes(before) != trees.named_shapes(after):
+        raise ValueError("norm_drop: after must be parallel to before, with the same shapes")
     return math.sqrt(abs(squares[0] - squares[1]) / squares[0]) if squares[0] else 0.0
 
 

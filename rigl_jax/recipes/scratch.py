@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from rigl_jax import checks, trees
+from rigl_jax.arguments import flag
 from rigl_jax.base import Array, Masks, PyTree, Train
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import shown
@@ -60,6 +61,7 @@ def scratch_control(
     who = "scratch_control"
     checks.functions(who, train_for=train_for, init=init)
     key, steps = checks.key(who, key), whole_number(who, "steps", steps, 1)
+    rescale = flag(who, "rescale", rescale)
     if costs is not None:
         if not isinstance(costs, tuple) or len(costs) != 2:
             raise ValueError(f"{who}: costs must be a pair (dense, pruned), got {shown(costs)}")

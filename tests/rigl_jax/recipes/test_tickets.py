@@ -221,5 +221,3 @@ def test_odd_arguments():
         small = {"w": jnp.ones((10, 1))}
         plan = rx.make_plan(small, 0.9)
         list(recipes.colt([up, down], small, plan, rounds=1, steps=1, key=KEY, rate=0.6))
-    with refused("intersect", "masks"):
-        recipes.intersect()
