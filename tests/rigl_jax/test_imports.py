@@ -52,6 +52,16 @@ def test_imports_point_one_way():
         assert len(order) == len(known)
 
 
+def test_a_family_imports_no_other_but_criteria():
+    known = modules("rigl_jax")
+    families = ("algorithms", "channels", "criteria", "diagnostics", "execution", "recipes")
+    for name, path in known.items():
+        if name.split(".")[1:2] and (own := name.split(".")[1]) in families:
+            used = {family for family in families for t in imported(path) if f"{t}.".startswith(f"rigl_jax.{family}.")}
+            allowed = {"channels"} if name == "rigl_jax.execution.compact" else set()  # both cut channels
+            assert used <= {own, "criteria"} | allowed, f"{name} imports {used}"
+
+
 def test_the_version_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert rx.__version__ in (project["version"], "0+unknown")
