@@ -165,7 +165,7 @@ def figure(records: Records, model: str) -> Figure:
             if not found:
                 continue
             values = [percents(record) for _, record in found]
-            means, bars = [np.mean(v) for v in values], [np.std(v, ddof=1) for v in values]
+            means, bars = [float(np.mean(v)) for v in values], [np.std(v, ddof=1) for v in values]
             lowest = lowest if method == "small_dense" else min(lowest, *means)
             look = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4, "linewidth": 1.2}
             places = [SPARSITIES.index(s) for s, _ in found]
