@@ -27,7 +27,7 @@ from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
 from experiments.options import choose, find, key, options
 from experiments.rules import unknown
 from experiments.step import Objective
-from rigl_jax import structures
+from rigl_jax import checks, structures
 from rigl_jax.algorithms import ALGORITHMS
 from rigl_jax.base import Algorithm, Plan, PyTree
 
@@ -73,7 +73,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     large = rx.LayerPlan("kernel", leaf.shape, structures.unstructured(), 2**29)
     # Lists of words name leaves, which are not known yet.
     method = {option: value for option, value in config["method"].items() if not _are_words(value)}
-    choose("method", METHODS, method, 1)({large.name: large})
+    _algorithm(method, {large.name: large})
     return config
 
 
@@ -122,7 +122,12 @@ def data(config: Mapping[str, Any], subset: Sequence[int] | None = None) -> data
 
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
     """The learning rate by weight updates done."""
-    return choose("schedule", SCHEDULES, config["schedule"])()
+    made = choose("schedule", SCHEDULES, config["schedule"])()
+    if not callable(made):
+        raise ValueError(
+            f"config.schedule: {config['schedule']['name']} must give a function of the step, got {made!r:.80}"
+        )
+    return made
 
 
 def optimizer(config: Mapping[str, Any], params: PyTree) -> optax.GradientTransformation:
@@ -189,4 +194,13 @@ def plan(config: Mapping[str, Any], params: PyTree) -> Plan | None:
 
 def algorithm(config: Mapping[str, Any], plan: Plan | None) -> Algorithm | None:
     """The sparse-training method over the plan; None for the dense method."""
-    return None if plan is None else choose("method", METHODS, config["method"], 1)(plan)
+    return None if plan is None else _algorithm(config["method"], plan)
+
+
+def _algorithm(section: Mapping[str, Any], plan: Plan) -> Algorithm | None:
+    made = choose("method", METHODS, section, 1)(plan)
+    if section["name"] == DENSE:
+        return None
+    with key("method"):
+        checks.algorithm(section["name"], made)
+    return made

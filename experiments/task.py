@@ -18,6 +18,7 @@ from experiments.finite import SKIP
 from experiments.models.adapters import Model
 from experiments.step import Objective
 from rigl_jax.base import Algorithm, Plan
+from rigl_jax.messages import kind
 
 
 class Task(NamedTuple):
@@ -67,7 +68,10 @@ def prepare(
     data = build.data(config, subset)
     model = build.model(config, data.num_classes)
     image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    logits = jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
+    _check_logits(config["model"]["name"], logits, data)
+    shapes = variables["params"]
     plan = build.plan(config, shapes)
     algorithm = build.algorithm(config, plan)
     objective = Objective(
@@ -75,3 +79,17 @@ def prepare(
     )
     execution = build.execution(config, objective, build.optimizer(config, shapes), algorithm, mesh)
     return Task(config, data, model, plan, algorithm, execution, build.learning_rate(config), mesh)
+
+
+def _check_logits(name: str, logits: Any, data: Data) -> None:
+    """The loss would take other shapes too, and a label without a logit would count as no class.
+
+    Raises:
+      ValueError: they are not `[1, classes]`, of an image.
+    """
+    shape = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < data.num_classes:
+        raise ValueError(
+            f"config.model: {name} must give logits [batch, {data.num_classes}], one for each class of the data, "
+            f"got {kind(logits)} for a batch of 1"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 
 from experiments import own
 from experiments.data.sources import Source, Split
+from rigl_jax.messages import listed
 
+MOST_CLASSES = 2**24  # the last layer has as many outputs
 _NAMES = (("train_images", "train_labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
 
 
@@ -23,12 +26,15 @@ def open_npz(path: str) -> Source:
     if not Path(path).is_file():
         raise ValueError(f"load: there is no file {path}")
     try:
-        with np.load(path) as file:  # arrays of numbers only: NumPy refuses pickled objects
+        with open(path, "rb") as opened:
+            file = np.load(opened)  # arrays of numbers only: NumPy refuses pickled objects
+            if not isinstance(file, Mapping):
+                raise ValueError("it must hold several arrays, as np.savez writes them")
             names = next((names for names in _NAMES if set(names) <= set(file.files)), None)
             if names is None:
                 raise ValueError(f"it must hold {', '.join(_NAMES[0])}, it holds {', '.join(file.files)}")
             images, labels, test_images, test_labels = (file[name] for name in names)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"load: {path}: {error}") from error
     return source(path, {"train": (images, labels), "test": (test_images, test_labels)})
 
@@ -57,7 +63,8 @@ def source(name: str, found: Any) -> Source:
       ValueError: names the wrong part.
     """
     if not isinstance(found, Mapping) or not {"train", "test"} <= set(found):
-        raise ValueError(f"load: {name} must give a dict of train and test, got {type(found).__name__}")
+        got = f"one of {listed(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f"load: {name} must give a dict of train and test, got {got}")
     arrays = isinstance(found["train"], tuple)
     train, test = ((_arrays if arrays else _records)(f"{name}: {part}", found[part]) for part in ("train", "test"))
     if arrays and train.images.shape[1:] != test.images.shape[1:]:
@@ -74,16 +81,24 @@ def source(name: str, found: Any) -> Source:
 
 
 def _arrays(name: str, split: Any) -> Split:
-    images, labels = map(np.asarray, split)
+    try:
+        images, labels = map(np.asarray, split)
+    except ValueError as error:  # another number of parts, or rows of different lengths
+        raise ValueError(f"load: {name} must be a pair of arrays, images and labels: {error}") from error
+    numbers = images.dtype.kind in "biuf" or images.dtype.name == "bfloat16"
+    if images.ndim < 2 or not len(images) or not numbers or labels.dtype.kind not in "iu" or not labels.size:
+        raise ValueError(
+            f"load: {name} must be images [N, ...], real numbers, and labels [N], whole numbers from 0, got "
+            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+        )
     if images.dtype != np.uint8:
         images = images.astype(np.float32)
     elif images.ndim == 3:
         images = images[..., None]  # grey, as MNIST is kept
     labels = labels.reshape(-1) if labels.shape == (len(images), 1) else labels
-    if images.ndim < 2 or not len(images) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
         raise ValueError(
-            f"load: {name} must be images [N, ...] and labels, whole numbers from 0 [N], got {images.dtype} "
-            f"{images.shape} and {labels.dtype} {labels.shape}"
+            f"load: {name} must have labels from 0 to below {MOST_CLASSES}, got {labels.min()} to {labels.max()}"
         )
     if labels.shape != (len(images),):
         raise ValueError(f"load: {name} must have one label an image, got {labels.shape} for {images.shape}")

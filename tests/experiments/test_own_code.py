@@ -12,6 +12,7 @@ from experiments import build, launch, main, own, report
 from experiments.data import load
 from experiments.io import files
 from experiments.models import adapters
+from experiments.task import prepare
 from experiments.train import train
 from tests.errors import ROOT, refused
 from tests.experiments.runs import ONE, compiled_once  # noqa: F401
@@ -111,6 +112,26 @@ def test_what_is_wrong_with_a_name_is_told(name, named, folder):
         build.check(config)
 
 
+WRONG = {
+    "fewer classes": ("model", "def made(n):\n    return Net(n - 1)"),
+    "one logit": ("model", "def made(n):\n    return functions(n)[0], lambda params, x: x.sum(-1)"),
+    "two results": ("model", "def made(n):\n    return functions(n)[0], lambda params, x: (x, x)"),
+    "no method": ("method", "def made(plan):\n    rx.static(plan)"),
+    "no schedule": ("schedule", "def made():\n    pass"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_own_code_that_returns_something_else_is_refused(case, folder):
+    section, code = WRONG[case]
+    (folder / "wrong.py").write_text(f"{CODE}\n\n{code}\n")
+    config = own.file("own.py").get_config()
+    with config.unlocked():
+        config[section] = {"name": "wrong.py:made"}
+    with refused(f"config.{section}", "wrong.py:made"):
+        prepare(config, ONE)
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +155,12 @@ def test_a_file_of_arrays(folder):
     np.savez("b.npz", images=train_images)
     with refused("b.npz", "train_images"):
         load("b.npz", 10, seed=0)
+    (folder / "c.npz").write_bytes(b"PK\x03\x04 cut short")
+    with (folder / "d.npz").open("wb") as file:
+        np.save(file, train_images)
+    for name in ("c.npz", "d.npz"):
+        with refused(name):
+            load(name, 10, seed=0)
 
 
 def test_arrays_of_floats_are_taken_as_they_are_and_records_too(folder):
@@ -175,6 +202,13 @@ BAD = {
     "fractions": lambda found: {**found, "train": (found["train"][0], found["train"][1] / 2)},
     "classes": lambda found: {**found, "num_classes": 2},
     "no classes": lambda found: {"train": [{"image": np.zeros(3), "label": 0}], "test": [{"image": 0, "label": 0}]},
+    "no test but valid": lambda found: {"train": found["train"], "valid": found["test"]},
+    "three parts": lambda found: {**found, "train": (*found["train"], 1)},
+    "rows of different lengths": lambda found: {**found, "train": ([[1, 2], [1]], [0, 1])},
+    "complex numbers": lambda found: {**found, "train": (found["train"][0] + 1j, found["train"][1])},
+    "words": lambda found: {**found, "train": (found["train"][0].astype(str), found["train"][1])},
+    "a number": lambda found: {**found, "train": (3.0, 1)},
+    "huge labels": lambda found: {**found, "train": (found["train"][0], found["train"][1] + 2**40)},
     "no records": lambda found: {"train": [3], "test": [3], "num_classes": 2},
 }
 
