@@ -111,6 +111,18 @@ def algorithm(who: str, algorithm: Any) -> None:
         raise ValueError(f"{who}: algorithm must be one such as rx.rigl(plan, stop=...), got {kind(algorithm)}")
 
 
+def has_masks(who: str, function: str, state: Any) -> None:
+    """Checks what a function of an algorithm returned for its state.
+
+    Raises:
+      ValueError: it has no masks; names the function.
+    """
+    if not hasattr(state, "masks"):
+        raise ValueError(
+            f"{who}: {function} of the algorithm must return a state with a field masks, got {kind(state)}"
+        )
+
+
 def algorithm_state(who: str, algorithm: Algorithm, state: Any, masks: Masks = None) -> None:
     """Checks that a state is of this algorithm and of a plan with the same leaves. Counts are data and not checked.
 

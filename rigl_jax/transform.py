@@ -128,6 +128,7 @@ def _init(bridge: _Bridge, params: PyTree) -> SparseState:
     algorithm, inner = bridge.algorithm, bridge.inner
     first, later = jax.random.split(bridge.key)  # so that no step repeats the draws that made the first masks
     state = algorithm.init(first, params)
+    checks.has_masks("sparsify", "init", state)
     if algorithm.stored(state) is not state.masks and not algorithm.latent:
         raise ValueError("sparsify: an algorithm that stores more than its masks must say latent=True")
     optimizer = inner.init(apply_masks(params, state.masks))
@@ -153,6 +154,7 @@ def _update(
     now = jax.random.fold_in(trees.typed_key(state.key, bridge.key), state.step)
     signals = Signals(params, grads, state.step, now, extra)
     seen = algorithm.observe(state.algorithm, signals)
+    checks.has_masks("sparsify", "observe", seen)
     rewired, ordinary = (functools.partial(step, bridge, signals, seen, state.inner) for step in (_rewire, _ordinary))
     if rewire is None:
         after, updates, optimizer = lax.cond(algorithm.due(state.step), rewired, ordinary)
@@ -240,6 +242,9 @@ def _change_masks(
     """
     algorithm = bridge.algorithm
     result = algorithm.update(state, signals)
+    if not isinstance(result, Rewired):
+        raise ValueError(f"sparsify: update of the algorithm must return Rewired(state, ...), got {kind(result)}")
+    checks.has_masks("sparsify", "update", result.state)
     if fixed:
         result = _without(fixed, algorithm, result, state)
     trained, stored = algorithm.trained(result.state), algorithm.stored(result.state)

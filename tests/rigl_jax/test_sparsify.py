@@ -378,3 +378,19 @@ def test_an_algorithm_that_stores_more_than_its_masks_says_so():
     method = rx.ste(rx.make_plan(params, 0.5))
     with refused("latent"):
         rx.sparsify(optax.sgd(0.1), method._replace(latent=False), key=jax.random.key(0)).init(params)
+
+
+WRONG = {
+    "init": lambda key, params: {"masks": 1},
+    "observe": lambda state, signals: None,
+    "update": lambda state, signals: state,
+}
+
+
+@pytest.mark.parametrize("function", WRONG)
+def test_a_function_of_an_algorithm_that_returns_something_else_is_named(function):
+    params = problem()
+    method = rx.set_(rx.make_plan(params, 0.5), period=1)._replace(**{function: WRONG[function]})
+    tx = rx.sparsify(optax.sgd(0.1), method, key=jax.random.key(0))
+    with refused("sparsify", function):
+        tx.update(params, tx.init(params), params, rewire=True)
