@@ -260,7 +260,8 @@ class Algorithm(NamedTuple):
       init: `(key, params) -> state`; the state is a NamedTuple of arrays with a field `masks`.
       update: `(state, signals) -> Rewired`, called on steps that are due.
       due: `step -> bool`: does this step rewire? Takes a Python int (and then answers with a bool) or a tracer.
-      dense_grads: `step -> bool`: does this step read gradients of inactive weights?
+      dense_grads: `step -> bool`: does this step read gradients of inactive weights? Takes what `due` takes, and also
+        an array of steps, elementwise (for `training_cost`).
       skip_step: True: a rewiring step changes masks only and trains nothing.
       stored: `state -> masks` of the weights that may differ from 0; a None leaf means all. Default: the masks. Where
         it is more, `latent` must be True.
