@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import arguments, costs, diagnostics, execution, landscape, recipes, topology, tracing
+from rigl_jax import arguments, channels, costs, diagnostics, execution, landscape, recipes, topology, tracing
 from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
@@ -25,6 +25,7 @@ from tests.errors import check, names, refused
 MODULES = {
     "": rx,
     "topology.": topology,
+    "channels.": channels,
     "execution.": execution,
     "kernels.": kernels,
     "landscape.": landscape,
@@ -58,6 +59,9 @@ COST = flops.flops(lambda p, x: x @ p["w"], PARAMS, X)
 
 def product(params, x):
     return x @ params["w"]
+
+
+GROUPS = channels.groups(product, PARAMS, X)
 
 
 def loss(params):
@@ -228,6 +232,23 @@ CALLS = {
         "level": "auto",
     },
     # costs and paths
+    "channels.groups": {"apply": product, "params": PARAMS, "inputs": X, "ignore": "v"},
+    "channels.scores": {
+        "groups": GROUPS,
+        "params": PARAMS,
+        "criterion": rx.criteria.magnitude,
+        "batch": None,
+        "reduce": "sum",
+    },
+    "channels.select": {
+        "groups": GROUPS,
+        "scores": [ONES[0]] * len(GROUPS),
+        "remove": 0.5,
+        "macs": None,
+        "scope": "layer",
+        "round_to": 2,
+    },
+    "channels.shrink": {"apply": product, "params": PARAMS, "keep": {}, "inputs": X},
     "tracing.capture": {
         "apply": product,
         "params": PARAMS,
@@ -462,6 +483,13 @@ landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes,
 """
 OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {
+    "channels.groups ignore": ("a word", "a dict"),  # an expression, none
+    "channels.scores batch": tuple(WRONG),
+    "channels.select macs": ("None",),
+    "channels.select remove": (),
+    "channels.shrink keep": ("a dict",),
+    **dict.fromkeys(("channels.groups params", "channels.shrink params"), ("rank 6",)),
+    "channels.select groups": ("a dict",),
     # None stands for what is left out
     **dict.fromkeys(OPTIONAL, ("None",)),
     **dict.fromkeys(
@@ -529,7 +557,15 @@ MAY = {
     "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
     # what a model makes of its inputs is the model's own affair, and what a criterion makes of its batch
     **dict.fromkeys(
-        ("execution.compact inputs", "flops inputs", "tracing.capture inputs", "prune batch"), tuple(WRONG)
+        (
+            "execution.compact inputs",
+            "channels.groups inputs",
+            "channels.shrink inputs",
+            "flops inputs",
+            "tracing.capture inputs",
+            "prune batch",
+        ),
+        tuple(WRONG),
     ),
 }
 

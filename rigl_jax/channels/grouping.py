@@ -129,7 +129,7 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
       are groups too; they stay, and so does what meets a primitive that has no rule here (`unknown`).
 
     Raises:
-      ValueError: `ignore` is no regular expression.
+      ValueError: `ignore` is no regular expression, params hold no arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -143,7 +143,7 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
     """
     checks.functions("groups", apply=apply)
     patterns = _patterns(ignore)
-    leaves = trees.named_leaves(params)
+    leaves = arrays_of("groups", params)
     program = trace(apply, params, *inputs)
     reading = rules.read(program, len(leaves))
     own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
@@ -199,6 +199,23 @@ def _named(found: _Found, patterns: Sequence[re.Pattern[str]]) -> _Found:
     group, roots = found
     hit = next((p.pattern for p in patterns for m in group.members if p.search(m.leaf)), None)
     return (group if hit is None else group._replace(why=f"ignored by {hit!r}", unknown=False)), roots
+
+
+def arrays_of(who: str, params: PyTree) -> dict[str, Any]:
+    """The leaves by name, which must be arrays or `jax.ShapeDtypeStruct`, one at least."""
+    leaves = trees.named_leaves(params)
+    if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves.values()):
+        raise ValueError(f"{who}: params must be a tree of arrays, got {shown(params)}")
+    return leaves
+
+
+def checked_groups(who: str, groups: Any, **parallel: Any) -> None:
+    """Groups, and sequences of one element for each."""
+    if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
+        raise ValueError(f"{who}: groups must be those of rx.channels.groups, got {shown(groups)}")
+    for name, values in parallel.items():
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(groups):
+            raise ValueError(f"{who}: {name} must be {len(groups)} arrays, one a group, got {shown(values)}")
 
 
 def _patterns(ignore: str | Sequence[str]) -> list[re.Pattern[str]]:

@@ -11,14 +11,14 @@ import numpy as np
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Criterion, PyTree
-from rigl_jax.channels.grouping import Group, Groups
+from rigl_jax.channels.grouping import Group, Groups, arrays_of, checked_groups
 from rigl_jax.channels.resizing import Kept
 from rigl_jax.messages import kind, shown
 
 
 def _magnitude(params: PyTree, batch: Any = None) -> PyTree:
     del batch
-    return jax.tree.map(jnp.abs, params)
+    return jax.tree.map(lambda p: jnp.abs(p) if _counts(p) else p, params)
 
 
 def scores(
@@ -58,7 +58,11 @@ def scores(
       >>> [s.tolist() for s in rx.channels.scores(found, params)]
       [[2.0, 1.5]]
     """
-    if reduce not in _REDUCE:
+    checked_groups("scores", groups)
+    leaves = arrays_of("scores", params)
+    if missing := {m.leaf for group in groups for m in group.members} - leaves.keys():
+        raise ValueError(f"scores: params must hold the leaves of the groups, got none of the name {min(missing)!r}")
+    if not isinstance(reduce, str) or reduce not in _REDUCE:
         raise ValueError(f"scores: reduce must be one of {sorted(_REDUCE)}, got {shown(reduce)}")
     checks.functions("scores", criterion=criterion)
     given = criterion(params, batch)
@@ -135,6 +139,7 @@ def select(
       >>> {leaf: {axis: at.tolist() for axis, at in axes.items()} for leaf, axes in keep.items()}
       {'a': {1: [0, 3]}, 'b': {0: [0, 3]}}
     """
+    checked_groups("select", groups, scores=scores)
     _check_share(groups, remove, macs, scope, round_to)
     free = [g for g, group in enumerate(groups) if not group.why]
     ranked = {g: _ranked(groups[g], scores[g]) for g in free}  # the first to go first; the best is not among them
@@ -167,7 +172,7 @@ def _check_share(groups: Any, remove: Any, macs: Any, scope: str, round_to: int)
         checks.number("select", "macs", macs, "must be above 0, at most 1", lambda x: 0 < x <= 1)
         if not isinstance(groups, Groups):
             raise ValueError(f"select: with macs, groups must be what rx.channels.groups gives, got {kind(groups)}")
-    if scope not in ("global", "layer"):
+    if not isinstance(scope, str) or scope not in ("global", "layer"):
         raise ValueError(f"select: scope must be 'global' or 'layer', got {shown(scope)}")
     if not checks.is_whole(round_to, 1):
         raise ValueError(f"select: round_to must be a whole number, 1 or more, got {shown(round_to)}")

@@ -13,6 +13,7 @@ import numpy as np
 from rigl_jax import checks, trees
 from rigl_jax.base import Masks, PyTree, Shape
 from rigl_jax.channels import rules
+from rigl_jax.channels.grouping import arrays_of
 from rigl_jax.channels.resizing import Kept, at_smaller_shapes, removed
 from rigl_jax.channels.splits import places
 from rigl_jax.messages import shown
@@ -74,7 +75,7 @@ def shrink(apply: Callable[..., Any], params: PyTree, keep: Mapping[str, Mapping
       ({'a': ((4, 8), (4, 3)), 'b': ((8, 3), (3, 3))}, (56, 21), (56.0, 21.0))
     """
     checks.functions("shrink", apply=apply)
-    leaves = trees.named_leaves(params)
+    leaves = arrays_of("shrink", params)
     shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
     wanted = _checked(keep, shapes)
     program = trace(apply, params, *inputs)
