@@ -69,7 +69,7 @@ def find(where: str, table: Mapping[str, Callable[..., Any]], name: Any) -> Call
                 raise ValueError(f"{name} must be a function or a class, got {type(found).__name__}")
             return found
     if not isinstance(name, str) or name not in table:
-        raise unknown(f"config.{where}.name", "name", name, table)
+        raise unknown(f"config.{where}.name", "name", name, [*table, "your own FILE.py:NAME"])
     return table[name]
 
 

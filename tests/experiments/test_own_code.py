@@ -95,6 +95,7 @@ def test_resuming_runs_no_code_that_the_run_directory_names(folder):
     ("name", "named"),
     [
         ("nowhere.py:Net", "config.model.name nowhere.py"),
+        ("own.py", "config.model.name own.py FILE.py:NAME"),
         ("own.py:Nett", "config.model.name Nett Net"),
         ("no_such_package.nets:Net", "config.model.name no_such_package"),
         ("broken.py:Net", "config.model.name broken.py 2 NameError"),
