@@ -8,7 +8,7 @@ docs/pruning.md has the table of both.
 """
 
 from rigl_jax.criteria.activation import keep_mass, nnrelief, wanda
-from rigl_jax.criteria.data_free import magnitude, random, synflow
+from rigl_jax.criteria.data_free import least_moved_negative, magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.m_fac import m_fac
 from rigl_jax.criteria.obs import obs
@@ -23,6 +23,7 @@ __all__ = [
     "fisher",
     "grasp",
     "keep_mass",
+    "least_moved_negative",
     "m_fac",
     "magnitude",
     "nnrelief",

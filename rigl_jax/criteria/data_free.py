@@ -38,6 +38,34 @@ def random(key: Array) -> Criterion:
     return lambda params, batch: scores.random(Signals(params, None, 0, key))
 
 
+def least_moved_negative(start: PyTree) -> Criterion:
+    """|w - start| of negative weights, infinite for others: the rule of AP, which a pruner adds (Liu et al. 2023).
+
+    Fewer negative weights raise what enters a ReLU, so that fewer units are silent. In each round the authors remove
+    18 % of the weights by magnitude, then 2 % (of those before the round) by this rule, over all layers, and rewind:
+
+        by_magnitude = rx.prune(plan_82, params, masks=masks, scope="global")
+        pruned = rx.prune(plan_80, by_magnitude.params, least_moved_negative(start), masks=by_magnitude.masks,
+                          scope="global")
+
+    In their code scales of normalisation layers may go too, one weight more than that share goes, and weights are drawn
+    anew by default; here the plan says what may go, and how much.
+
+    Args:
+      start: the weights at the start of the round, parallel to params.
+
+    >>> score = least_moved_negative({"w": jnp.array([0.5, -0.25, 0.5])})
+    >>> score({"w": jnp.array([0.75, -0.5, -1.0])}, None)["w"].tolist()
+    [inf, 0.25, 1.5]
+    """
+
+    def criterion(params: PyTree, batch: Any) -> PyTree:
+        del batch
+        return jax.tree.map(lambda w, s: jnp.where(w < 0, jnp.abs(w - s), jnp.inf), params, start)
+
+    return criterion
+
+
 def synflow(apply: Callable[[PyTree, Any], PyTree]) -> Criterion:
     """|w dR/dw|, a weight's share of the synaptic flow R (Tanaka et al. 2020, eq. 1 and section 5).
 

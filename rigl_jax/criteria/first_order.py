@@ -77,7 +77,8 @@ def singe(loss: Loss, steps: int = 20, mu: float | None = 0.95, *, signed: bool 
             at, width = path
             return total + width * sign(w * jax.grad(value)(at * w)), None
 
-        path = (edges[:-1] + edges[1:]) / 2, edges[:-1] - edges[1:]
-        return lax.scan(step, jnp.zeros_like(w), tuple(jnp.asarray(x, w.dtype) for x in path))[0]
+        middles, widths = (edges[:-1] + edges[1:]) / 2, edges[:-1] - edges[1:]
+        path = jnp.asarray(middles, w.dtype), jnp.asarray(widths, w.dtype)
+        return lax.scan(step, jnp.zeros_like(w), path)[0]
 
     return one_leaf(value, along)

@@ -59,7 +59,7 @@ def m_fac(loss: Loss, damping: float = 1e-5, block: int | None = 128, steps: int
         counts = {name: geometric(int(held[name].max()), layer.n_active, int(steps)) for name, layer in plan.items()}
         for k in range(int(steps)):
             aim = {name: layer._replace(n_active=int(counts[name][k])) for name, layer in plan.items()}
-            rows = {name: np.asarray(g, np.float64) for name, g in gradients(tuple(plan), params, cut).items()}
+            rows = jax.tree.map(lambda g: np.asarray(g, np.float64), gradients(tuple(plan), params, cut))
             params, masks = _step(aim, params, masks, rows, damping, block)
         return Pruned(params, masks)
 

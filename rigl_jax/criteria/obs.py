@@ -118,12 +118,12 @@ def _group_numbers(layer: LayerPlan) -> np.ndarray:
 
 def _hessian(value: Any, flat: Any, here: np.ndarray) -> Any:
     """Rows and columns `here` of the Hessian."""
-    slope, here = jax.grad(value), jnp.asarray(here)
+    slope, at = jax.grad(value), jnp.asarray(here)
 
     def column(i: Any) -> Any:
-        return jax.jvp(slope, (flat,), ((jnp.arange(flat.size) == i).astype(flat.dtype),))[1][here]
+        return jax.jvp(slope, (flat,), ((jnp.arange(flat.size) == i).astype(flat.dtype),))[1][at]
 
-    return jax.jit(lambda: lax.map(column, here, batch_size=min(TOGETHER, len(here))))()
+    return jax.jit(lambda: lax.map(column, at, batch_size=min(TOGETHER, len(here))))()
 
 
 def _eliminate(w: np.ndarray, hessian: np.ndarray, of: np.ndarray, surplus: np.ndarray) -> tuple[np.ndarray, list[int]]:

@@ -1,11 +1,4 @@
-"""Learned sparsity: hard-concrete L0 gates and variational dropout.
-
-The two probabilistic methods that Gale, Elsen & Hooker (2019) compare with magnitude pruning. Both add a parameter for
-each weight (or unit) that is trained beside it, and a term to the loss; sparsity is what comes out of training, not
-what is put in. They change the model and not the optimizer, so these are functions to call in a loss and not
-algorithms for `sparsify`. To end with exact counts prune by them: `topology.prune_tree(plan, score)` with `log_alpha`
-of the gates, or with minus `log_alpha(...)` of variational dropout. Training FLOPs: those of dense training, 3 f_D.
-"""
+"""Hard-concrete L0 gates and variational dropout, the probabilistic methods of Gale, Elsen & Hooker (2019)."""
 
 from __future__ import annotations
 
