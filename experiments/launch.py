@@ -20,6 +20,7 @@ What a run prints goes to `log.txt` in its directory.
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import os
 import shlex
@@ -63,7 +64,7 @@ def study(name: str, root: Path, values: Values) -> list[Job]:
       values: further values that are set in every run.
 
     Raises:
-      ValueError: an unknown study, or two runs of one name.
+      ValueError: an unknown study, a sweep that does not take `add`, or two runs of one name.
     """
     known = list(studies.SWEEPS)
     if name.endswith(".py"):
@@ -80,6 +81,10 @@ def study(name: str, root: Path, values: Values) -> list[Job]:
         own_values = [(key, str(value)) for key, value in chosen.items()]
         jobs[run] = job(run, str(folder / config), [*own_values, *values], root / name)
 
+    try:
+        inspect.signature(sweep).bind(add)
+    except TypeError as error:
+        raise ValueError(f"launch: sweep of study {name!r} must be a function of add alone: {error}") from None
     sweep(add)
     return list(jobs.values())
 

@@ -76,6 +76,10 @@ def test_a_study_of_ones_own(folder):
     (job,) = launch.study("study.py", folder / "runs", [("steps", "2")])
     parsed = main.parse(job.command[3:])
     assert (parsed.config.seed, parsed.config.steps, parsed.workdir) == (3, 2, folder / "runs" / "study" / "one")
+    for i, code in enumerate(("def sweep(): pass", "sweep = 3")):
+        (folder / f"study{i}.py").write_text(code)
+        with refused(f"study{i}", "sweep", "add"):
+            launch.study(f"study{i}.py", folder / "runs", [])
 
 
 def test_resuming_runs_no_code_that_the_run_directory_names(folder):
