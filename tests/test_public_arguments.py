@@ -248,6 +248,9 @@ CALLS = {
         "scope": "layer",
         "round_to": 2,
     },
+    "channels.slimming": {"strength": 0.1, "leaves": "w"},
+    "channels.soft_threshold": {"params": PARAMS, "amount": 0.1, "leaves": "w"},
+    "channels.only": {"leaves": "w"},
     "channels.shrink": {"apply": product, "params": PARAMS, "keep": {}, "inputs": X},
     "tracing.capture": {
         "apply": product,
@@ -486,7 +489,9 @@ MAY = {
     "channels.groups ignore": ("a word", "a dict"),  # an expression, none
     "channels.scores batch": tuple(WRONG),
     "channels.select macs": ("None",),
-    "channels.select remove": (),
+    "channels.slimming leaves": ("a word",),
+    "channels.only leaves": ("a word",),
+    **dict.fromkeys(("channels.slimming strength", "channels.soft_threshold amount"), ("a fraction",)),
     "channels.shrink keep": ("a dict",),
     **dict.fromkeys(("channels.groups params", "channels.shrink params"), ("rank 6",)),
     "channels.select groups": ("a dict",),

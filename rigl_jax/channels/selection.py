@@ -32,9 +32,8 @@ def scores(
     """What every channel of every group is worth: the scores of its weights, reduced to one number.
 
     The weights of a channel are those of all its members with two axes or more (the rows of one kernel, the columns of
-    the next); only where there are none those with one axis (biases, scales). With `params` of a model whose scales
-    alone should count, as in Network Slimming (Liu et al. 2017), give a `criterion` that is NaN elsewhere: NaN does not
-    count.
+    the next); only where there are none those with one axis (biases, scales). Scores that are NaN do not count: so a
+    criterion chooses the leaves, as `only` does for Network Slimming.
 
     Args:
       groups: as `groups` gives them.
