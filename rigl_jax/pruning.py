@@ -84,8 +84,12 @@ def prune(
 
 
 class Schedule(NamedTuple):
-    """Who competes, and how many units of a group of each leaf are left after each round, int32[rounds] by name."""
+    """Who competes, and how many units of a group of each leaf are left after each round, int32[rounds] by name.
 
+    `who` is the function that errors name.
+    """
+
+    who: str
     ranking: topology.Ranking
     counts: Mapping[str, np.ndarray]
 
@@ -109,7 +113,7 @@ def schedule_rounds(who: str, ranking: topology.Ranking, rounds: Any, masks: Mas
     if ranking.jointly:
         total = sum(int(counts[name][0]) * layer.groups for name, layer in plan.items())
         checks.total(who, "weights that stay after the first round, ranked together,", total)
-    return Schedule(ranking, counts)
+    return Schedule(who, ranking, counts)
 
 
 def _check_enough(who: str, ranking: topology.Ranking, held: Mapping[str, np.ndarray]) -> None:
@@ -135,7 +139,7 @@ def rank_in_rounds(
 
     def ranked(left: PyTree) -> PyTree:
         scores = criterion(left, batch)
-        checks.of_plan("prune", ranking.plan, scores=scores)
+        checks.of_plan(schedule.who, ranking.plan, scores=scores)
         return scores
 
     if rounds == 1:

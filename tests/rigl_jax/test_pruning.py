@@ -98,3 +98,10 @@ def test_weights_that_cannot_be_ranked_are_refused_when_training_begins():
     short = {**PARAMS, "a": PARAMS["a"].astype(jnp.float8_e4m3fn)}
     with refused("a", "float8_e4m3fn"):
         rx.static(PLAN).init(KEY, short)
+
+
+def test_wrong_scores_are_told_in_the_name_of_the_method():
+    params = {"w": jnp.ones((2, 2))}
+    algorithm = rx.algorithms.one_shot(rx.make_plan(params, 0.5), lambda params, batch: {"w": jnp.ones(3)})
+    with refused("one_shot", "'w'"):
+        algorithm.init(KEY, params)
