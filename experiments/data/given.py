@@ -30,9 +30,9 @@ def open_npz(path: str) -> Source:
             file = np.load(opened)  # arrays of numbers only: NumPy refuses pickled objects
             if not isinstance(file, Mapping):
                 raise ValueError("it must hold several arrays, as np.savez writes them")
-            names = next((names for names in _NAMES if set(names) <= set(file.files)), None)
+            names = next((names for names in _NAMES if set(names) <= set(file)), None)
             if names is None:
-                raise ValueError(f"it must hold {', '.join(_NAMES[0])}, it holds {', '.join(file.files)}")
+                raise ValueError(f"it must hold {', '.join(_NAMES[0])}, it holds {', '.join(file)}")
             images, labels, test_images, test_labels = (file[name] for name in names)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"load: {path}: {error}") from error
