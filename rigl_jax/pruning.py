@@ -33,7 +33,8 @@ def prune(
 ) -> Pruned:
     """Prunes a network to the counts of a plan: those weights stay that the criterion ranks highest.
 
-    Counts are exact, whatever the scores: ties go to the earlier leaf, then to the lower index. To fine-tune what is
+    Counts are exact, whatever the scores: NaN is the lowest, ties go to the earlier leaf, then to the lower index. So a
+    criterion that gives only NaN prunes by index: see that the loss is finite. To fine-tune what is
     left, train it with `rx.static(plan, pruned.masks)`.
 
     Args:
