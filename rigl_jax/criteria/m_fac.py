@@ -109,7 +109,7 @@ class InverseFisher(NamedTuple):
     """The inverse of F = damping 1 + G^T G / m, in blocks of weights; from `inverse_fisher`.
 
     Attributes:
-      gradients: float64[blocks, m, block], G; 0 in what fills the last block.
+      gradients: float64[blocks, m, block], G; 0 in what fills the last block. At most `block` rows.
       solved: float64[blocks, m, block], (damping 1 + G G^T / m)^-1 G.
       damping: of F.
       n: the number of weights.
@@ -134,7 +134,7 @@ class InverseFisher(NamedTuple):
 
 
 def inverse_fisher(gradients: np.ndarray, damping: float, block: int | None = None) -> InverseFisher:
-    """F^-1 by the identity of Woodbury, for gradients float64[m, n]: a system of m equations for each block.
+    """F^-1 by the identity of Woodbury, for gradients float64[m, n]: min(m, block) equations for each block.
 
     >>> inverse = inverse_fisher(np.array([[1.0, 1.0]]), 1.0)  # F = [[2, 1], [1, 2]]
     >>> inverse.diagonal().round(4).tolist()
@@ -143,5 +143,7 @@ def inverse_fisher(gradients: np.ndarray, damping: float, block: int | None = No
     m, n = gradients.shape
     block = n if block is None else min(block, n)
     cut = np.pad(gradients, ((0, 0), (0, -n % block))).reshape(m, -1, block).transpose(1, 0, 2)
+    if m > block:  # as many rows as the block has weights, with the same sum of products
+        cut, m = np.linalg.qr(cut, mode="r") * np.sqrt(block / m), block
     system = damping * np.eye(m) + cut @ np.swapaxes(cut, 1, 2) / m
     return InverseFisher(cut, np.linalg.solve(system, cut), damping, n)
