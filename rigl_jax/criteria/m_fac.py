@@ -144,6 +144,7 @@ def inverse_fisher(gradients: np.ndarray, damping: float, block: int | None = No
     block = n if block is None else min(block, n)
     cut = np.pad(gradients, ((0, 0), (0, -n % block))).reshape(m, -1, block).transpose(1, 0, 2)
     if m > block:  # as many rows as the block has weights, with the same sum of products
-        cut, m = np.linalg.qr(cut, mode="r") * np.sqrt(block / m), block
+        shares, axes = np.linalg.eigh(np.swapaxes(cut, 1, 2) @ cut / m)
+        cut, m = np.sqrt(np.maximum(shares, 0) * block)[..., None] * np.swapaxes(axes, 1, 2), block
     system = damping * np.eye(m) + cut @ np.swapaxes(cut, 1, 2) / m
     return InverseFisher(cut, np.linalg.solve(system, cut), damping, n)
