@@ -5,7 +5,10 @@ BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo sanitize test test-plain test-newest test-library fashion_mnist figures soak lint format clean
 # The tests of the library itself, without those that train through configs.
-LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/execution tests/test_docstrings.py tests/test_docs.py
+LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/test_docstrings.py tests/test_docs.py
+# Those of what native kernels do where they are built: sparse products, and the selection of masks.
+CORE_TESTS := tests/execution tests/contracts/test_algorithms.py tests/contracts/test_criteria.py $(addprefix tests/rigl_jax/test_,\
+	topology.py selection.py structures.py sparsify.py rigl.py srigl.py pruning.py unsound.py)
 # Files are spread over the cores; plain `pytest FILE` runs in one process.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The newest Python on this machine, on the path or from pyenv, that the newest JAX runs on; empty if there is none.
@@ -46,8 +49,8 @@ test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
 	$(NATIVE)
 	$(PYTEST)
 
-test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the library without its native kernels, in plain JAX
-	RIGL_JAX_NATIVE=0 $(PYTEST) $(LIBRARY_TESTS)
+test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the core of the library without its native kernels, in plain JAX
+	RIGL_JAX_NATIVE=0 $(PYTEST) $(CORE_TESTS)
 
 test-newest:  ## Test the library in .venv-newest, on the newest Python of this machine and the newest JAX
 	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested")
