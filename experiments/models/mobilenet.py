@@ -7,7 +7,8 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
-_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+from experiments.models.layers import batch_norm, he_fan_out
+
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
@@ -21,8 +22,8 @@ class Separable(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Float `[batch, height, width, channels]` to `[batch, height / stride, width / stride, features]`."""
-        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out)
-        norm = partial(_norm, train, self.dtype)
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_fan_out)
+        norm = partial(batch_norm, train, self.dtype)
         channels = x.shape[-1]
         depthwise = conv(channels, (3, 3), self.stride, padding=1, feature_group_count=channels, name="depthwise")
         x = nn.relu6(norm(name="depthwise_bn")(depthwise(x)))
@@ -47,9 +48,9 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Float `[batch, height, width, channels]` to logits `[batch, num_classes]`."""
-        conv1 = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out, name="conv1")
+        conv1 = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_fan_out, name="conv1")
         x = conv1(self._channels(32), (3, 3), strides=2, padding=1)(x)
-        x = nn.relu6(_norm(train, self.dtype, name="bn1")(x))
+        x = nn.relu6(batch_norm(train, self.dtype, name="bn1")(x))
         for i, (features, stride) in enumerate(_BLOCKS[: self.blocks], start=1):
             x = Separable(self._channels(features), stride, self.dtype, name=f"block{i}")(x, train=train)
         x = x.mean(axis=(1, 2))
@@ -58,7 +59,3 @@ class MobileNet(nn.Module):
 
     def _channels(self, features: int) -> int:
         return max(1, int(self.width * features))
-
-
-def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)

@@ -8,10 +8,9 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+from experiments.models.layers import batch_norm, he_fan_out
 from experiments.rules import check_fields, dtype, sizes
 from rigl_jax.arguments import optional, whole
-
-_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 class Bottleneck(nn.Module):
@@ -24,8 +23,8 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Float `[batch, height, width, channels]` to `[batch, height / stride, width / stride, 4 * features]`."""
-        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out)
-        norm = partial(_norm, train, self.dtype)
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_fan_out)
+        norm = partial(batch_norm, train, self.dtype)
         wide = 4 * self.features
         y = nn.relu(norm(name="bn1")(conv(self.features, (1, 1), name="conv1")(x)))
         y = conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
@@ -62,9 +61,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Float `[batch, height, width, channels]` to logits `[batch, num_classes]`."""
-        conv1 = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out, name="conv1")
+        conv1 = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_fan_out, name="conv1")
         x = conv1(self.num_filters, (7, 7), strides=2, padding=3)(x)
-        x = nn.relu(_norm(train, self.dtype, name="bn1")(x))
+        x = nn.relu(batch_norm(train, self.dtype, name="bn1")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
@@ -74,8 +73,3 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2))
         init = nn.initializers.normal(0.01)
         return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=init, name="logits")(x).astype(jnp.float32)
-
-
-def _norm(train: bool, dtype: Any, name: str, **options: Any) -> nn.BatchNorm:
-    options = {"momentum": 0.9, "epsilon": 1e-5, **options}
-    return nn.BatchNorm(use_running_average=not train, dtype=dtype, name=name, **options)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 
+from experiments.models.layers import batch_norm
 from experiments.rules import check_fields, dtype, share
 from rigl_jax.arguments import optional, whole
 
@@ -25,7 +26,7 @@ class WideBlock(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Float `[batch, height, width, channels]` to `[batch, height / stride, width / stride, features]`."""
         conv = partial(nn.Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out)
-        norm = partial(_norm, train=train, dtype=self.dtype)
+        norm = partial(batch_norm, train=train, dtype=self.dtype)
         active = nn.relu(norm(name="bn1")(x))
         if x.shape[-1] != self.features:  # the shortcut, too, reads the activated input
             x = conv((1, 1), strides=self.stride, name="shortcut")(active)
@@ -73,10 +74,6 @@ class WideResNet(nn.Module):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
                 x = WideBlock(base * self.width, stride, self.dropout, self.dtype, name=name)(x, train=train)
-        x = nn.relu(_norm(train, self.dtype, name="bn")(x))
+        x = nn.relu(batch_norm(train, self.dtype, name="bn")(x))
         x = x.mean(axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
-
-
-def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
