@@ -91,6 +91,11 @@ def functions(who: str, **given: Any) -> None:
             raise ValueError(f"{who}: {name} must be a function, got {shown(value)}")
 
 
+def optional_functions(who: str, **given: Any) -> None:
+    """`functions` for arguments that may be None."""
+    functions(who, **{name: value for name, value in given.items() if value is not None})
+
+
 def plan(who: str, plan: Any) -> None:
     """Checks that a plan is one of `make_plan`.
 

@@ -65,9 +65,7 @@ def prune(
     >>> pruned.params["w"].tolist()
     [[0.0, -3.0], [2.0, 0.0]]
     """
-    if scope not in ("layer", "global"):
-        raise ValueError(f"prune: scope must be 'layer' or 'global', got {shown(scope)}")
-    ranking = topology.ranking("prune", plan, jointly=scope == "global", min_active=min_active)
+    ranking = topology.ranking("prune", plan, jointly=is_global("prune", scope), min_active=min_active)
     schedule = schedule_rounds("prune", ranking, rounds, masks)
     topology.check_fit(plan, params)
     masks = None if masks is None else checks.masks("prune", masks, params)
@@ -82,6 +80,17 @@ def prune(
     if ranking.jointly:
         raise ValueError("prune: scope must be 'layer' for a surgeon, which prunes to the counts of its plan")
     return _operate(schedule, criterion, params, batch, masks)
+
+
+def is_global(who: str, scope: Any) -> bool:
+    """Whether a scope of pruning is one ranking over all leaves.
+
+    Raises:
+      ValueError: neither "layer" nor "global".
+    """
+    if scope not in ("layer", "global"):
+        raise ValueError(f"{who}: scope must be 'layer' or 'global', got {shown(scope)}")
+    return scope == "global"
 
 
 class Schedule(NamedTuple):

@@ -8,8 +8,7 @@ from typing import Any
 from rigl_jax import checks, topology
 from rigl_jax.algorithms.static import MaskState, static
 from rigl_jax.base import Algorithm, Array, Criterion, Plan, PyTree
-from rigl_jax.messages import shown
-from rigl_jax.pruning import rank_in_rounds, schedule_rounds
+from rigl_jax.pruning import is_global, rank_in_rounds, schedule_rounds
 
 
 def one_shot(
@@ -35,10 +34,9 @@ def one_shot(
     >>> algorithm.init(jax.random.key(0), params).masks["w"].tolist()
     [[False, True], [True, False]]
     """
-    if scope not in ("layer", "global"):
-        raise ValueError(f"one_shot: scope must be 'layer' or 'global', got {shown(scope)}")
+    jointly = is_global("one_shot", scope)
     checks.functions("one_shot", criterion=criterion)
-    return prune_at_init("one_shot", plan, lambda key: criterion, batch, rounds, scope == "global", min_active)
+    return prune_at_init("one_shot", plan, lambda key: criterion, batch, rounds, jointly, min_active)
 
 
 def prune_at_init(

@@ -103,8 +103,7 @@ def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose |
     >>> float(again.values["w"].sum())
     4.0
     """
-    if choose is not None:
-        checks.functions("load_safetensors", choose=choose)
+    checks.optional_functions("load_safetensors", choose=choose)
     found = stored.read(path, _need("safetensors", "load_safetensors"))
     kernel_of = {} if like is None else _fitting(path, like, found)
     if like is None:

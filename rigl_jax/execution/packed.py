@@ -82,8 +82,7 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packe
     >>> unpack(packed)["w"].tolist()
     [[0.0, 2.0], [0.0, 0.0]]
     """
-    if choose is not None:
-        checks.functions("pack", choose=choose)
+    checks.optional_functions("pack", choose=choose)
     patterns = make_patterns(params, masks, choose or best_pattern)
     packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
     if choose is not None:

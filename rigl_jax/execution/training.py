@@ -109,8 +109,7 @@ def packed_training(
     """
     checks.algorithm("packed_training", algorithm)
     checks.optimizer("packed_training", inner)
-    if choose is not None:
-        checks.functions("packed_training", choose=choose)
+    checks.optional_functions("packed_training", choose=choose)
     if sharding is not None and not (isinstance(sharding, jax.sharding.Sharding) and sharding.is_fully_replicated):
         raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {shown(sharding)}")
     if not algorithm.active_only:

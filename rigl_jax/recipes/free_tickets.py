@@ -14,7 +14,7 @@ from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Criterion, Masks, Plan, Pruned, PyTree, Train
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind
-from rigl_jax.recipes.tickets import Ticket, level_key, run, ticket_of, walk, whole_number
+from rigl_jax.recipes.tickets import Ticket, fraction_of, level_key, run, ticket_of, walk, whole_number
 
 
 def free_tickets(
@@ -123,10 +123,11 @@ def edst(
     [(0, 80), (80, 100), (100, 120)]
     """
     who = "edst"
-    checks.functions(who, train=train, **({} if grow is None else {"grow": grow}))
+    checks.functions(who, train=train)
+    checks.optional_functions(who, grow=grow)
     key, members = checks.key(who, key), whole_number(who, "members", members, 1)
     explore, refine = whole_number(who, "explore", explore), whole_number(who, "refine", refine, 1)
-    fraction = _fraction(who, fraction)
+    fraction = fraction_of(who, fraction)
     check_counts(who, plan, masks)
     start = apply_masks(params, masks)
     masks = checks.masks(who, masks, params)
@@ -173,7 +174,7 @@ def escape(
     """
     who = "escape"
     check_counts(who, plan, masks)
-    key, fraction = checks.key(who, key), _fraction(who, fraction)
+    key, fraction = checks.key(who, key), fraction_of(who, fraction)
     masks = checks.masks(who, masks, params)
     params = apply_masks(params, masks)
     if grow is None:
@@ -256,7 +257,3 @@ def check_counts(who: str, plan: Plan, masks: Masks) -> None:
                 f"{who}: masks must hold {plan[name].n_active} active units in each group of leaf {name!r}, "
                 f"got {held.min()} to {held.max()}"
             )
-
-
-def _fraction(who: str, value: Any) -> float:
-    return checks.number(who, "fraction", value, "must be in [0, 1]", lambda found: 0 <= found <= 1)

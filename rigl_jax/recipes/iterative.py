@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from rigl_jax import checks, criteria, topology
 from rigl_jax.base import Array, Criterion, Masks, PyTree, Surgeon, Train, Trained
 from rigl_jax.messages import shown
-from rigl_jax.pruning import prune
 from rigl_jax.recipes.retraining import norm_drop
 from rigl_jax.recipes.tickets import (
     PlanAt,
@@ -16,6 +15,7 @@ from rigl_jax.recipes.tickets import (
     check_scope,
     level_key,
     plan_of,
+    prune_to_level,
     run,
     sparsity_of,
     ticket_of,
@@ -107,8 +107,7 @@ def iterative_pruning(
     """
     who = "iterative_pruning"
     checks.functions(who, train=train, plan_at=plan_at, criterion=criterion)
-    for name, value in (("retrain", retrain), ("reestimate", reestimate)):
-        checks.functions(who, **({} if value is None else {name: value}))
+    checks.optional_functions(who, retrain=retrain, reestimate=reestimate)
     key, rounds, steps = checks.key(who, key), whole_number(who, "rounds", rounds), whole_number(who, "steps", steps)
     lengths = _lengths(who, retrain_steps, rounds)
     plan = plan_of(who, plan_at, 1, params)
@@ -120,15 +119,7 @@ def iterative_pruning(
         return ticket_of(trained, 0)
 
     def following(level: int, before: Ticket) -> Ticket:
-        pruned = prune(
-            plan_of(who, plan_at, level, before.params),
-            before.params,
-            criterion,
-            batch,
-            scope=scope,
-            masks=before.masks,
-            min_active=min_active,
-        )
+        pruned = prune_to_level(who, before, plan_at, level, criterion, batch, scope, min_active)
         after, length = sparsity_of(pruned.masks), lengths[level - 1]
         drop = min(1.0, norm_drop(before.params, pruned.params))
         facts = Round(level, length, after, 1 - (1 - after) / (1 - before.sparsity), drop)

@@ -12,8 +12,18 @@ from rigl_jax import checks, criteria, topology, trees
 from rigl_jax.base import Array, Criterion, LayerPlan, Masks, Plan, PyTree, Surgeon, Train
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import shown
-from rigl_jax.pruning import prune
-from rigl_jax.recipes.tickets import PlanAt, Ticket, check_scope, level_key, plan_of, run, ticket_of, walk, whole_number
+from rigl_jax.recipes.tickets import (
+    PlanAt,
+    Ticket,
+    check_scope,
+    level_key,
+    plan_of,
+    prune_to_level,
+    run,
+    ticket_of,
+    walk,
+    whole_number,
+)
 
 
 def lottery_ticket(
@@ -98,15 +108,7 @@ def lottery_ticket(
         return ticket_of(trained, 0, start if rewind == "weights" else None)
 
     def following(level: int, before: Ticket) -> Ticket:
-        pruned = prune(
-            plan_of(who, plan_at, level, before.params),
-            before.params,
-            criterion,
-            batch,
-            scope=scope,
-            masks=before.masks,
-            min_active=min_active,
-        )
+        pruned = prune_to_level(who, before, plan_at, level, criterion, batch, scope, min_active)
         start = apply_masks(before.carry, pruned.masks) if rewind == "weights" else pruned.params
         trained = run(who, train, start, pruned.masks, rewind_to, steps, level_key(key, level))
         return ticket_of(trained, level, start if rewind == "weights" else None)

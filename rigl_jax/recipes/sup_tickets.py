@@ -14,7 +14,7 @@ from rigl_jax.masking import apply_masks
 from rigl_jax.messages import shown
 from rigl_jax.pruning import prune
 from rigl_jax.recipes.free_tickets import check_counts, escape
-from rigl_jax.recipes.tickets import Ticket, check_scope, level_key, run, sparsity_of, walk, whole_number
+from rigl_jax.recipes.tickets import Ticket, check_scope, fraction_of, level_key, run, sparsity_of, walk, whole_number
 
 
 def sup_tickets(
@@ -79,12 +79,11 @@ def sup_tickets(
     [8, 8, 8]
     """
     who = "sup_tickets"
-    checks.functions(
-        who, train=train, **{n: f for n, f in (("grow", grow), ("reestimate", reestimate)) if f is not None}
-    )
+    checks.functions(who, train=train)
+    checks.optional_functions(who, grow=grow, reestimate=reestimate)
     key, tickets = checks.key(who, key), whole_number(who, "tickets", tickets, 1)
     start, cycle = whole_number(who, "start", start), whole_number(who, "cycle", cycle, 1)
-    fraction = checks.number(who, "fraction", fraction, "must be in [0, 1]", lambda found: 0 <= found <= 1)
+    fraction = fraction_of(who, fraction)
     _rule(who, rule, beta)
     check_counts(who, plan, masks)
     check_scope(who, plan, scope)

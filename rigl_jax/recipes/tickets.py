@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax import checks, topology, trees
-from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree, Train, Trained
+from rigl_jax.base import Array, Criterion, LayerPlan, Masks, Plan, Pruned, PyTree, Surgeon, Train, Trained
 from rigl_jax.distributions import whole
 from rigl_jax.masking import check_masked
 from rigl_jax.messages import kind, shown
+from rigl_jax.pruning import is_global, prune
 
 PlanAt = Callable[[int], Plan]
 """`level -> Plan`: how many weights are left after `level` prunings, from 1 on."""
@@ -110,15 +111,37 @@ def plan_of(who: str, plan_at: Any, level: int, params: PyTree) -> Plan:
     return plan
 
 
+def prune_to_level(
+    who: str,
+    before: Ticket,
+    plan_at: PlanAt,
+    level: int,
+    criterion: Criterion | Surgeon,
+    batch: Any,
+    scope: str,
+    min_active: int,
+) -> Pruned:
+    """The network of the level before, pruned to the plan of this one; what is pruned never returns."""
+    plan = plan_of(who, plan_at, level, before.params)
+    return prune(plan, before.params, criterion, batch, scope=scope, masks=before.masks, min_active=min_active)
+
+
 def check_scope(who: str, plan: Plan, scope: Any, min_active: Any = 1) -> None:
     """Checks a scope of pruning against the leaves of a plan.
 
     Raises:
       ValueError: neither "layer" nor "global"; or global with structures, or with a `min_active` without room.
     """
-    if scope not in ("layer", "global"):
-        raise ValueError(f"{who}: scope must be 'layer' or 'global', got {shown(scope)}")
-    topology.ranking(who, plan, jointly=scope == "global", min_active=min_active)
+    topology.ranking(who, plan, jointly=is_global(who, scope), min_active=min_active)
+
+
+def fraction_of(who: str, value: Any) -> float:
+    """The fraction of active units that is exchanged, as a Python float.
+
+    Raises:
+      ValueError: outside of [0, 1].
+    """
+    return checks.number(who, "fraction", value, "must be in [0, 1]", lambda found: 0 <= found <= 1)
 
 
 def whole_number(who: str, name: str, value: Any, least: int = 0) -> int:

@@ -57,8 +57,7 @@ def check_model(who: str, apply: Any, inputs: Any) -> None:
     Raises:
       ValueError: names the argument.
     """
-    if apply is not None:
-        checks.functions(who, apply=apply)
+    checks.optional_functions(who, apply=apply)
     if not isinstance(inputs, (tuple, list)):
         raise ValueError(f"{who}: inputs must be a tuple of apply's inputs, got {messages.kind(inputs)}")
 
