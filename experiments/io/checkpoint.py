@@ -121,11 +121,24 @@ def open_checkpoints(
     def close() -> None:
         try:
             with _one_line_errors(directory):
-                manager.close()
+                _close(manager)
         finally:
             leave()
 
     return Checkpoints(save, restore, close)
+
+
+def _close(manager: ocp.CheckpointManager) -> None:
+    """Closes the manager of orbax, and after an error waits for its other threads.
+
+    They would fail when the interpreter ends, each waiting ten minutes for another one.
+    """
+    try:
+        manager.close()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            manager.close()  # the error is forgotten once it is raised: this call goes on where the first one stopped
+        raise
 
 
 _MISREAD = re.compile(r"[][*?\\:\udc80-\udcff]|^/(gs|s3|az)/")
