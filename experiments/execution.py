@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 import rigl_jax as rx
-from experiments import measure, sharding
+from experiments import sharding
 from experiments.step import (
     Batch,
     Objective,
@@ -28,7 +28,7 @@ from experiments.step import (
     init_variables,
     new_state,
 )
-from rigl_jax import trees
+from rigl_jax import mask_metrics, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree
 from rigl_jax.execution import Packed, run_packed
 
@@ -45,8 +45,8 @@ class Execution(NamedTuple):
       abstract: `() -> TrainState` of shapes, types and shardings, into which a checkpoint is restored.
       due: `step -> bool`, on the host: does this step, counted from 0, rewire?
       step: `(state, batch) -> state`: an ordinary training step. The state is donated.
-      rewire: `(state, batch) -> (state, counts)`: a training step that is due. `counts` are those of `measure.counts`.
-        The state is donated.
+      rewire: `(state, batch) -> (state, counts)`: a training step that is due. `counts` are those of
+        `mask_metrics.mask_counts`. The state is donated.
       evaluate: `(state, batch) -> float32[3]`; see `experiments.step.evaluation_sums`. It also takes a `TrainState`.
       gradient: `(TrainState, batch) -> (loss, gradient)`; the gradient is dense and parallel to params.
       masks: `TrainState -> masks`; a tree without arrays for a dense run.
@@ -102,7 +102,7 @@ def dense(
         return new_state(objective, params, batch_stats, tx.init(params))
 
     def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-        return train(state, batch), jnp.zeros((0, len(measure.COLUMNS)), jnp.int32)
+        return train(state, batch), jnp.zeros((0, len(mask_metrics.COLUMNS)), jnp.int32)
 
     return _compiled(
         objective,
@@ -140,7 +140,7 @@ def masked(
     def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
         after = train(state, batch, rewire=True, updates=not algorithm.skip_step)
         explored = jax.tree.map(jnp.logical_or, state.explored, after.opt_state.masks)
-        counts = measure.counts(state.opt_state.masks, after.opt_state.masks, explored)
+        counts = mask_metrics.mask_counts(state.opt_state.masks, after.opt_state.masks, explored)
         return after._replace(explored=explored), counts
 
     return _compiled(

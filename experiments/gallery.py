@@ -86,9 +86,9 @@ def draw(name: str) -> Path:
     figure, axes = plt.subplots(1, len(shown), figsize=(8, 1.8), constrained_layout=True)
     figure.suptitle(f"{name}: training cost of the sparse layer {cost:.2f}x dense", fontsize=9)
     for axis, (step, mask) in zip(axes, shown.items(), strict=True):
-        axis.imshow(mask, cmap="Greys", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
+        rx.plot.masks(mask, axis)
         axis.axhspan(7.5, 15.5, color="#0072B2", alpha=0.12, lw=0)
-        axis.set(xticks=[], yticks=[])
+        axis.set(xlabel="", ylabel="")
         axis.set_title(f"step {step}, {mask.mean():.0%} active", fontsize=8)
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / f"{name}.png"

@@ -23,7 +23,7 @@ from experiments.io.metrics import MetricWriter, open_writer
 from experiments.progress import Clock, Progress, open_progress
 from experiments.step import TrainState
 from experiments.task import Task
-from rigl_jax import trees
+from rigl_jax import mask_metrics, trees
 from rigl_jax.base import Array, PyTree, Shape
 
 
@@ -213,12 +213,12 @@ def _describe(log: Log, train: str = "") -> None:
 def masks_now(task: Task, state: TrainState) -> dict[str, Any]:
     """The values of a "masks" line for the masks of a sparse run as they are."""
     masks = task.execution.masks(state)
-    counts = jax.jit(measure.counts, out_shardings=sharding.whole(task.mesh))(masks, masks, state.explored)
-    return measure.mask_values(measure.shapes(masks), np.asarray(counts))
+    counts = jax.jit(mask_metrics.mask_counts, out_shardings=sharding.whole(task.mesh))(masks, masks, state.explored)
+    return mask_metrics.mask_values(measure.shapes(masks), np.asarray(counts))
 
 
 def _mask_values(log: Log, counts: Array) -> dict[str, Any]:
-    values = measure.mask_values(log.shapes, np.asarray(counts))
+    values = mask_metrics.mask_values(log.shapes, np.asarray(counts))
     log.history.sparsity = values["sparsity"]
     return values
 

@@ -1,4 +1,4 @@
-"""Masks and costs as numbers. Masks are counted on the device, and one small array is fetched."""
+"""Masks and costs of a run as what its files hold. The counts of masks are those of `rigl_jax.mask_metrics`."""
 
 from __future__ import annotations
 
@@ -7,67 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import trees
-from rigl_jax.base import Algorithm, Array, Masks, PyTree
+from rigl_jax.base import Algorithm, Masks, PyTree
 from rigl_jax.costs import training_cost
 from rigl_jax.tracing.flops import flops
-
-COLUMNS = ("active", "dropped", "grown", "explored", "dead")
-
-
-def counts(old: Masks, new: Masks, explored: Masks) -> Array:
-    """`int32[leaves, 5]`, the columns of `COLUMNS` for each sparse leaf, in pytree order. Jit it.
-
-    - active: weights that are on in `new`;
-    - dropped, grown: on in `old` only, on in `new` only. A weight that a method drops and grows again in one
-      rewiring counts as neither;
-    - explored: on in `explored`;
-    - dead: output units without any active incoming weight (the last axis of a linen kernel holds the outputs).
-    """
-    rows = [
-        jnp.stack([_count(b), _count(a & ~b), _count(b & ~a), _count(e), _dead(b)])
-        for a, b, e in zip(*map(jax.tree.leaves, (old, new, explored)), strict=True)
-    ]
-    return jnp.stack(rows)
-
-
-def _count(mask: Array) -> Array:
-    return jnp.sum(mask, dtype=jnp.int32)
-
-
-def _dead(mask: Array) -> Array:
-    return _count(~jnp.any(mask, axis=tuple(range(mask.ndim - 1))))
-
-
-def mask_values(shapes: Mapping[str, tuple[int, ...]], table: np.ndarray) -> dict[str, Any]:
-    """A "masks" line of the records, from the counts of `counts` and the sparse leaves' shapes in pytree order.
-
-    `dropped_fraction` and `grown_fraction` are of the weights that were active before; `explored` is the share R_s of
-    in-time over-parameterisation (Liu et al. 2021): weights ever active over all weights of the sparse leaves.
-
-    >>> mask_values({"a": (2, 2)}, np.array([[2, 1, 1, 3, 0]]))["explored"]
-    0.75
-    """
-    rows = {name: dict(zip(COLUMNS, map(int, row), strict=True)) for name, row in zip(shapes, table, strict=True)}
-    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    before = {name: row["active"] + row["dropped"] - row["grown"] for name, row in rows.items()}
-
-    def total(column: str) -> int:
-        return sum(row[column] for row in rows.values())
-
-    size, was = sum(sizes.values()), max(sum(before.values()), 1)
-    return {
-        "sparsity": 1 - total("active") / size,
-        "dropped_fraction": total("dropped") / was,
-        "grown_fraction": total("grown") / was,
-        "explored": total("explored") / size,
-        "density": {name: row["active"] / sizes[name] for name, row in rows.items()},
-        "dropped": {name: row["dropped"] / max(before[name], 1) for name, row in rows.items()},
-        "dead_units": {name: row["dead"] for name, row in rows.items()},
-    }
 
 
 def pack_mask(name: str, mask: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rigl_jax import (
     gates,
     landscape,
     optimizers,
+    plot,
     recipes,
     regrow_init,
     schedules,
@@ -27,7 +28,7 @@ from rigl_jax import (
 
 # Plans: which weights are sparse, how, and how many stay.
 from rigl_jax.plan import make_plan
-from rigl_jax.description import describe
+from rigl_jax.description import Description, describe
 from rigl_jax.distributions import erdos_renyi, erk, uniform
 from rigl_jax.tracing.roles import roles
 from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
@@ -72,6 +73,9 @@ from rigl_jax.pruning import prune
 # Masks on weights.
 from rigl_jax.masking import apply_masks, check_masked, sparsity, straight_through
 
+# Masks as numbers, for a log. `plot` draws them.
+from rigl_jax.mask_metrics import metrics
+
 # Packed weights: active values only.
 from rigl_jax.execution import Packed, pack, packed_training, run_packed, unpack
 
@@ -108,6 +112,7 @@ __all__ = [
     "__version__",
     # plans
     "make_plan",
+    "Description",
     "describe",
     "erdos_renyi",
     "erk",
@@ -159,6 +164,8 @@ __all__ = [
     "check_masked",
     "sparsity",
     "straight_through",
+    # numbers for a log
+    "metrics",
     # packed weights
     "Packed",
     "pack",
@@ -196,6 +203,7 @@ __all__ = [
     "gates",
     "landscape",
     "optimizers",
+    "plot",
     "recipes",
     "regrow_init",
     "schedules",

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rigl_jax import arguments as rules
 from rigl_jax import checks, topology, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Axes, LayerPlan, Plan, PyTree, Shape
-from rigl_jax.tables import table
+from rigl_jax.tables import html_table, table
 from rigl_jax.tracing.roles import check_model, roles
 
 _Row = tuple[str, str, str, str, str, str]
+_HEAD: _Row = ("leaf", "shape", "axes", "structure", "active", "sparsity")
+_WORDS = 4  # columns that hold words
+
+
+class Description(NamedTuple):
+    """What `describe` found: its `str` is a table, and a notebook shows it as one.
+
+    Attributes:
+      rows: the cells, `(leaf, shape, axes, structure, active, sparsity)`, in the order of the params; totals last.
+    """
+
+    rows: tuple[tuple[str, str, str, str, str, str], ...]
+
+    def __str__(self) -> str:
+        """Aligned lines, the head first."""
+        return table([_HEAD, *self.rows], words=_WORDS)
+
+    def _repr_html_(self) -> str:
+        return html_table([_HEAD, *self.rows], words=_WORDS)
 
 
 @arguments(apply=rules.optional(rules.function), inputs=rules.sequence)
@@ -23,8 +42,8 @@ def describe(
     *,
     apply: Callable[..., Any] | None = None,
     inputs: Sequence[Any] = (),
-) -> str:
-    """A table of the plan: name, shape, axes, structure, active weights, sparsity.
+) -> Description:
+    """A table of the plan, to be printed: name, shape, axes, structure, active weights, sparsity.
 
     Axes are a letter each: i input, o output, w window, s stack; `?` where they are not known.
 
@@ -50,12 +69,12 @@ def describe(
     whole model                                         11    0.7963
     """
     checks.plan("describe", plan)
-    rows: list[_Row] = [("leaf", "shape", "axes", "structure", "active", "sparsity")]
+    rows: list[_Row] = []
     size = {name: leaf.size for name, leaf in plan.items()}
     kept = {name: leaf.active_weights for name, leaf in plan.items()}
     total = _row("total", None, "", "", sum(kept.values()), sum(size.values()))
     if params is None:
-        return table([*rows, *(_sparse(leaf, kept[name]) for name, leaf in plan.items()), total], words=4)
+        return Description((*(_sparse(leaf, kept[name]) for name, leaf in plan.items()), total))
     topology.check_fit(plan, params)
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}
     check_model("describe", apply, inputs)
@@ -68,7 +87,7 @@ def describe(
         rows.append(_row(name, shape, letters(role.axes, shape), f"dense: {role.dense or 'by a rule'}", n, n))
     dense = sum(math.prod(shape) for name, shape in shapes.items() if name not in plan)
     whole = _row("whole model", None, "", "", sum(kept.values()) + dense, sum(size.values()) + dense)
-    return table([*rows, total, whole], words=4)
+    return Description((*rows, total, whole))
 
 
 def letters(axes: Axes | None, shape: Shape) -> str:

@@ -116,6 +116,7 @@ CALLS = {
         "params": PARAMS,
         "masks": MASKS,
     },
+    "metrics": {"state": MASKS, "previous": MASKS, "plan": PLAN, "explored": MASKS},
     "roles": {"params": PARAMS, "apply": product, "inputs": (X,)},
     # training
     "exploration_penalty": {"params": PARAMS, "state": TopKastState(MASKS, MASKS), "scale": 0.1},
@@ -482,7 +483,8 @@ params, describe apply, block axes, channel axes, n_of_m axes, roles apply, topo
 among, topology.select_jointly among, topology.prune_jointly among, prune masks, topology.prune among,
 topology.rewire n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose,
 packed_training sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
-landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes, fan_in axes
+landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes, fan_in axes,
+metrics previous, metrics plan, metrics explored
 """
 OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib
@@ -18,6 +17,7 @@ from experiments.report.first_layer import first_layer
 from experiments.report.methods import Style
 from experiments.report.runs import Run
 from experiments.report.tables import group
+from rigl_jax import plot
 
 _PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 
@@ -50,14 +50,6 @@ def accuracy(runs: Iterable[Run]) -> Figure | None:
     return figure
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts `Dense_2` before `Dense_10`."""
-    parts = [part for part in re.split(r"([0-9]+)", name) if part]
-    # Numbers compare by length and then by digits: a name may hold more of them than int takes.
-    numbers = [part.lstrip("0") if re.fullmatch("[0-9]+", part) else None for part in parts]
-    return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True)]
-
-
 def density(runs: Iterable[Run]) -> Figure | None:
     """Density of each sparse leaf: planned (the first masks) as a grey bar, at the end one bar a method."""
     groups = _with_masks(runs)
@@ -65,7 +57,7 @@ def density(runs: Iterable[Run]) -> Figure | None:
     if not panels:
         return None
     found = {leaf for members in groups.values() for run in members for leaf in run.of_kind("masks")[0]["density"]}
-    leaves = sorted(found, key=natural)
+    leaves = sorted(found, key=plot.natural)
     width = max(4.8 if len(panels) > 1 else 6.4, 1.5 + 0.3 * len(leaves))
     with matplotlib.rc_context(drawing.LOOK):
         figure, [row] = drawing.new_figure(len(panels), 1, width, 3.9)

@@ -18,7 +18,7 @@ from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Shape
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
-from rigl_jax.tables import table
+from rigl_jax.tables import html_table, table
 
 SECOND_DENSITY = 0.5  # the other point of the line through which the break-even density is read
 
@@ -46,11 +46,19 @@ class Explained(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `explain` found; print it for a table."""
+    """What `explain` found: its `str` is a table, and a notebook shows it as one."""
 
     rows: tuple[Explained, ...]
 
     def __str__(self) -> str:
+        """Aligned lines, the head first."""
+        text = table(self._cells(), words=3)
+        return f"{text}\n{note}" if (note := self._note()) else text
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells(), words=3, note=self._note())
+
+    def _cells(self) -> list[tuple[str, ...]]:
         head = ("leaf", "shape", "kernel", "density", "break-even", "dense ms", "sparse ms", "dense / sparse")
         lines = [
             (
@@ -65,10 +73,12 @@ class Explanation(NamedTuple):
             )
             for row in self.rows
         ]
-        text = table([head, *lines], words=3)
+        return [head, *lines]
+
+    def _note(self) -> str:
         if any(row.kernel == "dense" and row.sparse_ms < row.dense_ms for row in self.rows):
-            text += "\ndense: by the share of active weights; pack(choose=fastest()) measures instead"
-        return text
+            return "dense: by the share of active weights; pack(choose=fastest()) measures instead"
+        return ""
 
 
 @arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))

@@ -25,7 +25,7 @@ import numpy as np
 from rigl_jax import checks, trees
 from rigl_jax.base import Masks, PyTree
 from rigl_jax.messages import shown
-from rigl_jax.tables import table
+from rigl_jax.tables import html_table, table
 from rigl_jax.tracing import geometry, primitives
 from rigl_jax.tracing.walk import Rule, Walker
 
@@ -90,12 +90,18 @@ class Flops(NamedTuple):
 
     def __str__(self) -> str:
         """A table of the leaves that do work: dense MACs, density, sparse MACs."""
+        return table(self._cells(), words=1)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells(), words=1)
+
+    def _cells(self) -> list[tuple[str, ...]]:
         sparse = self.sparse_macs
         lines = [(n, f"{m:,.0f}", f"{self.density[n]:.4f}", f"{sparse[n]:,.0f}") for n, m in self.macs.items() if m]
         if self.other:
             lines.append(("products without a weight", f"{self.other:,.0f}", "", f"{self.other:,.0f}"))
         total = ("total", f"{self.dense_total:,.0f}", "", f"{self.total:,.0f}")
-        return table([("leaf", "dense MACs", "density", "sparse MACs"), *lines, total], words=1)
+        return [("leaf", "dense MACs", "density", "sparse MACs"), *lines, total]
 
 
 def flops(
