@@ -4,7 +4,8 @@ A config holds data only. Each section (`model`, `dataset`, `optimizer`, `schedu
 `name`, looked up in one of the tables below, or a place of a user's own code (see `own.py`), and options, which are the
 keyword arguments of what the name stands for. A section may also hold options of its table's other entries, so that a
 run changes method or optimizer by the name alone (`--config.method.name=static`); an option that no entry takes is an
-error.
+error. The command line leaves out what only a user's own entry takes where it names another one (`command.read`,
+`launch.grid`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from experiments.config import DENSE, check_keys, plain
 from experiments.execution import Execution, dense, masked, packed
 from experiments.models import MODELS, adapters
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
-from experiments.options import choose, find, key, options
-from experiments.rules import unknown
+from experiments.options import Options, choose, find, key, known_options, options
+from experiments.rules import choice, unknown
 from experiments.step import Objective
 from rigl_jax import checks, structures
 from rigl_jax.algorithms import ALGORITHMS
@@ -45,7 +46,38 @@ STRUCTURES: dict[str, Callable[..., Any]] = {
     "channel": structures.channel,
 }
 
+EXECUTIONS: dict[str, Callable[..., Execution]] = {"masked": masked, "packed": packed}
 METHODS: dict[str, Callable[..., Any]] = {DENSE: lambda plan: None, **ALGORITHMS}
+
+SECTIONS: dict[str, tuple[Mapping[str, Callable[..., Any]], int]] = {
+    "model": (MODELS, 1),
+    "optimizer": (OPTIMIZERS, 2),
+    "schedule": (SCHEDULES, 0),
+    "distribution": (DISTRIBUTIONS, 2),
+    "method": (METHODS, 1),
+}
+"""The table of each section but `dataset`, and how many arguments an entry is given before its options."""
+
+
+def _choose(section: str, given: Mapping[str, Any]) -> Callable[..., Any]:
+    table, fixed = SECTIONS[section]
+    return choose(section, table, given, fixed)
+
+
+def takes(section: str, name: Any, option: str) -> bool:
+    """Whether a section may hold an option beside a name; see `options.known_options`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if section == "dataset":
+        known = _dataset_options(name)
+    elif section in SECTIONS:
+        table, fixed = SECTIONS[section]
+        known = known_options(section, table, name, fixed)
+    else:
+        return True
+    return option in known.named or known.open_ended
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -63,6 +95,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = plain(config)
     check_keys(config)
+    choice(EXECUTIONS)("config", "execution", config["execution"])
     _dataset(config["dataset"])
     model(config, num_classes=2)
     leaf = jax.ShapeDtypeStruct((2**15, 2**15), "float32")
@@ -85,15 +118,24 @@ def _dataset(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """The options of a data set: those of `experiments.data.load`, and those of a user's own function."""
     given = dict(section)
     name = given.pop("name", None)
-    known = options(data_module.load, 1).named.keys() - {"seed", "process_index", "process_count", "subset", "options"}
-    taken = options(find("dataset", {}, name), 0) if own.is_own(name) else None
+    known = _dataset_options(name)
     for option in given:
-        if option not in known and not (taken and (taken.open_ended or option in taken.named)):
-            raise unknown("config.dataset", "option", option, sorted({*known, *(taken.named if taken else ())}))
-    ours = {option: value for option, value in given.items() if option in known}
+        if option not in known.named and not known.open_ended:
+            raise unknown("config.dataset", "option", option, sorted(known.named))
+    ours = {option: value for option, value in given.items() if option in _load_options()}
     with key("dataset"):
         data_module.check(dataset=name, **ours)
-    return ours, {option: value for option, value in given.items() if option not in known}
+    return ours, {option: value for option, value in given.items() if option not in ours}
+
+
+def _load_options() -> dict[str, Any]:
+    not_options = ("seed", "process_index", "process_count", "subset", "options")
+    return {k: v for k, v in options(data_module.load, 1).named.items() if k not in not_options}
+
+
+def _dataset_options(name: Any) -> Options:
+    taken = options(find("dataset", {}, name), 0) if own.is_own(name) else Options({}, set(), False)
+    return taken._replace(named={**taken.named, **_load_options()})
 
 
 # --- objects -----------------------------------------------------------------------------------------------------
@@ -101,7 +143,7 @@ def _dataset(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 def model(config: Mapping[str, Any], num_classes: int) -> adapters.Model:
     """The network."""
-    constructor = choose("model", MODELS, config["model"], 1)
+    constructor = _choose("model", config["model"])
     with key("model"):
         return adapters.adapt(constructor, num_classes)
 
@@ -122,7 +164,7 @@ def data(config: Mapping[str, Any], subset: Sequence[int] | None = None) -> data
 
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
     """The learning rate by weight updates done."""
-    made = choose("schedule", SCHEDULES, config["schedule"])()
+    made = _choose("schedule", config["schedule"])()
     if not callable(made):
         raise ValueError(
             f"config.schedule: {config['schedule']['name']} must give a function of the step, got {made!r:.80}"
@@ -135,7 +177,7 @@ def optimizer(config: Mapping[str, Any], params: PyTree) -> optax.GradientTransf
 
     `params`, which may be abstract, say what decays: packed values no longer show how many axes their weight has.
     """
-    return choose("optimizer", OPTIMIZERS, config["optimizer"], 2)(learning_rate(config), kernels(params))
+    return _choose("optimizer", config["optimizer"])(learning_rate(config), kernels(params))
 
 
 def execution(
@@ -147,8 +189,7 @@ def execution(
 ) -> Execution:
     """How the run is executed: dense without an algorithm, else by `config.execution`."""
     if algorithm is not None:
-        form = {"masked": masked, "packed": packed}[config["execution"]]
-        return form(objective, optimizer, algorithm, mesh, config["sharding"])
+        return EXECUTIONS[config["execution"]](objective, optimizer, algorithm, mesh, config["sharding"])
     if config["execution"] != "masked":
         raise ValueError(
             f"config.execution: a dense run has nothing to pack, got {config['execution']!r}; use 'masked'"
@@ -180,7 +221,7 @@ def layer_rules(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None
 
 def distribution(config: Mapping[str, Any]) -> Callable[..., dict[str, float]]:
     """What shares the sparsity out among the leaves."""
-    return choose("distribution", DISTRIBUTIONS, config["distribution"], 2)
+    return _choose("distribution", config["distribution"])
 
 
 def plan(config: Mapping[str, Any], params: PyTree) -> Plan | None:
@@ -198,7 +239,7 @@ def algorithm(config: Mapping[str, Any], plan: Plan | None) -> Algorithm | None:
 
 
 def _algorithm(section: Mapping[str, Any], plan: Plan) -> Algorithm | None:
-    made = choose("method", METHODS, section, 1)(plan)
+    made = _choose("method", section)(plan)
     if section["name"] == DENSE:
         return None
     with key("method"):

@@ -5,6 +5,7 @@
 
 VALUE is a word, or a number, True, False, None or a tuple as Python writes it. A section takes every option of
 the entry that it names, also one that the file does not set: --config.optimizer.name=adam --config.optimizer.b2=0.99.
+Where the file names an entry of your own and the command line another one, options that only yours takes are left out.
 A config file is Python and is run, and so is code that a config names: use files that you trust.
 """
 
@@ -108,10 +109,23 @@ def read(name: str, values: Values) -> Any:
     if not isinstance(config, (ConfigDict, Mapping)):
         raise ValueError(f"get_config of {path} must return a config, got {type(config).__name__}")
     config = config if isinstance(config, ConfigDict) else ConfigDict(config)
+    before = {key: section.get("name") for key, section in config.items() if isinstance(section, ConfigDict)}
     with config.unlocked():
         for key, text in values:
             _set(config, key, text)
+        for section, first in before.items():
+            if own.is_own(first) and config[section].get("name") != first:
+                _leave_out(config[section], section, first, {key for key, _ in values})
     return config
+
+
+def _leave_out(options: ConfigDict, section: str, name: Any, given: set[str]) -> None:
+    """Removes the options of the file that only its own entry takes, for the command line names another one."""
+    from experiments import build  # imports all models and methods
+
+    for option in [option for option in options if option != "name" and f"{section}.{option}" not in given]:
+        if build.takes(section, name, option) and not build.takes(section, options.get("name"), option):
+            del options[option]
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:

@@ -8,10 +8,7 @@ from typing import Any
 
 from experiments import finite
 from experiments.rules import choice, section, seed, share, unknown
-from rigl_jax.arguments import Rule, flag, rule, sequence, whole
-
-EXECUTIONS = ("masked", "packed")
-"""How sparse weights are stored and multiplied: dense under masks, or by their active values (`rx.packed_training`)."""
+from rigl_jax.arguments import Rule, flag, rule, sequence, whole, word
 
 
 def _is_mesh(value: Any) -> bool:
@@ -32,7 +29,7 @@ KEYS: dict[str, Rule] = {
     "sparsity": share,
     "distribution": section,
     "rules": sequence,
-    "execution": choice(EXECUTIONS),
+    "execution": word,
     "mesh": rule("devices by axis", _is_mesh),
     "sharding": sequence,
     "log_every": whole(1),

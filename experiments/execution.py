@@ -46,7 +46,7 @@ class Execution(NamedTuple):
       due: `step -> bool`, on the host: does this step, counted from 0, rewire?
       step: `(state, batch) -> state`: an ordinary training step. The state is donated.
       rewire: `(state, batch) -> (state, counts)`: a training step that is due. `counts` are those of
-        `mask_metrics.mask_counts`. The state is donated.
+        `mask_metrics.mask_counts`. The state is donated. None for a dense run, which has no such step.
       evaluate: `(state, batch) -> float32[3]`; see `experiments.step.evaluation_sums`. It also takes a `TrainState`.
       gradient: `(TrainState, batch) -> (loss, gradient)`; the gradient is dense and parallel to params.
       masks: `TrainState -> masks`; a tree without arrays for a dense run.
@@ -58,12 +58,18 @@ class Execution(NamedTuple):
     abstract: Callable[[], TrainState]
     due: Callable[[int], bool]
     step: Callable[[State, Batch], State]
-    rewire: Callable[[State, Batch], tuple[State, Array]]
+    rewire: Callable[[State, Batch], tuple[State, Array]] | None
     evaluate: Callable[[State, Batch], Array]
     gradient: Callable[[TrainState, Batch], tuple[Array, PyTree]]
     masks: Callable[[TrainState], Masks]
     to_masked: Callable[[State], TrainState]
     from_masked: Callable[[TrainState], State]
+
+    def train(self, step: int, state: State, batch: Batch) -> tuple[State, Array | None]:
+        """The training step of this number, counted from 0; the counts where it rewires, else None."""
+        if self.rewire is not None and self.due(step):
+            return self.rewire(state, batch)
+        return self.step(state, batch), None
 
 
 class PackedState(NamedTuple):
@@ -101,16 +107,13 @@ def dense(
         params, batch_stats = _first(objective, params)
         return new_state(objective, params, batch_stats, tx.init(params))
 
-    def rewire(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-        return train(state, batch), jnp.zeros((0, len(mask_metrics.COLUMNS)), jnp.int32)
-
     return _compiled(
         objective,
         mesh,
         rules,
         init=init,
         train=train,
-        rewire=rewire,
+        rewire=None,
         weights=_as_they_are,
         due=lambda step: False,
         masks=lambda state: None,
@@ -206,7 +209,7 @@ def _compiled(
     *,
     init: Callable[..., TrainState],
     train: Callable[[TrainState, Batch], TrainState],
-    rewire: Callable[[TrainState, Batch], tuple[TrainState, Array]],
+    rewire: Callable[[TrainState, Batch], tuple[TrainState, Array]] | None,
     weights: Callable[[TrainState, PyTree], PyTree],
     due: Callable[[int], bool],
     masks: Callable[[TrainState], Masks],
@@ -232,7 +235,7 @@ def _compiled(
         abstract=abstract,
         due=due,
         step=jax.jit(train, out_shardings=laid, donate_argnums=0),
-        rewire=jax.jit(rewire, out_shardings=(laid, whole), donate_argnums=0),
+        rewire=None if rewire is None else jax.jit(rewire, out_shardings=(laid, whole), donate_argnums=0),
         evaluate=jax.jit(evaluate),
         gradient=jax.jit(gradient),
         masks=masks,
@@ -286,7 +289,7 @@ def packed(
         return advance(objective, state, gradient, metrics, updates=True, **new)
 
     def rewire(state: PackedState, batch: Batch) -> tuple[PackedState, Array]:
-        after, counts = arrays.rewire(to_masked(state), batch)
+        after, counts = arrays.rewire(to_masked(state), batch)  # pyrefly: ignore[not-callable]
         return from_masked(after, state.params), counts
 
     @jax.jit

@@ -126,7 +126,7 @@ def diagnose(task: Task, state: TrainState, until: int) -> str | None:
             return f"the loss is {loss} at step {done}, the first gradient that is not finite is that of leaf {leaf!r}"
         if not math.isfinite(loss):
             return f"the loss is {loss} at step {done}, with finite gradients"
-        running = execution.rewire(running, batch)[0] if execution.due(done - 1) else execution.step(running, batch)
+        running, _ = execution.train(done - 1, running, batch)
         fine = jax.device_get(_finite_leaves(execution.to_masked(running).params))
         if not fine.all():
             leaf = names[int(np.argmin(fine))]

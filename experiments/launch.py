@@ -9,7 +9,8 @@
     python -m experiments.launch --config configs/imagenet_resnet50.py --methods rigl --runs /mnt/runs --tpu NAME:ZONE
 
 With --config, --config.KEY=A,B makes a run of each value, and of each combination with those of other keys; commas in
-brackets and quotes part nothing. A dense run, which has no masks, is made once for all values that are about masks.
+brackets and quotes part nothing. A dense run, which has no masks, is made once for all values that are about masks. An
+option that only your own method takes (or model, optimizer ...) is left out of the runs of others, made once likewise.
 With --study, --config.KEY=VALUE holds for all runs.
 The last two print what starts one run on several hosts, or on every worker of a TPU slice, and start nothing.
 After a stop or a kill, give the same command: finished runs are kept, an unfinished one resumes from its checkpoint.
@@ -113,12 +114,26 @@ def grid(config: str, axes: Mapping[str, Sequence[str]], root: Path) -> list[Job
             masks_only = {key for key in shown if key.split(".")[0] in MASKS_ONLY}
             chosen |= {key: axes[key][0] for key in masks_only}
             shown = [key for key in shown if key not in masks_only]
+        chosen = {key: text for key, text in chosen.items() if not _is_of_another(key, chosen, axes)}
+        shown = [key for key in shown if key in chosen]
         parts = [f"{key.removesuffix('.name')}={own.label(chosen[key])}" for key in shown]
         name = texts.file_name("-".join([own.label(method), *parts, f"s{chosen['seed']}"]))
         made = job(name, os.path.abspath(config), list(chosen.items()), folder)
         if jobs.setdefault(name, made) != made:
             raise ValueError(f"launch: two runs would be named {name!r}")
     return list(jobs.values())
+
+
+def _is_of_another(key: str, chosen: Mapping[str, str], axes: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a key is an option that the chosen entry of its section does not take, but another of the sweep does."""
+    section, _, option = key.partition(".")
+    names = axes.get(f"{section}.name", ())
+    return (
+        option != "name"
+        and len(names) > 1
+        and not build.takes(section, chosen[f"{section}.name"], option)
+        and any(build.takes(section, name, option) for name in names)
+    )
 
 
 def split(text: str) -> list[str]:

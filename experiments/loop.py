@@ -94,12 +94,9 @@ def fit(
     for done in range(first + 1, stop + 1):
         # --- one training step
         batch = sharding.place(next(batches), task.mesh)
-        counts = None
-        if execution.due(done - 1):
-            state, counts = execution.rewire(state, batch)
+        state, counts = execution.train(done - 1, state, batch)
+        if counts is not None:
             _check_agreement(execution, state, done)
-        else:
-            state = execution.step(state, batch)
         after_step(done, state, counts)
 
         # --- log and evaluate

@@ -73,6 +73,17 @@ def find(where: str, table: Mapping[str, Callable[..., Any]], name: Any) -> Call
     return table[name]
 
 
+def known_options(where: str, table: Mapping[str, Callable[..., Any]], name: Any, fixed: int = 0) -> Options:
+    """What a section may hold beside a name: the options of its entry, and those of all entries of the table.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    taken = options(find(where, table, name), fixed)
+    others = {option: None for entry in table.values() for option in options(entry, fixed).named}
+    return Options({**others, **taken.named}, taken.required, taken.open_ended and own.is_own(name))
+
+
 def choose(
     where: str, table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], fixed: int = 0
 ) -> Callable[..., Any]:
@@ -92,12 +103,12 @@ def choose(
         missing.
     """
     given = dict(section)
-    constructor = find(where, table, given.pop("name", None))
+    name = given.pop("name", None)
+    constructor, known = find(where, table, name), known_options(where, table, name, fixed)
     taken = options(constructor, fixed)
-    known = set(taken.named).union(*(options(entry, fixed).named for entry in table.values()))
     for option in given:
-        if option not in known and not (taken.open_ended and own.is_own(section["name"])):
-            raise unknown(f"config.{where}", "option", option, ["name", *sorted(known)])
+        if option not in known.named and not known.open_ended:
+            raise unknown(f"config.{where}", "option", option, ["name", *sorted(known.named)])
     if missing := sorted(taken.required - given.keys()):
         raise ValueError(f"config.{where}: {section['name']} needs the option {missing[0]!r}, which is not given")
     for option in given.keys() & taken.named.keys():

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rigl_jax import checks, criteria, topology
-from rigl_jax.base import Criterion, Masks, Plan, Pruned, PyTree, Surgeon
+from rigl_jax import checks, criteria, topology, trees
+from rigl_jax.base import Array, Criterion, Masks, Plan, Pruned, PyTree, Surgeon
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
 from rigl_jax.topology.apportion import geometric
@@ -33,9 +33,10 @@ def prune(
 ) -> Pruned:
     """Prunes a network to the counts of a plan: those weights stay that the criterion ranks highest.
 
-    Counts are exact, whatever the scores: NaN is the lowest, ties go to the earlier leaf, then to the lower index. So a
-    criterion that gives only NaN prunes by index: see that the loss is finite. To fine-tune what is
-    left, train it with `rx.static(plan, pruned.masks)`.
+    Counts are exact; ties go to the earlier leaf, then to the lower index. A score that is NaN, as after a loss that is
+    not finite, is an error. Under `jax.jit`, where values are not known, NaN ranks lowest instead, so scores that are
+    all NaN prune by index: check the loss first. To fine-tune what is left, train it with
+    `rx.static(plan, pruned.masks)`.
 
     Args:
       plan: from `make_plan`; its structures are kept. Structures of several weights rank by the mean score of a unit.
@@ -49,15 +50,16 @@ def prune(
         weights are there.
       rounds: how often to rank what is left, at least 1. After round k of n, about size (n_active / size)^(k / n) units
         of a group are left, rounded to the nearest integer: a geometric series, as in SynFlow. With more than one round
-        a criterion is traced by JAX.
+        a criterion is traced by JAX, so it must be written in JAX operations.
       min_active: with scope "global" the least number of weights that stay in each leaf; 0 may empty a leaf.
 
     Returns:
       `Pruned(params, masks)`: the weights, 0 where they are pruned, and bool masks (None for dense leaves).
 
     Raises:
-      ValueError: a criterion of another number of arguments, or whose scores do not fit params; an unknown scope;
-        masks that hold fewer weights than are to stay; names the argument and the leaf.
+      ValueError: a criterion of another number of arguments, or one that cannot be traced where it must be; scores that
+        are NaN or do not fit params; an unknown scope; masks that hold fewer weights than are to stay; names the
+        argument and the leaf.
 
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
@@ -147,21 +149,42 @@ def rank_in_rounds(
     """The masks after all rounds. For jit; what is pruned never returns."""
     ranking, rounds = schedule.ranking, len(next(iter(schedule.counts.values())))
 
-    def ranked(left: PyTree) -> PyTree:
-        scores = criterion(left, batch)
+    def ranked(masks: Masks | None, *n_active: Any) -> tuple[Masks, dict[str, Array]]:
+        scores = _scores(schedule.who, criterion, params if masks is None else apply_masks(params, masks), batch)
         checks.of_plan(schedule.who, ranking.plan, scores=scores)
-        return scores
+        return ranking.best(scores, *n_active, among=masks), _nan_leaves(ranking.plan, scores, masks)
 
     if rounds == 1:
-        return ranking.best(ranked(params if masks is None else apply_masks(params, masks)), among=masks)
-    table = {name: jnp.asarray(counts) for name, counts in schedule.counts.items()}
+        masks, nan = ranked(masks)
+    else:
+        table = {name: jnp.asarray(counts) for name, counts in schedule.counts.items()}
 
-    def one_round(k: Any, masks: Masks) -> Masks:
-        left = ranked(apply_masks(params, masks))
-        return ranking.best(left, lambda layer: table[layer.name][k], among=masks)
+        def one_round(k: Any, carry: tuple[Masks, dict[str, Array]]) -> tuple[Masks, dict[str, Array]]:
+            masks, nan = ranked(carry[0], lambda layer: table[layer.name][k])
+            return masks, jax.tree.map(jnp.logical_or, carry[1], nan)
 
-    start = topology.full_masks(ranking.plan, params) if masks is None else jax.tree.map(jnp.asarray, masks)
-    return lax.fori_loop(0, rounds, one_round, start)
+        start = topology.full_masks(ranking.plan, params) if masks is None else jax.tree.map(jnp.asarray, masks)
+        masks, nan = lax.fori_loop(0, rounds, one_round, (start, dict.fromkeys(ranking.plan, jnp.zeros((), bool))))
+    traced = any(isinstance(flag, jax.core.Tracer) for flag in nan.values())
+    if not traced and (found := [name for name, flag in jax.device_get(nan).items() if flag]):
+        raise ValueError(f"{schedule.who}: criterion must give scores that are numbers, got NaN in leaf {found[0]!r}")
+    return masks
+
+
+def _scores(who: str, criterion: Criterion, params: PyTree, batch: Any) -> PyTree:
+    try:
+        return criterion(params, batch)
+    except jax.errors.JAXTypeError as error:
+        raise ValueError(
+            f"{who}: criterion must be written in JAX operations where it is traced, which is under jax.jit and with "
+            f"rounds > 1, got {type(error).__name__} in {shown(criterion)}"
+        ) from error
+
+
+def _nan_leaves(plan: Plan, scores: PyTree, masks: Masks | None) -> dict[str, Array]:
+    """Whether the score of a weight that competes is NaN, a bool for each leaf."""
+    given, among = trees.named_leaves(scores), trees.named_leaves(masks)
+    return {name: jnp.any(jnp.isnan(given[name]) & among.get(name, True)) for name in plan}
 
 
 def _operate(schedule: Schedule, surgeon: Any, params: PyTree, batch: Any, masks: Masks | None) -> Pruned:

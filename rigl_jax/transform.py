@@ -17,7 +17,7 @@ from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
 from rigl_jax.restart import check_restartable, restart
-from rigl_jax.tracing.invariants import cached_by_shapes, frozen, rests
+from rigl_jax.tracing.invariants import cached_by_shapes, frozen, rests, shapes_of
 
 
 class SparseState(NamedTuple):
@@ -172,7 +172,7 @@ def _check_update(bridge: _Bridge, grads: PyTree, state: Any, params: PyTree, re
         raise ValueError(f"sparsify: rewire must be True, False or None, known outside of jit, got {shown(rewire)}")
     checks.gradients("sparsify", grads, params)
     checks.algorithm_state("sparsify", bridge.algorithm, state.algorithm)
-    checks.optimizer_state("sparsify", jax.eval_shape(bridge.inner.init, params), state.inner)
+    checks.optimizer_state("sparsify", shapes_of(bridge.inner.init, params), state.inner)
 
 
 def _ordinary(bridge: _Bridge, signals: Signals, state: Any, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
@@ -218,9 +218,7 @@ def _pause(
     must agree.
     """
     # `train` itself where it can be, so that JAX remembers the shapes.
-    shapes, after = jax.eval_shape(
-        functools.partial(train, **extra) if extra else train, grads, state, optimizer, params
-    )
+    shapes, after = shapes_of(functools.partial(train, **extra) if extra else train, grads, state, optimizer, params)
     unchanged = jax.tree.map(
         lambda now, then: now if jnp.result_type(now) == then.dtype else jnp.asarray(now, then.dtype), optimizer, after
     )

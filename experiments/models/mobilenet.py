@@ -8,8 +8,13 @@ from jax import Array
 from jax import numpy as jnp
 
 from experiments.models.layers import batch_norm, he_fan_out
+from experiments.rules import check_fields, dtype, is_number
+from rigl_jax.arguments import optional, rule
+from rigl_jax.checks import is_whole
 
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+_width = rule("a number above 0", lambda value: is_number(value) and value > 0)
+_blocks = rule(f"a whole number from 0 to {len(_BLOCKS)}", lambda n: is_whole(n) and n <= len(_BLOCKS))
 
 
 class Separable(nn.Module):
@@ -35,8 +40,8 @@ class MobileNet(nn.Module):
 
     Attributes:
       num_classes: width of the last layer.
-      width: multiplies the channels of every layer; 1.98 is the paper's "big" network.
-      blocks: how many of the 13 blocks there are, from the first on.
+      width: multiplies the channels of every layer, above 0; 1.98 is the paper's "big" network.
+      blocks: how many of the 13 blocks there are, from the first on; 0 to 13.
       dtype: of the computation; None follows the input.
     """
 
@@ -44,6 +49,11 @@ class MobileNet(nn.Module):
     width: float = 1.0
     blocks: int = 13
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_fields(self, width=_width, blocks=_blocks, dtype=optional(dtype))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

@@ -9,9 +9,11 @@ from jax import numpy as jnp
 
 from experiments.models.layers import batch_norm
 from experiments.rules import check_fields, dtype, share
-from rigl_jax.arguments import optional, whole
+from rigl_jax.arguments import optional, rule, whole
+from rigl_jax.checks import is_whole
 
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # as the paper's authors initialise
+_depth = rule("10, 16, 22, ... (6n + 4)", lambda value: is_whole(value, 10) and value % 6 == 4)
 
 
 class WideBlock(nn.Module):
@@ -43,7 +45,7 @@ class WideResNet(nn.Module):
       num_classes: width of the last layer.
       depth: layers, 6n + 4.
       width: the stages have 16, 32 and 64 times as many channels.
-      dropout: rate inside the blocks, in [0, 1]; training then needs `rngs={"dropout": key}`.
+      dropout: rate inside the blocks, in [0, 1); training then needs `rngs={"dropout": key}`.
       dtype: of the computation; None follows the input.
     """
 
@@ -55,19 +57,13 @@ class WideResNet(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        check_fields(self, depth=whole(10), width=whole(1), dropout=share, dtype=optional(dtype))
+        check_fields(self, depth=_depth, width=whole(1), dropout=share, dtype=optional(dtype))
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Float `[batch, height, width, channels]` to logits `[batch, num_classes]`.
-
-        Raises:
-          ValueError: a depth that is not 6n + 4 with n at least 1.
-        """
-        blocks, rest = divmod(self.depth - 4, 6)
-        if rest or blocks < 1:
-            raise ValueError(f"WideResNet: depth must be 10, 16, 22, ... (6n + 4), got {self.depth}")
+        """Float `[batch, height, width, channels]` to logits `[batch, num_classes]`."""
+        blocks = (self.depth - 4) // 6
         x = nn.Conv(16, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=_he_fan_out, name="conv1")(x)
         for stage, base in enumerate((16, 32, 64), start=1):
             for block in range(1, blocks + 1):

@@ -9,22 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks, trees
+from rigl_jax import checks, criteria, trees
 from rigl_jax.base import Criterion, PyTree
 from rigl_jax.channels.grouping import Group, Groups, arrays_of, checked_groups
 from rigl_jax.channels.resizing import Kept
 from rigl_jax.messages import kind, shown
 
 
-def _magnitude(params: PyTree, batch: Any = None) -> PyTree:
-    del batch
-    return jax.tree.map(lambda p: jnp.abs(p) if _counts(p) else p, params)
-
-
 def scores(
     groups: Sequence[Group],
     params: PyTree,
-    criterion: Criterion = _magnitude,
+    criterion: Criterion = criteria.magnitude,
     batch: Any = None,
     *,
     reduce: str = "mean",

@@ -21,7 +21,7 @@ def magnitude(params: PyTree, batch: Any = None) -> PyTree:
     [1.0, 2.0]
     """
     del batch
-    return jax.tree.map(jnp.abs, params)
+    return scores.magnitude(signals(params, None))
 
 
 def random(key: Array) -> Criterion:

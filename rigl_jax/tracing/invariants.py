@@ -21,6 +21,16 @@ from rigl_jax.tracing import geometry
 from rigl_jax.tracing.walk import Rule, Walker, branches
 
 T = TypeVar("T")
+UNTRACEABLE = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
+"""What JAX raises where a function that is traced asks for concrete numbers."""
+
+
+def shapes_of(function: Callable[..., T], *arguments: Any) -> T:
+    """`jax.eval_shape`, or outside of jit the results themselves where a function asks for concrete numbers."""
+    try:
+        return jax.eval_shape(function, *arguments)
+    except UNTRACEABLE:
+        return function(*arguments)
 
 
 def cached_by_shapes(ask: Callable[..., T]) -> Callable[..., T]:
@@ -62,7 +72,7 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
         )
         starting = jax.make_jaxpr(inner.init)(params)
         going_on = jax.make_jaxpr(lambda g, s, p: inner.update(g, s, p, **extra)[1])(params, state, params)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # it asks for numbers, which a trace does not have
+    except UNTRACEABLE:
         return False
     per_weight = jax.tree.leaves(marks)
     ones = [True] * len(jax.tree.leaves(params))
@@ -74,10 +84,13 @@ def frozen(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra
     """The names of the leaves whose update is 0 for any gradient, as by `optax.set_to_zero`, while others train.
 
     A learning rate of 0 freezes nothing: there the update is a product with the gradient. Nor does an optimizer that
-    trains no leaf at all: who runs that wants to see the masks.
+    trains no leaf at all: who runs that wants to see the masks. An optimizer that cannot be traced freezes nothing.
     """
-    state = jax.eval_shape(inner.init, params)
-    program = jax.make_jaxpr(lambda g, s, p: inner.update(g, s, p, **extra)[0])(params, state, params)
+    try:
+        state = jax.eval_shape(inner.init, params)
+        program = jax.make_jaxpr(lambda g, s, p: inner.update(g, s, p, **extra)[0])(params, state, params)
+    except UNTRACEABLE:
+        return frozenset()
     arguments = [False] * len(program.jaxpr.invars)
     names = trees.named_leaves(params)
     flags = zip(names, ZERO(program, arguments), CONSTANT(program, arguments), strict=True)

@@ -164,6 +164,9 @@ def test_mobilenet():
     assert kernels(params)["block13/depthwise/kernel"] == (3, 3, 1, 1024)
     assert kernels(params)["block2/pointwise/kernel"] == (1, 1, 64, 128)
     assert kernels(shapes("mobilenet", width=0.5)["params"])["conv1/kernel"] == (3, 3, 3, 16)
+    for field, value in (("width", 0), ("width", "1"), ("blocks", 14), ("blocks", True), ("dtype", "int8")):
+        with refused("MobileNet", field):
+            MODELS["mobilenet"](10, **{field: value})
 
 
 # The paper's ResNet-50 -----------------------------------------------------------------------------------------------

@@ -69,6 +69,25 @@ def test_a_sweep_makes_each_combination_once(folder, capsys):
     assert (config.sparsity, config.optimizer.name, config.model.width) == (0.9, "own.py:lion", 8)
 
 
+def test_options_of_an_own_entry_stay_with_it(folder):
+    (folder / "mine.py").write_text("import rigl_jax as rx\n\n\ndef mine(plan, alpha):\n    return rx.static(plan)\n")
+    line = ["--config", "own.py", "--methods", "dense,rigl,mine.py:mine"]
+    line += ["--config.dataset.name=digits,own.py:data", "--config.dataset.noise=0.3"]
+    jobs = launch.jobs_of(*launch.command.parse(launch.parser(), [*line, "--config.method.alpha=1,2"]))
+    assert [job.name for job in jobs] == [
+        f"{method}-dataset={data}{alpha}-s0"
+        for method in ("dense", "rigl", "mine")
+        for data in ("digits", "data")
+        for alpha in (["-method.alpha=1", "-method.alpha=2"] if method == "mine" else [""])
+    ]
+    launch.check(jobs)
+    assert main.parse(jobs[-1].command[3:]).config.dataset.noise == 0.3
+    other = main.parse(["--config", "own.py", "--workdir", "x", "--config.dataset.name=digits"]).config
+    assert build.check(other)["dataset"] == {"name": "digits", "batch_size": 32}
+    with refused("alpah"):
+        launch.check(launch.jobs_of(*launch.command.parse(launch.parser(), [*line, "--config.method.alpah=1"])))
+
+
 def test_a_study_of_ones_own(folder):
     (folder / "study.py").write_text(
         "def sweep(add):\n    add('one', 'own.py', {'seed': 3, 'model.name': 'own.py:Net'})"

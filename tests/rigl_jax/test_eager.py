@@ -73,3 +73,20 @@ def test_the_loop_does_what_the_compiled_one_does():
     jax.tree.map(np.testing.assert_array_equal, eager.masks, jitted.masks)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
     assert int(eager.step) == 6
+
+
+def test_an_optimizer_that_asks_for_concrete_numbers_trains_and_rewires():
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+
+    def descend(grads, state, params):
+        scale = -0.5 if float(jnp.max(grads["w"])) > 1 else -1.0
+        return jax.tree.map(lambda g: scale * g, grads), state
+
+    inner = optax.GradientTransformation(lambda params: optax.EmptyState(), descend)
+    tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.5), period=1, fraction=0.5), key=jax.random.key(0))
+    start = tx.init(params)
+    params = rx.apply_masks(params, start.masks)
+    for rewire in (True, False):
+        updates, state = tx.update({"w": jnp.where(start.masks["w"], 0.0, 2.0)}, start, params, rewire=rewire)
+        assert bool(jnp.array_equal(state.masks["w"], start.masks["w"])) is not rewire
+        rx.check_masked(optax.apply_updates(params, updates), state.masks)

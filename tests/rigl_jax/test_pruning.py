@@ -36,6 +36,26 @@ def test_counts_fall_geometrically_and_end_exactly():
         assert (np.diff(found) <= 0).all()
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_nan_scores_are_refused_by_leaf_and_rank_lowest_under_jit(rounds):
+    def spoiled(params, batch):
+        return {**params, "b": params["b"].at[0, 0].set(batch)}
+
+    prune = lambda nan: rx.prune(PLAN, PARAMS, spoiled, nan, rounds=rounds)  # noqa: E731
+    with refused("prune", "criterion", "'b'"):
+        prune(jnp.nan)
+    assert not jax.jit(prune)(jnp.nan).masks["b"][0, 0]
+    gone = jax.tree.map(lambda mask: mask.at[0, 0].set(False), {n: jnp.ones(PARAMS[n].shape, bool) for n in "ab"})
+    rx.prune(PLAN, PARAMS, spoiled, jnp.nan, masks={**gone, "bias": None})  # that weight is gone and cannot compete
+
+
+def test_a_criterion_in_numpy_cannot_rank_in_rounds():
+    in_numpy = lambda params, batch: jax.tree.map(lambda p: np.abs(np.asarray(p)), params)  # noqa: E731
+    chex.assert_trees_all_equal(rx.prune(PLAN, PARAMS, in_numpy).masks, rx.prune(PLAN, PARAMS).masks)
+    with refused("criterion", "rounds"):
+        rx.prune(PLAN, PARAMS, in_numpy, rounds=2)
+
+
 def test_a_surgeon_moves_the_weights_that_stay_in_each_round():
     pruned = rx.prune(PLAN, PARAMS, halves, rounds=2)
     expected = rx.prune(PLAN, PARAMS, rounds=2)
