@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo sanitize test test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
+.PHONY: help demo docs sanitize test test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
 # The tests of the library itself, without those that train through configs.
 LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/test_docstrings.py tests/test_docs.py
 # Those that a new JAX may break: what reads jaxprs, runs on devices or holds for all methods, not the methods one by one.
@@ -85,6 +85,11 @@ soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, tra
 	$(NATIVE)
 	SOAK=1 $(BIN)/python -m pytest tests/experiments/test_multihost.py
 	$(BIN)/python -m experiments.soak
+
+# Warnings and links that lead nowhere are errors. Nothing but the packages of the extra is fetched.
+docs: $(VENV)/installed-docs  ## Build the site of the documentation, build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo built build/site/index.html
 
 lint: $(VENV)/installed-lint $(VENV)/installed-experiments-notebooks-tests  ## Check style and types
 	$(BIN)/ruff check .

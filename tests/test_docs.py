@@ -1,6 +1,7 @@
 """Code in README.md and docs/ runs, generated parts are up to date, and links lead somewhere."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 
@@ -15,7 +16,11 @@ from experiments import gallery, report
 from experiments.benchmarks import page as benchmark_page
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
+}
+GUIDES = ("choosing", "devices", "faq", "frameworks", "language_models", "really_sparse", "start", "watching")
+"""Pages whose blocks run one after another, and check themselves."""
 
 
 def blocks(page):
@@ -109,9 +114,39 @@ def test_what_a_page_names_exists(page):
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
 
 
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_blocks_of_a_guide(page, capsys):
+    names = users_names()
+    assert blocks(f"docs/{page}.md")
+    for code in blocks(f"docs/{page}.md"):
+        exec(code, names)
+    if page == "start":
+        share = float(capsys.readouterr().out.split()[-1])
+        assert share > 0.2  # where a tenth would be chance: what the page says
+
+
+def test_the_reference_lists_every_public_name():
+    listed = {
+        name
+        for page, text in PAGES.items()
+        if "/api/" in page
+        for name in re.findall(r"^::: rigl_jax\.([\w.]+)$", text, re.M)
+    }
+    assert {name.partition(".")[0] for name in listed} <= {*rx.__all__, "plot"}
+    modules = {name for name in rx.__all__ if inspect.ismodule(getattr(rx, name))}
+    named = {name for name in rx.__all__ if name not in modules and not name.startswith("__")}
+    families = [getattr(rx, module) for module in ("channels", "criteria", "execution", "recipes")]  # listed as a whole
+    covered = {name for name in named for family in families if getattr(family, name, None) is getattr(rx, name)}
+    elsewhere = {"ALGORITHMS", "Criterion", "Leaf", "Masks", "Plan", "Score", "Surgeon"}  # no objects with docstrings
+    assert sorted(named - listed - covered - elsewhere) == []
+    assert sorted(modules - listed - {"algorithms", "base", "optimizers", "structures", "values"}) == []  # by function
+
+
 def test_the_index_lists_every_page_and_the_command_line_every_config():
-    listed = set(re.findall(r"\]\((\w+\.md)\)", PAGES["docs/README.md"]))
-    assert listed == {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    listed = set(re.findall(r"\]\(((?:api/)?\w+\.md)\)", PAGES["docs/README.md"]))
+    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")} - {"README.md"}
+    notebooks = set(re.findall(r"\]\(\.\./notebooks/(\w+)\.ipynb\)", PAGES["docs/README.md"]))
+    assert notebooks == {path.stem for path in ROOT.glob("notebooks/*.ipynb")}
     configs = set(re.findall(r"^\| `(\w+)` \|", PAGES["docs/command_line.md"], re.MULTILINE))
     assert configs == {path.stem for path in ROOT.glob("configs/*.py")} - {"__init__", "common"}
 
