@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo docs sanitize test test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
+.PHONY: help demo docs package sanitize test test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
 # The tests of the library itself, without those that train through configs.
 LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/test_docstrings.py tests/test_docs.py
 # Those that a new JAX may break: what reads jaxprs, runs on devices or holds for all methods, not the methods one by one.
@@ -90,6 +90,10 @@ soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, tra
 docs: $(VENV)/installed-docs  ## Build the site of the documentation, build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo built build/site/index.html
+
+# Of the sdist's files: a wheel for this platform, and one for platforms without native kernels.
+package: $(VENV)/installed-package  ## Build sdist and wheels into dist/, run the README's ten lines on each in an empty environment
+	bash .ci/package $(BIN)/python
 
 lint: $(VENV)/installed-lint $(VENV)/installed-experiments-notebooks-tests  ## Check style and types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ builds them later.
 """
 
 import importlib.util
+import os
 import pathlib
 import shutil
 
@@ -38,6 +39,8 @@ class BuildKernels(build_ext):
         """Build, or say why not and go on. A build that is up to date is taken from the sources' own folder."""
         target = pathlib.Path(self.get_ext_fullpath(ext.name))
         try:
+            if os.environ.get("RIGL_JAX_NATIVE") == "0":  # the wheel for all platforms
+                raise RuntimeError("switched off by RIGL_JAX_NATIVE=0")
             if build.fault():
                 build.build(target)
             else:

@@ -4,6 +4,8 @@ import fnmatch
 import json
 import os
 import pathlib
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +128,25 @@ def test_the_stamp_follows_the_sources(tmp_path, monkeypatch):
     assert build.stamp() == before
     (sources / "conv.cc").write_text("// other\n")
     assert build.stamp() != before
+
+
+@built
+@pytest.mark.skipif(
+    shutil.which("objdump") is None or platform.machine() != "x86_64", reason="needs objdump, and reads x86-64"
+)
+def test_what_the_levels_share_is_for_every_processor():
+    """Templates of the standard library are compiled in every level, and the linker keeps one of the copies."""
+    symbols = subprocess.run(["nm", "--defined-only", native.LIBRARY], capture_output=True, text=True, check=True)
+    shared = {line.split()[2] for line in symbols.stdout.splitlines() if line.split()[1] in "WVu"}
+    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", native.LIBRARY], capture_output=True, text=True)
+    wide, function = set(), ""
+    for line in code.stdout.splitlines():
+        if line.endswith(">:"):
+            function = line.partition("<")[2][:-2]
+        elif re.search(r"\tv[a-z]", line):  # AVX and later
+            wide.add(function)
+    assert len(wide) > 20  # the levels above the portable one
+    assert shared & wide == set()
 
 
 def test_packages_hold_every_source_and_what_it_is_built_with():
