@@ -1,4 +1,4 @@
-"""Runs the ten lines of a README in an environment that holds nothing but the installed wheel: `ten_lines.py README WHEEL`."""
+"""The ten lines of a README in an environment that holds nothing but the wheel: `ten_lines.py README WHEEL`."""
 
 import importlib.metadata
 import importlib.util
