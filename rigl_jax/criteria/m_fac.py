@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,10 +26,13 @@ def m_fac(loss: Loss, damping: float = 1e-5, block: int | None = 128, steps: int
     change is exact for a single weight and an approximation for several, so this is done in `steps` steps of
     geometrically falling counts, each with new gradients.
 
-    Gradients and blocks are of the leaves of the plan; dense leaves stay as they are. As in the authors' code, but: the
-    inverse is computed by the identity of Woodbury in float64 on the host, not by their recursion, with which it
-    agrees; their sum of m gradients holds one that is 0; they rank all layers together, here each leaf keeps the count
-    of the plan. Memory: 16 m bytes a weight.
+    Gradients and blocks are of the active weights of the plan's leaves; dense leaves stay as they are. As in the
+    authors' code, but: the inverse is computed by the identity of Woodbury in float64 on the host, not by their
+    recursion, with which it agrees; their sum of m gradients holds one that is 0, and each of their steps takes other
+    examples; they rank all layers together, here each leaf keeps the count of the plan. Memory: 16 m bytes a weight.
+
+    With few gradients F is mostly damping, and with few steps most of the change is an approximation: either way little
+    is left but magnitude pruning. For a small network take gradients of single examples (`size=1`).
 
     Args:
       loss: `(params, batch) -> scalar`, a mean over the examples of the batch, which lie along the first axis of its
@@ -88,15 +92,17 @@ def _step(
     ends = np.cumsum([layer.size for layer in aim.values()])
     apart = lambda x: dict(zip(aim, np.split(x, ends[:-1]), strict=True))  # noqa: E731
     w, active = flat(leaves).astype(np.float64), flat(held)
-    inverse = inverse_fisher(np.concatenate([rows[name] for name in aim], 1) * active, damping, block)
-    diagonal = inverse.diagonal()
-    costs, kept = apart(w**2 / (2 * diagonal)), {}
+    here = np.flatnonzero(active)  # blocks are of the weights that are left
+    inverse = inverse_fisher(np.concatenate([rows[name] for name in aim], 1)[:, here], damping, block)
+    cost = np.zeros(len(w))
+    cost[here] = w[here] ** 2 / (2 * inverse.diagonal)
+    costs, kept = apart(cost), {}
     for name, layer in aim.items():
         score = jnp.asarray(costs[name].reshape(layer.shape), jnp.promote_types(leaves[name].dtype, jnp.float32))
         kept[name] = topology.prune(layer.structure, score, layer.n_active, among=jnp.asarray(held[name]))
     stays = flat(kept)
-    moved = w + inverse.product(np.where(active & ~stays, -w / diagonal, 0))
-    after = apart(np.where(stays, moved, 0))
+    w[here] += inverse.product(np.where(stays[here], 0, -w[here] / inverse.diagonal))
+    after = apart(np.where(stays, w, 0))
     new = {name: jnp.asarray(after[name].reshape(aim[name].shape), leaves[name].dtype) for name in aim}
     names = trees.names(params)
     return Pruned(
@@ -109,42 +115,36 @@ class InverseFisher(NamedTuple):
     """The inverse of F = damping 1 + G^T G / m, in blocks of weights; from `inverse_fisher`.
 
     Attributes:
-      gradients: float64[blocks, m, block], G; 0 in what fills the last block. At most `block` rows.
-      solved: float64[blocks, m, block], (damping 1 + G G^T / m)^-1 G.
-      damping: of F.
-      n: the number of weights.
+      product: `float64[n] -> float64[n]`, F^-1 x.
+      diagonal: float64[n], of F^-1.
     """
 
-    gradients: np.ndarray
-    solved: np.ndarray
-    damping: float
-    n: int
-
-    def product(self, x: np.ndarray) -> np.ndarray:
-        """F^-1 x, float64[n]."""
-        m, block = self.gradients.shape[1:]
-        cut = np.pad(x, (0, -len(x) % block)).reshape(-1, block, 1)
-        inner = np.swapaxes(self.solved, 1, 2) @ (self.gradients @ cut)
-        return ((cut - inner / m) / self.damping).reshape(-1)[: self.n]
-
-    def diagonal(self) -> np.ndarray:
-        """The diagonal of F^-1, float64[n]."""
-        share = np.sum(self.gradients * self.solved, axis=1) / self.gradients.shape[1]
-        return ((1 - share) / self.damping).reshape(-1)[: self.n]
+    product: Callable[[np.ndarray], np.ndarray]
+    diagonal: np.ndarray
 
 
 def inverse_fisher(gradients: np.ndarray, damping: float, block: int | None = None) -> InverseFisher:
-    """F^-1 by the identity of Woodbury, for gradients float64[m, n]: min(m, block) equations for each block.
+    """F^-1 for gradients float64[m, n]; for each block a system of min(m, block) equations.
+
+    Blocks of more weights than there are gradients are inverted by the identity of Woodbury, smaller ones directly.
 
     >>> inverse = inverse_fisher(np.array([[1.0, 1.0]]), 1.0)  # F = [[2, 1], [1, 2]]
-    >>> inverse.diagonal().round(4).tolist()
+    >>> inverse.diagonal.round(4).tolist()
     [0.6667, 0.6667]
     """
     m, n = gradients.shape
     block = n if block is None else min(block, n)
     cut = np.pad(gradients, ((0, 0), (0, -n % block))).reshape(m, -1, block).transpose(1, 0, 2)
-    if m > block:  # as many rows as the block has weights, with the same sum of products
-        shares, axes = np.linalg.eigh(np.swapaxes(cut, 1, 2) @ cut / m)
-        cut, m = np.sqrt(np.maximum(shares, 0) * block)[..., None] * np.swapaxes(axes, 1, 2), block
-    system = damping * np.eye(m) + cut @ np.swapaxes(cut, 1, 2) / m
-    return InverseFisher(cut, np.linalg.solve(system, cut), damping, n)
+    back = np.swapaxes(cut, 1, 2)
+    if m < block:
+        solved = np.linalg.solve(damping * np.eye(m) + cut @ back / m, cut)
+        diagonal = (1 - np.sum(cut * solved, axis=1) / m) / damping
+        product = lambda x: (x - np.swapaxes(solved, 1, 2) @ (cut @ x) / m) / damping  # noqa: E731
+    else:
+        inverse = np.linalg.inv(damping * np.eye(block) + back @ cut / m)
+        diagonal, product = np.diagonal(inverse, axis1=1, axis2=2), lambda x: inverse @ x
+
+    def of_flat(x: np.ndarray) -> np.ndarray:
+        return product(np.pad(x, (0, -n % block)).reshape(-1, block, 1)).reshape(-1)[:n]
+
+    return InverseFisher(of_flat, diagonal.reshape(-1)[:n])

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from rigl_jax import checks
+from rigl_jax.arguments import flag
 from rigl_jax.base import Array
 from rigl_jax.messages import shown
 
@@ -81,14 +82,23 @@ def gibbs_kernels(
 
 
 def gibbs_units(
-    key: Array, weights: Array, sparsity: float, beta: Any, axis: int = -1, coupling: float = 1.0, sweeps: int = 50
+    key: Array,
+    weights: Array,
+    sparsity: float,
+    beta: Any,
+    axis: int = -1,
+    coupling: float = 1.0,
+    sweeps: int = 50,
+    *,
+    reference: bool = False,
 ) -> Array:
     """Whole channels draw each other, with the energy of `gibbs_kernels` on the mean w^2 of a channel.
 
     Drawn by Gibbs sampling: from a random start, in each sweep every channel in turn from its distribution given all
-    others, sigmoid(2 beta (w^2 - Q + 2 coupling sum of the others)). The authors draw two halves of the channels in
-    turn by another probability, which leaves out the channels of the same half and a factor of 2, so their samples are
-    not of this distribution. They raise beta from 10^-2.5 to 1 for channels.
+    others, sigmoid(2 beta (w^2 - Q + 2 coupling sum of the others)). The authors' code draws two halves of the channels
+    in turn, each by sigmoid(beta (w^2 - Q + coupling sum of the other half)). That leaves out the channels of the same
+    half and factors of 2, so its samples are not of this distribution; `reference=True` draws them. They raise beta
+    from 10^-2.5 to 1 for channels.
 
     Args:
       key: PRNG key.
@@ -98,6 +108,7 @@ def gibbs_units(
       axis: along which the channels lie.
       coupling: the authors' 1.
       sweeps: how often every channel is drawn, at least 1; the authors' 50.
+      reference: draw as the authors' code does.
 
     Returns:
       bool, of the shape of the weights with all other axes 1: multiply by it.
@@ -115,15 +126,35 @@ def gibbs_units(
     start, draws = jax.random.split(key)
     spins = jnp.where(jax.random.bernoulli(start, np.float32(0.5), mean.shape), 1, -1).astype(mean.dtype)
     uniform = jax.random.uniform(draws, (sweeps, mean.size), mean.dtype)
+    draw = _by_halves if flag("gibbs_units", "reference", reference) else _one_by_one
+    spins = draw(spins, uniform, beta, field, coupling)
+    return jnp.expand_dims(spins > 0, tuple(a for a in range(squares.ndim) if a != kept))
+
+
+def _one_by_one(spins: Array, uniform: Array, beta: Any, field: Array, coupling: float) -> Array:
+    """Each spin from its distribution given all others, `uniform` [sweeps, spins]."""
+    n = spins.size
 
     def one(k: Array, spins: Array) -> Array:
-        i = k % mean.size
+        i = k % n
         others = jnp.sum(spins) - spins[i]
         stays = uniform.reshape(-1)[k] < jax.nn.sigmoid(-2 * beta * (field[i] - 2 * coupling * others))
         return spins.at[i].set(jnp.where(stays, 1, -1).astype(spins.dtype))
 
-    spins = lax.fori_loop(0, sweeps * mean.size, one, spins)
-    return jnp.expand_dims(spins > 0, tuple(a for a in range(squares.ndim) if a != kept))
+    return lax.fori_loop(0, uniform.size, one, spins)
+
+
+def _by_halves(spins: Array, uniform: Array, beta: Any, field: Array, coupling: float) -> Array:
+    """The authors' sampler: the first half given the sum of the second, then the second given that of the first."""
+    first = jnp.arange(spins.size) < spins.size // 2
+
+    def sweep(k: Array, spins: Array) -> Array:
+        for half in (first, ~first):
+            chance = jax.nn.sigmoid(-beta * (field - coupling * jnp.sum(jnp.where(half, 0, spins))))
+            spins = jnp.where(half, jnp.where(uniform[k] < chance, 1, -1).astype(spins.dtype), spins)
+        return spins
+
+    return lax.fori_loop(0, len(uniform), sweep, spins)
 
 
 def _checked(who: str, key: Array, sparsity: float) -> tuple[Array, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rigl_jax import gates
+from tests.errors import refused
 
 N = 400_000
 
@@ -53,14 +54,35 @@ def test_the_trained_gate():
     np.testing.assert_allclose(found, [0, *(s * 1.2 - 0.1), 1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("log_alpha", [-6.0, -2.0, 0.0, 1.5, 3.0])
-def test_the_divergence_by_sampling(log_alpha):
-    """-log(alpha) / 2 + E log|1 + sqrt(alpha) e| - E log|e|, which goes to 0 as alpha goes to infinity."""
+def test_the_divergence_against_its_integral():
+    """The exact values are by quadrature; the authors' fit is within 0.01 of them."""
+    table = {-4: 2.6258, -2: 1.5442, 0: 0.4267, 1: 0.1732, 2: 0.0662, 3: 0.0247, 5: 0.0034, 8: 0.0002}
+    fit = {-4: 2.6342, -2: 1.5405, 0: 0.4312, 1: 0.1780, 2: 0.0684, 3: 0.0254, 5: 0.0034}
+    found = np.array([float(gates.variational_kl(jnp.float32(a))) for a in table])
+    np.testing.assert_allclose(found, list(table.values()), atol=0.01)
+    np.testing.assert_allclose(found[: len(fit)], list(fit.values()), atol=6e-5)
+
+
+def test_a_gate_costs_by_the_number_and_the_squares_of_its_weights():
     rng = np.random.default_rng(0)
-    e = rng.normal(size=2 * N)
-    logs = np.log(np.abs(1 + np.exp(log_alpha / 2) * e))
-    expected = -log_alpha / 2 + logs.mean() + (np.euler_gamma + np.log(2)) / 2  # E log|e| in closed form
-    assert float(gates.variational_kl(jnp.float32(log_alpha))) == pytest.approx(expected, abs=0.015)
+    weights = {"dense": rng.normal(size=(4, 3)), "conv": rng.normal(size=(3, 3, 2, 5))}
+    log_alphas = {"dense": rng.normal(size=(4, 1)), "conv": rng.normal(size=(1, 1, 1, 5))}
+    expected = 0.0
+    for name, axes in (("dense", 1), ("conv", (0, 1, 2))):
+        w, n = weights[name], weights[name].size / log_alphas[name].size
+        opens = 1 / (1 + np.exp(-(log_alphas[name].ravel() + 2 / 3 * np.log(11))))
+        expected += np.sum(opens * (0.7 * n + 0.3 * np.sum(w**2, axis=axes) / 2))
+    given = jax.tree.map(jnp.asarray, (log_alphas, weights))
+    assert float(gates.l0_penalty(*given, 0.7, precision=0.3)) == pytest.approx(expected, rel=1e-5)
+    single = {"w": jnp.array([0.3, -2.0])}
+    assert gates.l0_penalty(single, single, 1.0) == gates.expected_l0(single)
+    for call, words in (
+        (lambda: gates.l0_penalty(log_alphas, {"dense": weights["dense"]}, 1.0), "weights"),
+        (lambda: gates.l0_penalty({"w": jnp.zeros(3)}, {"w": jnp.zeros((3, 4))}, 1.0), "log_alphas"),
+        (lambda: gates.l0_penalty(single, single, -1.0), "strength"),
+    ):
+        with refused("l0_penalty", words):
+            call()
 
 
 def test_the_divergence_vanishes_and_falls():

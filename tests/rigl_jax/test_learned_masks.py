@@ -86,6 +86,33 @@ def test_kernels_and_units_are_drawn_from_their_distribution(coupling):
         np.testing.assert_allclose(drawn.mean(0), single, atol=0.015)
 
 
+def test_the_authors_sampler_of_units_is_another_chain():
+    """Its probability of one spin, and how often it ends in each state; exact: enumeration, beta 0.8, coupling 0.7."""
+    beta, coupling, field = 0.8, 0.7, 0.345574
+    chance, states = enumerated(np.full(4, field), coupling, beta)
+    given = (states[:, 1:] == [True, True, False]).all(1)
+    assert float(chance[given & states[:, 0]].sum() / chance[given].sum()) == pytest.approx(0.84384, abs=5e-6)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    assert sigmoid(-beta * (field - coupling)) == pytest.approx(0.57041, abs=1e-5)
+
+    w, n = np.array([0.2, 0.9, 1.1, 0.7], np.float32), 20_000
+    spins, fields = np.where(states, 1, -1), np.quantile(w**2, 0.5) - w**2
+    move = np.ones((16, 16))  # of one sweep, from state to state
+    for i, j in itertools.product(range(16), repeat=2):
+        for unit in range(4):
+            others = spins[i, 2:].sum() if unit < 2 else spins[j, :2].sum()
+            p = sigmoid(-beta * (fields[unit] - coupling * others))
+            move[i, j] *= p if states[j, unit] else 1 - p
+    sample = lambda key: rx.gates.gibbs_units(  # noqa: E731
+        key, jnp.asarray(w)[None], 0.5, beta, -1, coupling, 3, reference=True
+    )[0]
+    drawn = np.asarray(jax.vmap(sample)(jax.random.split(KEY, n)))
+    found = np.array([np.mean((drawn == state).all(1)) for state in states])
+    np.testing.assert_allclose(found, np.full(16, 1 / 16) @ np.linalg.matrix_power(move, 3), atol=4 * np.sqrt(0.25 / n))
+    with refused("reference"):
+        rx.gates.gibbs_units(KEY, W, 0.5, 1.0, reference=None)
+
+
 def test_bad_arguments():
     for call, words in (
         (lambda: rx.gates.gibbs(KEY, W, 1.5, 1.0), "sparsity"),

@@ -97,9 +97,9 @@ def test_the_inverse_is_that_of_the_dense_matrix_and_of_the_recursion(block):
     damping, x = 1e-3, RNG.normal(size=12)
     inverse, dense = inverse_fisher(ROWS, damping, block), np.linalg.inv(fisher(ROWS, damping, block))
     np.testing.assert_allclose(inverse.product(x), dense @ x, rtol=1e-8)
-    np.testing.assert_allclose(inverse.diagonal(), np.diag(dense), rtol=1e-8)
+    np.testing.assert_allclose(inverse.diagonal, np.diag(dense), rtol=1e-8)
     other = inverse_fisher(ROWS[::-1], damping, block)
-    np.testing.assert_allclose(other.diagonal(), inverse.diagonal(), rtol=1e-8)
+    np.testing.assert_allclose(other.diagonal, inverse.diagonal, rtol=1e-8)
     if block is None:  # the authors' algorithm 1
         directions, scales = [], []
         apply = lambda x: x / damping - sum(v * (v @ x) / q for v, q in zip(directions, scales, strict=True))  # noqa: E731
@@ -114,6 +114,11 @@ def slopes(params, batch):
     return jnp.mean(batch @ jnp.concatenate([params["a"].ravel(), params["bias"]]))
 
 
+def bent(params, batch):
+    """Its gradients depend on the weights."""
+    return jnp.mean(jnp.sin(batch @ jnp.concatenate([params["a"].ravel(), params["bias"]])))
+
+
 @pytest.mark.parametrize("n_active", [7, 4])
 def test_m_fac_in_one_step_is_its_formula(n_active):
     inverse = np.linalg.inv(fisher(ROWS[:, :8], 1e-2))
@@ -124,6 +129,28 @@ def test_m_fac_in_one_step_is_its_formula(n_active):
     moved = w - sum(inverse[:, q] * w[q] / inverse[q, q] for q in gone)
     np.testing.assert_allclose(np.ravel(found.params["a"]), np.where(np.isin(np.arange(8), gone), 0, moved), rtol=1e-7)
     np.testing.assert_array_equal(found.params["bias"], PARAMS["bias"])
+
+
+def test_m_fac_blocks_are_of_the_weights_that_are_left_and_steps_begin_anew():
+    """Blocks of 3 in 6 weights that are left; two steps are two prunings, each with its own gradients."""
+    batch, surgeon = jnp.asarray(ROWS), lambda steps: rx.criteria.m_fac(bent, 1e-2, 3, steps, size=1)
+    start = rx.prune(planned(6), jax.tree.map(jnp.asarray, PARAMS))
+    here = np.flatnonzero(np.asarray(start.masks["a"]).ravel())
+    w = np.ravel(start.params["a"])[here]
+    inverse = np.linalg.inv(
+        fisher(
+            np.asarray(jax.vmap(jax.grad(bent), (None, 0))(start.params, batch[:, None])["a"]).reshape(6, 8)[:, here],
+            1e-2,
+            3,
+        )
+    )
+    once = rx.prune(planned(5), start.params, surgeon(1), batch, masks=start.masks)
+    q = int(np.argmin(w**2 / np.diag(inverse)))
+    np.testing.assert_allclose(np.ravel(once.params["a"])[here], w - inverse[:, q] * w[q] / inverse[q, q], atol=1e-12)
+    first = rx.prune(planned(3), start.params, surgeon(1), batch, masks=start.masks)  # 6, 3, 2: geometric
+    second = rx.prune(planned(2), first.params, surgeon(1), batch, masks=first.masks)
+    both = rx.prune(planned(2), start.params, surgeon(2), batch, masks=start.masks)
+    np.testing.assert_allclose(both.params["a"], second.params["a"], atol=1e-12)
 
 
 def test_m_fac_with_much_damping_is_magnitude():
