@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its directory, metrics and checkpoints, and the files that they are made of."""
+"""The files of a run: its directory, metrics and checkpoints."""

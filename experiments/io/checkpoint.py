@@ -2,10 +2,10 @@
 
 * Orbax writes a checkpoint under another name and renames it when it is complete. A killed run leaves complete
   checkpoints only.
-* Each checkpoint lists the sizes and checksums of its files, which are compared before anything else is read. Every
-  process of a run compares them, so that no process waits in a collective operation for one that failed.
+* Each checkpoint lists the sizes and checksums of its files, which are checked before anything else is read. Every
+  process of a run checks them, so that no process waits in a collective operation for one that failed.
 * A digest of the state, computed on the devices and saved with it, finds errors between the devices and the disk.
-* A checkpoint holds the config of its run and is used for that run only, whatever folder it lies in.
+* A checkpoint contains the config of its run and is used for that run only, in whatever folder it is.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def open_checkpoints(
         n_arrays = len(jax.tree.leaves(whole))
         known = dict(facts) if config is None else {**facts, CONFIG: dict(config)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(whole), facts=ocp.args.JsonSave(known))
-        with _one_line_errors(directory):  # also what went wrong with the one before, which was still being written
+        with _one_line_errors(directory):  # also an error of the checkpoint before, which was still being written
             manager.save(step, args=args, metrics={"accuracy": UNKNOWN if accuracy is None else accuracy})
 
     def restore(abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
@@ -114,7 +114,7 @@ def open_checkpoints(
                 return found
             else:
                 _rename_to_step(path, own, warn)
-            sharding.all_agree(True)  # the first process has renamed it: all look again
+            sharding.all_agree(True)  # the first process has renamed it, so all read the list again
             manager.reload()
         return None
 
@@ -137,12 +137,12 @@ def _close(manager: ocp.CheckpointManager) -> None:
         manager.close()
     except BaseException:
         with contextlib.suppress(Exception):
-            manager.close()  # the error is forgotten once it is raised: this call goes on where the first one stopped
+            manager.close()  # orbax raises an error once: this call continues where the first one stopped
         raise
 
 
 _MISREAD = re.compile(r"[][*?\\:\udc80-\udcff]|^/(gs|s3|az)/")
-"""Parts of a path that orbax takes for a pattern, a separator or a bucket, or cannot write as UTF-8."""
+"""Parts of a path that orbax would read as a pattern, a separator or a bucket, or cannot write as UTF-8."""
 
 
 def _orbax_path(directory: Path) -> tuple[Path, Callable[[], None]]:
@@ -208,7 +208,7 @@ def _check_metrics(directory: Path, warn: Warn) -> None:
     """
     failed = None
     for file in directory.glob("[0-9]*/metrics/metrics") if jax.process_index() == 0 else ():
-        if not file.parents[1].name.isdigit():  # a half-written one, which orbax removes
+        if not file.parents[1].name.isdigit():  # an incomplete one, which orbax removes
             continue
         try:
             if not isinstance((files.read_json(file) or {}).get("accuracy"), float):

@@ -11,7 +11,7 @@ from rigl_jax.base import Array, PyTree
 
 @jax.jit
 def digest(tree: PyTree) -> Array:
-    """A 32-bit checksum over the bits of every leaf and their places; any one changed value changes it."""
+    """A 32-bit checksum of the bits and positions of all values; a change of one value changes it."""
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         bits = _bits(leaf)
@@ -21,7 +21,7 @@ def digest(tree: PyTree) -> Array:
 
 
 def _index(shape: tuple[int, ...]) -> Array:
-    """The row-major index of every place. Axis by axis: flattening a sharded array would gather it."""
+    """The row-major index of every position, computed axis by axis: flattening a sharded array would gather it."""
     index, stride = jnp.zeros((1,) * len(shape), jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         along = tuple(size if i == axis else 1 for i, size in enumerate(shape))

@@ -1,4 +1,4 @@
-"""What produced a record: versions, hardware, commit."""
+"""The environment of a record: versions, hardware, commit."""
 
 from __future__ import annotations
 

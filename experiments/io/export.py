@@ -20,8 +20,8 @@ from experiments.io.run_directory import read_summary
 def export(run: Path, records: Path, *, points: int = 40, pictures: bool = False) -> Path:
     """Copies the part of a finished run that is committed into `records/<name of the run>`.
 
-    Kept are config, environment and summary, and of the metrics the eval lines and at most `points` evenly spaced
-    masks lines (the first and the last among them), with floats rounded to 6 digits. `pictures` keeps the
+    It consists of config, environment and summary, and of the eval lines and at most `points` evenly spaced masks
+    lines of the metrics (the first and the last included), with floats rounded to 6 digits. `pictures` keeps the
     first-layer masks too, which are the largest lines.
 
     Raises:

@@ -98,7 +98,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes the whole file or none of it. A symbolic link of that name is replaced, not followed.
+    """Writes a file atomically. A symbolic link of that name is replaced, not followed.
 
     Raises:
       OSError: one line that names the file.
@@ -108,7 +108,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with create(part) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+            os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
         part.replace(path)
 
 
@@ -133,7 +133,7 @@ def one_line_errors(path: Path) -> Iterator[None]:
     """Turns an error of writing into one line that names the file.
 
     Raises:
-      OSError: in place of the one that came.
+      OSError: in place of the original error.
     """
     try:
         yield

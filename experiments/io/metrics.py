@@ -15,16 +15,16 @@ Values = Mapping[str, Any]
 
 
 class MetricWriter(NamedTuple):
-    """Where a run's lines go.
+    """Writes the lines of a run.
 
     Attributes:
-      write: `(kind, step, values)`: one line, in one piece; its numbers also go to TensorBoard. OSError where the disk
-        does not take it.
-      write_later: `(kind, step, f)`: the same of `f()`, which is called before the next line is written; it may wait
+      write: `(kind, step, values)`: writes one line at once; its numbers also go to TensorBoard. OSError if the disk
+        does not accept it.
+      write_later: `(kind, step, f)`: the same for `f()`, which is called before the next line is written; it may wait
         for the devices.
-      flush: writes the lines that were to be written later.
-      sync: waits until the lines so far would survive a power cut. Before a checkpoint, which vouches for them.
-      lines: how many there are by now, with those from before.
+      flush: writes the lines of `write_later`.
+      sync: waits until the lines so far are on the disk. Called before a checkpoint, which says how many there are.
+      lines: the number of lines so far, those of earlier starts included.
       close: writes the buffered lines.
     """
 

@@ -2,8 +2,8 @@
 
     config.json  env.json  metrics.jsonl  summary.json  checkpoints/  tensorboard/  lock
 
-`metrics.jsonl` holds one JSON object a line, with a `kind` and a `step`, the number of training steps done. A run
-without `summary.json` is not finished. The process that trains holds `lock`.
+`metrics.jsonl` contains one JSON object a line, with a `kind` and a `step`, the number of training steps done. A run
+without `summary.json` is not finished. The process that trains locks the file `lock`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
 
 
 def finished(workdir: Path) -> bool:
-    """Whether a run has an undamaged summary; a damaged one is made again from the last checkpoint."""
+    """Whether a run has a valid summary; a damaged one is written again from the last checkpoint."""
     try:
         return read_summary(workdir) is not None
     except ValueError:

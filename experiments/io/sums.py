@@ -1,4 +1,4 @@
-"""Sizes and checksums of the files of a checkpoint: written with it, and compared when it is read."""
+"""Sizes and checksums of the files of a checkpoint: written with it, and checked when it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUMS = "sums.json"
 
 
 def write(path: Path, n_arrays: int) -> None:
-    """Reads a checkpoint back that was just written, and writes the list of its files.
+    """Reads back a checkpoint that was just written, and writes the list of its files.
 
     Args:
       path: its folder.
@@ -34,7 +34,7 @@ def write(path: Path, n_arrays: int) -> None:
 
 
 def flaw(path: Path) -> str:
-    """What is wrong with the files of a checkpoint; empty if they are as they were written.
+    """What is wrong with the files of a checkpoint; empty if they are unchanged.
 
     Every process compares all sizes and the contents of its share of the files.
 
@@ -68,7 +68,7 @@ def _arrays(path: Path) -> int:
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """The files of a checkpoint but for its metadata, which orbax changes later and nothing depends on."""
+    """The files of a checkpoint without its metadata, which orbax changes later and which nothing depends on."""
 
     def refused(error: OSError) -> None:
         raise error  # os.walk, and Path.rglob always, would leave the folder out

@@ -1,4 +1,4 @@
-"""What the figures share: the look, panels, and lines with a band over seeds."""
+"""Shared by the figures: style, panels, and lines with a band over seeds."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ LOOK: dict[Any, Any] = {
     "legend.fontsize": 9,
     "figure.dpi": 120,
 }
-"""matplotlib settings of every figure, applied in a context: the caller's own stay as they are."""
+"""matplotlib settings of every figure, applied in a context, so that those of the caller do not change."""
 
 Panel = tuple[float, str]
-"""A sparsity and a distribution: what one panel shows."""
+"""The sparsity and the distribution of one panel."""
 
 
 class Line(NamedTuple):
@@ -64,7 +64,7 @@ def png(figure: Figure) -> bytes:
     raw = io.BytesIO()
     with matplotlib.rc_context(LOOK):
         figure.savefig(raw, format="png")
-    # Few colours are in use: a palette makes the file a third as large, with no difference to the eye.
+    # Figures have few colours: with a palette the file is a third as large and looks the same.
     image = Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     out = io.BytesIO()
     image.save(out, format="png", optimize=True)

@@ -39,7 +39,7 @@ def accuracy(runs: Iterable[Run]) -> Figure | None:
             axes.set_title(drawing.title(panel))
             drawing.step_axis(axes)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-            # The first evaluations lie far below the rest: uncut, the end, which matters, would be one flat line.
+            # The first evaluations are far below the rest; without a limit the end would be one flat line.
             if not values:
                 continue
             low, high = float(np.nanquantile(values, 0.15)), float(np.nanmax(values))
@@ -115,7 +115,7 @@ def churn(runs: Iterable[Run]) -> Figure | None:
         for above, below, panel in zip(*rows, panels, strict=True):
             lines = drawing.lines(groups, panel, dense=False)
             for number, line in enumerate(lines):
-                # Methods with one schedule replace equal shares: a wider line shows from under the next.
+                # Methods with one schedule replace equal shares: their lines coincide, so the first are drawn wider.
                 _replaced(above, line.text, line.look, line.runs, 1.8 + 2.2 * (len(lines) - 1 - number))
                 _explored(below, line.text, line.look, line.runs)
             above.set_title(drawing.title(panel))
@@ -147,7 +147,7 @@ def _explored(axes: Axes, text: str, look: Style, runs: Sequence[Run]) -> None:
     curves = []
     for run in runs:
         curve = drawing.series(run, "masks", "explored")
-        # Masks that no longer change are a level line up to the end of training.
+        # Masks that no longer change are drawn as a horizontal line up to the end of training.
         curves.append(curve | ({run.last_step: curve[max(curve)]} if curve else {}))
     drawing.draw(axes, text, look, curves)
 

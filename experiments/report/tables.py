@@ -1,4 +1,4 @@
-"""Runs to tables: seeds become mean and standard deviation, and nothing else is ever averaged."""
+"""Tables of runs: mean and standard deviation over seeds; nothing else is averaged."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def key(run: Run) -> Key:
 def _separates(name: str) -> bool:
     """Whether runs that differ in a config value are different rows, not seeds of one.
 
-    Kernels, and when the best accuracy was looked for, are harmless to a run that is resumed, and yet worth a row.
+    A resumed run may change its kernels and how often it is evaluated; in a table these are different rows.
     """
     return name in ("execution", "eval_every") or (name != "seed" and not harmless(name))
 
@@ -146,7 +146,7 @@ def group(runs: Iterable[Run]) -> dict[tuple[Key, str], list[Run]]:
         shared = set.intersection(*(set(settings) for settings in variants))
         for settings, members in variants.items():
             text = ", ".join(f"{name}={value}" for name, value in settings if (name, value) not in shared)
-            # A key present in only one of the groups leaves the other without a text of its own.
+            # If only one of the groups has a key, the other has no text for it.
             groups[row_key, text or ("" if len(variants) == 1 else "(base)")] = members
     return groups
 
@@ -179,7 +179,7 @@ def _cells(row: Row) -> list[str]:
     sparsity = sparsity_text(row.key.sparsity)
     if row.key.distribution:
         sparsity += f", {distribution_label(row.key.distribution)}"
-    # Counts are exact, but structures and reallocation may end elsewhere than asked; then both are shown.
+    # With structures and reallocation the sparsity may differ from the requested one; then both are shown.
     if abs(row.measured_sparsity - row.key.sparsity) > 0.005:
         sparsity += f" ({100 * row.measured_sparsity:.1f} % measured)"
     return [
@@ -202,7 +202,7 @@ _TEXT_COLUMNS = frozenset({"Method", "Sparsity", "Settings"})
 
 
 class Grid(NamedTuple):
-    """A table as plain text, before it takes a form and is escaped for it: one for each dataset and model."""
+    """The cells of a table, not yet escaped for an output format: one table for each dataset and model."""
 
     title: str
     headers: list[str]

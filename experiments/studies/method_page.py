@@ -72,7 +72,7 @@ def paired(ours: np.ndarray | None, theirs: np.ndarray | None) -> tuple[float, f
 
 
 def verdict(found: tuple[float, float] | None) -> str:
-    """A difference with its p-value, in bold where the test at 5 % tells it from 0."""
+    """A difference with its p-value, in bold if it is significant at 5 %."""
     if found is None:
         return ""
     difference, p = found
@@ -140,7 +140,7 @@ def reasons(records: Records, model: str) -> str:
 
 
 def claims(records: Records, model: str) -> str:
-    """One line a claim of the paper: at how many sparsities it came out."""
+    """One line for each claim of the paper: at how many sparsities it holds."""
     lines = []
     for rival, name in CLAIMED.items():
         found = {s: paired(*(tests(records, Cell(model, m, s)) for m in ("rigl", rival))) for s in SPARSITIES}
@@ -178,7 +178,7 @@ def figure(records: Records, model: str) -> Figure:
 
 
 def _finish(row: Sequence[Axes], dense: float | None, lowest: float) -> None:
-    """Axes and legend; small dense networks, which fall far below the rest, are cut off."""
+    """Axes and legend; small dense networks, which are far below the rest, are outside of the limits."""
     row[0].set_xticks(range(len(SPARSITIES)), [f"{100 * s:.0f} %" for s in SPARSITIES])
     row[0].set_xlabel("Sparsity")
     row[0].set_ylabel("Test accuracy, %")
@@ -202,7 +202,7 @@ def picture(model: str) -> Path:
 
 
 def section(records: Records, model: str) -> str:
-    """All about one model."""
+    """The section of one model."""
     dense = tests(records, Cell(model, "dense", 0.0))
     if not any(cell.model == model for cell in records):
         return f"## {TITLES[model]}\n\nNot run yet.\n"

@@ -4,10 +4,10 @@
     python -m experiments.studies.method_table --model lenet5 --method rigl --sparsity 0.98
 
 A cell is a model, a method and a sparsity. A finished cell is one line of experiments/records/method_table/MODEL.jsonl,
-and a second start goes on with the cells that are missing. Training takes the first 50,000 images, the last 10,000 are
-for validation, and the 10,000 test images are looked at once, after the last step. Methods share what is not theirs:
-initial weights, order of the images, optimizer, learning rate, and the period of 100 steps at which masks change until
-3/4 of training. So the runs of one seed are paired.
+and a second start runs the cells that are missing. The first 50,000 images are for training, the last 10,000 for
+validation, and the 10,000 test images are used once, after the last step. All methods have the same initial weights,
+order of the images, optimizer, learning rate, and period: masks change every 100 steps until 3/4 of training. So the
+runs of one seed are paired.
 
 The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashion-mnist`, or `--source FOLDER`.
 """
@@ -39,7 +39,7 @@ SOURCE = "/usr/share/datasets/fashion-mnist"
 SEEDS = (0, 1, 2, 3, 4)
 SPARSITIES = (0.9, 0.95, 0.98, 0.8, 0.99)
 """In the order in which they are run."""
-_GRID = 2000  # scales that are tried for the widths of a small dense network
+_GRID = 2000  # scales for the widths of a small dense network
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "lenet_300_100": {"network": "mlp", "features": (300, 100), "epochs": 15, "rate": 0.1, "dense": None},
@@ -66,7 +66,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 class Cell(NamedTuple):
-    """What one record stands for. `multiplier` is the length of the training in units of the model's."""
+    """The key of a record. `multiplier` is the length of the training as a multiple of the model's."""
 
     model: str
     method: str
@@ -77,7 +77,7 @@ class Cell(NamedTuple):
 def cells(
     models: Sequence[str] = tuple(MODELS), *, methods: Sequence[str] = tuple(METHODS), multiplier: int = 1
 ) -> Iterator[Cell]:
-    """Every cell, in the order in which they are run: what the paper compares first, the outer sparsities last."""
+    """Every cell, in the order in which they are run: the comparisons of the paper first, the outer sparsities last."""
     inner, outer = SPARSITIES[:3], SPARSITIES[3:]
     parts = ((methods[:4], inner), (methods[4:], (0.98,)), (methods[4:], (0.95, 0.9)), (methods, outer))
     for model, (some, sparsities) in itertools.product(models, parts):
@@ -89,7 +89,7 @@ def cells(
 
 
 def small_features(model: str, weights: int) -> tuple[int, ...]:
-    """Widths of the dense network of the same shape with at most so many weights; every layer keeps a unit."""
+    """Widths of the dense network of the same shape with at most that many weights; every layer keeps a unit."""
     spec = MODELS[model]
 
     def scaled(k: float) -> tuple[int, ...]:
@@ -110,7 +110,7 @@ def _n_weights(params: Any) -> int:
 
 
 def prepare(cell: Cell, n_train: int, epochs: int | None = None) -> tuple[Run, dict[str, Any]]:
-    """A cell made ready, and its settings for the record."""
+    """The compiled run of a cell, and its settings for the record."""
     spec, options, noisy = MODELS[cell.model], dict(METHODS[cell.method]), cell.method == "deep_r"
     epochs = (epochs or spec["epochs"]) * cell.multiplier
     steps = epochs * (n_train // BATCH)

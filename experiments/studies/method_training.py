@@ -1,4 +1,4 @@
-"""One run of the method table: all steps of one kind in one compiled loop, the data set on the device."""
+"""One run of the method table: a compiled loop for consecutive steps of one kind, the data set on the device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from experiments.models import LeNet5
 BATCH, VALIDATION = 128, 10_000
 OPTIMIZER = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 LANGEVIN = {"l1": 1e-5, "noise": 1e-5}
-"""DeepR's drift, and the standard deviation of its noise as a multiple of the learning rate: its authors' for MNIST."""
+"""DeepR's drift, and the standard deviation of its noise as a multiple of the learning rate, as in its MNIST script."""
 Apply = Callable[[Any, Array], Array]
 
 
@@ -42,14 +42,14 @@ class Data(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes in one run.
+    """The state of one run.
 
     Attributes:
       params: the weights, masked.
       opt_state: `rx.SparseState`, or the bare optax state of a dense run.
       explored: masks of the weights that were ever active; None for a dense run.
-      born: masks of the weights that the last change of masks grew; None for a dense run.
-      survival: float32[2], of all grown weights how many the next change of masks kept, and how many there were.
+      born: masks of the weights that the last rewiring grew; None for a dense run.
+      survival: float32[2]: how many grown weights the next rewiring kept, and how many were grown.
     """
 
     params: Any
@@ -60,7 +60,7 @@ class State(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run made ready.
+    """The compiled functions of a run.
 
     Attributes:
       steps: of the whole training.
@@ -118,7 +118,7 @@ def compile_run(
 def forward(module: nn.Module) -> Apply:
     """`(params, images) -> logits` of a network; LeNet-5 with its convolutions as products.
 
-    XLA on CPU takes some five times as long for a small convolution in a loop as for the product of its patches.
+    In a loop, XLA on CPU takes about five times as long for a small convolution as for the product of its patches.
     """
     if not isinstance(module, LeNet5):
         return lambda params, x: jnp.asarray(module.apply({"params": params}, x))
@@ -175,7 +175,7 @@ def _train(
     *, rewire: bool,
 ) -> State:  # fmt: skip
     """The steps from `start` up to `stop`, all of one kind; `order` is int32[steps, batch]."""
-    tx = transform(jax.random.key(0))  # the state brings its own key
+    tx = transform(jax.random.key(0))  # the key is in the state
 
     def loss(params: Any, rows: Array) -> Array:
         logits = apply(params, data.x[rows])
@@ -192,7 +192,7 @@ def _train(
 
 
 def _followed(old: State, new: State) -> State:
-    """Writes down what a change of masks grew, and what it left of that which the one before had grown."""
+    """Records the weights that a rewiring grew, and how many of those that the one before grew it kept."""
     before, after = old.opt_state.masks, new.opt_state.masks
     kept, born = (_total(tree) for tree in (jax.tree.map(jnp.logical_and, old.born, after), old.born))
     return new._replace(
@@ -232,7 +232,7 @@ def order(seed: int, steps: int, n_train: int) -> np.ndarray:
 
 
 def measure(run: Run, data: Data, seed: int) -> dict[str, Any]:
-    """Trains one seed to its end and says what came out."""
+    """Trains one seed to its end and returns the fields of its record."""
     state, batches = run.init(seed), order(seed, run.steps, len(data.train.y))
     image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
     counted = rx.flops(lambda params, x: run.module.apply({"params": params}, x), state.params, image)

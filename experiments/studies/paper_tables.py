@@ -1,4 +1,4 @@
-"""The arithmetic of the RigL paper: sparsities of layers, FLOPs and sizes, counted here, beside the published figures.
+"""The numbers of the RigL paper that need no training: sparsities of layers, FLOPs and sizes, beside those published.
 
     python -m experiments.studies.paper_tables            # writes docs/paper_tables.md
     python -m experiments.studies.paper_tables --check    # fails if the page is out of date
@@ -30,7 +30,7 @@ DEPTHWISE = ".*depthwise/kernel"
 
 
 class Network(NamedTuple):
-    """A network as it is counted: products of one image, kernel shapes, FLOPs of the dense network."""
+    """The counts of a network: products of one image, kernel shapes, FLOPs of the dense network."""
 
     counted: rx.Flops
     shapes: Mapping[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """How a sparsity is laid out: a distribution, and the kernels that stay dense (regular expressions)."""
+    """A distribution, and regular expressions of the kernels that stay dense."""
 
     name: str
     distribution: Callable[..., dict[str, float]]
@@ -103,7 +103,7 @@ WIDTHS = {0.8: 0.465, 0.9: 0.34, 0.95: 0.26, 0.965: 0.231}
 
 @functools.cache
 def network(name: str, width: float = 1.0) -> Network:
-    """Traces a network. ResNet-50's first convolution has the outputs that the paper's counter takes it to have.
+    """Traces a network. The first convolution of ResNet-50 gets the number of outputs that the paper's counter uses.
 
     That counter applies the arithmetic of "same" padding to the image that is already padded to 230 x 230, so that it
     finds 115 x 115 outputs; the network computes 112 x 112.
@@ -144,7 +144,7 @@ def megabytes(net: Network, density: Mapping[str, float]) -> float:
 def rigl_training(forward: float) -> float:
     """Training FLOPs of RigL as a multiple of dense training: appendix H of the paper, at its period of 100.
 
-    The appendix takes every step to be followed by others of its kind, so rewiring never stops.
+    The appendix assumes that rewiring never stops.
     """
     return (3 * forward * PERIOD + 2 * forward + 1) / (PERIOD + 1) / 3
 
@@ -164,7 +164,7 @@ def training(net: Network, method: str, variant: Variant, sparsity: float) -> fl
 def pruning(net: Network, variant: Variant, sparsity: float) -> float:
     """Mean FLOPs of a step of gradual pruning: dense until step 10,000, then a cubic with changes every 1,000 steps.
 
-    The logits are pruned to 80 % at most, as the pruned networks that the paper quotes have it.
+    The logits are pruned to at most 80 %, as in the pruned networks that the paper cites.
     """
     steps = np.arange(STEPS)
     cubic = np.asarray(jax.vmap(rx.schedules.cubic(0.0, 1.0, 10_000, STOP))(steps // 1000 * 1000))

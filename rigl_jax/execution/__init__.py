@@ -1,4 +1,4 @@
-"""Really sparse compute: packed weights, any model on them, training on them, and the kernels below."""
+"""Sparse compute: packed weights, models that run and train on them, and their kernels."""
 
 from rigl_jax.execution import kernels
 from rigl_jax.execution.compact import Compact, compact

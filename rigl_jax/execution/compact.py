@@ -1,8 +1,9 @@
-"""Dead channels removed: a masked model becomes a smaller dense one that computes the same function.
+"""Removes dead channels: a masked model becomes a smaller dense model that computes the same function.
 
-A channel (or neuron) is dead if nothing that it reaches is read any more, or if no input reaches it, so that it
-always outputs the same number. The first is cut out; the second too, once the biases it feeds hold what it added. The
-model's own jaxpr says which rows, columns and biases make up a channel, so any function of params can be compacted.
+A channel (or neuron) is dead if no output depends on it, or if it depends on no input and therefore always has the same
+value. A channel of the first kind is removed. One of the second kind is removed too, and its constant contribution is
+added to the biases of the layers that read it. The jaxpr of the model shows which rows, columns and biases belong to a
+channel, so any function of params can be compacted.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from rigl_jax.tracing.program import Program, trace
 
 
 def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: Any) -> Compact:
-    """Removes the channels of a model that contribute nothing, biases folded in. Runs on the host, outside of jit.
+    """Removes dead channels of a model and folds constant ones into biases. Runs on the host, outside of jit.
 
-    Exact up to rounding, for finite activations. A channel is removed only if that is certain everywhere it occurs (a
-    residual stream occurs in many places). These stay as they are:
+    Exact up to rounding, for finite activations. A channel is removed only if it is dead wherever it occurs (a residual
+    stream occurs in many places). These are kept:
       * inputs and outputs of the model, and one channel of every axis, even if all are dead;
-      * channels that meet anything but products, unpadded axes of pooling, reshapes that keep them apart, transposes,
-        reductions over other axes and elementwise operations: normalisation over features, attention, grouped and
-        depthwise convolutions, loops, concatenations, or arrays that `apply` closes over (pass batch statistics as
-        part of `params`, with None for masks);
-      * channels without inputs whose number is not 0 and that feed a padded convolution, where it would miss at the
-        borders, a transposed convolution with strides, where it would miss between the pixels, or a layer without a
-        bias of its own to take it. A bias is a one-dimensional, unmasked weight, used
-        once: added to the product, or subtracted from it, as a running mean is.
+      * channels that are operands of other operations than products, pooling over unpadded axes, reshapes that keep
+        channels apart, transposes, reductions over other axes and elementwise operations; so channels in normalisation
+        over features, attention, grouped and depthwise convolutions, loops, concatenations, and arrays that `apply`
+        closes over (pass batch statistics as part of `params`, with None for masks);
+      * channels with a constant value other than 0 that feed a padded convolution (a bias would be wrong at the
+        borders), a transposed convolution with strides (a bias would be wrong between the pixels), or a layer without
+        a bias. A bias is a one-dimensional, unmasked weight that is used once: added to the product, or subtracted from
+        it, as a running mean is.
 
     Args:
       apply: `(params, *inputs) -> outputs`, a pure function, for inference (no dropout).
       params: the weights.
-      masks: parallel to params, bool[*shape] or None, as `state.masks`. Weights off them count as 0, and so do zeros
-        on them.
+      masks: parallel to params, bool[*shape] or None, as `state.masks`. Weights off the masks count as 0; weights that
+        are 0 count as pruned.
       *inputs: arrays or `jax.ShapeDtypeStruct`, for their shapes.
 
     Returns:
@@ -121,13 +122,13 @@ def _gone(roots: np.ndarray, products: list[Contraction], foldable: list[bool], 
         emptied = [roots[a[0]] for axes in own for a in axes if a is not None and gone[a].all()]
         if not emptied:
             return gone
-        # An axis keeps one channel. The latest layer first: what its channel keeps alive before it will then do.
+        # An axis keeps one channel. The latest layer first: its channel keeps channels of earlier layers alive.
         held[max(emptied, key=last.__getitem__)] = True
 
 
 def _dead(roots: np.ndarray, products: list[Contraction], foldable: list[bool], held: np.ndarray) -> np.ndarray:
-    """A channel lives if it is held, or a product needs one of its rows for a living output. Found from the end on."""
-    read = np.zeros(len(roots), bool)  # by roots: channels that some product sums; of others nothing is known
+    """bool[positions]: channels that are not held and whose rows no product needs for an output that is alive."""
+    read = np.zeros(len(roots), bool)  # by roots: channels that some product sums; the others stay alive
     for product in products:
         read[roots[product.rows]] = True
     gone = np.zeros(len(roots), bool)
@@ -146,13 +147,13 @@ def _dead(roots: np.ndarray, products: list[Contraction], foldable: list[bool], 
 def _biases(
     program: Program, labels: dict[Any, Labels], products: list[Contraction], dense: list[bool]
 ) -> list[_Bias | None]:
-    """For every product the weight that can take what its rows carry."""
+    """For every product the bias that can take the constant contribution of its rows, or None."""
     uses, made_by = program.uses, {eqn.outvars[0]: eqn for eqn in program.equations}
     weights = {variable: leaf for leaf, variable in enumerate(program.inputs[: len(dense)]) if dense[leaf]}
     readers = {variable: eqn for eqn in program.equations for variable in eqn.invars}
 
     def source(variable: Any) -> int | None:
-        """The weight that a variable is, seen through changes of rank and type."""
+        """The weight of a variable, through changes of rank and type."""
         while uses[variable] == 1 and variable in made_by and made_by[variable].primitive.name in _VIEWS:
             variable = made_by[variable].invars[0]
         return weights.get(variable) if uses[variable] == 1 else None
@@ -191,7 +192,7 @@ _VIEWS = ("reshape", "broadcast_in_dim", "convert_element_type", "squeeze")
 def _folded(
     weights: list[np.ndarray], products: list[Contraction], biases: list[_Bias | None], gone: np.ndarray
 ) -> list[np.ndarray]:
-    """The weights, with what dead channels added in the biases."""
+    """The weights, with the contributions of dead channels added to the biases."""
     weights = list(weights)
     for product, bias in zip(products, biases, strict=True):
         dead = gone[product.rows]

@@ -1,4 +1,4 @@
-"""Is it faster, leaf by leaf? Measured here and now, dense against sparse in turns."""
+"""Measures on this machine, for each leaf, whether sparse products are faster than dense ones."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from rigl_jax import trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Shape
 from rigl_jax.execution import kernels
-from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns
+from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns, masks_of
 from rigl_jax.tables import html_table, table
 
-SECOND_DENSITY = 0.5  # the other point of the line through which the break-even density is read
+SECOND_DENSITY = 0.5  # the second point of the line that gives the break-even density
 
 
 class Explained(NamedTuple):
-    """What a masked leaf costs, forward and both gradients.
+    """The time that a masked leaf takes, forward and both gradients.
 
     Attributes:
       name: its path.
       shape: of the dense weight.
-      kernel: what serves it, "dense" if it is stored dense.
+      kernel: its kernel, "dense" if it is stored dense.
       density: share of active weights.
       break_even: density at which sparse and dense would take equally long, from a line through two measured densities;
-        0 where sparse never wins.
+        0 if sparse is never faster.
       dense_ms, sparse_ms: median milliseconds.
     """
 
@@ -46,7 +46,7 @@ class Explained(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `explain` found: its `str` is a table, and a notebook shows it as one."""
+    """The result of `explain`: its `str` is a table, and a notebook shows it as one."""
 
     rows: tuple[Explained, ...]
 
@@ -83,16 +83,16 @@ class Explanation(NamedTuple):
 
 @arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
 def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int = 7) -> Explanation:
-    """Times every masked leaf, dense and sparse in turns, on this machine.
+    """Times every masked leaf on this machine, dense and sparse alternately.
 
     Args:
-      packed: the weights. A leaf stored dense is timed with the kernel that `best_pattern` would have tried.
+      packed: the weights. A leaf stored dense is timed with a kernel for its mask.
       batch: rows of a matrix product, images of a convolution.
       image: height and width of a convolution's input; stride 1.
-      repeats: timed calls of each; the median counts.
+      repeats: timed calls of each, of which the median is taken.
 
     Returns:
-      One row a masked leaf; its `str` is a table.
+      One row for each masked leaf; its `str` is a table.
 
     >>> import jax.numpy as jnp
     >>> import rigl_jax as rx
@@ -100,12 +100,12 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
     >>> [row.name for row in explain(packed, batch=8, repeats=1).rows]
     ['w']
     """
-    checked("explain", packed)
+    masks = trees.named_leaves(masks_of(checked("explain", packed)))
     rows = []
     for name, pattern in zip(trees.named_leaves(packed.values), leaf_patterns(packed), strict=True):
         if pattern is None:
             continue
-        mask = np.asarray(pattern.mask if isinstance(pattern, Whole) else _mask_of(pattern))
+        mask = np.asarray(masks[name])
         kernel = "dense" if isinstance(pattern, Whole) else name_of(pattern)
         tried = _matrix(_kernel_for(mask) if isinstance(pattern, Whole) else pattern)
         if tried is None:
@@ -118,10 +118,10 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
 
 @arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
 def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
-    """A `choose` for `pack` that measures each leaf and stores dense what would be slower sparse.
+    """A `choose` for `pack` that measures each leaf, and stores it dense if the sparse product is slower.
 
     Leaves of one shape, density and kernel are measured once. The choice depends on this machine and its load; the
-    results of training do not, up to rounding.
+    results of training do not depend on it, up to rounding.
 
     Args:
       batch: as in `explain`; use that of your training step.
@@ -149,19 +149,19 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
 
 
 def name_of(pattern: Any) -> str:
-    """What a table calls a pattern's kernel."""
+    """The name of a pattern's kernel in tables."""
     pattern = _matrix(pattern)
     if isinstance(pattern, kernels.BlockPattern):
         return "blocks {} x {}".format(*pattern.tile)
     if isinstance(pattern, kernels.NMPattern):
         return f"{pattern.n}:{pattern.m}"
-    native = kernels.backends()["native"].available and jax.default_backend() == "cpu"
+    native = kernels.native_in_use()
     kind = "single weights" if pattern.height == 1 else f"runs of {pattern.height}"
     return f"{kind}, {'native' if native else 'plain JAX'}"
 
 
 def _matrix(pattern: Any) -> Any:
-    """A folded weight costs what its matrix does."""
+    """The pattern that is timed: that of the matrix for a folded weight."""
     return pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
 
 
@@ -169,10 +169,6 @@ def _kernel_for(mask: np.ndarray) -> Any:
     if mask.ndim == 3:
         mask = mask.reshape(kernels.as_matrix(mask.shape, kernels.squarest_split(mask.shape)))
     return kernels.make_pattern(mask) if mask.ndim in (2, 4) and mask.any() else None
-
-
-def _mask_of(pattern: Any) -> Array:
-    return kernels.scatter(jnp.ones(pattern.nnz, bool), pattern)
 
 
 def _measure(pattern: Any, density: float, batch: int, image: int, repeats: int) -> tuple[float, float, float]:
@@ -188,7 +184,7 @@ def _measure(pattern: Any, density: float, batch: int, image: int, repeats: int)
 
 
 def _free(pattern: Any) -> bool:
-    """Whether a pattern of another density may be drawn: not for n:m, which has one."""
+    """Whether the pattern can have another density; n:m cannot."""
     return isinstance(pattern, (kernels.Pattern, kernels.BlockPattern))
 
 
@@ -200,7 +196,7 @@ def _drawn(pattern: Any, density: float) -> np.ndarray:
 
 
 def _seconds(pattern: Any, batch: int, image: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of product and both gradients, dense and sparse, in turns."""
+    """Median seconds of product and both gradients, dense and sparse, measured alternately."""
     rng = np.random.default_rng(0)
     inputs = (batch, pattern.shape[0]) if len(pattern.shape) == 2 else (batch, image, image, pattern.shape[2])
     x = jnp.asarray(rng.standard_normal(inputs, dtype=np.float32))

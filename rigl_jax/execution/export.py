@@ -161,8 +161,8 @@ def export_onnx(
         ) from error
 
     def run(*xs: Any) -> Any:
-        # Written out operation by operation, because jax2onnx replaces functions of Flax by versions that take other
-        # arguments, and pooling as ONNX Runtime has it.
+        # Operation by operation, because jax2onnx replaces functions of Flax by versions with other arguments; and
+        # pooling in the form that ONNX Runtime accepts.
         return tuple(jax.tree.leaves(evaluate(program, xs, dict.fromkeys(geometry.WINDOWED, _pool))))
 
     model = jax2onnx.to_onnx(
@@ -180,7 +180,7 @@ _PER_AXIS = ("window_dimensions", "window_strides", "padding", "base_dilation", 
 
 
 def _pool(walker: Walker, eqn: Any, operands: list[Any]) -> list[Any]:
-    """Pooling with all axes that it does not touch made one: ONNX Runtime pools over three axes at most."""
+    """Pooling with all other axes merged into one, because ONNX Runtime pools over at most three axes."""
     del walker
     (x,), touched = operands, geometry.window_axes(eqn)
     others = [k for k in range(x.ndim) if k not in touched]
@@ -204,7 +204,7 @@ def _need(module: str, who: str) -> Any:
 
 
 def _replace(path: Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Writes a draft beside the file and renames it, so that no reader ever sees half a file."""
+    """Writes a draft beside the file and renames it, so that a reader never sees an incomplete file."""
     path = pathlib.Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -248,9 +248,7 @@ def _parts(name: str, values: Any, pattern: Any) -> dict[str, np.ndarray]:
 def _places(pattern: Any) -> np.ndarray:
     """int64[nnz]: where in the raveled dense weight each packed value belongs."""
     if isinstance(pattern, kernels.Pattern):
-        rows, units = (np.asarray(part, np.int64) for part in kernels.coordinates(pattern))
-        channel, tap = np.divmod(rows, pattern.taps)
-        first = (tap * pattern.shape[-2] + channel) * pattern.shape[-1] + units * pattern.height
+        first = kernels.dense_index(pattern, kernels.places(pattern)) * pattern.height
         return (first[:, None] + np.arange(pattern.height)).ravel()
     numbers = np.asarray(kernels.scatter(jnp.arange(1, pattern.nnz + 1, dtype=jnp.int32), pattern)).ravel()
     places = np.flatnonzero(numbers)
@@ -258,7 +256,7 @@ def _places(pattern: Any) -> np.ndarray:
 
 
 LAID_OUT = 1 << 28
-"""Weights of a leaf that a file alone may ask to be laid out: a few hundred bytes can name any shape."""
+"""The largest weight that a file alone may have made dense: a few hundred bytes can name any shape."""
 
 
 def _large(leaf: stored.Stored) -> bool:
@@ -278,19 +276,12 @@ def _check_nesting(path: Path, names: Iterable[str]) -> None:
                 )
 
 
-def _entries(places: np.ndarray, pattern: kernels.Pattern) -> np.ndarray:
-    """Positions in the raveled weight as `make_pattern_at` counts them: channels before taps."""
-    place, unit = np.divmod(places, pattern.units)
-    tap, channel = np.divmod(place, pattern.shape[-2])
-    return np.sort((channel * pattern.taps + tap) * pattern.units + unit)
-
-
 def _rebuilt(name: str, leaf: stored.Stored, old: Any, choose: Choose | None) -> tuple[Any, Any]:
     """The values and the pattern of a leaf."""
     if leaf.places is None:
         return jnp.asarray(leaf.values), None
     if choose is None and isinstance(old, kernels.Pattern) and old.height == 1:  # no mask: it might not fit memory
-        pattern = kernels.make_pattern_at(_entries(leaf.places, old), leaf.shape, block=old.block)
+        pattern = kernels.make_pattern_at(np.sort(kernels.place_of(old, leaf.places)), leaf.shape, block=old.block)
         return jnp.asarray(leaf.values[np.searchsorted(leaf.places, _places(pattern))]), pattern
     mask = np.zeros(leaf.shape, bool)
     mask.reshape(-1)[leaf.places] = True

@@ -4,8 +4,8 @@
     packed.values                      # what an optimizer sees: [nnz] for a packed leaf, the array itself elsewhere
     params = unpack(packed)            # exactly apply_masks(params, masks)
 
-Patterns are built on the host, so packing and unpacking are for the moments when masks change; the steps between them
-run on the packed form alone (`run_packed`).
+Patterns are built on the host, so weights are packed and unpacked only when masks change; the steps in between use the
+packed form alone (`run_packed`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from rigl_jax.messages import kind, shown
 class Packed(NamedTuple):
     """Weights in packed form. A pytree to jit, donate and save; differentiate, optimise and average `values` only.
 
-    The arrays of patterns are indices, and arithmetic on them makes no pattern: `jax.tree.map(jnp.add, a, b)` over two
-    Packed gives one that `unpack`, `rewire` and the like refuse by a ValueError, and native products by an error of
-    XLA; plain JAX inside of jit, where nothing can be raised, computes NaN. Map over values instead:
-    `a._replace(values=jax.tree.map(jnp.add, a.values, b.values))`, where both have the same masks.
+    The arrays of patterns are indices, so arithmetic on them gives no valid pattern: the result of
+    `jax.tree.map(jnp.add, a, b)` over two Packed is a ValueError in `unpack`, `rewire` and others, an error of XLA in
+    native products, and NaN in plain JAX inside of jit, where no error can be raised. Map over values instead:
+    `a._replace(values=jax.tree.map(jnp.add, a.values, b.values))`, if both have the same masks.
 
     Attributes:
       values: parallel to params. float[nnz] for a packed leaf, the dense array for any other.
@@ -58,14 +58,14 @@ class Whole:
 
 
 Choose = Callable[[str, np.ndarray], Any]
-"""`(leaf name, mask) -> pattern, or None to store the leaf dense`: which kernel serves a leaf."""
+"""`(leaf name, mask) -> pattern, or None to store the leaf dense`: chooses the kernel of a leaf."""
 
 
 def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packed:
     """Packs every masked leaf, on the host.
 
     Args:
-      params: the weights. What they hold off the masks is dropped.
+      params: the weights. Weights off the masks are dropped.
       masks: parallel to params, bool[*shape] or None, as `state.masks`.
       choose: the pattern of each leaf; default `best_pattern`. Pass `lambda name, mask: None` to store all dense, or
         your own choice of kernels.
@@ -108,10 +108,10 @@ def make_patterns(params: PyTree, masks: Masks, choose: Choose) -> PyTree:
 
 
 def same_kernels(like: Packed, otherwise: Choose) -> Choose:
-    """A `choose` with the kernels that `like` has, so that a step compiled for it serves again if no count changed.
+    """A `choose` with the kernels of `like`, so that a step compiled for it can be used again if no count changed.
 
-    A leaf that was stored dense asks `otherwise` when its count changes (a method that prunes as it goes), and so does
-    one whose mask no longer fits its kernel (runs that were there by chance).
+    `otherwise` chooses for a leaf that was stored dense and whose count changes (a method that prunes during training),
+    and for one whose mask no longer fits its kernel (if it had runs by chance).
     """
     old = dict(zip(trees.named_leaves(like.values), leaf_patterns(like), strict=True))
 
@@ -158,7 +158,7 @@ def masks_of(packed: Packed) -> Masks:
 
 
 def checked(who: str, packed: Any) -> Packed:
-    """What was given, if `pack` made it; a ValueError otherwise. Of traced patterns only types and sizes count."""
+    """The argument, if `pack` made it, else a ValueError. Of traced patterns only types and sizes are checked."""
     if not isinstance(packed, Packed):
         raise ValueError(f"{who}: expected packed weights, from rx.pack, got {kind(packed)}")
     try:
@@ -215,7 +215,7 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
         split = kernels.squarest_split(mask.shape)
         matrix = best_pattern(name, mask.reshape(kernels.as_matrix(mask.shape, split)))
         return None if matrix is None else kernels.Folded(matrix, mask.shape, split)
-    native = kernels.backends()["native"].available and jax.default_backend() == "cpu"
+    native = kernels.native_in_use()
     highest = CONV_DENSE_ABOVE if mask.ndim == 4 and native else DENSE_ABOVE
     if mask.ndim not in (2, 4) or not mask.any() or mask.mean() > highest:
         return None
@@ -226,12 +226,12 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
 
 
 DENSE_ABOVE = 0.4
-"""Share of active weights above which a leaf is stored dense. Native kernels still win a little at one half
-(docs/why_not_faster.md), but with a pattern of 8 bytes an active weight such a leaf saves hardly any memory."""
+"""Share of active weights above which a leaf is stored dense. Native kernels are still a little faster at one half
+(docs/why_not_faster.md), but a pattern takes 8 bytes an active weight, so such a leaf saves almost no memory."""
 
 CONV_DENSE_ABOVE = 0.8
-"""The same for convolutions on the native kernels. XLA's own on the CPU are slow enough to lose at any density; but the
-nearly full leaf takes more memory packed, a pattern being 8 bytes an active weight."""
+"""The same for convolutions on the native kernels. Those of XLA on the CPU are slower at every density, but a nearly
+full leaf takes more memory packed than dense, because a pattern takes 8 bytes an active weight."""
 
 
 def _in_runs(mask: np.ndarray, height: int) -> bool:
@@ -253,13 +253,9 @@ def _checked_pattern(choose: Choose, name: str, mask: Array) -> Any:
     pattern = choose(name, host)
     if pattern is None:
         return Whole(jnp.asarray(mask))
-    if not _is_kernel(pattern) or tuple(pattern.shape) != host.shape or pattern.nnz != host.sum():
+    if not isinstance(pattern, kernels.AnyPattern) or tuple(pattern.shape) != host.shape or pattern.nnz != host.sum():
         raise ValueError(f"pack: choose must give a pattern of the mask of leaf {name!r}, got {kind(pattern)}")
     return pattern
-
-
-def _is_kernel(pattern: Any) -> bool:
-    return isinstance(pattern, kernels.AnyPattern)
 
 
 def leaf_patterns(packed: Packed) -> list[Any]:
@@ -268,7 +264,7 @@ def leaf_patterns(packed: Packed) -> list[Any]:
 
 
 def gather_leaf(p: Array, pattern: Any) -> Array:
-    """The stored form of one leaf (or of anything that an optimizer keeps for it)."""
+    """The stored form of one leaf, or of a part of the optimizer state that belongs to it."""
     if pattern is None:
         return p
     if isinstance(pattern, Whole):

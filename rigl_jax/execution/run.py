@@ -1,7 +1,7 @@
-"""Any model on packed weights, unchanged: its jaxpr is read once, and products with a packed weight run sparse.
+"""Runs any model, unchanged, on packed weights: products with a packed weight use the sparse kernels.
 
-The model is traced with the dense shapes (which are never allocated), then its jaxpr is walked (`tracing.walk`) with
-packed weights in the places of dense ones. An operation without a packed weight is bound as it stands.
+The model is traced with the dense shapes (which are never allocated), then its jaxpr is evaluated (`tracing.walk`) with
+packed weights in the place of dense ones. An operation without a packed weight is executed unchanged.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from rigl_jax.tracing import geometry, primitives
 from rigl_jax.tracing.walk import Rule, Walker
 
 Observe = Callable[[Weight, Array, Array], Array]
-"""`(weight, rows, y) -> y`: sees every product y = rows @ weight (of a convolution, rows are patches of the image with
-channels before taps), and may add to it."""
+"""`(weight, rows, y) -> y`: called for every product y = rows @ weight (for a convolution, rows are patches of the
+image, channels before taps); its result takes the place of y."""
 
 
 class Context(NamedTuple):
-    """What the rules share: how products run.
+    """How the rules compute products.
 
     Attributes:
-      observe: sees each of them, None: nothing does.
-      batch: how batches lie on several devices; None: each product runs as it is called, on one device, or on each
-        device for itself inside `shard_map`.
+      observe: called for each product; None: no function is.
+      batch: the sharding of batches on several devices; None: each product runs where it is called, on one device, or
+        on each device by itself inside `shard_map`.
     """
 
     observe: Observe | None = None
@@ -49,21 +49,22 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
     WIO) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`.
-    A packed weight that meets anything else is made dense for that operation, with a warning that names leaf and
-    operation. Differentiable in `packed.values`; works inside jit, grad, scan and vmap over the batch.
+    For any other operation a packed weight is made dense, with a warning that names leaf and operation. Differentiable
+    in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
     Args:
       apply: any JAX function of weights and inputs: a linen `model.apply`, a function that merges an NNX state, an
         Equinox model's call, a bare function. Traced on every call, so jit what uses the result.
-      batch: for jit over several devices: how the inputs lie, say `NamedSharding(mesh, PartitionSpec("data"))`, the
-        weights lying whole on each device. Every product is then split over these devices along its rows' first axis,
-        and the gradients of the values are summed; where that axis does not divide, each device does the whole. The
-        compiler cannot split a kernel by itself: without this, every device runs every product whole. Not needed
-        inside `shard_map` or `pmap`, where each device calls the function on its own part.
+      batch: for jit over several devices: the sharding of the inputs, such as
+        `NamedSharding(mesh, PartitionSpec("data"))`; the weights are replicated. Every product is then split over these
+        devices along the first axis of its rows, and the gradients of the values are summed; if that axis does not
+        divide, each device computes the whole product. The compiler cannot split a kernel by itself: without this,
+        every device computes every product. Not needed inside `shard_map` or `pmap`, where each device calls the
+        function on its own part.
 
     Returns:
-      `run(*args, **kwargs)`, args as for `apply` with any number of `Packed` in them, at any depth; numbers and strings
-      stay static, as they are in an unjitted call.
+      `run(*args, **kwargs)`: arguments as for `apply`, with any number of `Packed` in them, at any depth; numbers and
+      strings stay static, as in a call that is not jitted.
 
     >>> from rigl_jax.execution import pack
     >>> packed = pack({"w": jnp.eye(3)}, {"w": jnp.eye(3, dtype=bool)})
@@ -87,7 +88,7 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
 
 
 def run_with(context: Context, apply: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """`run_packed(apply)(*args, **kwargs)`, with its products run so."""
+    """`run_packed(apply)(*args, **kwargs)` in a context."""
     opened = jax.tree.map(_open, (args, kwargs), is_leaf=_is_packed)
     leaves, treedef = jax.tree.flatten(opened, is_leaf=_is_weight)
     moving = [i for i, leaf in enumerate(leaves) if _is_weight(leaf) or _is_array(leaf)]
@@ -107,7 +108,7 @@ def run_with(context: Context, apply: Callable[..., Any], /, *args: Any, **kwarg
 
 
 def _open(x: Any) -> Any:
-    """The params that a `Packed` stands for, with a `Weight` in the place of each packed leaf."""
+    """The params of a `Packed`, with a `Weight` for each packed leaf."""
     if not _is_packed(x):
         return x
 
@@ -138,7 +139,7 @@ def _without_weights(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
 
 
 def _materialise(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """A primitive that has no sparse rule gets dense weights, and `_as_array` says so."""
+    """Makes packed operands dense for a primitive that has no sparse rule; `_as_array` warns."""
     del walker
     return primitives.bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
 
@@ -182,7 +183,7 @@ def _product(weight: Weight, rows: Array, transpose: bool, context: Context) -> 
 
 
 def _over(context: Context, product: Callable[..., Array], x: Array, weight: Weight) -> Array:
-    """The product, by each device for its part of x's first axis."""
+    """The product, computed by each device for its part of the first axis of x."""
     if context.batch is not None and x.ndim > 1 and x.shape[0] % context.batch.mesh.shape[context.batch.spec[0]] == 0:
         mesh, split, whole = context.batch.mesh, context.batch.spec, PartitionSpec()
         if AxisType.Explicit in mesh.axis_types:  # there shard_map moves nothing by itself
@@ -224,7 +225,7 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def _windows(x: Array, taps: int, given: Any) -> Array:
-    """What a 1-D convolution's kernel [taps, in, out] meets: x[n, width, in] -> [n, places, taps * in]."""
+    """The windows of a 1-D convolution with a kernel [taps, in, out]: x[n, width, in] -> [n, positions, taps * in]."""
     (stride,), (dilation,), (pad,) = given["window_strides"], given["rhs_dilation"], given["padding"]
     x = jnp.pad(x, ((0, 0), pad, (0, 0)))
     end = max(0, x.shape[1] - dilation * (taps - 1))
@@ -248,7 +249,7 @@ def _transpose(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 def _checkpoint(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     (closed,) = primitives.held(eqn)
-    if walker.context.observe is not None:  # what is observed must get out, and that it cannot from a checkpoint
+    if walker.context.observe is not None:  # observed tracers must not leave a checkpoint
         return walker(closed, operands)
 
     def body(*operands: Any) -> list[Any]:
@@ -313,4 +314,4 @@ RULES: dict[str, Rule] = {
     "cond": _cond,
     "while": _while,
 }
-"""What a primitive makes of packed weights (`Weight`) among its operands, without making them dense."""
+"""The results of a primitive with packed weights (`Weight`) among its operands, which do not become dense."""

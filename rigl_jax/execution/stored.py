@@ -1,7 +1,7 @@
 """The leaves of a safetensors file of packed weights, checked before anything is made of them.
 
-`export` says what such a file holds. Whatever is wrong with one, `read` answers with one line, and takes no more memory
-than the file is long.
+`export` describes the format. For any invalid file `read` raises an error of one line, and it takes no more memory than
+the size of the file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def crc(array: np.ndarray) -> int:
 
 
 def described(leaves: Mapping[str, Any]) -> str:
-    """The metadata of leaves `{name: {"shape", "dtype", "crc32"}}`, with a checksum of its own."""
+    """The metadata of leaves `{name: {"shape", "dtype", "crc32"}}` as JSON, with their checksum."""
     about: dict[str, Any] = {"version": VERSION, "leaves": leaves}
     return json.dumps({**about, "crc32": _crc_of(about)})
 
@@ -52,7 +52,7 @@ def _crc_of(about: Mapping[str, Any]) -> int:
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """A path as messages show it."""
+    """A path for messages."""
     return printable(os.fspath(path))
 
 
@@ -60,7 +60,7 @@ def read(path: str | os.PathLike[str], safetensors: Any) -> dict[str, Stored]:
     """All leaves of a file; `safetensors` is the package.
 
     Raises:
-      ValueError: not a safetensors file, or a damaged one, or one that something else wrote.
+      ValueError: the file is not a safetensors file, is damaged, or was not written by `save_safetensors`.
     """
     named = shown_path(path)
     try:
@@ -125,7 +125,7 @@ def _leaf(name: str, leaf: Mapping[str, Any], tensors: Mapping[str, np.ndarray])
 
 
 def _ascending(positions: np.ndarray, size: int) -> np.ndarray | None:
-    """int64[active], None if these are not ascending positions among so many."""
+    """int64[active]; None if these are not ascending positions below size."""
     if positions.ndim != 1 or positions.dtype not in (np.int32, np.int64):
         return None
     places = positions.astype(np.int64)

@@ -1,9 +1,9 @@
 """RigL's rewiring without a dense gradient, mask or weight in memory.
 
-The gradient of a weight is a product of two thin matrices, W's inputs and the cotangents of its outputs. Growth asks
-only for its largest entries, so it is formed a block of rows at a time, and what could be among them is kept. A
-threshold taken from a sample of rows leaves little more than is needed; it decides how much is kept, never the result.
-Memory: O(k + block) for k weights grown.
+The gradient of a weight is a product of two thin matrices, its inputs and the cotangents of its outputs. Growth needs
+only the largest entries, so the gradient is computed one block of rows at a time, and only entries above a threshold
+are kept. The threshold comes from a sample of rows. It affects how many entries are kept, but not the result.
+Memory: O(k + block) to grow k weights.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import kind, listed, shown
 from rigl_jax.transform import SparseState
 
-BLOCK = 1 << 24  # entries of a gradient that are formed at a time: 64 MiB in f32
-MARGIN = 1.25  # candidates aimed at, for one that is grown
+BLOCK = 1 << 24  # entries of a gradient that are computed at a time: 64 MiB in f32
+MARGIN = 1.25  # wanted candidates for each weight that is grown
 
 
 class Factors(NamedTuple):
-    """A weight's dense gradient, unmultiplied: left.T @ right, over examples (and pixels).
+    """The dense gradient of a weight as two factors: it is left.T @ right, a sum over examples (and pixels).
 
     Attributes:
       left: float[examples, rows], rows as `Pattern` counts them.
@@ -49,7 +49,7 @@ class Factors(NamedTuple):
 
 @arguments(shape=rules.shape)
 def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels.Pattern:
-    """The pattern of a uniformly random mask, which is never made: for weights whose mask would not fit memory.
+    """The pattern of a uniformly random mask, without the mask, for weights whose mask would not fit into memory.
 
     Args:
       key: `jax.random.key`. Its draws are NumPy's, so not those of `topology.random_masks`.
@@ -70,7 +70,7 @@ def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels
 
 @arguments(loss=rules.function)
 def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Factors]]:
-    """Like `jax.grad(loss)` in its first argument, for packed weights, with every gradient left as two factors.
+    """Like `jax.grad(loss)` in its first argument, for packed weights, with every gradient as two factors.
 
     Args:
       loss: `(params, *args) -> scalar`, written for dense params.
@@ -79,7 +79,7 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
       `factors(packed, *args) -> {leaf name: Factors}` for the packed leaves. For jit.
 
     Raises:
-      ValueError: a packed leaf is not used in any product, or inside a loop, where its products cannot be seen.
+      ValueError: a packed leaf is used in no product, or inside a loop, where its products cannot be observed.
 
     >>> import jax.numpy as jnp
     >>> import rigl_jax as rx
@@ -91,7 +91,7 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
     """
 
     def factors(packed: Packed, *args: Any) -> dict[str, Factors]:
-        seen: dict[str, list[tuple[bool, jax.ShapeDtypeStruct]]] = {}  # what outlives a trace: no tracers
+        seen: dict[str, list[tuple[bool, jax.ShapeDtypeStruct]]] = {}  # outlives the trace: no tracers
 
         def probed(probes: Any) -> tuple[Array, Any]:
             seen.clear()
@@ -115,7 +115,7 @@ def gradient_factors(loss: Callable[..., Array]) -> Callable[..., dict[str, Fact
 
 
 def _joined(inputs: list[Array], cotangents: list[Array], flipped: list[bool]) -> Factors:
-    """Uses of one weight add up, so their factors lie one below the other."""
+    """Concatenates the factors of all uses of one weight, whose gradients add up."""
     pairs = [(dy, x) if flip else (x, dy) for x, dy, flip in zip(inputs, cotangents, flipped, strict=True)]
     left, right = ([m.reshape(-1, m.shape[-1]) for m in side] for side in zip(*pairs, strict=True))
     return Factors(jnp.concatenate(left), jnp.concatenate(right))
@@ -206,7 +206,7 @@ def _check_factors(name: str, factors: Any, matrix: kernels.Pattern) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Move:
-    """The new pattern of a leaf, and for each of its entries the old entry it continues, or -1."""
+    """The new pattern of a leaf, and for each of its entries the index of the same weight before, or -1."""
 
     pattern: kernels.Pattern | kernels.Folded
     origin: Array
@@ -223,8 +223,8 @@ def _carried(part: Array, move: _Move | None) -> Array:
 
 def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: float, block: int) -> _Move:
     n_drop = int(topology.count(share, pattern.nnz))
-    place = _places(pattern)
-    order = np.argsort(_dense_index(pattern, place))
+    place = kernels.places(pattern)
+    order = np.argsort(kernels.dense_index(pattern, place))
     kept = np.asarray(topology.select(jnp.abs(values)[order], pattern.nnz - n_drop))
     stay = np.sort(place[order[kept]])
     grown, sound = _top(gradient, n_drop, exclude=stay, pattern=pattern, block=block)
@@ -232,26 +232,11 @@ def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: flo
         return _Move(pattern, jnp.arange(pattern.nnz, dtype=jnp.int32))
     after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, block=pattern.block)
     ascending = np.argsort(place)
-    new = _places(after)
+    new = kernels.places(after)
     old = place[ascending]
     found = np.minimum(np.searchsorted(old, new), len(old) - 1)
     lived = old[found] == new
     return _Move(after, jnp.asarray(np.where(lived, ascending[found], -1).astype(np.int32)))
-
-
-def _places(pattern: kernels.Pattern) -> np.ndarray:
-    """int64[nnz]: row * out + output of every value, in storage order."""
-    rows, units = kernels.coordinates(pattern)
-    return np.asarray(rows, np.int64) * pattern.units + np.asarray(units, np.int64)
-
-
-def _dense_index(pattern: kernels.Pattern, place: np.ndarray) -> np.ndarray:
-    """Where a place lies in the dense weight, row-major: for a convolution taps come before channels."""
-    if pattern.taps == 1:
-        return place
-    rows, out = np.divmod(place, pattern.units)
-    channel, tap = np.divmod(rows, pattern.taps)
-    return (tap * pattern.shape[-2] + channel) * pattern.units + out
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -270,8 +255,8 @@ def top_products(
       gradient: the factors.
       k: how many, at most as many as there are places left.
       exclude: int64, ascending places that may not be taken.
-      pattern: of the weight; only its sizes are read.
-      block: entries formed at a time.
+      pattern: of the weight; only its sizes are used.
+      block: entries computed at a time.
 
     Returns:
       int64[k]. Ties go to the lower index of the dense weight, NaN comes last.
@@ -282,7 +267,7 @@ def top_products(
 def _top(
     gradient: Factors, k: int, *, exclude: np.ndarray, pattern: kernels.Pattern, block: int
 ) -> tuple[np.ndarray, bool]:
-    """`top_products`, and whether all products are numbers."""
+    """The result of `top_products`, and whether all candidates are finite."""
     rows, out = pattern.rows, pattern.units
     if not 0 <= k <= rows * out - len(exclude):
         raise ValueError(f"top_products: k must be from 0 to {rows * out - len(exclude)}, got {k}")
@@ -294,7 +279,7 @@ def _top(
         threshold = _threshold(gradient, wanted / (rows * out), rows, step)
         places, scores = _above(gradient, threshold, exclude, rows, out, step)
         if len(places) >= k:
-            best = np.lexsort((_dense_index(pattern, places), -scores))[:k]
+            best = np.lexsort((kernels.dense_index(pattern, places), -scores))[:k]
             return np.sort(places[best]), bool(np.isfinite(scores).all())
         wanted *= 4
 

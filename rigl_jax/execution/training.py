@@ -1,8 +1,8 @@
-"""Training on packed weights: ordinary steps touch active weights only, rewirings go through the masked form.
+"""Training on packed weights: ordinary steps use active weights only, rewirings use the masked form.
 
-A rewiring is rare and needs dense gradients anyway, so it *is* `sparsify`'s own rewiring step, between an unpacking and
-a packing: the masks are those of a masked run by construction, for every method whose other steps need nothing dense.
-`streaming` does the same for RigL without forming anything dense.
+A rewiring is rare and needs dense gradients, so weights are unpacked, rewired by the step of `sparsify`, and packed
+again. Therefore masks are equal to those of a masked run, for every method whose other steps need no dense array.
+`streaming` rewires as RigL does, without dense arrays.
 """
 
 from __future__ import annotations
@@ -40,15 +40,14 @@ class PackedTraining(NamedTuple):
     Attributes:
       init: `params -> (packed, state)`, on the host.
       update: `(grads, state, packed) -> (packed, state)`: an ordinary step; `grads` are parallel to `packed.values`.
-        For jit, with packed and state donated; outside of jit every step looks through the patterns. Extra keywords go
-        to the inner optimizer. It is for the caller to ask `algorithm.due(step)`: a due step that is given to `update`
-        does not rewire.
+        For jit, with packed and state donated; outside of jit every step checks the patterns. Extra keywords go to the
+        inner optimizer. The caller must ask `algorithm.due(step)`: `update` never rewires, also on a step that is due.
       rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
         taken at `unpack(packed)`. On the host. If the counts stay the same, nothing is compiled again.
-      pack: `(params, state, like=None) -> (packed, state)`: goes on from a masked run, on the host. `like` is a
-        `Packed` whose kernels are used again.
-      unpack: `(packed, state) -> (params, state)`: its inverse, exact. A masked run goes on from there with `sparsify`,
-        and checkpoints of either kind serve the other.
+      pack: `(params, state, like=None) -> (packed, state)`: continues a masked run, on the host. `like` is a `Packed`
+        whose kernels are used again.
+      unpack: `(packed, state) -> (params, state)`: the exact inverse. A masked run continues from there with
+        `sparsify`, so packed and masked runs can use each other's checkpoints.
     """
 
     init: Callable[[PyTree], tuple[Packed, SparseState]]
@@ -66,26 +65,26 @@ def packed_training(
     choose: Choose | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> PackedTraining:
-    """`sparsify` for packed weights: the same arguments, the same masks, the same weights to float tolerance.
+    """`sparsify` for packed weights: the same arguments, the same masks, the same weights up to float rounding.
 
-    The optimizer sees values only, so its state follows density. It must treat weights one by one, or together only
-    through sums (clipping by a global norm, LAMB): one that looks at a weight as a matrix (Adafactor, Muon) is
-    refused by `init`. Decay masks that ask for `ndim >= 2` must be made from the dense shapes.
+    The optimizer gets values only, so its state has the size of the active weights. It must treat weights one by one,
+    or together only through sums (clipping by a global norm, LAMB): one that uses a weight as a matrix (Adafactor,
+    Muon) is refused by `init`. Masks of weight decay that ask for `ndim >= 2` must be made from the dense shapes.
 
     Args:
       inner: any such optax optimizer.
       algorithm: a method that needs dense gradients on its rewirings at most, and keeps no weights behind its masks.
       key: as for `sparsify`.
       choose: the kernel of each leaf; see `pack`.
-      sharding: for several devices: where patterns lie, whole on each, say `NamedSharding(mesh, PartitionSpec())`.
-        Params and state are to lie there too; see `batch` of `run_packed`. Every process builds the patterns for
-        itself, from masks that are whole in each.
+      sharding: for several devices: the replicated sharding of the patterns, such as
+        `NamedSharding(mesh, PartitionSpec())`. Params and state must have it too; see `batch` of `run_packed`. Every
+        process builds the patterns by itself, from masks that it holds whole.
 
-    As in `sparsify`, counts are the state's own: one of a plan with other counts, as `replace_masks` may give before
-    `pack`, goes on with these. `check_masked(unpack(packed), masks_of(packed), plan)` tells.
+    As in `sparsify`, the state decides the counts: one with masks of other counts than the plan's (`replace_masks`)
+    keeps them. `check_masked(unpack(packed), masks_of(packed), plan)` checks this.
 
     Raises:
-      ValueError: the algorithm stores, trains or watches more than the active weights (GMP with recovery, STE,
+      ValueError: the algorithm stores, trains or observes more than the active weights (GMP with recovery, STE,
         Top-KAST, SNFS ...). From its functions: a state of another algorithm, optimizer or set of leaves, or one whose
         optimizer state does not fit the packed weights.
 
@@ -114,8 +113,8 @@ def packed_training(
         raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {shown(sharding)}")
     if not algorithm.active_only:
         raise ValueError(
-            "packed_training: this method keeps weights alive behind its masks, or looks at dense gradients on "
-            "ordinary steps; train it masked (one of your own that does neither says so by active_only=True)"
+            "packed_training: this method keeps weights behind its masks, or reads dense gradients on ordinary steps; "
+            "train it masked (a method of your own that does neither must say active_only=True)"
         )
     masked, inner = sparsify(inner, algorithm, key=key), optax.with_extra_args_support(inner)
     run = _Run(
@@ -124,7 +123,7 @@ def packed_training(
         masked,
         choose or best_pattern,
         sharding,
-        # As one program, in which the places of a pattern's values are worked out once.
+        # One program, in which the positions of a pattern's values are computed once.
         gather=jax.jit(functools.partial(_gather, inner)),
         scatter=jax.jit(functools.partial(_scatter, inner)),
         masked_step=jax.jit(functools.partial(masked.update, rewire=True)),
@@ -133,7 +132,7 @@ def packed_training(
 
 
 class _Run(NamedTuple):
-    """What `packed_training` was given, its masked form, and the compiled ways between the two."""
+    """The arguments of `packed_training`, its masked form, and the compiled conversions between the two."""
 
     inner: optax.GradientTransformationExtraArgs
     algorithm: Algorithm
@@ -168,7 +167,7 @@ def _pack(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> 
 
 
 def _enter(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
-    """The packed form of a masked run, with the kernels of `like` where they serve again."""
+    """The packed form of a masked run, with the kernels of `like` where they fit."""
     patterns = make_patterns(params, state.masks, run.choose if like is None else same_kernels(like, run.choose))
     if (sharding := run.sharding) is not None:
         patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
@@ -225,7 +224,7 @@ def check_state(who: str, inner: optax.GradientTransformation, packed: Packed, s
     """The state, if it is that of a packed run with this optimizer and as many weights.
 
     Raises:
-      ValueError: a masked run's state, or none at all; one of another optimizer, or of weights of other numbers.
+      ValueError: the state of a masked run, of another optimizer or of another number of weights; no state.
     """
     if not _is_state(state):
         raise ValueError(f"{who}: state must be what packed_training gives, got {kind(state)}")
@@ -246,7 +245,7 @@ def _is_state(state: Any) -> bool:
 
 
 class Box:
-    """Anything (a pattern, a move) as one leaf: no pytree, so tree maps stop at it."""
+    """Makes any object (a pattern, a move) one leaf of a pytree."""
 
     def __init__(self, content: Any):
         self.content = content
@@ -266,19 +265,19 @@ def map_inner(inner: optax.GradientTransformation, f: Callable[..., Array], stat
 
 
 def _check_optimizer(inner: optax.GradientTransformation, params: PyTree, patterns: PyTree) -> None:
-    """Refuses an optimizer that is another one on packed values: its state must be that of the params, leaf by leaf."""
+    """Raises a ValueError for an optimizer that treats packed values otherwise than params: its state tells."""
     shapes = jax.tree.map(lambda p: Box(p.shape), params)
     values = jax.eval_shape(lambda: jax.tree.map(gather_leaf, params, patterns))
 
-    def look(part: Any, box: Any) -> Any:
+    def check(part: Any, box: Any) -> Any:
         if part.shape != box.content:
             raise ValueError(
                 "packed_training: the optimizer must keep for each weight what has the weight's shape, got "
-                f"{part.shape} for one of shape {box.content}; it looks at weights as matrices, so train masked"
+                f"{part.shape} for one of shape {box.content}; it uses weights as matrices, so train masked"
             )
         return part
 
-    dense = map_inner(inner, look, jax.eval_shape(inner.init, params), shapes)
+    dense = map_inner(inner, check, jax.eval_shape(inner.init, params), shapes)
     if jax.tree.structure(dense) != jax.tree.structure(jax.eval_shape(inner.init, values)):
         raise ValueError(
             "packed_training: the optimizer treats packed values otherwise than the weights they are of (by their "

@@ -1,4 +1,4 @@
-"""A packed weight in the place of a dense one, while a model runs on it."""
+"""A packed weight that stands for a dense one while a model runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rigl_jax.execution import kernels
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "pattern"], meta_fields=["name", "flipped"])
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A packed weight on its way through a model.
+    """A packed weight as an operand of a model's operations.
 
     Attributes:
       values: float[nnz].
-      pattern: where they are.
+      pattern: their positions.
       name: the leaf's path, for warnings.
       flipped: whether the model has transposed it, outputs before inputs.
     """
@@ -32,13 +32,13 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the model sees it."""
+        """The shape that the model sees."""
         shape, split = tuple(self.pattern.shape), self._split
         return (*shape[split:], *shape[:split]) if self.flipped else shape
 
     @property
     def first(self) -> int:
-        """How many axes come first that belong together: the inputs, or if flipped the outputs. 0 in a convolution."""
+        """How many leading axes are inputs, or outputs if flipped. 0 for a convolution."""
         return len(self.pattern.shape) - self._split if self.flipped else self._split
 
     @property
@@ -49,10 +49,10 @@ class Weight:
 
     @property
     def dtype(self) -> Any:
-        """As the model sees it."""
+        """The dtype that the model sees."""
         return self.values.dtype
 
     def dense(self) -> Array:
-        """The array that it stands for."""
+        """The dense weight."""
         whole, split = kernels.scatter(self.values, self.pattern), self._split
         return jnp.moveaxis(whole, range(split), range(-split, 0)) if self.flipped else whole

@@ -1,14 +1,13 @@
 """Pruning and rewiring: the only code that makes a mask.
 
-Everything is exact and in integers. The masks are the same for every number and shape of devices. For that each device
-should hold whole units, and for N:M whole groups: otherwise XLA exchanges tiles that straddle two devices, or gathers
-them.
+Counts are exact integers. The masks are the same for every number and shape of devices. For speed, each device should
+hold whole units, and for N:M whole groups: otherwise XLA exchanges units that lie on two devices, or gathers them.
 
 `leaf` prunes and rewires one weight, `tree` all weights of a plan, `joint` prunes them against each other; `topk`
 selects the k best of n, `apportion` shares integers among leaves.
 
-Where a score is NaN or +inf, `select`, `prune` and `rewire` rank it. A training step does not act on it: the functions
-over trees that rewire leave the masks of such a leaf as they are (`sound`, `hold`).
+`select`, `prune` and `rewire` rank scores that are NaN or +inf. A training step does not: functions that rewire a tree
+leave the masks of such a leaf unchanged (`sound`, `hold`).
 """
 
 from rigl_jax.topology.apportion import redistribute

@@ -1,4 +1,4 @@
-"""Integers in proportion to weights: who gets how many of what was dropped elsewhere."""
+"""Apportionment: integers in proportion to weights, to divide dropped weights among leaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = checks.LARGEST - 1
 
 
 def count(n: Any) -> Array:
-    """The integer or integers as int32, from 0 to 2**31 - 1; what is beyond counts as that."""
+    """The integer or integers as int32, clipped to 0 to 2**31 - 1."""
     if isinstance(n, jax.Array):
         n = jnp.maximum(n, jnp.zeros((), n.dtype))
         return (jnp.minimum(n, jnp.asarray(MOST, n.dtype)) if jnp.iinfo(n.dtype).max > MOST else n).astype(jnp.int32)
@@ -51,21 +51,20 @@ def _capped(high: Array, low: Array) -> Array:
 
 @arguments(amount=rules.count, weights=rules.array(1), room=rules.array(1))
 def redistribute(amount: Any, weights: Array, room: Array) -> Array:
-    """Shares out `amount` places in proportion to `weights`, no more to each than it has room for.
+    """Divides `amount` among receivers in proportion to `weights`, at most `room` to each.
 
-    What a full receiver cannot take spills over to the others, in proportion again. Shares are rounded by largest
-    remainder, ties to the lower index. A receiver of weight 0 gets nothing unless all others are full; such receivers
-    then share by their room. There is no loop: where shares saturate follows in closed form, so a full network ends
-    as surely as any other.
+    What a full receiver cannot take goes to the others, again in proportion. Shares are rounded by largest remainder,
+    ties to the lower index. A receiver of weight 0 gets nothing unless all others are full; such receivers then get
+    shares in proportion to their room. Which receivers are full is computed in closed form, without a loop.
 
     Args:
-      amount: how many in all, below 2**31; may be traced. Below 0 counts as 0, above the sum of room as that sum.
-      weights: float[n], at least 0; NaN and below count as 0.
-      room: int[n], the most that each can take; below 0 counts as 0. The sum may be above 2**31.
+      amount: how many in all, below 2**31; may be traced. Clipped to 0 and the sum of room.
+      weights: float[n], at least 0; NaN and negative numbers count as 0.
+      room: int[n], the most that each can take; negative numbers count as 0. The sum may be above 2**31.
 
     Returns:
-      int32[n] with the exact sum. Each is within 1 of its real share up to amounts of about 1e6, beyond that within
-      float32's precision of it.
+      int32[n] with the exact sum. Each is within 1 of its real share for amounts up to about 1e6, for larger ones
+      within the precision of float32.
 
     >>> redistribute(10, jnp.array([3.0, 1.0, 0.0]), jnp.array([5, 9, 9])).tolist()
     [5, 5, 0]
@@ -85,7 +84,7 @@ def redistribute(amount: Any, weights: Array, room: Array) -> Array:
 
 
 def _sum(counts: Array) -> Array:
-    # It may wrap. So does a difference from it, which is right again wherever int32 holds it.
+    # The sum may wrap. A difference from it then wraps too, so it is right if int32 can hold it.
     return jnp.sum(counts, dtype=jnp.int32)
 
 
@@ -93,11 +92,11 @@ def _share(amount: Array, weights: Array, room: Array) -> Array:
     """As much of the amount as receivers of positive weight can take."""
     takes = (weights > 0) & (room > 0)
     highest = jnp.max(jnp.where(takes, weights, 0.0), initial=0.0)
-    # Relative, and no lower than what keeps room / weight finite.
+    # Relative to the highest, and large enough that room / weight is finite.
     weights = jnp.where(takes, jnp.maximum(weights / jnp.where(highest > 0, highest, 1.0), 1e-28), 0.0)
     room = jnp.where(takes, room, 0)
     amount = jnp.minimum(amount, total(room))
-    # A receiver is full at the scale room / weight; it is so in the end if all together take less at that scale.
+    # A receiver is full at the scale room / weight. In the result it is full if all take at most the amount there.
     scale = jnp.where(takes, room.astype(jnp.float32) / jnp.where(takes, weights, 1.0), 0.0)
     taken = jnp.where(takes[None], jnp.minimum(scale[:, None] * weights[None], room.astype(jnp.float32)[None]), 0.0)
     full = takes & (jnp.sum(taken, axis=1) <= amount.astype(jnp.float32))
@@ -111,7 +110,7 @@ def _share(amount: Array, weights: Array, room: Array) -> Array:
     shares = jnp.minimum(jnp.floor(ideal).astype(jnp.int32), room)
     remainder = jnp.where(shares < room, ideal - shares.astype(jnp.float32), -1.0)
     shares = shares + ((_rank(remainder) < amount - _sum(shares)) & (shares < room)).astype(jnp.int32)
-    # Float rounding of large amounts may leave a few over or under.
+    # For large amounts float rounding may give a few too many or too few.
     missing = amount - _sum(shares)
     shares = shares + _fill(missing, room - shares)
     return shares - _fill(-missing, shares)
@@ -125,6 +124,6 @@ def _rank(x: Array) -> Array:
 
 
 def _fill(amount: Array, room: Array) -> Array:
-    """The amount put into the first places that have room."""
+    """Gives the amount to the first receivers that have room."""
     before = running(jnp.concatenate([jnp.zeros(1, jnp.int32), room[:-1]]))
     return jnp.clip(jnp.maximum(amount, 0) - before, 0, room)

@@ -68,9 +68,9 @@ def rewire(
 ) -> Rewiring:
     """Drops the `n_drop` active units that score lowest and grows the inactive ones that score highest.
 
-    The leaf's lowest units are dropped wherever they are (in a stack: of each layer); each group then grows back to
-    its count. For one group, unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). For small groups it is
-    what keeps rewiring alive: a fixed share of each group of 2:4 would round down to nothing.
+    The lowest units of the leaf (in a stack: of each layer) are dropped, whatever their group; each group then grows
+    back to its count. For one group, unstructured sparsity, this is Algorithm 1 of Evci et al. (2020). In small groups
+    a share of each group would be rounded down to 0: with 2:4 nothing would be rewired.
 
     Args:
       structure: how the weight is cut into units and groups.
@@ -80,8 +80,8 @@ def rewire(
       n_drop: int, how many units of the leaf are dropped, in a stack of each layer; or an array over the layers, that
         broadcasts against the units. May be traced.
       n_active: int or integer array over groups, how many units are active afterwards. Default: as many as before.
-      regrow_dropped: whether a unit just dropped may be grown again at once (as in the authors' code). If not, such
-        units come back only where nothing else is left, so that the count stays exact.
+      regrow_dropped: whether a unit that was just dropped may be grown again (as in the authors' code). If not, such
+        units are grown only if there are no others, so that the count stays exact.
 
     Returns:
       `Rewiring(mask, kept)`, both bool[*shape] and in the structure: the new mask, with exactly `n_active` active units
@@ -109,10 +109,10 @@ def rewire_ablating(
 ) -> Rewiring:
     """SRigL's rewiring: groups with few salient units are removed, and the others share their weights.
 
-    Salient are the units that RigL would have: those that it would not drop, and those that it would grow. A group with
-    fewer of them than `min_salient` loses all its units. As many groups stay as it takes to hold the layer's units,
-    those with most salient ones; each gets (units of the layer) // (groups left): first what was not dropped, best
-    first, then what scores highest for growth.
+    Salient units are those that RigL would keep or grow. A group with fewer than `min_salient` of them loses all its
+    units, but enough groups stay to hold the units of the layer: those with the most salient ones. Each group that is
+    left gets (units of the layer) // (groups left) units: first those that were not dropped, by drop score, then those
+    with the highest grow score.
 
     Args:
       layer: of the plan.
@@ -148,7 +148,7 @@ def rewire_ablating(
 def count(fraction: Any, n: Any) -> Array:
     """How many of `n` units a fraction moves: floor(fraction * n) in float32, from 0 to n.
 
-    This is the authors' rule. Above 2^24 units the product is right to one part in 2^24; the number of active
-    units does not depend on it, because as many are grown as were dropped.
+    This is the rule of the authors' code. Above 2^24 units the product has a relative error of 2^-24; the number of
+    active units does not depend on it, because as many are grown as were dropped.
     """
     return jnp.clip(jnp.floor(jnp.asarray(fraction, jnp.float32) * jnp.asarray(n, jnp.float32)).astype(jnp.int32), 0, n)

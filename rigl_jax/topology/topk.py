@@ -1,9 +1,9 @@
 """The k best of n, exactly, on any number of devices.
 
-Selection takes k of n, no more and no fewer, with ties to the lower index, and k may be a tracer. It never sorts. The
-k-th largest score is found by binary search over the bits of its float representation, one counting pass a bit; counts
-add up over devices, so a sharded weight is not gathered. Where a single CPU is all there is, a native kernel selects
-(`rigl_jax.native`): the same, faster, and without the memory that a search over bits needs.
+Selection takes exactly k of n, with ties to the lower index, and k may be traced. It does not sort: the k-th largest
+score is found by binary search over the bits of its float representation, with one counting pass for each bit. Counts
+can be summed over devices, so a sharded weight is not gathered. On a single CPU a native kernel selects
+(`rigl_jax.native`): with the same result, faster and with less memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     Args:
       scores: float[*units]: f32, bf16 or f16; f64 under `jax_enable_x64`.
       k: how many to take in each group: an int, or an integer array that broadcasts against `scores` reduced over
-        `axes` with the axes kept. May be traced. Below 0 counts as 0, above the number of candidates as that number.
+        `axes` with the axes kept. May be traced. Clipped to 0 and the number of candidates.
       axes: the axes along which scores of a group compete (default: all, one group).
       among: bool[*units], the candidates; others are never taken. Default: all.
 
@@ -68,7 +68,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     return _selected(scores, apportion.count(k), among, axes=axes, alone=alone)
 
 
-# Jitted, so that outside of jit it is compiled once for each shape; inside it leaves no trace.
+# Jitted, so that outside of jit it is compiled once for each shape; inside of jit it is inlined.
 @functools.partial(jax.jit, static_argnames=("axes", "alone"), inline=True)
 def _selected(scores: Array, k: Array, among: Array | None, *, axes: tuple[int, ...], alone: bool) -> Array:
     if not alone:
@@ -96,7 +96,7 @@ def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...]) -
 
 
 def _on_one_cpu(scores: Array) -> bool:
-    """Whether the native selection is used. For a custom call XLA would gather arrays of several devices."""
+    """Whether the native selection is used. On several devices XLA would gather the arrays for a custom call."""
     if (
         scores.size == 0
         or scores.dtype == jnp.float64
@@ -205,11 +205,11 @@ def check_count(who: str, k: Any) -> None:
 
 
 def count_true(which: Array, axes: tuple[int, ...]) -> Array:
-    """How many are True, int32, axes kept. This is nearly all the time of a selection."""
+    """How many are True, int32, axes kept. Selection spends almost all its time here."""
     long = [axis for axis in axes if axis < which.ndim - 1 and 1 < which.shape[axis] <= jnp.iinfo(jnp.int16).max]
     if long and jax.default_backend() == "cpu":
-        # First down the longest axis but the last, in 16 bits: twice as many to a vector, 2 to 3 times as fast. Not on
-        # other devices, where a sharded axis would then be summed over devices as vectors instead of as scalars.
+        # First along the longest axis but the last, in 16 bits: vectors hold twice as many, and it is 2 to 3 times as
+        # fast. Not on other devices, where a sharded axis would then be summed over devices as vectors, not as scalars.
         down = max(long, key=lambda axis: which.shape[axis])
         which = jnp.sum(which, axis=down, keepdims=True, dtype=jnp.int16)
     return jnp.sum(which, axis=axes, keepdims=True, dtype=jnp.int32)
@@ -234,9 +234,9 @@ def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...]) -> Array:
 def _largest(
     bits: int, holds: Callable[[Array], Array], like: Array, passes: Any = None, dtype: Any = jnp.uint32
 ) -> Array:
-    """The largest number of so many bits for which `holds`, which must hold for 0 and never again after it fails.
+    """The largest number of that many bits for which `holds` is True; it must be monotonic, and True for 0.
 
-    `like` has the shape and, on a mesh, the sharding of what `holds` takes and gives.
+    `like` has the shape and, on a mesh, the sharding of the argument and of the result of `holds`.
     """
 
     def narrow(i: Array, number: Array) -> Array:
@@ -263,7 +263,8 @@ def _first(tied: Array, need: Array, axes: tuple[int, ...]) -> Array:
     bits = max(math.prod(tied.shape[axis] for axis in axes), 1).bit_length()
     index, stride, out = jnp.zeros((1,) * tied.ndim, jnp.uint32), 1, trees.explicit_sharding(tied)
     for axis in sorted(axes, reverse=True):
-        # One axis long each, so that no array of the whole shape is made; where it must be, each device makes its part.
+        # Arrays of one axis each, so that none has the whole shape; on a mesh with explicit axes each device makes its
+        # part.
         shape = tuple(size if i == axis or out else 1 for i, size in enumerate(tied.shape))
         index = index + lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out) * jnp.uint32(stride)
         stride *= tied.shape[axis]

@@ -75,8 +75,7 @@ def drop_and_grow(
       regrow_dropped: see `rewire`.
 
     Returns:
-      The new masks, and of these the parts that were not dropped. A leaf that the plan keeps full is returned as it is:
-      it has nowhere to grow.
+      The new masks, and the parts of them that were not dropped. A leaf that the plan keeps full is not changed.
     """
     checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
 
@@ -110,8 +109,8 @@ def rewire_tree(
 ) -> tuple[Masks, Masks]:
     """`rewire` for each sparse leaf, with counts by name; a name that `n_active` lacks keeps its count.
 
-    A leaf in which a score that is read is NaN or +inf keeps its mask (or goes back to that of `before`, where `masks`
-    were pruned from it); with `together` all leaves do.
+    A leaf in which a score that is read is NaN or +inf keeps its mask (or gets that of `before`, if `masks` were pruned
+    from it); with `together` all leaves do.
     """
     checks.of_plan(
         "rewire_tree", plan, masks=masks, drop=drop, grow=grow, **({} if before is None else {"before": before})
@@ -131,9 +130,9 @@ def rewire_tree(
 def settle(
     plan: Plan, before: Masks, rewirings: PyTree, drop: PyTree, grow: PyTree, *, together: bool = False
 ) -> tuple[Masks, Masks]:
-    """The masks of a tree of `Rewiring`, and the parts that were not dropped; as before where a score is not sound.
+    """The masks of a tree of `Rewiring`, and the parts that were not dropped; unchanged where a score is not sound.
 
-    Read are the drop scores of what was active before, and the grow scores of what was not kept.
+    The scores that are read are the drop scores of units that were active, and the grow scores of units not kept.
     """
     is_one = lambda x: isinstance(x, Rewiring)  # noqa: E731
     masks, kept, rest = (
@@ -146,14 +145,14 @@ def settle(
 
 
 def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Array]:
-    """Whether the scores of a leaf are numbers to act on, by name: bool scalars, False where one is NaN or +inf.
+    """Whether the scores of a leaf can be ranked, by name: bool scalars, False if one is NaN or +inf.
 
-    -inf is sound: it ranks lowest, and says that a weight is to be dropped first or grown last.
+    -inf is sound: it ranks lowest, so such a weight is dropped first and grown last.
 
     Args:
       plan: from `make_plan`.
       scores: tree parallel to params.
-      read: masks of the entries that count. Default: all.
+      read: masks of the entries that are read. Default: all.
     """
     scored, read = trees.named_leaves(scores), trees.named_leaves(read)
     fine = {name: scored[name] < jnp.inf for name in plan}
@@ -161,9 +160,9 @@ def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Ar
 
 
 def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *, together: bool = False) -> Masks:
-    """The new masks of leaves that are sound, the masks before of the others; with `together` it takes all leaves.
+    """The new masks of leaves that are sound, the old masks of the others; with `together` the old ones of all.
 
-    `together` is for methods that move counts between leaves, whose total would not be exact without one of them.
+    `together` is for methods that move counts between leaves: if one leaf kept its old mask, the total would be wrong.
     """
     whole = functools.reduce(jnp.logical_and, sound.values())
     return trees.map_sparse(

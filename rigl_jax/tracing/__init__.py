@@ -1,6 +1,6 @@
-"""What a model or an optimizer does, read off its jaxpr: costs, roles of weights, their products, channels, invariants.
+"""Analyses of models and optimizers by their jaxprs: costs, roles of weights, products, channels, invariants.
 
-All of these are rules for one interpreter, `walk.Walker`. To teach one of them a primitive, put a function into its
+Each analysis is a table of rules for one interpreter, `walk.Walker`. To support a new primitive, add a function to the
 table: `flops.RULES`, `uses.RULES`, `channels.RULES`, `constants.RULES`, `invariants.ZEROS`, `products.READERS`,
 `rigl_jax.execution.run.RULES`.
 """

@@ -1,9 +1,9 @@
-"""Which entries of which arrays belong to one channel of a model, read from its program.
+"""Finds which positions of which axes belong to one channel of a model, from its program.
 
 At first every position of every axis of every weight is its own channel. An operation that makes two positions equal
 (a bias added to an output, an output contracted with the input of the next layer) joins them. Position 0 of the
-table is the fixed channel: what is joined with it cannot be removed (the inputs and outputs of the model, and
-everything that meets an operation whose effect on channels is unknown).
+table is the fixed channel: positions joined with it cannot be removed (inputs and outputs of the model, and operands
+of operations whose effect on channels is unknown).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Split(NamedTuple):
     """One of several axes that were one axis of channels (heads and their features, the groups of a normalisation).
 
     Attributes:
-      grid: the channel of every combination of positions; its axes are those of a value that hold this very array.
+      grid: the channel of every combination of positions; its axes are those axes of the value that share this array.
       axis: the axis of the grid that this axis of the value is.
     """
 
@@ -35,7 +35,7 @@ Labels = tuple[Any, ...]
 
 
 class Channels:
-    """Sets of positions, joined as a program is read (union-find)."""
+    """Sets of positions that are joined while a program is read (union-find)."""
 
     def __init__(self) -> None:
         self._parent = np.zeros(64, np.int64)
@@ -47,11 +47,11 @@ class Channels:
         self.reasons: list[tuple[np.ndarray, str, bool]] = []
 
     def new(self, shape: Sequence[Any]) -> Labels:
-        """Fresh channels for every axis longer than 1. (An axis of 1 may be broadcast, and has nothing to remove.)"""
+        """New channels for every axis longer than 1. (An axis of 1 may be broadcast and cannot be shortened.)"""
         return tuple(self.fresh(n) if isinstance(n, int) and n > 1 else None for n in shape)
 
     def fresh(self, n: int) -> np.ndarray:
-        """So many fresh channels, int64[n]."""
+        """New channels, int64[n]."""
         first, self._size = self._size, self._size + n
         if self._size > len(self._parent):
             more = max(self._size, 2 * len(self._parent)) - len(self._parent)
@@ -82,7 +82,7 @@ class Channels:
         return self._fixed[self.find(positions)]
 
     def join(self, *axes: np.ndarray | None) -> np.ndarray | None:
-        """Makes axes of one size the same, position by position; None among them fixes all."""
+        """Joins axes of one size, position by position; None among them fixes all."""
         if any(axis is None for axis in axes):
             self.fix(axes, f"meets an axis that keeps its size, in {self.now}")
             return None
@@ -98,7 +98,7 @@ class Channels:
         Args:
           axes: labels.
           why: the reason; empty for positions that are no channels, such as those of a window.
-          known: False where it is only not known whether they can be removed.
+          known: False if it is not known whether they can be removed.
         """
         for axis in axes:
             if axis is not None:
@@ -132,12 +132,12 @@ class Channels:
 
 
 class Reading(NamedTuple):
-    """The context of the rules: what a walk has found of a program's channels.
+    """The context of the rules: the channels found so far.
 
     Attributes:
       channels: the sets of positions.
       labels: of every variable.
-      notes: whatever the rules of a table share.
+      notes: any data that the rules of a table share.
     """
 
     channels: Channels
@@ -146,7 +146,7 @@ class Reading(NamedTuple):
 
 
 def read_channels(program: Program, weights: int) -> tuple[dict[Any, Labels], Channels]:
-    """The channels of every variable of a program; its first `weights` inputs are weights, numbered before all else."""
+    """The channels of every variable of a program; its first `weights` inputs are weights and are numbered first."""
     channels = Channels()
     fixed = {v: (None,) * len(v.aval.shape) for v in (*program.inputs, *program.constants)}
     labels = fixed | {v: channels.new(v.aval.shape) for v in program.inputs[:weights]}
@@ -174,7 +174,7 @@ def follow(program: Program, reading: Reading, rules: Mapping[str, Rule], unknow
 
 
 def _unknown(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
-    """A primitive that has no rule, or that cannot keep channels apart."""
+    """Fixes the operands of a primitive that has no rule or does not keep channels apart."""
     for axes in ins:
         walker.context.channels.fix(axes)
     return [(None,) * len(v.aval.shape) for v in eqn.outvars]
@@ -190,7 +190,7 @@ def _elementwise(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
 
 
 def _moved(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
-    """Axes that are summed over stay whole. A new axis contains equal values, so it can join any channels."""
+    """Fixes axes that are summed over. A new axis contains equal values, so it can be joined with any channels."""
     axes, moved = ins[0], geometry.moved(eqn)
     walker.context.channels.fix(tuple(axis for k, axis in enumerate(axes) if k not in moved))
     fresh = walker.context.channels.new(
@@ -221,7 +221,7 @@ def _reshape(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
 
 
 def _regroup(axes: Labels, before: Sequence[Any], after: Sequence[Any]) -> Labels | None:
-    """Channels of the axes after a reshape, None if the channels of an axis do not land on one axis again."""
+    """Channels of the axes after a reshape, None if the channels of an axis are not on one axis afterwards."""
     moving = [k for k, axis in enumerate(axes) if axis is not None]
     if not moving:
         return (None,) * len(after)

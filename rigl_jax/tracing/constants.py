@@ -1,4 +1,4 @@
-"""What a model computes independently of its input: values of channels that no input reaches, and their products."""
+"""Values that do not depend on the inputs of a model: of channels that no input reaches, and of their products."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rigl_jax.tracing.walk import Rule, Walker
 
 
 class Known(NamedTuple):
-    """What is known about an array before it is computed. Both fields have its rank; an axis along which they are
+    """The known entries of an array. Both fields have the rank of the array; an axis along which they are
     constant may have size 1.
 
     Attributes:
@@ -34,10 +34,10 @@ class Contraction(NamedTuple):
     Attributes:
       rows: int64[in], the position of the channel that each row of the weight reads.
       columns: int64[out], that of the channel which each column computes; 0 for the fixed channel.
-      nonzero: bool[in, out], whether the weight has anything there (at any tap, for a convolution).
-      constant: bool[in], the row reads a known number and adds the same to all positions of an output. (False for a
-        number other than 0 with padding, or with the zeros that a transposed convolution inserts: both leave out some
-        of the taps of a convolution.)
+      nonzero: bool[in, out], whether the weight is not 0 (at any tap, for a convolution).
+      constant: bool[in], whether the row reads a known number and adds the same to all positions of an output. (False
+        for a number other than 0 with padding, or with the zeros that a transposed convolution inserts, because
+        positions then use different taps.)
       value: float64[in], that number; 0 in other rows.
       total: float[in, out], the weight, summed over taps.
       out: the variable that it computes.
@@ -54,7 +54,7 @@ class Contraction(NamedTuple):
     axis: int
 
     def carried(self, rows: np.ndarray) -> np.ndarray:
-        """float64[out]: what the rows of a bool[in] add to the outputs, of those whose number is known."""
+        """float64[out]: the sum that the selected rows, bool[in], add to the outputs, if their numbers are known."""
         return self.value[rows] @ self.total[rows].astype(np.float64)
 
 
@@ -77,7 +77,7 @@ def read_contractions(
 
 
 def _constant(value: Any, aval: Any) -> Known | None:
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys are no numbers
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys are not numbers
         return None
     return _whole(np.asarray(value).astype(aval.dtype))
 
@@ -113,7 +113,7 @@ def _product(
     read: Callable[[Any, list[Known | None], list[Labels]], Contraction | None],
     summed: Callable[[Any], tuple[Sequence[int], Sequence[int]]],
 ) -> Rule:
-    """The rule of a product: outputs that only constant rows reach are known."""
+    """The rule of a product: an output is known if all rows that it depends on are constant."""
 
     def rule(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
         context = walker.context
@@ -174,7 +174,7 @@ def _positions(axis: np.ndarray | None, size: int) -> np.ndarray:
 
 
 def _along(x: Known | None, axis: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which entries of a product's data are known numbers, and these; float64[size], 0 where not known."""
+    """Which entries of the data of a product are known, bool[size], and the entries, float64[size], 0 if not known."""
     if x is None or any(n != 1 for k, n in enumerate(x.value.shape) if k != axis):
         return np.zeros(size, bool), np.zeros(size)
     value = np.broadcast_to(x.value.reshape(-1).astype(np.float64), (size,))
@@ -220,7 +220,7 @@ def _reshaped(part: np.ndarray, before: Sequence[int], after: Sequence[int]) -> 
 
 
 def _pooled(touched: Callable[[Any], Sequence[int]]) -> Callable[[Any, list[Known]], Known | None]:
-    """A sum or an extreme along axes: computed in full, and kept if it is the same everywhere."""
+    """The rule of a sum or an extreme along axes: the result is kept if it is the same everywhere."""
 
     def follow(eqn: Any, found: list[Known]) -> Known | None:
         (x, *_), axes = found, touched(eqn)
@@ -252,4 +252,4 @@ RULES: dict[str, Rule] = {
         _conv, lambda eqn: ((geometry.conv(eqn).data[1],), (geometry.conv(eqn).kernel[1],))
     ),
 }
-"""What is known of the result of a primitive; of others nothing is."""
+"""The known entries of the results of a primitive; those of other primitives are unknown."""

@@ -3,14 +3,14 @@
 The model is traced with abstract values and not run. Every matrix product and convolution is recorded as a `Product`.
 One MAC is one multiplication and one addition, so two FLOPs.
 
-What a product costs: the elements it writes times the terms summed into each of them. Positions that a convolution
-reads from its padding count (the usual convention); the zeros that a transposed convolution inserts do not.
-Elementwise work, reductions, gathers and opaque calls (FFI) cost nothing here.
+The cost of a product is the number of elements it writes times the terms summed into each of them. Positions that a
+convolution reads from its padding count (the usual convention); the zeros that a transposed convolution inserts do not.
+Elementwise operations, reductions, gathers and opaque calls (FFI) count as free.
 
-Which weight it is assigned to: a weight remains the owner through any operation whose other operands are constants
-(casts, slices, a multiplied mask). A concatenation belongs to its parts, by size. A product of two weights (weight
-normalisation) belongs to the larger one. Any other mix of weights belongs to none. A mix with data is data. Therefore
-pass data as `inputs`, and close over the constants of the model, masks in particular.
+A product is assigned to a weight as follows. A value that is computed from one weight and constants (casts, slices, a
+multiplied mask) belongs to this weight. A concatenation belongs to its parts, by size. A product of two weights (weight
+normalisation) belongs to the larger one. Any other combination of weights belongs to none. A combination with data is
+data. Therefore pass data as `inputs`, and close over the constants of the model, masks in particular.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Product(NamedTuple):
 
 
 class Flops(NamedTuple):
-    """What one call of a model costs. All counts are MACs of the whole call: divide by the batch you traced with.
+    """The cost of one call of a model. All counts are MACs of the whole call: divide by the size of the traced batch.
 
     Attributes:
       products: every product in the order of execution.
@@ -70,7 +70,7 @@ class Flops(NamedTuple):
 
     @property
     def sparse_macs(self) -> dict[str, float]:
-        """MACs of every leaf when only its active weights work."""
+        """MACs of every leaf for its active weights only."""
         return {name: macs * self.density[name] for name, macs in self.macs.items()}
 
     @property
@@ -89,7 +89,7 @@ class Flops(NamedTuple):
         return math.fsum(self.macs.values()) + self.other
 
     def __str__(self) -> str:
-        """A table of the leaves that do work: dense MACs, density, sparse MACs."""
+        """A table of the leaves that have MACs: dense MACs, density, sparse MACs."""
         return table(self._cells(), words=1)
 
     def _repr_html_(self) -> str:
@@ -172,8 +172,8 @@ def _densities(params: PyTree, leaves: Mapping[str, Any], masks: Masks) -> dict[
 
 
 def charge(walker: Walker, operands: Sequence[Origin], macs: float, outputs: float) -> None:
-    """Counts a product, shared out among the leaves that own its weight operand: what the rule of a primitive that
-    multiplies does, as in `RULES["mine"] = lambda walker, eqn, ins: [charge(walker, ins, macs, outputs)]`.
+    """Counts a product, divided among the leaves that its weight operand belongs to. The rule of a primitive that
+    multiplies calls it, as in `RULES["mine"] = lambda walker, eqn, ins: [charge(walker, ins, macs, outputs)]`.
     """
     shares: dict[str | None, float] = {**_largest(operands, walker.context)}
     rest = 1.0 - math.fsum(shares.values())
@@ -183,7 +183,7 @@ def charge(walker: Walker, operands: Sequence[Origin], macs: float, outputs: flo
 
 
 def _product(terms: Callable[[Any], float]) -> Rule:
-    """The rule of a product with so many terms in each output."""
+    """The rule of a product with a number of terms in each output."""
 
     def rule(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
         outputs = math.prod(eqn.outvars[0].aval.shape)
@@ -217,7 +217,7 @@ def _convolution_terms(eqn: Any) -> float:
 
 
 def _apart(walker: Walker, program: Any, ins: list[Origin]) -> tuple[list[Origin], list[Product]]:
-    """Origins of a program's outputs, and its products, which are not yet counted."""
+    """The origins of the outputs of a program, and its products, which the caller has to count."""
     products: list[Product] = []
     return walker._replace(context=walker.context._replace(products=products))(program, ins), products
 
@@ -273,7 +273,7 @@ def _cond(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
 
 
 def _other(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
-    """A primitive without a rule: it costs nothing, unless it holds programs with products."""
+    """The cost of a primitive without a rule: none, unless it contains programs with products."""
     if (inner := primitives.wrapped(eqn)) is not None:
         outs, found = _apart(walker, inner, ins)
         _add(walker, found, primitives.devices(eqn))
@@ -298,12 +298,12 @@ def _join(origins: list[Origin]) -> Origin:
 
 
 def _factors(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
-    """Zeros of a factor are zeros of the result."""
+    """The rule of a factor, whose zeros are zeros of the result."""
     return [None if None in ins else _largest(ins, walker.context)]
 
 
 def _parts(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
-    """Arrays put together belong to their parts, by size."""
+    """The rule of a concatenation, which belongs to its parts, by size."""
     if None in ins:
         return [None]
     parts: dict[str, float] = {}
@@ -315,7 +315,7 @@ def _parts(walker: Walker, eqn: Any, ins: list[Origin]) -> list[Origin]:
 
 
 def _largest(ins: Sequence[Origin], counted: _Counted) -> dict[str, float]:
-    """The owner with the most weights; of equals the last: in `x @ w` it is the right one."""
+    """The origin with the most weights; if equal, the last one: in `x @ w` it is the right operand."""
     owners = [origin for origin in reversed(ins) if origin]
     return max(owners, key=lambda owner: sum(counted.sizes[name] for name in owner), default={})
 
@@ -336,4 +336,4 @@ RULES: dict[str, Rule] = {
     "stack": _parts,
     "optimization_barrier": lambda walker, eqn, ins: ins,  # output i is input i
 }
-"""What a primitive costs (`charge`), and the origins of its results; others are free, see `flops`."""
+"""Counts the cost of a primitive (`charge`) and gives the origins of its results; others are free, see `flops`."""

@@ -1,6 +1,6 @@
-"""What primitives do to axes: where the axes of a result come from, and which axes products sum over.
+"""The axes of primitives: where the axes of a result come from, and which axes products sum over.
 
-Everything that follows weights through a program uses it: roles, channels, known values, costs, captured products.
+All analyses that follow weights through a program use it: roles, channels, known values, costs, captured products.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Moved = tuple[int | None, ...]
-"""For each axis of a result the axis of the first operand that it is; None: a new one."""
+"""For each axis of a result the axis of the first operand that it comes from; None: a new axis."""
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh div eq
@@ -38,7 +38,7 @@ def _squeeze(eqn: Any) -> Moved:
 
 
 def _broadcast(eqn: Any) -> Moved:
-    """An axis of 1 that is repeated is new."""
+    """The source of the axes of a broadcast; an axis of 1 that is repeated is new."""
     (before, *_), after = shapes(eqn)
     out: list[int | None] = [None] * len(after)
     for axis, into in enumerate(eqn.params["broadcast_dimensions"]):
@@ -74,7 +74,7 @@ def shapes(eqn: Any) -> tuple[list[Sequence[Any]], Sequence[Any]]:
 
 
 def reshaped(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[range, range]]:
-    """The runs of axes that a reshape turns into one another, as short as they can be: axes before, axes after.
+    """The runs of axes that a reshape turns into one another, as short as possible: axes before, axes after.
 
     A kept axis is a run of one axis to one axis. Axes of size 1 appear and disappear in separate runs.
     """
@@ -105,7 +105,7 @@ def reshaped(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[range, r
 
 
 def window_axes(eqn: Any) -> list[int]:
-    """The axes that a pooling touches."""
+    """The axes of a pooling."""
     given = eqn.params
     alone = zip(
         given["window_dimensions"],
@@ -154,7 +154,7 @@ class Conv(NamedTuple):
       kernel: outputs, channels (of one group), then the window's.
       out: batch, outputs, then the window's.
       groups: of channels; more than 1 in grouped and depthwise convolutions.
-      plain: whether there are groups neither of channels nor of examples.
+      plain: whether there is one group of channels and one of examples.
     """
 
     data: tuple[int, ...]
@@ -173,7 +173,7 @@ def conv(eqn: Any) -> Conv:
 
 
 def rearranged(array: np.ndarray, axes: Moved) -> np.ndarray:
-    """An array after a move, axes that are dropped or new having 1."""
+    """An array after a move; axes that are dropped or new have size 1."""
     kept = [axis for axis in axes if axis is not None]
     order = [*kept, *(axis for axis in range(array.ndim) if axis not in kept)]
     return array.transpose(order).reshape([1 if axis is None else array.shape[axis] for axis in axes])

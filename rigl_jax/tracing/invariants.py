@@ -1,8 +1,8 @@
-"""Does an optimizer leave a weight unchanged: if it is 0 and has no gradient, or always? Read from its jaxpr.
+"""Finds from its jaxpr whether an optimizer leaves a weight unchanged, either always or if weight and gradient are 0.
 
-Most do: their moments of such a weight stay exactly 0, and nothing needs to be done to keep them there. Some do not:
-Adabelief and Adafactor add an epsilon, `add_noise` adds noise. `sparsify` puts those back on every step, which costs a
-pass over the state (and, with a donated state, a copy of it on CPU), so it asks first.
+For most optimizers the moments of such a weight stay exactly 0. Some change them: Adabelief and Adafactor add an
+epsilon, `add_noise` adds noise. Then `sparsify` resets the state on every step, which costs a pass over the state (and,
+with a donated state, a copy of it on CPU). Therefore it asks first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def shapes_of(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def cached_by_shapes(ask: Callable[..., T]) -> Callable[..., T]:
-    """`ask(params, **extra)`, which traces, called once for each set of shapes, types and shardings of params."""
+    """Caches `ask(params, **extra)`, which traces, by shapes, types and shardings of params."""
     known: dict[Any, T] = {}
 
     def answer(params: PyTree, **extra: Any) -> T:
@@ -50,7 +50,7 @@ def cached_by_shapes(ask: Callable[..., T]) -> Callable[..., T]:
 
 
 def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> bool:
-    """Whether all that `inner` keeps for a weight is 0 at the start and stays 0 while weight and gradient are 0.
+    """Whether the optimizer state of a weight is 0 at the start and stays 0 while weight and gradient are 0.
 
     Args:
       inner: the optimizer.
@@ -58,7 +58,7 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
       **extra: keywords of its update.
 
     Returns:
-      True only if that can be shown; False also where the jaxpr holds an operation of unknown effect.
+      True only if this can be proved; False also if the jaxpr contains an operation of unknown effect.
     """
     try:
         state = jax.eval_shape(inner.init, params)
@@ -83,8 +83,9 @@ def rests(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra:
 def frozen(inner: optax.GradientTransformationExtraArgs, params: PyTree, **extra: Any) -> frozenset[str]:
     """The names of the leaves whose update is 0 for any gradient, as by `optax.set_to_zero`, while others train.
 
-    A learning rate of 0 freezes nothing: there the update is a product with the gradient. Nor does an optimizer that
-    trains no leaf at all: who runs that wants to see the masks. An optimizer that cannot be traced freezes nothing.
+    A learning rate of 0 freezes nothing: there the update is a product with the gradient. An optimizer that trains no
+    leaf at all freezes nothing either, so that masks can be observed without training. An optimizer that cannot be
+    traced freezes nothing.
     """
     try:
         state = jax.eval_shape(inner.init, params)

@@ -1,7 +1,7 @@
-"""Reading jaxprs: what the programs that walk them share.
+"""The parameters of primitives, for all analyses.
 
-JAX changes the parameters of its primitives from version to version. What an equation holds is therefore read here
-only, and from shapes and numbers of operands where these tell it.
+JAX changes the parameters of its primitives from version to version. Therefore they are read only here, and where
+possible from the shapes and the number of operands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.extend.core as jex
 
 CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call"))
-"""Calls of functions that bring derivatives of their own."""
+"""Calls of functions with custom derivatives."""
 _CALLS = frozenset(("jit", "closed_call", "remat2")) | CUSTOM
 
 
@@ -48,9 +48,9 @@ class While(NamedTuple):
 
 
 def called(eqn: Any) -> jex.ClosedJaxpr | None:
-    """The program that an equation only wraps, its inputs and outputs being those of the equation; None for another.
+    """The program of an equation that only calls it, with the same inputs and outputs; None for other equations.
 
-    Calls that repeat, choose or split what they hold (scan, cond, shard_map ...) are no such wrappers.
+    Calls that repeat, choose or split their program (scan, cond, shard_map ...) do not count.
     """
     if eqn.primitive.name not in _CALLS:
         return None
@@ -59,9 +59,9 @@ def called(eqn: Any) -> jex.ClosedJaxpr | None:
 
 
 def wrapped(eqn: Any) -> jex.ClosedJaxpr | None:
-    """The only program that an equation holds, if it has as many inputs and outputs: that of `shard_map` and its like.
+    """The only program of an equation, if it has as many inputs and outputs: that of `shard_map` and similar.
 
-    On `devices(eqn)` devices, each of which has a part of the arrays.
+    It runs on `devices(eqn)` devices, each of which has a part of the arrays.
     """
     programs = held(eqn)
     if len(programs) != 1:
@@ -76,7 +76,7 @@ def devices(eqn: Any) -> int:
 
 
 def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """The operation as it stands: a jaxpr of this one equation, which JAX evaluates by whatever rules it has."""
+    """Executes an equation unchanged: JAX evaluates a jaxpr of this one equation."""
     pairs = [(a, x) for a, x in zip(eqn.invars, operands, strict=True) if not isinstance(a, jex.Literal)]
     names = jex.DebugInfo("rigl_jax", eqn.primitive.name, None, None)
     one = jex.Jaxpr((), [a for a, _ in pairs], eqn.outvars, [eqn], eqn.effects, names)
@@ -90,7 +90,7 @@ def held(eqn: Any) -> list[jex.ClosedJaxpr]:
 
 
 def scan(eqn: Any) -> Scan:
-    """What a `scan` does. What is scanned or stacked has one axis more outside the body than inside."""
+    """The parts of a `scan`. Values that are scanned or stacked have one more axis outside of the body."""
     (body,) = held(eqn)
     scanned = _deeper(eqn.invars, body.jaxpr.invars)
     stacked = _deeper(eqn.outvars, body.jaxpr.outvars)
@@ -99,14 +99,14 @@ def scan(eqn: Any) -> Scan:
 
 
 def while_loop(eqn: Any) -> While:
-    """What a `while` does. Its results are its carry."""
+    """The parts of a `while`. Its results are its carry."""
     condition, body = _closed(eqn.params["cond_jaxpr"]), _closed(eqn.params["body_jaxpr"])
     carry = len(eqn.outvars)
     return While(condition, body, len(condition.jaxpr.invars) - carry, len(body.jaxpr.invars) - carry)
 
 
 def branches(eqn: Any) -> list[jex.ClosedJaxpr]:
-    """The programs of a `cond`; its first operand says which of them runs on the others."""
+    """The programs of a `cond`; its first operand selects which one runs on the others."""
     return held(eqn)
 
 

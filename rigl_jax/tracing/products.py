@@ -1,4 +1,4 @@
-"""What goes into the products with weights, and what comes out of them: `capture`."""
+"""`capture`: the inputs and outputs of the products with weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from rigl_jax.tracing.walk import Walker
 class Captured:
     """One product of a weight with data, as matrices: `y = x @ to_matrix(weight, axes)`.
 
-    Of a weight that the model masks, casts or scales first: of what it makes of it.
+    If the model first masks, casts or scales the weight, the result of that takes its place.
 
     Attributes:
-      x: `[*stack, n, in]`, the n rows that it multiplies. Of a convolution they are patches, one for each place of the
-        output, channels before taps.
+      x: `[*stack, n, in]`, the n rows that it multiplies. For a convolution they are patches, one for each position of
+        the output, channels before taps.
       y: `[*stack, n, out]`, the products.
       axes: which axes of the weight are `in` (`inputs`, then `window`), `out` and `stack`, in the order of the rows.
     """
@@ -65,13 +65,13 @@ def capture(
     leaves: Iterable[str] | None = None,
     add: Mapping[str, Sequence[Array]] | None = None,
 ) -> tuple[Any, dict[str, tuple[Captured, ...]]]:
-    """Runs `apply(params, *inputs)`, and gives the inputs and outputs of its products with weights as well.
+    """Runs `apply(params, *inputs)`, and also returns the inputs and outputs of its products with weights.
 
     A leaf is found in `dot_general` and convolutions, also behind casts, transposes, reshapes, masks and other
     elementwise operations with constants, inside jit and `jax.checkpoint`. A pure function: for jit, grad and vmap.
-    Derivatives are those of `apply`, those of functions with derivatives of their own included.
+    Derivatives are those of `apply`, custom derivatives included.
 
-    For gradients with respect to the products, differentiate by what is added to them:
+    For gradients with respect to the products, differentiate with respect to `add`:
 
         _, products = jax.eval_shape(lambda: rx.tracing.capture(apply, params, x))
         zeros = {name: [jnp.zeros(p.y.shape, p.y.dtype) for p in uses] for name, uses in products.items()}
@@ -90,9 +90,9 @@ def capture(
       memory of the image as the kernel has taps.
 
     Raises:
-      ValueError: names a leaf that is in no product, or in one that is not seen: inside scan, while_loop, cond or
-        shard_map or a function with derivatives of its own, a grouped convolution, a part or another order of the leaf,
-        a product with another weight first.
+      ValueError: names a leaf that is in no product, or in one that cannot be captured: inside scan, while_loop, cond,
+        shard_map or a function with custom derivatives, in a grouped convolution, of a part of the leaf or in another
+        order, or after a product with another weight.
 
     >>> out, products = capture(lambda p, x: jnp.tanh(x @ p["w"]), {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)))
     >>> [(p.x.shape, p.y.shape) for p in products["w"]]
@@ -136,7 +136,7 @@ def to_matrix(weight: Array, axes: Axes) -> Array:
 
 @arguments(matrix=rules.array(), axes=rules.axes, shape=rules.shape)
 def from_matrix(matrix: Array, axes: Axes, shape: Shape) -> Array:
-    """The inverse of `to_matrix`: what is known of each entry of the matrices, in the shape of the weight.
+    """The inverse of `to_matrix`: an array of the matrices in the shape of the weight.
 
     >>> axes = Axes(inputs=(1,), outputs=(0,))
     >>> from_matrix(jnp.ones((4, 8)), axes, (8, 4)).shape
@@ -169,7 +169,7 @@ def _without_weights(eqn: Any, operands: Sequence[_Value]) -> list[_Value] | Non
 
 
 def _bound(walker: Walker, eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
-    """An operation as it stands, and the products that it holds."""
+    """Executes an operation unchanged, and captures the products inside it."""
     context: _Context = walker.context
     uses = context.uses.context.uses
     before = {name: len(uses[name]) for name in context.leaves}
@@ -190,7 +190,7 @@ def _refuse(name: str, what: str) -> None:
 
 
 def _record(context: _Context, name: str, eqn: Any, operands: Sequence[_Value], *results: Array) -> Array:
-    """Notes a product, and returns it with what is added to it."""
+    """Records a product, and returns it plus its `add`."""
     where, shape = eqn.primitive.name, context.uses.context.shapes[name]
     if where not in READERS:
         _refuse(name, f"is used inside {where}")
@@ -221,7 +221,7 @@ def _record(context: _Context, name: str, eqn: Any, operands: Sequence[_Value], 
 
 
 def _leaves(value: _Value) -> Collection[str]:
-    """The leaves that a value is made of; data and constants are made of none."""
+    """The leaves that a value is computed from; none for data and constants."""
     return value.owned if isinstance(value.owned, dict) else ()
 
 
@@ -272,4 +272,4 @@ def _joined(parts: Iterable[Part]) -> Part:
 
 
 READERS: dict[str, Callable[[str, Any, Sequence[_Value]], Read]] = {"dot_general": _dot, "conv_general_dilated": _conv}
-"""How a primitive multiplies by a leaf; products by others are not seen."""
+"""How a primitive multiplies by a leaf; products of other primitives are not captured."""

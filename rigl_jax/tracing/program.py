@@ -1,4 +1,4 @@
-"""A model as a flat list of equations: what `compact` and `export_onnx` read and run again."""
+"""A model as a flat list of equations, for `compact` and `export_onnx`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rigl_jax.tracing.walk import Rule, Walker
 class Program(NamedTuple):
     """Equations in order, with calls inlined, without those whose results are not used.
 
-    A variable (with its abstract value as `aval`) is one value, also inside of a function that is called several times.
+    Each variable (with its abstract value as `aval`) is one value, also in a function that is called several times.
 
     Attributes:
       equations: the operations, on variables.
@@ -41,7 +41,7 @@ class Program(NamedTuple):
 
     @property
     def uses(self) -> Counter[Any]:
-        """How many operands and outputs each variable is."""
+        """How often each variable is an operand or an output."""
         return Counter(itertools.chain(self.outputs, *(eqn.invars for eqn in self.equations)))
 
 
@@ -68,7 +68,7 @@ def _writer(equations: list[Any], program: Program) -> Walker:
         outs: list[Any] = []
         (inner,) = held(eqn)
         for out in _writer(own, program)(inner, ins):
-            if out in outs or not any(out in made.outvars for made in own):  # a result that is only handed on
+            if out in outs or not any(out in made.outvars for made in own):  # a result that is handed on unchanged
                 (copy,) = jax.make_jaxpr(copy_p.bind)(jax.ShapeDtypeStruct(out.aval.shape, out.aval.dtype)).eqns
                 (out,) = _append(own, copy, [out])
             outs.append(out)
@@ -92,14 +92,14 @@ def _needed(equations: Sequence[Any], outputs: Iterable[Any], within: Mapping[An
         if wanted.intersection(eqn.outvars):
             wanted.update(eqn.invars)
             if (call := within.get(eqn.outvars[0])) is not None:
-                wanted.update(call.invars)  # its derivatives may read what it does not
+                wanted.update(call.invars)  # its derivatives may read arguments that it does not
             kept.append(eqn)
     return tuple(kept[::-1])
 
 
 Around = Callable[[Any, Sequence[Any], Callable[..., list[Any]], Sequence[Any]], list[Any]]
-"""`(call, outs, run, operands) -> results`: how to do a call with derivatives of its own. `run(*operands)` does it
-operation by operation, and gives the `outs` that are needed."""
+"""`(call, outs, run, operands) -> results`: evaluates a call with custom derivatives. `run(*operands)` evaluates it
+operation by operation and returns the `outs` that are needed."""
 
 
 def evaluate(program: Program, inputs: Iterable[Any], rules: Mapping[str, Rule], around: Around | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What each leaf is for its network: a kernel or not, and which of its axes are inputs and outputs.
+"""The role of each leaf: whether it is a kernel, and which of its axes are inputs and outputs.
 
 If the model is given, it is traced and its products decide (`uses`): axes that are summed over are inputs; axes with
 a separate product for each index (scan, vmap, experts) are a stack. Layers that read one input look like outputs in a
@@ -42,7 +42,7 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Seque
     if apply is not None:
         try:
             shapes, program, _ = traced(params, apply, tuple(inputs))
-        except Exception as error:  # whatever the model does with such params and inputs
+        except Exception as error:  # the model may raise anything
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"roles: apply(params, *inputs) could not be traced: {why}") from error
         for name, role in _traced_roles(shapes, program).items():
@@ -92,7 +92,7 @@ def _traced_roles(shapes: Mapping[str, Sequence[int]], program: Any) -> dict[str
 
 
 def _role(uses: list[Use], shape: Sequence[int]) -> Role | None:
-    """Of several uses: any lookup makes it a table; else the first product decides, one of layers in a stack if any."""
+    """The decisive one of several uses: a lookup if there is one, else the first product of a stack, else the first."""
     by_kind = {use.kind: use for use in reversed(uses)}
     if use := by_kind.get("lookup"):
         return Role(_axes(use.parts, shape), "embedding")

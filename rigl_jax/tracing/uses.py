@@ -34,7 +34,7 @@ class Data(NamedTuple):
 
 
 Owned = Parts | Data
-"""A value that is made of weights alone, of none if it is constant; or data."""
+"""A value that is computed from weights only (from none if it is constant), or data."""
 
 
 class Use(NamedTuple):
@@ -84,7 +84,7 @@ def traced(params: PyTree, apply: Callable[..., Any], inputs: Sequence[Any]) -> 
     return {name: tuple(p.shape) for name, p in arrays.items()}, program, out
 
 
-# --- what is made of weights ---------------------------------------------------------------------------------------
+# --- values computed from weights ------------------------------------------------------------------------------------
 
 
 def _made_of_constants(eqn: Any, ins: list[Owned]) -> list[Owned] | None:
@@ -93,7 +93,8 @@ def _made_of_constants(eqn: Any, ins: list[Owned]) -> list[Owned] | None:
 
 def _other(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
     """A primitive without a rule: treated as elementwise if the shapes allow it, else as unknown."""
-    if eqn.primitive.name.startswith(("random_", "threefry", "rng_")):  # no data: a weight that noise drops stays one
+    # Random numbers are not data: a weight with dropped entries is still a weight.
+    if eqn.primitive.name.startswith(("random_", "threefry", "rng_")):
         return [{}] * len(eqn.outvars)
     if (inner := primitives.wrapped(eqn)) is not None:
         return walker(inner, ins)
@@ -114,7 +115,7 @@ def _note(ins: Sequence[Owned], seen: Seen, kind: str) -> None:
 
 
 def _elementwise(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
-    """Of one or several weights: their parts. With data: data. An axis of 1 that is repeated belongs to no weight."""
+    """The parts of all weights among the operands, or data if one is. A repeated axis of 1 belongs to no weight."""
     given, shape = geometry.shapes(eqn)
     aligned: list[Owned] = []
     for before, owned in zip(given, ins, strict=True):
@@ -186,7 +187,7 @@ def _move(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
 
 
 def _reshape(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
-    """Axes that merge or split are all of what they were."""
+    """The rule of a reshape: merged axes have the parts of all, split axes the part that they had."""
     (before, *_), after = geometry.shapes(eqn)
     out: list[Part] = [()] * len(after)
     for axes, into in geometry.reshaped(before, after):
@@ -198,9 +199,9 @@ def _reshape(eqn: Any, parts: tuple[Part, ...]) -> list[Part]:
 
 
 def _gather(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
-    """Rows that data select are looked up; where whole matrices are selected, as with experts, each is a layer.
+    """The rule of a gather. Rows that data select are a lookup; whole matrices, as in experts, are layers.
 
-    Constant row numbers are data that were closed over, unless they select one row (a layer) or all (an order).
+    Constant row numbers count as data that were closed over, unless they select one row (a layer) or permute all.
     """
     given, shape, wide = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if isinstance(ins[0], Data) or not ins[0]:
@@ -243,7 +244,7 @@ def _dot(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
         for name, parts in _parts(ins[side]).items():
             row = tuple(parts[places[k]] if k in places else () for k in range(rank))
             written[name] = row if weights[side] or name not in written else written[name]
-            if all(weights):  # what meets data is their product
+            if all(weights):  # the data are multiplied by the product of both
                 seen.paired.add(name)
             elif weights[side]:
                 kinds = {INPUT: dot.summed[side], OUTPUT: dot.free[side], STACK: batch}
@@ -256,7 +257,7 @@ def _dot(walker: Walker, eqn: Any, ins: list[Owned]) -> list[Owned]:
 
 
 def _product(parts: tuple[Part, ...], kinds: Mapping[str, Sequence[int]], paired: bool = False) -> Use:
-    """A leaf that meets data in a product. An axis that became two axes of the value gets the first role in `kinds`."""
+    """Records a product of a leaf with data. An axis that became two axes gets the first role in `kinds`."""
     known: dict[int, str] = {}
     for kind, axes in kinds.items():
         for axis in axes:
@@ -310,4 +311,4 @@ RULES: dict[str, Rule] = {
         ("ffi_call", "pallas_call", "pure_callback", "io_callback", "custom_call", "fft", "sort"), _unknown
     ),
 }
-"""What the results of a primitive are made of, and the uses that it is (`Seen.uses`)."""
+"""The values of the results of a primitive; the rules also record uses (`Seen.uses`)."""

@@ -3,7 +3,7 @@
     walker = Walker(rules={"neg": lambda walker, eqn, ins: [-ins[0]]}, unknown=..., constant=...)
     results = walker(jax.make_jaxpr(f)(*args), values)
 
-The values may be anything: arrays (a packed run), bools (what stays 0), owners of weights (the cost of a product). The
+The values may be anything: arrays (a packed run), bools (whether a value stays 0), names of weights (costs). The
 interpreter handles variables and calls: it walks into `jit`, `jax.checkpoint` and functions with custom derivatives,
 unless there is a rule for them. A rule gets the equation, with its shapes and parameters, and the values of its
 operands. Rules of loops and branches walk the inner programs (which `primitives` reads) as often as they need. The

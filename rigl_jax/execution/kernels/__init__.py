@@ -5,15 +5,15 @@
     y = kernels.matmul(x, values, pattern)           # differentiable in x and values
     kernel = kernels.scatter(values, pattern)        # the dense weight again
 
-`Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs natively on CPUs and in plain
-JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) in plain XLA everywhere. `Folded` is
-any of them for a weight of more axes that a model uses as a matrix.
-`backends()` says what there is.
+`Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs on native kernels on CPUs and
+in plain JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere.
+`Folded` is any of them for a weight of more axes that a model uses as a matrix. `backends()` lists what is available.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,15 @@ from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
-from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
+from rigl_jax.execution.kernels.pattern import (
+    Pattern,
+    coordinates,
+    dense_index,
+    make_pattern,
+    make_pattern_at,
+    place_of,
+    places,
+)
 
 __all__ = [
     "AnyPattern",
@@ -41,12 +49,16 @@ __all__ = [
     "check",
     "conv",
     "coordinates",
+    "dense_index",
     "gather",
     "make_block_pattern",
     "make_nm_pattern",
     "make_pattern",
     "make_pattern_at",
     "matmul",
+    "native_in_use",
+    "place_of",
+    "places",
     "rebuild",
     "scatter",
     "squarest_split",
@@ -56,7 +68,7 @@ Array = jax.Array
 
 
 class Backend(NamedTuple):
-    """Whether a family of kernels is there, and which, or why not."""
+    """Whether a family of kernels is available, and which kernels or the reason why not."""
 
     available: bool
     detail: str
@@ -76,24 +88,44 @@ def backends() -> dict[str, Backend]:
     }
 
 
+def native_in_use() -> bool:
+    """Whether products of this process run on the native kernels."""
+    return native.library() is not None and jax.default_backend() == "cpu"
+
+
 MatrixPattern = Pattern | BlockPattern | NMPattern
 AnyPattern = MatrixPattern | Folded
 _ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
 
 
+class _Family(NamedTuple):
+    """The functions of one class of patterns: its module's checks, `gather` and `scatter`, and two more."""
+
+    module: Any
+    matmul: Callable[..., Array]
+    rebuild: Callable[[Any, np.ndarray], MatrixPattern]
+
+
+_FAMILIES: dict[type, _Family] = {
+    Pattern: _Family(pattern, linear.matmul, lambda at, mask: make_pattern(mask, height=at.height, block=at.block)),
+    BlockPattern: _Family(block, block.matmul, lambda at, mask: make_block_pattern(mask, at.tile)),
+    NMPattern: _Family(n_of_m, n_of_m.matmul, lambda at, mask: make_nm_pattern(mask, at.n, at.m, width=at.width)),
+}
+
+
 @arguments(who=rules.word, at=_ANY, content=rules.flag)
 def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
-    """ValueError if a pattern's arrays have not the sizes that its static fields imply.
+    """ValueError if the arrays of a pattern do not have the sizes that its static fields imply.
 
     Args:
       who: for the message.
       at: the pattern.
-      content: also check what the arrays hold, on the host; arrays that are traced pass.
+      content: also check the content of the arrays, on the host; that of traced arrays is not checked.
     """
     if isinstance(at, Folded):
         folded.check_sizes(who, at)
         at = at.matrix
-    family: Any = block if isinstance(at, BlockPattern) else n_of_m if isinstance(at, NMPattern) else pattern
+    family = _FAMILIES[type(at)].module
     (family.check_content if content else family.check_sizes)(who, at)
 
 
@@ -101,56 +133,39 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
 def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]; see `matmul` of linear, block and n_of_m.
 
-    Of a `Folded`, `in` and `out` are those of its matrix. `level` concerns `Pattern` only.
+    For a `Folded`, `in` and `out` are those of its matrix. Only `Pattern` uses `level`.
     """
     if isinstance(at, Folded):
         at = at.matrix
-    if isinstance(at, BlockPattern):
-        return block.matmul(x, values, at, transpose=transpose)
-    if isinstance(at, NMPattern):
-        return n_of_m.matmul(x, values, at, transpose=transpose)
-    return linear.matmul(x, values, at, transpose=transpose, level=level)
+    options = {"level": level} if isinstance(at, Pattern) else {}
+    return _FAMILIES[type(at)].matmul(x, values, at, transpose=transpose, **options)
 
 
 @arguments(at=_ANY, mask=rules.host_array())
 def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
-    """The pattern of another mask, stored as `at` is: with as many active weights, every static size is kept."""
+    """The pattern of another mask for the kernel of `at`; with as many active weights, all static sizes are equal."""
     if isinstance(at, Folded):
-        return dataclasses.replace(at, matrix=_rebuild(at.matrix, mask.reshape(as_matrix(at.shape, at.split))))
-    return _rebuild(at, mask)
-
-
-def _rebuild(at: MatrixPattern, mask: np.ndarray) -> MatrixPattern:
-    if isinstance(at, BlockPattern):
-        return make_block_pattern(mask, at.tile)
-    if isinstance(at, NMPattern):
-        return make_nm_pattern(mask, at.n, at.m, width=at.width)
-    return make_pattern(mask, height=at.height, block=at.block)
+        return dataclasses.replace(at, matrix=rebuild(at.matrix, mask.reshape(as_matrix(at.shape, at.split))))
+    return _FAMILIES[type(at)].rebuild(at, mask)
 
 
 @arguments(dense=rules.array(), at=_ANY)
 def gather(dense: Array, at: AnyPattern) -> Array:
     """The values [nnz] of a dense weight, in the order in which `at` stores them."""
-    if not isinstance(at, AnyPattern) or jax.numpy.shape(dense) != tuple(at.shape):
-        wanted = tuple(at.shape) if isinstance(at, AnyPattern) else "a pattern"
-        raise ValueError(f"gather: dense must have the pattern's shape {wanted}, got {jax.numpy.shape(dense)}")
+    if dense.shape != tuple(at.shape):
+        raise ValueError(f"gather: dense must have the pattern's shape {tuple(at.shape)}, got {dense.shape}")
     check("gather", at)
     if isinstance(at, Folded):
         return gather(dense.reshape(as_matrix(at.shape, at.split)), at.matrix)
-    if isinstance(at, BlockPattern):
-        return block.gather(dense, at)
-    return n_of_m.gather(dense, at) if isinstance(at, NMPattern) else pattern.gather(dense, at)
+    return _FAMILIES[type(at)].module.gather(dense, at)
 
 
 @arguments(values=rules.array(1), at=_ANY)
 def scatter(values: Array, at: AnyPattern) -> Array:
     """The dense weight of values [nnz]: the inverse of `gather`, zeros elsewhere."""
-    if not isinstance(at, AnyPattern) or jax.numpy.shape(values) != (at.nnz,):
-        wanted = (at.nnz,) if isinstance(at, AnyPattern) else "a pattern"
-        raise ValueError(f"scatter: values must have shape {wanted}, got {jax.numpy.shape(values)}")
+    if values.shape != (at.nnz,):
+        raise ValueError(f"scatter: values must have shape {(at.nnz,)}, got {values.shape}")
     check("scatter", at)
     if isinstance(at, Folded):
         return scatter(values, at.matrix).reshape(at.shape)
-    if isinstance(at, BlockPattern):
-        return block.scatter(values, at)
-    return n_of_m.scatter(values, at) if isinstance(at, NMPattern) else pattern.scatter(values, at)
+    return _FAMILIES[type(at)].module.scatter(values, at)

@@ -1,4 +1,4 @@
-"""Checks of the index arrays of patterns: their sizes whenever a kernel is traced, their content where it is known."""
+"""Checks of operands and index arrays: sizes whenever a kernel is traced, content where it is known."""
 
 from __future__ import annotations
 
@@ -24,8 +24,16 @@ def expect(who: str, pattern: Any, **arrays: tuple[Any, tuple[int, ...]]) -> Non
             )
 
 
+def check_operands(who: str, x: Any, values: Any, *, inputs: int, nnz: int) -> None:
+    """ValueError if x is not [..., inputs], or values not [nnz]."""
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"{who}: x must have shape (..., {inputs}), got {x.shape}")
+    if values.shape != (nnz,):
+        raise ValueError(f"{who}: values must have shape ({nnz},), got {values.shape}")
+
+
 def host(*arrays: Any) -> list[np.ndarray] | None:
-    """The arrays as NumPy's; None where one is traced, or does not lie here as a whole."""
+    """The arrays as NumPy arrays; None if one is traced or is not entirely in this process."""
     for array in arrays:
         if isinstance(array, jax.core.Tracer) or not isinstance(array, (jax.Array, np.ndarray)):
             return None
@@ -35,7 +43,7 @@ def host(*arrays: Any) -> list[np.ndarray] | None:
 
 
 def intact(values: Array, sound: Array) -> Array:
-    """The values, or NaN where the pattern's arrays cannot be right: inside of jit nothing can be raised."""
+    """The values, or NaN if the arrays of the pattern are invalid: inside of jit no error can be raised."""
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         return values
     return jnp.where(sound, values, jnp.full((), jnp.nan, values.dtype))

@@ -1,13 +1,13 @@
-"""One JAX primitive from three products: what makes a kernel differentiable, batchable and portable.
+"""One JAX primitive made of three products, which makes a kernel differentiable, batchable and portable.
 
 A sparse layer y = f(x, values) is linear in x and linear in values, and so are its two gradients:
 
     forward(x, values) -> y        input_gradient(dy, values) -> dx        values_gradient(x, dy) -> dvalues
 
-Each is the transpose of another, so the three close under differentiation of any order, forward and reverse. That is
-why this is a primitive and not a `jax.custom_vjp`: forward mode and Hessian-vector products come for free, a gradient
-that nobody asks for is never computed, and `vmap` over the batch folds into one call *before* it is differentiated
-(under custom_vjp the gradient of the values would be formed for each example and then summed).
+Each is the transpose of another, so derivatives of any order, forward and reverse, need only these three. Therefore
+this is a primitive and not a `jax.custom_vjp`: forward mode and Hessian-vector products work, a gradient that is not
+used is not computed, and `vmap` over the batch becomes one call *before* it is differentiated (under custom_vjp the
+gradient of the values would be computed for each example and then summed).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Kind = Literal["forward", "input_gradient", "values_gradient"]
 Run = Callable[[Kind, Array, Array, Any, Any], Array]
 """`(kind, a, b, pattern, options) -> result`; (a, b) as in the products above."""
 Shape = Callable[[Kind, tuple[int, ...], tuple[int, ...], Any, Any], tuple[int, ...]]
-"""The same with shapes for arrays: what shape the result has."""
+"""The shape of the result, from the shapes of a and b."""
 
-# Of the product `kind`, with ct the cotangent of its result: the product that gives the cotangent of operand a, and of
-# operand b, each with the order of its arguments.
+# For each kind of product, with ct the cotangent of its result: the product that gives the cotangent of operand a (or
+# of operand b), and the order of its arguments.
 _OF_A: dict[Kind, tuple[Kind, Callable[[Array, Array], tuple[Array, Array]]]] = {
     "forward": ("input_gradient", lambda ct, values: (ct, values)),
     "input_gradient": ("forward", lambda ct, values: (ct, values)),
@@ -51,12 +51,12 @@ class Bilinear(NamedTuple):
         return _bind(self.primitive, "forward", x, values, pattern, options)
 
     def transposed(self, x: Array, values: Array, pattern: Any, options: Hashable) -> Array:
-        """The product with the transposed weight: what is otherwise the gradient of the input."""
+        """The product with the transposed weight, which is also the gradient of the input."""
         return _bind(self.primitive, "input_gradient", x, values, pattern, options)
 
 
 def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Bilinear:
-    """Make the primitive. `run` serves every platform but the CPU; batch is axis 0 of x and of y."""
+    """Makes the primitive. `run` is for every platform but the CPU; the batch is axis 0 of x and of y."""
     primitive = Primitive(name)
 
     @functools.cache
@@ -74,7 +74,7 @@ def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Bilinear:
         return mlir.lower_fun(call, multiple_results=False)
 
     def run_eagerly(*operands: Array, **params: Any) -> Array:
-        with jax.disable_jit(False):  # as JAX runs its own primitives: jit is how one is run at all
+        with jax.disable_jit(False):  # like primitives of JAX, which always run through jit
             return compiled(**params)(*operands)
 
     primitive.def_impl(run_eagerly)
@@ -93,7 +93,7 @@ def _bind(primitive: Primitive, kind: Kind, a: Array, b: Array, pattern: Any, op
 
 
 def varying_alike(*operands: Array) -> list[Array]:
-    """Inside shard_map: replicated operands marked as varying, so that their gradients are summed over devices."""
+    """Marks replicated operands inside shard_map as varying, so that their gradients are summed over devices."""
     names = [_axes_of(x) for x in operands]
     union = frozenset().union(*names)
     pairs = zip(operands, names, strict=True)

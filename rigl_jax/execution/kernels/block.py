@@ -1,9 +1,9 @@
 """y = x @ W for a W of whole tiles (32 x 32 and the like), in plain XLA on any backend.
 
-Gather the blocks of x that the active tiles need, multiply each by its tile in one batched product, add up by column of
-tiles. Nothing is padded, so a mask with uneven columns costs what an even one does; every step is an XLA operation with
-the right derivative, the gradient of the values again one batched product. On a CPU with the native kernels, runs of 16
-outputs (`pattern.make_pattern(mask, height=16)`) serve the same mask faster.
+The blocks of x that the active tiles need are gathered, multiplied by the tiles in one batched product, and summed by
+column of tiles. Nothing is padded, so the cost does not depend on how tiles are spread over the columns. Every step is
+an XLA operation with its own derivative; the gradient of the values is one batched product too. On a CPU with the
+native kernels, runs of 16 outputs (`pattern.make_pattern(mask, height=16)`) are faster for the same mask.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = jax.Array
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows", "columns"], meta_fields=["shape", "tile"])
 @dataclasses.dataclass(frozen=True)
 class BlockPattern:
-    """Which tiles of a weight [in, out] are active, column of tiles by column of tiles.
+    """Which tiles of a weight [in, out] are active, sorted by column of tiles.
 
     Attributes:
       rows: int32[tiles], the tile's row of tiles.
@@ -55,7 +55,7 @@ def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> Bl
     """The pattern of a mask bool[in, out] made of whole tiles, on the host.
 
     Raises:
-      ValueError: for another rank, a shape that the tile does not divide, or a mask that cuts a tile.
+      ValueError: another rank, a shape that the tile does not divide, or a mask that cuts a tile.
 
     >>> make_block_pattern(np.ones((4, 6), bool), (2, 3)).grid
     (2, 2)
@@ -73,7 +73,7 @@ def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> Bl
 
 
 def check_sizes(who: str, pattern: BlockPattern) -> None:
-    """ValueError if the arrays of a pattern are not of the sizes that its static fields imply. Works under jit."""
+    """ValueError if the arrays of a pattern do not have the sizes that its static fields imply. Works under jit."""
     shape, tile = pattern.shape, pattern.tile
     if len(shape) != 2 or len(tile) != 2 or min(tile) < 1 or shape[0] % tile[0] or shape[1] % tile[1]:
         raise ValueError(f"{who}: shape of the BlockPattern must be whole tiles {tile}, got {shape}")
@@ -82,7 +82,7 @@ def check_sizes(who: str, pattern: BlockPattern) -> None:
 
 
 def check_content(who: str, pattern: BlockPattern) -> None:
-    """ValueError if tiles lie outside of the weight, are there twice, or out of order. Passes what is traced."""
+    """ValueError if tiles are outside of the weight, repeated, or out of order. Accepts traced arrays."""
     check_sizes(who, pattern)
     given = arrays.host(pattern.rows, pattern.columns)
     if given is None or not given[0].size:
@@ -129,10 +129,7 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = 
     """
     inputs, outputs = pattern.shape[::-1] if transpose else pattern.shape
     check_sizes("block matmul", pattern)
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"block matmul: x must have shape (..., {inputs}), got {x.shape}")
-    if values.shape != (pattern.nnz,):
-        raise ValueError(f"block matmul: values must have shape ({pattern.nnz},), got {values.shape}")
+    arrays.check_operands("block matmul", x, values, inputs=inputs, nnz=pattern.nnz)
     (down, across), (height, width) = pattern.grid, pattern.tile
     tiles = _intact(values, pattern).reshape(-1, height, width)
     source, target = pattern.rows, pattern.columns
@@ -142,5 +139,6 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = 
     total = jnp.promote_types(dtype, jnp.float32)
     blocks = x.reshape(-1, down, height).swapaxes(0, 1)[source]
     products = jnp.einsum("tbh,thw->tbw", blocks.astype(dtype), tiles.astype(dtype), preferred_element_type=total)
-    columns = jax.ops.segment_sum(products, target, num_segments=across)  # told "sorted", XLA compiles minutes on GPUs
+    # Not marked as sorted: XLA would compile for minutes on GPUs.
+    columns = jax.ops.segment_sum(products, target, num_segments=across)
     return columns.swapaxes(0, 1).reshape(*x.shape[:-1], outputs).astype(dtype)

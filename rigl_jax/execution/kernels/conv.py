@@ -1,12 +1,12 @@
 """Convolution with a sparse HWIO kernel, NHWC in and out: native on the CPU, plain JAX elsewhere.
 
-Inside the native kernels images lie batch-interleaved: the same pixel of 4, 8 or 16 images (the level's vector) side by
-side, with margins. A run of pixels is then a run of vectors, a tap of the kernel is an offset, any stride or padding is
-the same loop, and no im2col is ever formed. A batch that is no multiple of the vector length is padded with zeros, so
-batches below 8 are inefficient (but right).
+The native kernels interleave images: the same pixel of 4, 8 or 16 images (the vector length of the level) lies side by
+side, with margins around each image. A run of pixels is then a run of vectors, and a tap of the kernel is an offset, so
+one loop serves all strides and paddings, without im2col. A batch that is not a multiple of the vector length is padded
+with zeros, so batches below 8 are correct but inefficient.
 
-The gradient of the input is the same loop over the transposed pattern; with strides, each input pixel meets only the
-taps of its own phase, so entries are sorted by phase first and no product is wasted.
+The gradient of the input is the same loop over the transposed pattern. With strides, only the taps of its own phase
+reach an input pixel, so entries are sorted by phase first and no product is wasted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import checks, native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import reference
+from rigl_jax.execution.kernels import arrays, reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.linear import matmul
 from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
@@ -34,7 +34,7 @@ LONGEST_STRIDE = 1024  # ROW_BUFFER / GROUP in native/kernels.h
 
 
 class Options(NamedTuple):
-    """What a call fixes. `image` is the (height, width) of x; padding is explicit, ((top, bottom), (left, right))."""
+    """The static options of a call. `image` is the (height, width) of x, padding is ((top, bottom), (left, right))."""
 
     image: Pair
     strides: Pair
@@ -83,8 +83,7 @@ def conv(
         raise ValueError(f"conv: pattern must be of a kernel (kh, kw, in, out), got one of shape {pattern.shape}")
     if x.ndim != 4 or x.shape[3] != pattern.shape[2]:
         raise ValueError(f"conv: x must have shape (batch, height, width, {pattern.shape[2]}), got {x.shape}")
-    if values.shape != (pattern.nnz,):
-        raise ValueError(f"conv: values must have shape ({pattern.nnz},), got {values.shape}")
+    arrays.check_operands("conv", x, values, inputs=pattern.shape[2], nnz=pattern.nnz)
     if level != "jax":
         native.level_number(level)
     pads = _explicit(padding, x.shape[1:3], pattern.shape[:2], strides)
@@ -138,7 +137,7 @@ def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Options)
 
 
 def _fits(pattern: Pattern, options: Options) -> bool:
-    """Whether the native kernels serve: they hold a stride in a buffer, and places in one group of images in int32."""
+    """Whether the native kernels can run this: strides fit their buffer, offsets within a group of images int32."""
     rows, columns = _axes(pattern, options)
     x = rows.padded * columns.padded * pattern.shape[2]
     dy = rows.padded_t * columns.padded_t * pattern.shape[3]
@@ -149,16 +148,16 @@ _product = bilinear("rigl_sparse_conv", _shape, reference.run_conv, _run_cpu)
 
 
 class _Margins(NamedTuple):
-    """One axis of a convolution, as the planes see it.
+    """The margins of one axis of a convolution, rows or columns.
 
     Attributes:
       before: margin before x in its planes.
       padded: size of the planes of x.
       before_t: margin before dy in its planes.
       padded_t: size of the planes of dy.
-      shifts: for each tap, the plane row of x it reads for output 0: the tap itself.
-      shifts_t: for each tap, the plane row of dy it reads for the first input pixel of its phase.
-      phases_t: for each tap, the phase: input pixel modulo stride.
+      shifts: for each tap, the row of the planes of x that it reads for output 0, which is the tap itself.
+      shifts_t: for each tap, the row of the planes of dy that it reads for the first input pixel of its phase.
+      phases_t: for each tap, its phase: input pixel modulo stride.
     """
 
     before: int
@@ -172,7 +171,7 @@ class _Margins(NamedTuple):
 
 def _margins(size: int, out: int, window: int, stride: int, pad: int) -> _Margins:
     phases = [(k - pad) % stride for k in range(window)]
-    # Input pixel stride * q + phase meets output q + shift through tap k.
+    # Tap k connects input pixel stride * q + phase with output q + shift.
     shifts = [(phase + pad - k) // stride for k, phase in enumerate(phases)]
     before = max(0, -min(shifts))
     padded = before + max(out, -(-size // stride) + max(0, *shifts))

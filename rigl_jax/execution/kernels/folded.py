@@ -1,4 +1,4 @@
-"""Weights of more than two axes that are matrices in use: attention's [in, heads, size] and [heads, size, out]."""
+"""Weights of more than two axes that a model uses as matrices: attention's [in, heads, size] and [heads, size, out]."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Folded:
 
 
 def check_sizes(who: str, pattern: Folded) -> None:
-    """ValueError if a matrix is not that of its weight's shape. Works under jit."""
+    """ValueError if the matrix does not have the shape that the weight's shape and split imply. Works under jit."""
     if not 0 < pattern.split < len(pattern.shape) or as_matrix(pattern.shape, pattern.split) != pattern.matrix.shape:
         raise ValueError(
             f"{who}: a Folded of shape {pattern.shape} split at {pattern.split} needs a pattern of that matrix, "
@@ -60,7 +60,8 @@ def as_matrix(shape: tuple[int, ...], split: int) -> tuple[int, int]:
 def squarest_split(shape: tuple[int, ...]) -> int:
     """How many of the first axes are inputs: the split that makes the matrix most nearly square, the first if tied.
 
-    That is how projections are used whose heads together are about as wide as the model. A weight alone does not tell.
+    This is a guess, since a weight alone does not say which axes are inputs. It is right for projections whose heads
+    together are about as wide as the model.
 
     >>> squarest_split((512, 8, 64)), squarest_split((8, 64, 512))
     (1, 2)

@@ -1,8 +1,8 @@
 """y = x @ W for a sparse W: native kernels on the CPU, plain JAX elsewhere, one differentiable function.
 
-Inside the native kernels activations live in tiles of 64 batch rows, feature-major, so that one weight meets 64
-contiguous floats; `rigl_tile` makes them, the products write row-major results. x and dy are each tiled once for all
-the products of one compiled program that need them: XLA merges equal calls.
+The native kernels read activations in tiles of 64 batch rows, feature-major, so that one weight is multiplied by 64
+contiguous floats. `rigl_tile` makes the tiles; the products write row-major results. In one compiled program x and dy
+are tiled once for all products that need them, because XLA merges equal calls.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import native
-from rigl_jax.execution.kernels import reference
+from rigl_jax.execution.kernels import arrays, reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
 
@@ -23,7 +23,7 @@ TILE = 64  # TILE in native/kernels.h
 
 
 class Options(NamedTuple):
-    """What a call fixes: the kernel level ("auto", "jax" for plain JAX, or one of `native.levels()`)."""
+    """The static option of a call: the kernel level ("auto", "jax" for plain JAX, or one of `native.levels()`)."""
 
     level: str = "auto"
 
@@ -31,8 +31,8 @@ class Options(NamedTuple):
 def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], with W[in, out] given by its values in storage order.
 
-    Differentiable in x and values, any number of times and in both modes; batches under `vmap`. Sums are f32 whatever
-    the dtype; the result has the promoted dtype of x and values.
+    Differentiable in x and values, any number of times and in both modes; `vmap` becomes one product. Sums are in f32
+    for every dtype; the result has the promoted dtype of x and values.
 
     Args:
       x: floating, last axis `pattern.rows`.
@@ -50,10 +50,7 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False
     """
     check_sizes("matmul", pattern)
     inputs, outputs = (pattern.shape[-1], pattern.rows) if transpose else (pattern.rows, pattern.shape[-1])
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"matmul: x must have shape (..., {inputs}), got {x.shape}")
-    if values.shape != (pattern.nnz,):
-        raise ValueError(f"matmul: values must have shape ({pattern.nnz},), got {values.shape}")
+    arrays.check_operands("matmul", x, values, inputs=inputs, nnz=pattern.nnz)
     if level != "jax":
         native.level_number(level)
     dtype = jnp.result_type(x, values)
@@ -84,11 +81,11 @@ _product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)
 
 
 def _tiled(x: Array, level: np.int64) -> Array:
-    """x[batch, features] in tiles; a single row is its own tile."""
+    """x[batch, features] in tiles; a batch of one row is one tile."""
     batch, features = x.shape
     if batch == 1:
         return x.reshape(-1)
-    # Room for the last tile at every level: it is padded to the level's vectors, of 16 floats at most.
+    # The last tile is padded to whole vectors of the level, of at most 16 floats.
     room = batch // TILE * TILE + -(-(batch % TILE) // 16) * 16
     return native.call("rigl_tile", (room * features,), x, level=level)
 

@@ -1,9 +1,9 @@
 """y = x @ W for a W with n active weights in every m consecutive inputs, in plain XLA on any backend.
 
-Stored are the n values and their places (one byte each). Where runs of `width` consecutive outputs share their places,
-the inputs they need are gathered and multiplied as one smaller dense product a run: n / m of the work. Where every
-output chooses for itself (width 1) there is no dense product to shrink without hardware for it: W is laid out for the
-call, which saves memory, not time.
+The n values and their places (one byte each) are stored. If runs of `width` consecutive outputs share their places, the
+inputs of each run are gathered and multiplied as one smaller dense product: n / m of the work. With width 1 every
+output has places of its own, and only special hardware can use them: W is made dense for the call, which saves memory
+but no time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_nm_pattern(mask: np.ndarray, n: int, m: int, *, width: int = 1) -> NMPa
     """The pattern of a mask bool[in, out] with n active of every m consecutive inputs, on the host.
 
     Raises:
-      ValueError: for another rank, sizes that do not divide, or a mask that breaks the n : m or the sharing.
+      ValueError: another rank, sizes that do not divide, or a mask that is not n:m or not equal within runs.
 
     >>> make_nm_pattern(np.array([[1], [0], [1], [0]], bool), 2, 4).nnz
     2
@@ -75,7 +75,7 @@ def make_nm_pattern(mask: np.ndarray, n: int, m: int, *, width: int = 1) -> NMPa
 
 
 def check_sizes(who: str, pattern: NMPattern) -> None:
-    """ValueError if the array of a pattern is not of the size that its static fields imply. Works under jit."""
+    """ValueError if the array of a pattern does not have the size that its static fields imply. Works under jit."""
     (inputs, outputs), n, m, width = pattern.shape, pattern.n, pattern.m, pattern.width
     if not 0 < n <= m <= 256 or inputs % m or width < 1 or outputs % width:
         raise ValueError(f"{who}: shape of the NMPattern must divide into {n}:{m} and {width}, got {pattern.shape}")
@@ -83,7 +83,7 @@ def check_sizes(who: str, pattern: NMPattern) -> None:
 
 
 def check_content(who: str, pattern: NMPattern) -> None:
-    """ValueError if places lie outside of their groups, are there twice, or out of order. Passes what is traced."""
+    """ValueError if places are outside of their groups, repeated, or out of order. Accepts traced arrays."""
     check_sizes(who, pattern)
     given = arrays.host(pattern.places)
     if given is None or not given[0].size:
@@ -122,10 +122,7 @@ def matmul(x: Array, values: Array, pattern: NMPattern, *, transpose: bool = Fal
     """
     inputs, outputs = pattern.shape[::-1] if transpose else pattern.shape
     check_sizes("n:m matmul", pattern)
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"n:m matmul: x must have shape (..., {inputs}), got {x.shape}")
-    if values.shape != (pattern.nnz,):
-        raise ValueError(f"n:m matmul: values must have shape ({pattern.nnz},), got {values.shape}")
+    arrays.check_operands("n:m matmul", x, values, inputs=inputs, nnz=pattern.nnz)
     dtype = jnp.result_type(x, values)
     total = jnp.promote_types(dtype, jnp.float32)
     flat = x.reshape(-1, inputs).astype(dtype)

@@ -1,9 +1,9 @@
-"""y = x @ W for a W of whole tiles as a Pallas kernel for TPUs: active tiles are fetched and multiplied in place.
+"""y = x @ W for a W of whole tiles as a Pallas kernel for TPUs, without intermediate arrays in main memory.
 
 The plain XLA form (`block.matmul`) writes the gathered blocks of x and the products of all tiles to memory and reads
-them back. Here the tile's row and column are prefetched scalars that steer what the next grid step loads, and a column
-of tiles adds up in fast memory. Not measured on a device; tested against `block.matmul` in Pallas' interpret mode,
-which is also how it runs where there is no TPU.
+them back. Here the row and column of a tile are prefetched scalars, which select what the next grid step loads, and a
+column of tiles is summed in VMEM. It was not measured on a device. It is tested against `block.matmul` in Pallas'
+interpret mode, in which it also runs where there is no TPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rigl_jax import checks
+from rigl_jax.execution.kernels import arrays
 from rigl_jax.execution.kernels.block import BlockPattern
 from rigl_jax.messages import shown
 
 Array = jax.Array
 ROWS = 128  # batch rows to a grid step
-SIDE = 128  # tiles are the blocks of both operands, as they are and transposed; the TPU's compiler wants lanes whole
+SIDE = 128  # sides of tiles, also transposed, are axes of blocks, which must fill the TPU's lanes
 
 
 def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, interpret: bool | None = None) -> Array:
@@ -33,10 +34,10 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
       values: floating [pattern.nnz].
       pattern: from `make_block_pattern`; on a TPU both sides of its tiles must be multiples of 128.
       rows: batch rows worked on at a time, on a TPU a multiple of 8; the batch is padded to a multiple of it.
-      interpret: run the kernel's steps as ordinary JAX. Default: wherever the backend is no TPU.
+      interpret: run the steps of the kernel as ordinary JAX. Default: where the backend is not a TPU.
 
     Raises:
-      ValueError: sizes that do not fit the pattern, or that the TPU's compiler does not take.
+      ValueError: sizes that do not fit the pattern, or that the compiler for TPUs does not accept.
 
     Inside `jax.shard_map` it needs `check_vma=False`, as Pallas kernels do.
 
@@ -44,10 +45,7 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
       pattern = make_block_pattern(mask, (128, 128))
       y = pallas.matmul(x, gather(kernel, pattern), pattern)
     """
-    if x.ndim < 1 or x.shape[-1] != pattern.shape[0]:
-        raise ValueError(f"pallas matmul: x must have shape (..., {pattern.shape[0]}), got {x.shape}")
-    if values.shape != (pattern.nnz,):
-        raise ValueError(f"pallas matmul: values must have shape ({pattern.nnz},), got {values.shape}")
+    arrays.check_operands("pallas matmul", x, values, inputs=pattern.shape[0], nnz=pattern.nnz)
     interpret = jax.default_backend() != "tpu" if interpret is None else interpret
     if not checks.is_whole(rows, 1) or not (interpret or rows % 8 == 0):
         raise ValueError(f"pallas matmul: rows must be at least 1, on a TPU a multiple of 8, got {shown(rows)}")
@@ -73,7 +71,7 @@ def _forward(x: Array, tiles: Array, pattern: BlockPattern, rows: int, interpret
 
 def _backward(rows: int, interpret: bool, kept: Any, dy: Array) -> tuple[Array, Array, None]:
     x, tiles, pattern = kept
-    order = jnp.argsort(pattern.rows, stable=True)  # the transposed weight, again column of tiles by column of tiles
+    order = jnp.argsort(pattern.rows, stable=True)  # sorts the tiles of the transposed weight by its columns of tiles
     flipped = tiles.swapaxes(1, 2)[order]
     dx = _gathered(dy, flipped, pattern.columns[order], pattern.rows[order], pattern.shape[0], rows, interpret)
     return dx, _outer(x, dy, pattern, tiles.dtype, rows, interpret), None

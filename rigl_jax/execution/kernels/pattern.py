@@ -1,11 +1,11 @@
 """Patterns: where the nonzeros of a weight are, sorted as the kernels read them.
 
 A weight is seen as a matrix [rows, out]: the kernel of a dense layer [in, out] as it is, that of a convolution HWIO
-with rows (channel, tap), tap = ky * kw + kx. `values` is a flat vector in *storage order*: block of rows by block of
-rows, within it output by output, within it row by row. The forward kernel streams it from end to end, and the gradient
-of the values comes out in it. A block is as many rows as stay in the nearest cache together with their activations, so
-that an index within it fits 16 bits. All sizes that a kernel's shape depends on are static: a rewiring at an equal
-number of weights compiles nothing.
+with rows (channel, tap), tap = ky * kw + kx. `values` is a flat vector in *storage order*: sorted by block of rows,
+then by output, then by row. The forward kernel reads it from start to end, and the gradient of the values has the same
+order. A block contains as many rows as fit into the L1 cache together with their activations; an index within a block
+fits into 16 bits. All sizes that determine the shape of a kernel are static, so a rewiring that keeps the number of
+weights compiles nothing again.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Pattern:
     """Where the nonzeros of a weight are: a pytree of index arrays with static sizes.
 
     An *entry* is a run of `height` consecutive outputs that share a row, a *unit* the place of such a run: output
-    // height. Segment s = block number * units + unit holds entries starts[s] to starts[s + 1]. The transposed order,
-    which the gradient of the input streams, swaps the roles of input channels and outputs (taps stay with the rows).
+    // height. Segment s = block number * units + unit contains the entries starts[s] to starts[s + 1]. The transposed
+    order, in which the gradient of the input reads them, exchanges input channels and outputs (taps stay in the rows).
 
     Attributes:
       indices: uint16[entries], row within its block of rows.
       starts: int32[blocks * units + 1].
-      indices_t: uint16[entries], the same for the transposed order (empty where height > 1, whose kernels need none).
+      indices_t: uint16[entries], the same for the transposed order (empty if height > 1: those kernels need none).
       starts_t: int32[transposed blocks * channels + 1].
       order_t: int32[entries], the entry that comes k-th in the transposed order.
       shape: of the dense weight, (in, out) or (kh, kw, in, out); static.
@@ -98,10 +98,10 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
       mask: bool[in, out] or bool[kh, kw, in, out], True where a weight is active; with height > 1 whole runs.
       height: 1, or for a matrix 4, 8, 16 consecutive outputs that share an input (a block structure of 1 x height).
       block: rows in a block (for a convolution a multiple of kh * kw), at most 65536; None chooses by density. Give
-        `mask.shape[0]` for a matrix that serves single examples: short segments cost the batch-1 kernel most.
+        `mask.shape[0]` for a matrix that is used on single examples: short segments are slow at batch size 1.
 
     Raises:
-      ValueError: for another rank or height, an output size that does not divide, or a mask with broken runs.
+      ValueError: another rank or height, a number of outputs that height does not divide, or a mask that cuts runs.
 
     >>> make_pattern(np.eye(4, dtype=bool)).nnz
     4
@@ -126,7 +126,7 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
 def make_pattern_at(
     entries: np.ndarray, shape: tuple[int, ...], *, height: int = 1, block: int | None = None
 ) -> Pattern:
-    """The pattern of ascending positions row * units + unit: for weights whose dense mask would not fit memory.
+    """The pattern of ascending positions row * units + unit, for weights whose dense mask would not fit into memory.
 
     Args:
       entries: int[n], each in [0, rows * units), ascending, none twice.
@@ -135,7 +135,7 @@ def make_pattern_at(
       block: as in `make_pattern`.
 
     Raises:
-      ValueError: positions that are no such integers; a shape, height or block as in `make_pattern`; more than 2^31
+      ValueError: positions that are not such integers; a shape, height or block as in `make_pattern`; more than 2^31
         rows, outputs, positions, or segments (blocks * units).
 
     >>> make_pattern_at(np.array([0, 5]), (2, 3)).nnz
@@ -207,7 +207,7 @@ def _check_blocks(who: str, shape: tuple[int, ...], height: int, block: int, blo
 
 
 def check_sizes(who: str, pattern: Pattern) -> None:
-    """ValueError if the arrays of a pattern are not of the sizes that its static fields imply. Works under jit."""
+    """ValueError if the arrays of a pattern do not have the sizes that its static fields imply. Works under jit."""
     if not isinstance(pattern, Pattern):
         raise ValueError(f"{who}: pattern must be a Pattern, got {kind(pattern)}")
     _check_shape(who, pattern.shape, pattern.height)
@@ -223,7 +223,7 @@ def check_sizes(who: str, pattern: Pattern) -> None:
 
 
 def check_content(who: str, pattern: Pattern) -> None:
-    """ValueError if a pattern is not the one that its own entries make. Passes what is traced."""
+    """ValueError if a pattern is not the one that `make_pattern_at` builds from its entries. Accepts traced arrays."""
     check_sizes(who, pattern)
     given = arrays.host(*(getattr(pattern, name) for name in FIELDS))
     if given is not None and not _is_own(pattern, given):
@@ -231,7 +231,7 @@ def check_content(who: str, pattern: Pattern) -> None:
 
 
 def _is_own(pattern: Pattern, given: Sequence[np.ndarray]) -> bool:
-    """Whether the arrays, of the right sizes, are those that their entries make."""
+    """Whether arrays of the right sizes are those that `make_pattern_at` builds from their entries."""
     indices, starts = given[:2]
     if int(starts[0]) != 0 or int(starts[-1]) != len(indices) or not (starts[1:] >= starts[:-1]).all():
         return False
@@ -247,21 +247,21 @@ def _is_own(pattern: Pattern, given: Sequence[np.ndarray]) -> bool:
 
 
 def best_block(channels: int, taps: int, density: float, height: int) -> int:
-    """Rows in a block: what stays in the nearest cache with its activations, and more where segments would get short.
+    """Rows in a block: as many as fit into the L1 cache with their activations, more where segments would be short.
 
-    Without the native kernels, one block: then a matrix pattern is plain CSR, as jaxlib's kernel takes it.
+    Without the native kernels there is one block, so that a matrix is plain CSR, as jaxlib's kernel needs.
     """
-    entries = 10 / max(density, 1e-6)  # rows that hold ten entries of a segment
+    entries = 10 / max(density, 1e-6)  # rows in which a segment has ten entries
     if native.library() is None:
         wanted = RUN_BLOCK if height > 1 else LARGEST_BLOCK // taps
-    elif height > 1:  # runs read each activation often enough to leave it one cache further out
+    elif height > 1:  # runs use each activation so often that it may lie in the L2 cache
         wanted = RUN_BLOCK
     elif taps == 1:
-        # and where even those would be empty, more: one start is stored for each segment
+        # More where segments would still be almost empty, because one start is stored for each segment.
         wanted = int(max(min(max(112, entries), 384), min(entries / 10, LARGEST_BLOCK)))
     else:
         wanted = int(min(max(8, 1.6 * entries / taps), 64))
-    count = -(-channels // wanted)  # equal blocks, rather than a short one at the end
+    count = -(-channels // wanted)  # blocks of equal size, instead of a short one at the end
     return max(1, -(-channels // max(1, count))) * taps
 
 
@@ -273,6 +273,31 @@ def coordinates(pattern: Pattern) -> tuple[Array, Array]:
     segment = jnp.repeat(segments, jnp.diff(pattern.starts), total_repeat_length=n)
     units = max(1, pattern.units)
     return segment // units * pattern.block + pattern.indices.astype(jnp.int32), segment % units
+
+
+def places(pattern: Pattern) -> np.ndarray:
+    """int64[entries]: row * units + unit of every entry in storage order, as `make_pattern_at` counts; on the host."""
+    rows, units = coordinates(pattern)
+    return np.asarray(rows, np.int64) * pattern.units + np.asarray(units, np.int64)
+
+
+def dense_index(pattern: Pattern, place: np.ndarray) -> np.ndarray:
+    """Where a place lies among the runs of the raveled dense weight: in a convolution taps come before channels."""
+    return _swapped(place, pattern.units, pattern.shape[-2], pattern.taps)
+
+
+def place_of(pattern: Pattern, index: np.ndarray) -> np.ndarray:
+    """The inverse of `dense_index`."""
+    return _swapped(index, pattern.units, pattern.taps, pattern.shape[-2])
+
+
+def _swapped(place: np.ndarray, units: int, first: int, second: int) -> np.ndarray:
+    """Positions in [first, second, units] as positions in [second, first, units]."""
+    if 1 in (first, second):
+        return place
+    row, unit = np.divmod(place, units)
+    i, k = np.divmod(row, second)
+    return (k * first + i) * units + unit
 
 
 @jax.jit

@@ -1,10 +1,10 @@
-"""The same products in plain JAX: the fallback without native kernels, and what other platforms run.
+"""The same products in plain JAX: the fallback without native kernels, and the form for other platforms.
 
-On CPU, f32 and a pattern of one block, the products with W and with its transpose are jaxlib's own CSR kernel
-(its automatic derivative is ten times slower than dense; here it never gets one). Elsewhere W is laid out dense for the
-call: no accelerator gains from unstructured sparsity below 99 %, and a dense product is the fastest that is right.
-The gradient of the values is a dense product read at the entries. Weights too large to be dense are never formed: their
-products gather columns and sum them, a slab of entries at a time.
+On the CPU, in f32 and for a pattern of one block, the products with W and with its transpose use jaxlib's CSR kernel.
+(Its automatic derivative is ten times slower than a dense product, and is not used here.) Elsewhere W is made dense for
+the call: accelerators gain nothing from unstructured sparsity below 99 %, so a dense product is the fastest correct
+one. The gradient of the values is a dense product read at the entries. Weights too large to be dense are never formed:
+their products gather columns and sum them, a slab of entries at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rigl_jax.execution.kernels.bilinear import Kind, varying_alike
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, gather, scatter
 
 Array = jax.Array
-DENSE_LIMIT = 1 << 26  # weights that are laid out dense for a call, or their gradient: 256 MiB in f32
+DENSE_LIMIT = 1 << 26  # the largest weight, or gradient, that is made dense for a call: 256 MiB in f32
 SLAB = 1 << 24  # products of gathered columns held at a time: 64 MiB in f32
 
 
@@ -36,7 +36,7 @@ def run(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array
 
 
 def run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array:
-    """The product `kind` on the CPU: by jaxlib's CSR kernel where it applies."""
+    """The product `kind` on the CPU, by jaxlib's CSR kernel where possible."""
     one_block = pattern.block >= pattern.rows and pattern.block_t >= pattern.units
     plain = a.dtype == jnp.float32 and pattern.height == 1 and pattern.nnz > 0
     if kind == "values_gradient" or not (one_block and plain):
@@ -47,7 +47,7 @@ def run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> A
 
 
 def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array:
-    """The product `kind` of a convolution: the kernel laid out dense for the call. See `conv`."""
+    """The product `kind` of a convolution, whose kernel is made dense for the call. See `conv`."""
 
     def dense_conv(x: Array, kernel: Array) -> Array:
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -55,8 +55,8 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
 
     if kind == "forward":
         return dense_conv(a, scatter(b, pattern))
-    # Each device transposes for itself: what is transposed varies over the mesh as the operands do. With a shape that
-    # does not, JAX would sum the result over the devices, and `bilinear` asks for that sum once already.
+    # Each device transposes for itself, so the operand of the transposed function must vary over the mesh as the others
+    # do. Otherwise JAX would sum the result over the devices, and `bilinear` already asks for that sum.
     if kind == "input_gradient":
         kernel = scatter(b, pattern)
         image, *_ = varying_alike(jnp.zeros((a.shape[0], *options.image, pattern.shape[2]), a.dtype), a, kernel)
@@ -66,7 +66,7 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
 
 
 def _csr(values: Array, indices: Array, starts: Array, shape: tuple[int, int], x: Array) -> Array:
-    # jaxlib's kernel believes what it is given: whatever the arrays hold, it must stay within them.
+    # jaxlib's kernel does not check indices, so they are clipped: it must not read outside of the arrays.
     n = indices.shape[0]
     values = arrays.intact(values, (starts[0] == 0) & (starts[-1] == n))
     indices, starts = jnp.minimum(indices.astype(jnp.int32), shape[1] - 1), jnp.clip(starts, 0, n)
@@ -96,7 +96,7 @@ def _by_entries(kind: Kind, a: Array, values: Array, pattern: Pattern) -> Array:
     rows, units = coordinates(pattern)
     runs = values.reshape(-1, pattern.height)
     n, size = len(runs), min(_slab(a, pattern), max(1, len(runs)))
-    # Entries beyond the end have the value 0 and add nothing.
+    # Padded entries have the value 0 and add nothing.
     slabs = [jnp.pad(x, [(0, -n % size)] + [(0, 0)] * (x.ndim - 1)) for x in (rows, units, runs)]
     slabs = [x.reshape(-1, size, *x.shape[1:]) for x in slabs]
     if kind == "forward":
