@@ -84,7 +84,7 @@ def densities(density: Mapping[str, float], axes: Any = None, *, planned: Mappin
     axes.bar(x, [density[leaf] for leaf in leaves], 0.6, color=COLOURS[0], label="density")
     axes.set_xticks(x, leaves, rotation=60 if len(leaves) > 4 else 0, ha="right" if len(leaves) > 4 else "center")
     axes.set_ylabel("density (share of active weights)")
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(bottom=0)
     if planned is not None:
         axes.legend()
     return axes
