@@ -78,6 +78,7 @@ def weights(key):
 
 RATE = optax.constant_schedule(0.1)
 PROBS, LABELS = np.full((3, 2), 0.5, F), np.array([0, 1, 1])
+IMAGE = np.ones((1, 2, 2, 2), F)
 HALF = {"w": np.arange(16).reshape(4, 4) < 8}
 PLAN_AT = recipes.plan_by_rate(PLAN)
 MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
@@ -282,6 +283,16 @@ CALLS = {
     },
     "diagnostics.brier": {"probs": PROBS, "labels": LABELS},
     "diagnostics.compression": {"params": PARAMS, "masks": MASKS},
+    "diagnostics.corrupt": {"key": KEY, "images": IMAGE, "name": "contrast", "severity": 3},
+    "diagnostics.corrupted_accuracy": {
+        "apply": lambda x: jnp.sum(x, (1, 2)),
+        "images": IMAGE,
+        "labels": np.zeros(1, int),
+        "key": KEY,
+        "names": ["contrast"],
+        "severities": [1],
+    },
+    "diagnostics.curve": {"run": lambda p, s: {"a": 1.0}, "at": (1, 2, 3, 4, 5), "seeds": (0, 1, 2)},
     "diagnostics.density_for": {"compression": 1.5, "prunable": 3, "total": 4},
     "diagnostics.disagreement": {"a": PROBS, "b": PROBS},
     "diagnostics.ece": {"probs": PROBS, "labels": LABELS, "bins": 3},

@@ -7,7 +7,8 @@ Surgeons, `(plan, params, masks, batch) -> Pruned`, also move the weights that s
 docs/pruning.md has the table of both.
 """
 
-from rigl_jax.criteria.activation import keep_mass, nnrelief, wanda
+from rigl_jax.criteria.activation import clean_up, keep_mass, nnrelief, wanda
+from rigl_jax.criteria.ap import activating
 from rigl_jax.criteria.data_free import least_moved_negative, magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.m_fac import m_fac
@@ -20,6 +21,8 @@ __all__ = [
     "CRITERIA",
     "SURGEONS",
     "Entry",
+    "activating",
+    "clean_up",
     "fisher",
     "grasp",
     "keep_mass",

@@ -12,6 +12,7 @@ import numpy as np
 
 from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Criterion, LayerPlan, Masks, Plan, PyTree
+from rigl_jax.masking import apply_masks
 from rigl_jax.tracing import Captured, capture, from_matrix, to_matrix
 
 Apply = Callable[[PyTree, Any], Any]
@@ -50,7 +51,7 @@ def nnrelief(apply: Apply) -> Criterion:
     the structure `rx.fan_in()`. `rx.prune` keeps the counts of the plan. They also count a bias as one more weight,
     score whole kernels of convolutions (by the sum, or by the norm over positions), take all inputs of a stage from the
     unpruned network, and drop weights into units that nothing reads; here biases do not count, a convolution has a
-    score for each tap, and no weight is dropped for another. Their code drops the last weight of the fewest and all
+    score for each tap, and `clean_up` drops what nothing reads. Their code drops the last weight of the fewest and all
     that tie with it; here the share that is kept is never less than alpha.
 
     Args:
@@ -136,3 +137,54 @@ def _reach(layer: LayerPlan, scores: Array, mass: float) -> Array:
     needed = np.where(reached[..., -1] > 0, np.argmax(enough, -1) + 1, 0)
     counts = np.expand_dims(needed, axes).astype(np.int32)
     return topology.prune(layer.structure, jnp.asarray(scores), jnp.asarray(counts))
+
+
+def clean_up(apply: Apply, params: PyTree, masks: Masks, batch: Any) -> Masks:
+    """Drops the weights on which no output depends: those into units that nothing reads, and out of silent ones.
+
+    The backward pass of NNrelief (Dekhovich et al. 2024), in any network. A weight stays if the outputs for the batch
+    have a derivative by it that is not 0. So weights out of an input that is always 0, and those of a ReLU that is
+    never active on the batch, go too, as NNrelief drops all weights into a neuron of mean activation 0.
+
+    Outputs on the batch stay as they are if all that reads such a ReLU has masks. A reader without masks keeps it, and
+    would see the ReLU of the bias alone: an error is raised then.
+
+    Args:
+      apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode.
+      params: weights, 0 off the masks.
+      masks: such as those of `keep_mass`; counts of structures do not hold afterwards.
+      batch: inputs.
+
+    Raises:
+      ValueError: masks that do not fit, or outputs that would change by more than rounding.
+
+    >>> params = {"a": jnp.ones((2, 2)), "b": jnp.array([[1.0], [0.0]])}
+    >>> masks = {"a": jnp.ones((2, 2), bool), "b": params["b"] != 0}  # nothing reads the second unit
+    >>> clean_up(lambda p, x: x @ p["a"] @ p["b"], params, masks, jnp.ones((4, 2)))["a"].tolist()
+    [[True, False], [True, False]]
+    """
+    who = "clean_up"
+    checks.functions(who, apply=apply)
+    masks = checks.masks(who, masks, params)
+    weights, join = trees.floats(apply_masks(params, masks))
+
+    @jax.jit
+    def read(weights: list[Array]) -> tuple[PyTree, list[Array]]:
+        outputs, pull = jax.vjp(lambda given: apply(join(given), batch), weights)
+        keys = jax.random.split(jax.random.key(0), max(len(jax.tree.leaves(outputs)), 1))
+        # Random directions: derivatives of several outputs do not cancel.
+        leaves = [jax.random.normal(k, y.shape, y.dtype) for k, y in zip(keys, jax.tree.leaves(outputs), strict=False)]
+        return outputs, pull(jax.tree.unflatten(jax.tree.structure(outputs), leaves))[0]
+
+    _, place = trees.floats(params)
+    before, slopes = read(weights)
+    left = jax.tree.map(lambda mask, g: None if mask is None else mask & (g != 0), masks, place(slopes), is_leaf=_none)
+    after, _ = read(trees.floats(apply_masks(params, left))[0])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if not np.allclose(old, new, rtol=1e-4, atol=1e-5):
+            raise ValueError(f"{who}: masks must cover what reads a ReLU that is never active; outputs would change")
+    return left
+
+
+def _none(x: Any) -> bool:
+    return x is None

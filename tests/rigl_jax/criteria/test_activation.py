@@ -202,3 +202,30 @@ def test_arguments_are_checked():
             make()
     with refused("w"):
         pruned(rx.unstructured(), apply=lambda p, x: jnp.sum(p["w"]) * x, w=W)
+
+
+def test_what_no_output_depends_on_is_dropped_and_outputs_stay():
+    """A unit that nothing reads, an input that is always 0, a ReLU that is never active; layers below follow."""
+
+    def apply(params, x):
+        hidden = jax.nn.relu(x @ params["a"] + params["bias"][None])
+        return jax.nn.relu(hidden @ params["b"]) @ params["c"]
+
+    x = np.abs(X) * (np.arange(8) != 3)
+    params = {"a": np.abs(W), "bias": np.full(6, 0.1), "b": np.abs(W[:6, :5]), "c": W[:5, :2]}
+    params["a"][:, 2], params["bias"][2] = -1.0, -0.1  # never active
+    masks = {"a": np.ones((8, 6), bool), "bias": None, "b": np.ones((6, 5), bool), "c": np.ones((5, 2), bool)}
+    masks["c"][4] = False  # nothing reads unit 4 of b,
+    masks["b"][1, :4] = False  # which alone reads unit 1 of a
+    given = jax.tree.map(jnp.asarray, params)
+    left = rx.criteria.clean_up(apply, given, masks, jnp.asarray(x))
+    a, b = np.ones((8, 6), bool), masks["b"].copy()
+    a[3], a[:, [1, 2]], b[:, 4], b[2] = False, False, False, False
+    np.testing.assert_array_equal(left["a"], a)
+    np.testing.assert_array_equal(left["b"], b)
+    np.testing.assert_array_equal(left["c"], masks["c"])
+    assert left["bias"] is None
+    before, after = (apply(rx.apply_masks(given, m), x) for m in (masks, left))
+    np.testing.assert_allclose(before, after, atol=1e-12)
+    with refused("clean_up", "masks"):  # the reader of the silent unit is dense
+        rx.criteria.clean_up(apply, given | {"bias": jnp.full(6, 0.1)}, masks | {"b": None}, jnp.asarray(x))
