@@ -248,7 +248,7 @@ def _parts(name: str, values: Any, pattern: Any) -> dict[str, np.ndarray]:
 def _places(pattern: Any) -> np.ndarray:
     """int64[nnz]: where in the raveled dense weight each packed value belongs."""
     if isinstance(pattern, kernels.Pattern):
-        first = kernels.dense_index(pattern, kernels.places(pattern)) * pattern.height
+        first = kernels.pattern.dense_index(pattern, kernels.pattern.places(pattern)) * pattern.height
         return (first[:, None] + np.arange(pattern.height)).ravel()
     numbers = np.asarray(kernels.scatter(jnp.arange(1, pattern.nnz + 1, dtype=jnp.int32), pattern)).ravel()
     places = np.flatnonzero(numbers)
@@ -281,7 +281,9 @@ def _rebuilt(name: str, leaf: stored.Stored, old: Any, choose: Choose | None) ->
     if leaf.places is None:
         return jnp.asarray(leaf.values), None
     if choose is None and isinstance(old, kernels.Pattern) and old.height == 1:  # no mask: it might not fit memory
-        pattern = kernels.make_pattern_at(np.sort(kernels.place_of(old, leaf.places)), leaf.shape, block=old.block)
+        pattern = kernels.make_pattern_at(
+            np.sort(kernels.pattern.place_of(old, leaf.places)), leaf.shape, block=old.block
+        )
         return jnp.asarray(leaf.values[np.searchsorted(leaf.places, _places(pattern))]), pattern
     mask = np.zeros(leaf.shape, bool)
     mask.reshape(-1)[leaf.places] = True

@@ -223,8 +223,8 @@ def _carried(part: Array, move: _Move | None) -> Array:
 
 def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: float, block: int) -> _Move:
     n_drop = int(topology.count(share, pattern.nnz))
-    place = kernels.places(pattern)
-    order = np.argsort(kernels.dense_index(pattern, place))
+    place = kernels.pattern.places(pattern)
+    order = np.argsort(kernels.pattern.dense_index(pattern, place))
     kept = np.asarray(topology.select(jnp.abs(values)[order], pattern.nnz - n_drop))
     stay = np.sort(place[order[kept]])
     grown, sound = _top(gradient, n_drop, exclude=stay, pattern=pattern, block=block)
@@ -232,7 +232,7 @@ def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: flo
         return _Move(pattern, jnp.arange(pattern.nnz, dtype=jnp.int32))
     after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, block=pattern.block)
     ascending = np.argsort(place)
-    new = kernels.places(after)
+    new = kernels.pattern.places(after)
     old = place[ascending]
     found = np.minimum(np.searchsorted(old, new), len(old) - 1)
     lived = old[found] == new
@@ -279,7 +279,7 @@ def _top(
         threshold = _threshold(gradient, wanted / (rows * out), rows, step)
         places, scores = _above(gradient, threshold, exclude, rows, out, step)
         if len(places) >= k:
-            best = np.lexsort((kernels.dense_index(pattern, places), -scores))[:k]
+            best = np.lexsort((kernels.pattern.dense_index(pattern, places), -scores))[:k]
             return np.sort(places[best]), bool(np.isfinite(scores).all())
         wanted *= 4
 

@@ -9,6 +9,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 import rigl_jax as rx
+from rigl_jax.channels import rules
 from rigl_jax.execution import run
 from rigl_jax.tracing import channels, flops, invariants, primitives, uses
 from rigl_jax.tracing.walk import Walker, branches
@@ -115,6 +116,19 @@ def test_a_rule_for_a_new_primitive_of_a_packed_run(monkeypatch):
     monkeypatch.setitem(run.RULES, "twice_times", sparse)  # a warning is an error
     expected = model({"v": W, "w": jnp.where(mask, W, 0)}, X)
     np.testing.assert_allclose(rx.run_packed(model)(packed, X), expected, rtol=1e-5)
+
+
+def test_a_rule_for_a_new_primitive_of_channels(monkeypatch):
+    def joined(walker, eqn, ins):
+        x, w = ins
+        walker.context.channels.join(x[-1], w[0])
+        return [(*x[:-1], w[1])]
+
+    f = lambda p, x: twice_p.bind(jnp.tanh(x @ p["v"]), p["w"])  # noqa: E731
+    removable = lambda: [g.name for g in rx.channels.groups(f, PARAMS, X) if not g.why]  # noqa: E731
+    assert removable() == []
+    monkeypatch.setitem(rules.RULES, "twice_times", joined)
+    assert removable() == ["v[1]"]
 
 
 def test_what_a_primitive_without_a_rule_does_is_for_the_owner_of_the_table():

@@ -27,15 +27,7 @@ from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
-from rigl_jax.execution.kernels.pattern import (
-    Pattern,
-    coordinates,
-    dense_index,
-    make_pattern,
-    make_pattern_at,
-    place_of,
-    places,
-)
+from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 
 __all__ = [
     "AnyPattern",
@@ -49,16 +41,12 @@ __all__ = [
     "check",
     "conv",
     "coordinates",
-    "dense_index",
     "gather",
     "make_block_pattern",
     "make_nm_pattern",
     "make_pattern",
     "make_pattern_at",
     "matmul",
-    "native_in_use",
-    "place_of",
-    "places",
     "rebuild",
     "scatter",
     "squarest_split",

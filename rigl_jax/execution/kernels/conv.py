@@ -33,8 +33,8 @@ GROUP = 16  # images to a group at the widest level
 LONGEST_STRIDE = 1024  # ROW_BUFFER / GROUP in native/kernels.h
 
 
-class Options(NamedTuple):
-    """The static options of a call. `image` is the (height, width) of x, padding is ((top, bottom), (left, right))."""
+class Geometry(NamedTuple):
+    """The static arguments of a call. `image` is (height, width) of x, padding is ((top, bottom), (left, right))."""
 
     image: Pair
     strides: Pair
@@ -90,8 +90,8 @@ def conv(
     dtype = jnp.result_type(x, values)
     if pattern.taps == 1 and pads == ((0, 0), (0, 0)):
         return matmul(x[:, :: strides[0], :: strides[1]], values, pattern, level=level)
-    options = Options((x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, level)
-    return _product(x.astype(dtype), values.astype(dtype), pattern, options)
+    geometry = Geometry((x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, level)
+    return _product(x.astype(dtype), values.astype(dtype), pattern, geometry)
 
 
 def _explicit(
@@ -111,37 +111,37 @@ def _are_pads(padding: Any) -> bool:
     return pairs and all(isinstance(p, Sequence) and len(p) == 2 and all(map(checks.is_whole, p)) for p in padding)
 
 
-def out_size(options: Options, pattern: Pattern) -> Pair:
+def out_size(geometry: Geometry, pattern: Pattern) -> Pair:
     """Height and width of the result."""
-    sizes = zip(options.image, options.padding, pattern.shape[:2], options.strides, strict=True)
+    sizes = zip(geometry.image, geometry.padding, pattern.shape[:2], geometry.strides, strict=True)
     height, width = (max(0, (n + sum(pad) - k) // s + 1) for n, pad, k, s in sizes)
     return height, width
 
 
-def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, options: Options) -> tuple[int, ...]:
+def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, geometry: Geometry) -> tuple[int, ...]:
     del b
     return {
-        "forward": (a[0], *out_size(options, pattern), pattern.shape[3]),
-        "input_gradient": (a[0], *options.image, pattern.shape[2]),
+        "forward": (a[0], *out_size(geometry, pattern), pattern.shape[3]),
+        "input_gradient": (a[0], *geometry.image, pattern.shape[2]),
         "values_gradient": (pattern.nnz,),
     }[kind]
 
 
-def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Options) -> Array:
-    served = native.library() is not None and options.level != "jax" and a.dtype.itemsize <= 4
-    empty = 0 in (pattern.nnz, *a.shape, *out_size(options, pattern))
-    if not served or empty or not _fits(pattern, options):
-        return reference.run_conv(kind, a, b, pattern, options)
+def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, geometry: Geometry) -> Array:
+    served = native.library() is not None and geometry.level != "jax" and a.dtype.itemsize <= 4
+    empty = 0 in (pattern.nnz, *a.shape, *out_size(geometry, pattern))
+    if not served or empty or not _fits(pattern, geometry):
+        return reference.run_conv(kind, a, b, pattern, geometry)
     native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
-    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, options).astype(a.dtype)
+    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, geometry).astype(a.dtype)
 
 
-def _fits(pattern: Pattern, options: Options) -> bool:
+def _fits(pattern: Pattern, geometry: Geometry) -> bool:
     """Whether the native kernels can run this: strides fit their buffer, offsets within a group of images int32."""
-    rows, columns = _axes(pattern, options)
+    rows, columns = _axes(pattern, geometry)
     x = rows.padded * columns.padded * pattern.shape[2]
     dy = rows.padded_t * columns.padded_t * pattern.shape[3]
-    return max(options.strides) <= LONGEST_STRIDE and max(x, dy) * GROUP < 1 << 31
+    return max(geometry.strides) <= LONGEST_STRIDE and max(x, dy) * GROUP < 1 << 31
 
 
 _product = bilinear("rigl_sparse_conv", _shape, reference.run_conv, _run_cpu)
@@ -180,9 +180,9 @@ def _margins(size: int, out: int, window: int, stride: int, pad: int) -> _Margin
     )
 
 
-def _axes(pattern: Pattern, options: Options) -> list[_Margins]:
-    out, starts = out_size(options, pattern), (options.padding[0][0], options.padding[1][0])
-    sizes = zip(options.image, out, pattern.shape[:2], options.strides, starts, strict=True)
+def _axes(pattern: Pattern, geometry: Geometry) -> list[_Margins]:
+    out, starts = out_size(geometry, pattern), (geometry.padding[0][0], geometry.padding[1][0])
+    sizes = zip(geometry.image, out, pattern.shape[:2], geometry.strides, starts, strict=True)
     return [_margins(*axis) for axis in sizes]
 
 
@@ -201,33 +201,33 @@ def _dy_planes(dy: Array, rows: _Margins, columns: _Margins, level: np.int64) ->
     return _planes(dy, (rows.before_t, columns.before_t), (rows.padded_t, columns.padded_t), level)
 
 
-def _reader(batch: int, rows: _Margins, columns: _Margins, p: Pattern, options: Options) -> tuple[int, ...]:
+def _reader(batch: int, rows: _Margins, columns: _Margins, p: Pattern, geometry: Geometry) -> tuple[int, ...]:
     """The sizes of struct Reader in native/kernels.h, for reading planes of x."""
     planes = (batch, rows.padded, columns.padded, p.shape[2], p.block // p.taps)
-    return (*planes, *out_size(options, p), p.shape[3], *options.strides, 1, 1)
+    return (*planes, *out_size(geometry, p), p.shape[3], *geometry.strides, 1, 1)
 
 
-def _forward(x: Array, values: Array, p: Pattern, options: Options) -> Array:
-    (rows, columns), level = _axes(p, options), native.level_number(options.level)
+def _forward(x: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
+    (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
     return native.call(
         "rigl_conv_forward",
-        (x.shape[0], *out_size(options, p), p.shape[3]),
+        (x.shape[0], *out_size(geometry, p), p.shape[3]),
         *(_x_planes(x, rows, columns, level), values, p.indices, p.starts),
-        sizes=_reader(x.shape[0], rows, columns, p, options),
+        sizes=_reader(x.shape[0], rows, columns, p, geometry),
         rows=rows.shifts,
         columns=columns.shifts,
         level=level,
     )
 
 
-def _input_gradient(dy: Array, values: Array, p: Pattern, options: Options) -> Array:
-    (rows, columns), level = _axes(p, options), native.level_number(options.level)
+def _input_gradient(dy: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
+    (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
     planes = (dy.shape[0], rows.padded_t, columns.padded_t, p.shape[3], p.block_t // p.taps)
     return native.call(
         "rigl_conv_input_gradient",
-        (dy.shape[0], *options.image, p.shape[2]),
+        (dy.shape[0], *geometry.image, p.shape[2]),
         *(_dy_planes(dy, rows, columns, level), values, p.order_t, p.indices_t, p.starts_t),
-        sizes=(*planes, *options.image, p.shape[2], 1, 1, *options.strides),
+        sizes=(*planes, *geometry.image, p.shape[2], 1, 1, *geometry.strides),
         rows=rows.shifts_t,
         columns=columns.shifts_t,
         row_phases=rows.phases_t,
@@ -236,13 +236,13 @@ def _input_gradient(dy: Array, values: Array, p: Pattern, options: Options) -> A
     )
 
 
-def _values_gradient(x: Array, dy: Array, p: Pattern, options: Options) -> Array:
-    (rows, columns), level = _axes(p, options), native.level_number(options.level)
+def _values_gradient(x: Array, dy: Array, p: Pattern, geometry: Geometry) -> Array:
+    (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
     return native.call(
         "rigl_conv_values_gradient",
         (p.nnz,),
         *(_x_planes(x, rows, columns, level), _dy_planes(dy, rows, columns, level), p.indices, p.starts),
-        sizes=_reader(x.shape[0], rows, columns, p, options),
+        sizes=_reader(x.shape[0], rows, columns, p, geometry),
         dy_sizes=(*dy.shape, rows.before_t, columns.before_t, rows.padded_t, columns.padded_t),
         rows=rows.shifts,
         columns=columns.shifts,

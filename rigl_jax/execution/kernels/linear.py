@@ -7,8 +7,6 @@ are tiled once for all products that need them, because XLA merges equal calls.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +18,6 @@ from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
 
 Array = jax.Array
 TILE = 64  # TILE in native/kernels.h
-
-
-class Options(NamedTuple):
-    """The static option of a call: the kernel level ("auto", "jax" for plain JAX, or one of `native.levels()`)."""
-
-    level: str = "auto"
 
 
 def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False, level: str = "auto") -> Array:
@@ -55,12 +47,12 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False
         native.level_number(level)
     dtype = jnp.result_type(x, values)
     product = _product.transposed if transpose else _product
-    y = product(x.astype(dtype).reshape(-1, inputs), values.astype(dtype), pattern, Options(level))
+    y = product(x.astype(dtype).reshape(-1, inputs), values.astype(dtype), pattern, level)
     return y.reshape(*x.shape[:-1], outputs)
 
 
-def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, options: Options) -> tuple[int, ...]:
-    del b, options
+def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, level: str) -> tuple[int, ...]:
+    del b, level
     return {
         "forward": (a[0], pattern.shape[-1]),
         "input_gradient": (a[0], pattern.rows),
@@ -68,13 +60,13 @@ def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern,
     }[kind]
 
 
-def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Options) -> Array:
-    served = native.library() is not None and options.level != "jax" and a.dtype.itemsize <= 4
+def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, level: str) -> Array:
+    served = native.library() is not None and level != "jax" and a.dtype.itemsize <= 4
     if not served or 0 in (pattern.nnz, *a.shape):
-        return reference.run_cpu(kind, a, b, pattern, options)
+        return reference.run_cpu(kind, a, b, pattern, level)
     native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
-    level = native.level_number(options.level)
-    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, level).astype(a.dtype)
+    number = native.level_number(level)
+    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, number).astype(a.dtype)
 
 
 _product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)
