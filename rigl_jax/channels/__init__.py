@@ -1,20 +1,41 @@
 """Channels of any traced model: which can be removed together, what they are worth, and the smaller model."""
 
+from rigl_jax.channels.first_order import ema, singe, taylor_2016, taylor_2019
+from rigl_jax.channels.gating import ChannelCriterion
 from rigl_jax.channels.grouping import Group, Groups, Member, groups
+from rigl_jax.channels.propagation import inf_fs, nisp
+from rigl_jax.channels.reconstruction import i_spasp
+from rigl_jax.channels.redundancy import effective_rank, mutual_information, random
+from rigl_jax.channels.registry import CRITERIA
+from rigl_jax.channels.second_order import sosp_h, sosp_i
 from rigl_jax.channels.selection import scores, select
 from rigl_jax.channels.shrinking import Compact, shrink
 from rigl_jax.channels.slimming import only, slimming, soft_threshold
 
 __all__ = [
+    "CRITERIA",
+    "ChannelCriterion",
     "Compact",
     "Group",
     "Groups",
     "Member",
+    "effective_rank",
+    "ema",
     "groups",
+    "i_spasp",
+    "inf_fs",
+    "mutual_information",
+    "nisp",
     "only",
+    "random",
     "scores",
     "select",
     "shrink",
+    "singe",
     "slimming",
     "soft_threshold",
+    "sosp_h",
+    "sosp_i",
+    "taylor_2016",
+    "taylor_2019",
 ]

@@ -1,0 +1,283 @@
+"""Numbers of the criteria of channels: identities, bounds and what brute force finds."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rigl_jax as rx
+from rigl_jax.channels import gating, second_order
+from tests.channels.models import Draw, pool
+from tests.errors import refused
+
+C = rx.channels
+
+
+def mlp(p, x):
+    return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+
+def made(n_in=4, hidden=6, n_out=3, seed=0):
+    d = Draw(seed)
+    return {"a": d(n_in, hidden), "b": d(hidden, n_out)}
+
+
+def hidden_group(params, x, apply=mlp):
+    """The group of the hidden channels alone: scores are a tuple of one array."""
+    return C.Groups(group for group in C.groups(apply, params, x) if not group.why)
+
+
+def squared(p, x):
+    return jnp.mean(jnp.square(mlp(p, x)))
+
+
+PARAMS, X = made(), Draw(1)(5, 4)
+GROUP = hidden_group(PARAMS, X)
+
+
+def without(params, *channels):
+    return {"a": params["a"], "b": params["b"].at[jnp.asarray(channels, int)].set(0)}
+
+
+def rises(loss, params, x):
+    n = params["b"].shape[0]
+    return np.array([loss(without(params, k), x) - loss(params, x) for k in range(n)])
+
+
+# ---- derivatives by factors
+
+
+def test_the_derivative_by_a_factor_is_the_sum_over_the_rows_that_read_the_channel():
+    model = gating.tapped("test", squared, GROUP, PARAMS, X)
+    got = jax.grad(lambda c: model.gated(c, PARAMS, X))(jnp.ones(6))
+    grads = jax.grad(squared)(PARAMS, X)
+    np.testing.assert_allclose(got, (grads["b"] * PARAMS["b"]).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(C.taylor_2019(squared)(GROUP, PARAMS, X)[0], np.square(got), rtol=1e-5)
+    model = gating.tapped("test", mlp, GROUP, PARAMS, X)
+    hidden = jax.nn.relu(X @ PARAMS["a"])
+    noted = model.noted(lambda read, xs: gating.read_sums(jnp.abs, read, xs), PARAMS, X)
+    np.testing.assert_allclose(noted, hidden.sum(0), rtol=1e-5)
+
+
+def test_squares_are_averaged_after_the_parts_of_a_batch():
+    x = Draw(1)(4, 4)
+    parts = [np.asarray(C.taylor_2019(squared)(GROUP, PARAMS, part)[0]) for part in (x[:2], x[2:])]
+    np.testing.assert_allclose(C.taylor_2019(squared, size=2)(GROUP, PARAMS, x)[0], np.mean(parts, 0), rtol=1e-5)
+    with refused("batch"):
+        C.taylor_2019(squared, size=3)(GROUP, PARAMS, x)
+
+
+def test_taylor_2016_takes_absolute_values_example_by_example():
+    one = lambda x: jax.grad(lambda h: jnp.mean(jnp.square(h @ PARAMS["b"])))(jax.nn.relu(x @ PARAMS["a"]))  # noqa: E731
+    products = np.abs(np.array([one(x[None])[0] * jax.nn.relu(x @ PARAMS["a"]) for x in X]))
+    want = products.mean(0)
+    np.testing.assert_allclose(C.taylor_2016(squared, normalize=False)(GROUP, PARAMS, X)[0], want, rtol=1e-4)
+    np.testing.assert_allclose(C.taylor_2016(squared)(GROUP, PARAMS, X)[0], want / np.linalg.norm(want), rtol=1e-4)
+
+
+def test_second_order_is_exact_for_a_quadratic_loss_and_rows_of_the_hessian_are_known():
+    want = rises(squared, PARAMS, X)
+    np.testing.assert_allclose(C.taylor_2019(squared, second="diagonal")(GROUP, PARAMS, X)[0], want**2, rtol=1e-3)
+    flat = lambda b: squared({"a": PARAMS["a"], "b": b.reshape(6, 3)}, X)  # noqa: E731
+    b = PARAMS["b"].reshape(-1)
+    hessian, grad = np.asarray(jax.hessian(flat)(b)), np.asarray(jax.grad(flat)(b))
+    own = np.kron(np.eye(6), np.ones(3)) * np.asarray(b)[None]  # theta_s of every channel
+    pairs = own @ np.asarray(hessian) @ own.T
+    np.testing.assert_allclose(
+        C.taylor_2019(squared, second="rows")(GROUP, PARAMS, X)[0], (own @ grad - pairs.sum(1) / 2) ** 2, rtol=1e-3
+    )
+    np.testing.assert_allclose(pairs.sum(), b @ hessian @ b, rtol=1e-4)
+    np.testing.assert_allclose(
+        C.sosp_h(squared)(GROUP, PARAMS, X)[0], np.abs(own @ grad) + np.abs(pairs.sum(1)) / 2, rtol=1e-3
+    )
+    for gone in itertools.chain.from_iterable(itertools.combinations(range(6), n) for n in (2, 3)):
+        at = list(gone)
+        rise = squared(without(PARAMS, *gone), X) - squared(PARAMS, X)
+        np.testing.assert_allclose(-(own @ grad)[at].sum() + pairs[np.ix_(at, at)].sum() / 2, rise, atol=1e-5)
+
+
+def cross_entropy(p, batch):
+    x, y = batch
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(mlp(p, x)), y[:, None], -1))
+
+
+def test_interactions_are_the_hessian_where_the_logits_are_linear_in_the_factors():
+    batch = X, jnp.arange(5) % 3
+    got = second_order.interactions("test", mlp, GROUP, PARAMS, X)
+    model = gating.tapped("test", cross_entropy, GROUP, PARAMS, batch)
+    want = jax.hessian(lambda c: model.gated(c, PARAMS, batch))(jnp.ones(6)) / 2
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert np.linalg.eigvalsh(got).min() > -1e-6
+
+
+def test_pairs_that_cancel_are_seen_by_sosp_i_alone():
+    """Channels 0 and 1 cancel: either alone costs, both together nothing. Channel 2 costs a little."""
+    params = {"a": jnp.ones((1, 3)), "b": jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.1, 0.0]])}
+    x = jnp.ones((1, 1))
+    group = hidden_group(params, x)
+    pairs = second_order.interactions("test", mlp, group, params, x)
+    np.testing.assert_allclose(pairs[:2].sum(1), pairs[:2, 2], atol=1e-7)
+    order = np.argsort(C.sosp_i(mlp)(group, params, x)[0]).tolist()
+    costs = [float(np.asarray(pairs)[np.ix_(order[:n], order[:n])].sum()) for n in (1, 2, 3)]
+    assert costs[0] <= min(np.diag(pairs)) + 1e-7
+    assert order[0] == 2
+
+
+@pytest.mark.parametrize("steps", [10, 100])
+def test_the_signed_path_is_the_loss_that_the_group_and_each_channel_are_worth(steps):
+    curved = lambda p, x: jnp.mean(jnp.tanh(mlp(p, x)) ** 2)  # noqa: E731
+    path = lambda **options: np.asarray(C.singe(curved, steps, None, signed=True, **options)(GROUP, PARAMS, X)[0])  # noqa: E731
+    whole = curved(without(PARAMS, *range(6)), X) - curved(PARAMS, X)
+    error = 0.2 / steps**2 + 1e-6
+    np.testing.assert_allclose(path().sum(), whole, atol=error)
+    np.testing.assert_allclose(path(each=True), rises(curved, PARAMS, X), atol=error)
+
+
+def test_the_path_of_no_steps_is_half_way_and_geometric_grids_are_exact_for_quadratics():
+    rise = rises(squared, PARAMS, X)
+    for mu in (0.95, 0.5):
+        got = C.singe(squared, 20, mu, signed=True, each=True)(GROUP, PARAMS, X)[0]
+        np.testing.assert_allclose(got, rise, rtol=1e-3, atol=1e-6)
+
+
+def spearman(a, b):
+    rank = lambda v: np.argsort(np.argsort(np.asarray(v)))  # noqa: E731
+    return np.corrcoef(rank(a), rank(b))[0, 1]
+
+
+def test_taylor_ranks_channels_as_brute_force_does_in_a_trained_network():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(256, 8)), jnp.float32)
+    y = jnp.asarray(np.argmax(np.tanh(x @ rng.normal(size=(8, 12))) @ rng.normal(size=(12, 4)), 1))
+    params = made(8, 32, 4)
+
+    @jax.jit
+    def train(params):
+        step = lambda p, _: (jax.tree.map(lambda w, g: w - 0.3 * g, p, jax.grad(cross_entropy)(p, (x, y))), None)  # noqa: E731
+        return jax.lax.scan(step, params, length=300)[0]
+
+    params = train(params)
+    group = hidden_group(params, x)
+    ablate = jax.jit(jax.vmap(lambda k: cross_entropy({**params, "b": params["b"].at[k].set(0)}, (x, y))))
+    truth = np.abs(np.asarray(ablate(jnp.arange(32))) - float(cross_entropy(params, (x, y))))
+    found = {
+        name: spearman(jax.jit(lambda b, c=c: c(group, params, b))((x, y))[0], truth)
+        for name, c in {
+            "2016": C.taylor_2016(cross_entropy),
+            "per example": C.taylor_2019(cross_entropy, size=1),
+            "singe": C.singe(cross_entropy, 5, None, signed=True, each=True),
+        }.items()
+    }
+    drawn = spearman(C.random(jax.random.key(0))(group, params, None)[0], truth)
+    print(found, drawn)
+    assert found["singe"] > 0.99
+    assert min(found.values()) > 0.8 > drawn
+
+
+# ---- bounds and recovery
+
+
+def test_nisp_bounds_what_removal_changes():
+    d = Draw(3)
+    params = {"a": d(3, 3, 2, 6), "b": d(3, 3, 6, 4), "scale": d(4), "c": d(16, 3)}
+
+    def apply(p, x):
+        conv = lambda x, w: jax.lax.conv_general_dilated(  # noqa: E731
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = pool(jax.nn.relu(conv(x, p["a"])))
+        x = jax.nn.relu(conv(x, p["b"]) * p["scale"][None, None, None] + 0.3)
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 1, 1, 1), "SAME") / 4
+        return jnp.tanh(x.reshape(x.shape[0], -1) @ p["c"])
+
+    x, s = Draw(4)(20, 4, 4, 2), np.array([1.0, 0.5, 2.0])
+    groups = C.groups(apply, params, x)
+    free = [g for g, group in enumerate(groups) if not group.why]
+    scores = C.nisp(apply, s)(groups, params, x)
+    assert all((np.asarray(one) >= 0).all() for one in scores)
+    model = gating.tapped("test", apply, groups, params, x)
+    outputs = jax.jit(lambda c: model.gated(c, params, x))
+    whole, starts = outputs(jnp.ones(model.size)), gating.sizes(groups)
+    largest, ratios = read_largest(apply, groups, params, x), []
+    for g in free:
+        for k in range(groups[g].size):
+            change = np.abs(outputs(jnp.ones(model.size).at[starts[g] + k].set(0)) - whole)
+            ratios.append(float((change @ s).max() / (scores[g][k] * largest[starts[g] + k])))
+    assert 0.01 < max(ratios) <= 1 + 1e-5
+
+
+def read_largest(apply, groups, params, x):
+    """The largest absolute value of what is read of every channel."""
+    model = gating.tapped("test", apply, groups, params, x)
+
+    def largest(read, xs):
+        x = jnp.abs(xs[read.side])
+        return jnp.max(x, [k for k in range(x.ndim) if k != read.axis])
+
+    return np.asarray(model.noted(largest, params, x))
+
+
+def test_nisp_refuses_what_has_no_bound():
+    with refused("apply", "mul"):
+        C.nisp(lambda p, x: jax.nn.silu(x @ p["a"]) @ p["b"])(GROUP, PARAMS, X)
+
+
+def test_i_spasp_recovers_the_rows_that_are_there_and_its_error_falls():
+    rng = np.random.default_rng(0)
+    d, n = 40, 64
+    decay = np.arange(1, d + 1) ** -1.5
+    order = rng.permutation(d)
+    rows = np.abs(rng.normal(size=(n, d))) * decay[order]
+    params = {"b": jnp.asarray(rng.normal(size=(d, 12)) / np.sqrt(d), jnp.float32), "a": jnp.eye(d)}
+    group = hidden_group(params, jnp.ones((1, d)))
+    group = C.Groups(g for g in group if g.size == d)
+    sparse = rows * np.isin(np.arange(d), order[:5])
+
+    def error(s, rows):
+        scores = C.i_spasp(mlp, s / d)(group, params, jnp.asarray(rows, jnp.float32))[0]
+        gone = np.flatnonzero(np.asarray(scores) < 1)
+        assert len(gone) == d - s
+        whole = mlp(params, rows)
+        return float(jnp.linalg.norm(whole - mlp(without(params, *gone), rows)) / jnp.linalg.norm(whole))
+
+    sparse = rows * np.isin(np.arange(d), np.argsort(decay[order])[-5:])
+    assert error(5, sparse) == 0
+    errors = [error(s, rows) for s in (5, 10, 20, 40)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == 0
+    assert errors[2] < errors[0] / 2
+
+
+def test_a_channel_that_is_there_twice_lowers_the_effective_rank_by_one():
+    params = made(6, 5, 3)
+    x = Draw(1)(16, 6)
+    group = hidden_group(params, x)
+    score = jax.jit(lambda p, x: C.effective_rank(squared, 1.0)(group, p, x)[0])
+    assert int((np.asarray(score(params, x)) >= 1).sum()) == 5
+    twice = {"a": params["a"].at[:, 1].set(params["a"][:, 0]), "b": params["b"].at[1].set(params["b"][0])}
+    found = np.asarray(score(twice, x))
+    assert int((found >= 1).sum()) == 4
+    assert found[:2].min() < 1e-5
+    np.testing.assert_allclose(score(twice, x[::-1]), found, atol=1e-4)
+
+
+def test_mutual_information_of_noiseless_and_of_empty_channels():
+    params = {"a": jnp.ones((1, 3)), "b": jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.3]])}
+    x = jnp.ones((1, 1))
+    alone, most, less = C.mutual_information(mlp, jax.random.key(0), 4096, 16)(hidden_group(params, x), params, x)[0]
+    np.testing.assert_allclose(alone, np.log(16) + 15**2 / 2 / 4096, atol=0.03)  # one output knows it, one does not
+    assert alone > most > 3 * less
+
+
+def test_scores_smoothed_over_prunings():
+    first = C.ema(None, [jnp.array([1.0, 2.0])])
+    np.testing.assert_allclose(C.ema(first, [jnp.array([2.0, 0.0])])[0], [1.1, 1.8])
+    with refused("scores"):
+        C.ema(first, [jnp.ones(3)])
+
+
+def test_groups_of_another_model():
+    with refused("groups"):
+        C.taylor_2019(lambda p, x: jnp.sum(x @ p["a"]))(GROUP, {"a": PARAMS["a"]}, X)
