@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import base
@@ -48,7 +49,7 @@ def masks(mask: Any, axes: Any = None, *, of: base.Axes | None = None, **options
     mask = np.asarray(mask)
     if mask.dtype != np.bool_ or mask.ndim < 2:
         raise ValueError(f"masks: mask must be a bool array of two axes or more, got {kind(mask)}")
-    flat = mask.reshape(-1, mask.shape[-1]) if of is None else np.asarray(to_matrix(mask, of))
+    flat: Any = mask.reshape(-1, mask.shape[-1]) if of is None else to_matrix(jnp.asarray(mask), of)
     axes = _axes(axes)
     look = {"cmap": "Greys", "vmin": 0, "vmax": 1.25, "aspect": "auto", "interpolation": "nearest"}
     axes.imshow(flat.reshape(-1, flat.shape[-1]), **(look | options))  # stacked layers below each other

@@ -65,6 +65,7 @@ def test_a_family_imports_no_other_but_criteria():
 def test_the_version_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert rx.__version__ in (project["version"], "0+unknown")
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_the_types_of_signatures_are_exported():
