@@ -247,7 +247,11 @@ CALLS = {
         "scores": [ONES[0]] * len(GROUPS),
         "remove": 0.5,
         "macs": None,
+        "parameters": None,
+        "latency": None,
+        "measure": None,
         "scope": "layer",
+        "normalize": "max",
         "round_to": 2,
     },
     "channels.slimming": {"strength": 0.1, "leaves": "w"},
@@ -513,7 +517,7 @@ OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {
     "channels.groups ignore": ("a word", "a dict"),  # an expression, none
     "channels.scores batch": tuple(WRONG),
-    "channels.select macs": ("None",),
+    **dict.fromkeys([f"channels.select {name}" for name in ("macs", "parameters", "latency", "measure")], ("None",)),
     **dict.fromkeys(("channels.taylor_2019 second", "channels.taylor_2019 size", "channels.singe mu"), ("None",)),
     **dict.fromkeys(("channels.ema before", "channels.sosp_i loss", "channels.nisp final"), ("None",)),
     "channels.slimming leaves": ("a word",),

@@ -3,12 +3,13 @@
 from rigl_jax.channels.first_order import ema, singe, taylor_2016, taylor_2019
 from rigl_jax.channels.gating import ChannelCriterion
 from rigl_jax.channels.grouping import Group, Groups, Member, groups
+from rigl_jax.channels.pooling import scores
 from rigl_jax.channels.propagation import inf_fs, nisp
 from rigl_jax.channels.reconstruction import i_spasp
 from rigl_jax.channels.redundancy import effective_rank, mutual_information, random
 from rigl_jax.channels.registry import CRITERIA
 from rigl_jax.channels.second_order import sosp_h, sosp_i
-from rigl_jax.channels.selection import scores, select
+from rigl_jax.channels.selection import select
 from rigl_jax.channels.shrinking import Compact, shrink
 from rigl_jax.channels.slimming import only, slimming, soft_threshold
 

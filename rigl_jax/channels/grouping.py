@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -60,31 +61,43 @@ class Group(NamedTuple):
         return f"{self.members[0].leaf}[{self.members[0].axis}]"
 
 
+Extent = tuple[float, tuple[tuple[int, tuple[tuple[int, np.ndarray], ...]], ...]]
+"""What is proportional to the sizes of some axes, and which groups lie in each of them; see `Groups`."""
+
+
+def _left(extent: Extent, removed: Sequence[np.ndarray] | None) -> float:
+    whole, axes = extent
+    for size, parts in axes:
+        gone = 0 if removed is None else sum(int(counts[removed[g]].sum()) for g, counts in parts)
+        whole *= (size - gone) / size
+    return whole
+
+
 class Groups(tuple[Group, ...]):
     """Groups of one model: a tuple that prints as a table.
 
     Attributes:
       products: `(MACs, for each axis (its size; of every group that lies in it the number and the positions of every
         channel; those of no group are counted in the size only))`, see `macs`.
+      leaves: `(entries, for each axis the same)` of every leaf of params, see `parameters`.
     """
 
-    products: tuple[tuple[float, tuple[tuple[int, tuple[tuple[int, np.ndarray], ...]], ...]], ...]
+    products: tuple[Extent, ...]
+    leaves: tuple[Extent, ...]
 
-    def __new__(cls, groups: Iterable[Group], products: Any = ()) -> Groups:
-        """A tuple with the products of the model."""
+    def __new__(cls, groups: Iterable[Group], products: Any = (), leaves: Any = ()) -> Groups:
+        """A tuple with the products and leaves of the model."""
         made = super().__new__(cls, groups)
-        made.products = tuple(products)
+        made.products, made.leaves = tuple(products), tuple(leaves)
         return made
 
     def macs(self, removed: Sequence[np.ndarray] | None = None) -> float:
         """MACs of one call of the model without the channels that are `removed`: bool[size] for each group."""
-        total = 0.0
-        for cost, axes in self.products:
-            for size, parts in axes:
-                gone = 0 if removed is None else sum(int(counts[removed[g]].sum()) for g, counts in parts)
-                cost *= (size - gone) / size
-            total += cost
-        return total
+        return sum((_left(extent, removed) for extent in self.products), 0.0)
+
+    def parameters(self, removed: Sequence[np.ndarray] | None = None) -> int:
+        """Entries of params (statistics included) without the channels that are `removed`."""
+        return sum(round(_left(extent, removed)) for extent in self.leaves)
 
     def __str__(self) -> str:
         """A table: members, channels, what ties them, and what keeps them."""
@@ -150,7 +163,11 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
     found = [_named(group, patterns) for group in _found(reading, own)]
     made = [group for group, _ in found]
     count = functools.partial(_counted, reading.channels, _places(reading.channels, found))
-    return Groups(made, [(macs, tuple(map(count, axes))) for macs, axes in reading.notes.products])
+    sizes = [
+        (math.prod(map(int, leaf.shape)), tuple(count(axis) for axis in own[name] if axis is not None))
+        for name, leaf in leaves.items()
+    ]
+    return Groups(made, [(macs, tuple(map(count, axes))) for macs, axes in reading.notes.products], sizes)
 
 
 _Found = tuple[Group, np.ndarray]  # a group, and the representative of each of its channels

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rigl_jax.base import Criterion, PyTree
-from rigl_jax.channels import selection
+from rigl_jax.channels import pooling
 from rigl_jax.channels.first_order import singe, taylor_2016, taylor_2019
 from rigl_jax.channels.gating import ChannelCriterion
 from rigl_jax.channels.grouping import Group
@@ -38,7 +38,7 @@ def _pooled(criterion: Criterion | None = None, reduce: str = "mean") -> Channel
     given = {} if criterion is None else {"criterion": criterion}
 
     def pooled(groups: Sequence[Group], params: PyTree, batch: Any) -> Any:
-        return selection.scores(groups, params, **given, batch=batch, reduce=reduce)
+        return pooling.scores(groups, params, **given, batch=batch, reduce=reduce)
 
     return pooled
 

@@ -1,119 +1,55 @@
-"""What a channel is worth, and which of them stay."""
+"""Which channels stay."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks, criteria, trees
-from rigl_jax.base import Criterion, PyTree
-from rigl_jax.channels.grouping import Group, Groups, arrays_of, checked_groups
+from rigl_jax import checks
+from rigl_jax.channels.grouping import Group, Groups, checked_groups
 from rigl_jax.channels.resizing import Kept
 from rigl_jax.messages import kind, shown
 
 
-def scores(
-    groups: Sequence[Group],
-    params: PyTree,
-    criterion: Criterion = criteria.magnitude,
-    batch: Any = None,
-    *,
-    reduce: str = "mean",
-) -> tuple[np.ndarray, ...]:
-    """What every channel of every group is worth: the scores of its weights, reduced to one number.
-
-    The weights of a channel are those of all its members with two axes or more (the rows of one kernel, the columns of
-    the next); only where there are none those with one axis (biases, scales). Scores that are NaN do not count: so a
-    criterion chooses the leaves, as `only` does for Network Slimming.
-
-    Args:
-      groups: as `groups` gives them.
-      params: the weights.
-      criterion: `(params, batch) -> a tree parallel to params`, higher is more worth keeping, such as those of
-        `rx.criteria`. Default: |w|.
-      batch: what the criterion takes.
-      reduce: "mean" over the weights of a channel, "sum", "norm" (root of the sum of squares) or "max".
-
-    Returns:
-      float64[size] for each group. A channel without any number has 0.
-
-    Raises:
-      ValueError: `reduce` is none of these; the criterion gives a tree of another form.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import rigl_jax as rx
-      >>> params = {"a": jnp.array([[3.0, -1.0]]), "b": jnp.array([[1.0], [2.0]])}
-      >>> found = rx.channels.groups(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((5, 1)))
-      >>> [s.tolist() for s in rx.channels.scores(found, params)]
-      [[2.0, 1.5]]
-    """
-    checked_groups("scores", groups)
-    leaves = arrays_of("scores", params)
-    if missing := {m.leaf for group in groups for m in group.members} - leaves.keys():
-        raise ValueError(f"scores: params must hold the leaves of the groups, got none of the name {min(missing)!r}")
-    if not isinstance(reduce, str) or reduce not in _REDUCE:
-        raise ValueError(f"scores: reduce must be one of {sorted(_REDUCE)}, got {shown(reduce)}")
-    checks.functions("scores", criterion=criterion)
-    given = criterion(params, batch)
-    if jax.tree.structure(given) != jax.tree.structure(params):
-        raise ValueError("scores: criterion must give a tree parallel to params, got another one")
-    arrays = {name: np.asarray(leaf, np.float64) for name, leaf in trees.named_leaves(given).items() if _counts(leaf)}
-    return tuple(_pooled(group, arrays, reduce) for group in groups)
-
-
-def _counts(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def _pooled(group: Group, arrays: dict[str, np.ndarray], reduce: str) -> np.ndarray:
-    before, merge, after = _REDUCE[reduce]
-    total, count = np.zeros(group.size), np.zeros(group.size)
-    present = [m for m in group.members if m.leaf in arrays]
-    filled = [m for m in present if arrays[m.leaf].ndim > 1 and not np.isnan(arrays[m.leaf]).all()]
-    filled = filled or [m for m in present if not np.isnan(arrays[m.leaf]).all()]
-    for member in filled:
-        rows = np.moveaxis(arrays[member.leaf], member.axis, 0)[member.positions].reshape(group.size, -1)
-        there = ~np.isnan(rows)
-        total = merge(total, before(np.where(there, rows, 0)))
-        count += there.sum(axis=1)
-    return after(total, np.maximum(count, 1))
-
-
-_REDUCE: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
-    "mean": (lambda rows: rows.sum(axis=1), np.add, lambda total, count: total / count),
-    "sum": (lambda rows: rows.sum(axis=1), np.add, lambda total, count: total),
-    "norm": (lambda rows: np.square(rows).sum(axis=1), np.add, lambda total, count: np.sqrt(total)),
-    "max": (lambda rows: rows.max(axis=1), np.maximum, lambda total, count: total),
-}
-
-
 def select(
     groups: Sequence[Group],
-    scores: Sequence[np.ndarray],
+    scores: Sequence[Any],
     *,
     remove: float | None = None,
     macs: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    measure: Callable[[Kept], float] | None = None,
     scope: str = "global",
+    normalize: str = "none",
     round_to: int = 1,
 ) -> Kept:
     """The channels that stay: those with the highest scores.
 
     Of equal scores the earlier channel stays. Groups that cannot be removed are left alone, and one channel of every
-    group stays, the best.
+    group stays, the best: no layer is emptied. How many go is given by one of `remove`, `macs`, `parameters` and
+    `latency`. By a cost, as few channels go as bring it to the share of what it was.
 
     Args:
       groups: as `groups` gives them.
       scores: number[size] for each of them. NaN counts as the lowest.
       remove: the share of the channels that goes, from 0 to below 1, rounded to the nearest number of channels: of all
-        that can be removed ("global"), or of every group ("layer").
-      macs: instead, the share of the model's multiply-accumulates that may be left, above 0: as few channels as will
-        do go.
-      scope: "global" ranks all channels together; "layer" takes the same share of every group.
+        that can be removed ("global"), of every group ("layer") or of every class of groups ("isomorphic").
+      macs: the share of the model's multiply-accumulates that may be left, above 0.
+      parameters: the share of the entries of params, batch statistics included, that may be left, above 0.
+      latency: the share of what `measure` gives for the whole model that may be left, above 0.
+      measure: `keep -> seconds`, of a model that is shrunk to what stays (`{}`: the whole one), for `latency`; called
+        about log2(number of channels) times. `rx.channels.latency` measures one.
+      scope: "global" ranks all channels together; "layer" takes the same share of every group; "isomorphic" ranks the
+        groups of one class together and takes the same share of every class: groups that occur in the same kinds of
+        leaves (by the last parts of their names, without numbers, and by their axes) and are tied by the same
+        operations, as those of equal blocks (Fang et al. 2024).
+      normalize: what the scores of each group are divided by first, so that groups can be ranked together: "none",
+        "sum", "mean", "max" or "norm" (L2) of them; "minmax" (0 to 1), "zscore" (mean 0, deviation 1), or "lamp" (each
+        by the sum of those that are not lower, Lee et al. 2021). It changes nothing within a group.
       round_to: the number of channels that a group keeps is rounded up to a multiple of it, and to all of a group that
         has fewer.
 
@@ -121,8 +57,8 @@ def select(
       `{leaf: {axis: ascending positions that stay}}` of every axis that loses some, as `shrink` takes it.
 
     Raises:
-      ValueError: not one of `remove` and `macs`, one out of its range, scores of another form, `macs` that cannot be
-        reached.
+      ValueError: not one of the four shares, one out of its range or one that cannot be reached, scores of another
+        form.
 
     Example:
       >>> import jax.numpy as jnp
@@ -134,54 +70,115 @@ def select(
       {'a': {1: [0, 3]}, 'b': {0: [0, 3]}}
     """
     checked_groups("select", groups, scores=scores)
-    _check_share(groups, remove, macs, scope, round_to)
+    shares = {"remove": remove, "macs": macs, "parameters": parameters, "latency": latency}
+    name, share = _share(groups, shares, measure)
+    _check_options(scope, normalize, round_to)
     free = [g for g, group in enumerate(groups) if not group.why]
-    ranked = {g: _ranked(groups[g], scores[g]) for g in free}  # the first to go first; the best is not among them
-    owner = np.concatenate([np.full(groups[g].size - 1, g) for g in free] or [np.zeros(0, np.int64)])
-    if scope == "layer":
-        worth = np.concatenate([np.arange(1, groups[g].size) / groups[g].size for g in free] or [np.zeros(0)])
-    else:
-        worth = np.concatenate([_numbers(scores[g])[ranked[g]] for g in free] or [np.zeros(0)])
-    owner = owner[np.lexsort((-owner, worth))]  # of equal scores the later group's goes first
+    given = {g: _normalized(normalize, _numbers(groups[g], scores[g])) for g in free}
+    ranked = {g: np.argsort(-score, kind="stable")[:0:-1] for g, score in given.items()}  # the best is not among them
+    queues = [_queue(members, given, ranked) for members in _classes(groups, free, scope)]
 
-    def removed(counts: np.ndarray) -> list[np.ndarray]:
+    def removed(owners: np.ndarray) -> list[np.ndarray]:
+        counts = np.bincount(owners, minlength=len(groups))
         return [_lowest(group, ranked.get(g), int(counts[g]), round_to) for g, group in enumerate(groups)]
 
-    def first(n: int) -> list[np.ndarray]:
-        return removed(np.bincount(owner[:n], minlength=len(groups)))
+    if name == "remove":
+        first = [owner[: round(share * total)] for owner, total in queues]
+        return _kept(groups, removed(np.concatenate([*first, np.zeros(0, np.int64)])))
+    owner = np.concatenate([owner for owner, _ in queues] or [np.zeros(0, np.int64)])
+    worth = np.concatenate([np.arange(1, len(owner) + 1) / total for owner, total in queues] or [np.zeros(0)])
+    owner = owner[np.lexsort((-owner, worth))]
+    cost: Any = (lambda gone: measure(_kept(groups, gone))) if measure else getattr(groups, name)  # pyrefly: ignore
+    return _kept(groups, _within(name, share, cost, lambda n: removed(owner[:n]), len(owner)))
 
-    if remove is None:
-        return _kept(groups, _within(groups, macs, first, len(owner)))
-    if scope == "layer":
-        return _kept(groups, removed(np.array([round(remove * group.size) for group in groups])))
-    return _kept(groups, first(round(remove * sum(groups[g].size for g in free))))
+
+def _share(groups: Any, shares: dict[str, float | None], measure: Any) -> tuple[str, float]:
+    """The one share that is given, and its name."""
+    given = [name for name, value in shares.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"select: expected one of remove, macs, parameters and latency, got {given or None}")
+    (name,) = given
+    if (name == "latency") != (measure is not None):
+        raise ValueError(f"select: measure must be given with latency and only then, got {shown(measure)}")
+    checks.optional_functions("select", measure=measure)
+    if name == "remove":
+        return name, checks.number("select", name, shares[name], "must be in [0, 1)", lambda x: 0 <= x < 1)
+    if name != "latency" and not isinstance(groups, Groups):
+        raise ValueError(f"select: with {name}, groups must be what rx.channels.groups gives, got {kind(groups)}")
+    return name, checks.number("select", name, shares[name], "must be above 0, at most 1", lambda x: 0 < x <= 1)
 
 
-def _check_share(groups: Any, remove: Any, macs: Any, scope: str, round_to: int) -> None:
-    if (remove is None) == (macs is None):
-        raise ValueError(f"select: expected either remove or macs, got remove={shown(remove)}, macs={shown(macs)}")
-    if remove is not None:
-        checks.number("select", "remove", remove, "must be in [0, 1)", lambda x: 0 <= x < 1)
-    else:
-        checks.number("select", "macs", macs, "must be above 0, at most 1", lambda x: 0 < x <= 1)
-        if not isinstance(groups, Groups):
-            raise ValueError(f"select: with macs, groups must be what rx.channels.groups gives, got {kind(groups)}")
-    if not isinstance(scope, str) or scope not in ("global", "layer"):
-        raise ValueError(f"select: scope must be 'global' or 'layer', got {shown(scope)}")
+def _check_options(scope: Any, normalize: Any, round_to: Any) -> None:
+    for name, value, known in (("scope", scope, _SCOPES), ("normalize", normalize, tuple(_NORMALIZE))):
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"select: {name} must be one of {', '.join(known)}, got {shown(value)}")
     if not checks.is_whole(round_to, 1):
         raise ValueError(f"select: round_to must be a whole number, 1 or more, got {shown(round_to)}")
 
 
-def _numbers(score: Any) -> np.ndarray:
-    score = np.asarray(score, np.float64)
-    return np.where(np.isnan(score), -np.inf, score)
+_SCOPES = ("global", "layer", "isomorphic")
 
 
-def _ranked(group: Group, score: Any) -> np.ndarray:
-    """The channels of a group but the best, in the order in which they go: of equal scores the later one first."""
+def _numbers(group: Group, score: Any) -> np.ndarray:
     if np.shape(score) != (group.size,):
         raise ValueError(f"select: scores of {group.name!r} must be [{group.size}], got an array of {np.shape(score)}")
-    return np.argsort(-_numbers(score), kind="stable")[:0:-1]
+    return np.asarray(score, np.float64)
+
+
+def _normalized(how: str, score: np.ndarray) -> np.ndarray:
+    """Scores in a common unit; what is no number is lowest."""
+    finite = np.isfinite(score)
+    out = np.where(np.isnan(score), -np.inf, score)
+    if finite.any():
+        out[finite] = _NORMALIZE[how](score[finite])
+    return out
+
+
+def _over(unit: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: x / (unit(x) or 1.0)
+
+
+def _lamp(x: np.ndarray) -> np.ndarray:
+    order = np.argsort(-x, kind="stable")
+    out = np.empty_like(x)
+    total = np.cumsum(x[order])
+    out[order] = x[order] / np.where(total == 0, 1, total)
+    return out
+
+
+_NORMALIZE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda x: x,
+    "sum": _over(np.sum),
+    "mean": _over(np.mean),
+    "max": _over(np.max),
+    "norm": _over(np.linalg.norm),
+    "minmax": lambda x: _over(np.max)(x - x.min()),
+    "zscore": lambda x: _over(np.std)(x - x.mean()),
+    "lamp": _lamp,
+}
+
+
+def _classes(groups: Sequence[Group], free: list[int], scope: str) -> list[list[int]]:
+    """The groups that are ranked together."""
+    if scope == "global":
+        return [free] if free else []
+    found: dict[Any, list[int]] = {}
+    for g in free:
+        found.setdefault(g if scope == "layer" else _kind(groups[g]), []).append(g)
+    return list(found.values())
+
+
+def _kind(group: Group) -> Any:
+    """What isomorphic groups have in common."""
+    places = {(re.sub(r"\d+", "", m.leaf.rpartition("/")[2]), m.axis) for m in group.members}
+    return group.ties, group.exact, tuple(sorted(places))
+
+
+def _queue(members: list[int], given: dict[int, np.ndarray], ranked: dict[int, np.ndarray]) -> tuple[np.ndarray, int]:
+    """The owners of channels in the order in which these go, and how many channels there are in all."""
+    owner = np.concatenate([np.full(len(ranked[g]), g) for g in members])
+    worth = np.concatenate([given[g][ranked[g]] for g in members])
+    return owner[np.lexsort((-owner, worth))], sum(len(given[g]) for g in members)  # of equal scores the later group's
 
 
 def _lowest(group: Group, ranked: np.ndarray | None, count: int, round_to: int) -> np.ndarray:
@@ -194,15 +191,15 @@ def _lowest(group: Group, ranked: np.ndarray | None, count: int, round_to: int) 
     return gone
 
 
-def _within(groups: Any, macs: Any, first: Callable[[int], list[np.ndarray]], most: int) -> list[np.ndarray]:
-    """As few channels as bring the MACs to a share of what they were."""
-    whole, low, high = groups.macs(), 0, most
-    least = groups.macs(first(most))
-    if least > macs * whole:
-        raise ValueError(f"select: macs must be at least {least / whole:.4f} (one channel a group), got {macs}")
+def _within(name: str, share: float, cost: Any, first: Callable[[int], list[np.ndarray]], most: int) -> Any:
+    """As few channels as bring a cost to a share of what it was."""
+    whole, low, high = cost(first(0)), 0, most
+    least = cost(first(most))
+    if least > share * whole:
+        raise ValueError(f"select: {name} must be at least {least / whole:.4f} (one channel a group), got {share}")
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if groups.macs(first(middle)) <= macs * whole else (middle + 1, high)
+        low, high = (low, middle) if cost(first(middle)) <= share * whole else (middle + 1, high)
     return first(low)
 
 

@@ -139,11 +139,79 @@ def test_macs_take_the_fewest_channels_that_do():
         rx.channels.select(list(groups), scores, macs=0.5)
 
 
+def test_parameters_and_what_is_measured_are_costs_as_well():
+    params, apply, _ = wide()
+    groups = rx.channels.groups(apply, params, jnp.ones((1, 2)))
+    scores = [np.arange(float(group.size)) for group in groups]
+    assert groups.parameters() == 12 + 60 + 30
+    shrunk = lambda keep: rx.channels.shrink(apply, params, keep, jnp.ones((1, 2)))  # noqa: E731
+    calls = []
+
+    def measure(keep):
+        calls.append(keep)
+        return float(shrunk(keep).weights[1])
+
+    for share in (0.8, 0.3):
+        small = shrunk(rx.channels.select(groups, scores, parameters=share))
+        assert 0.6 * share < small.weights[1] / 102 <= share
+        measured = rx.channels.select(groups, scores, latency=share, measure=measure)
+        assert as_lists(measured) == as_lists(rx.channels.select(groups, scores, parameters=share))
+    assert calls[0] == {}
+    assert len(calls) <= 2 * 6
+    with refused("parameters"):
+        rx.channels.select(groups, scores, parameters=0.01)
+    with refused("measure"):
+        rx.channels.select(groups, scores, latency=0.5)
+
+
+@pytest.mark.parametrize("normalize", ["none", "sum", "mean", "max", "norm", "lamp"])
+def test_scores_in_a_common_unit(normalize):
+    """6 channels of worth 1 to 6, and 10 of 100 to 1000, of which 8 go."""
+    _, _, groups = wide()
+    scores = [np.arange(1, 7.0), 100 * np.arange(1, 11.0)]
+    keep = rx.channels.select(groups, scores, remove=0.5, normalize=normalize)
+    widths = tuple(len(keep.get("b", {}).get(axis, range(n))) for axis, n in ((0, 6), (1, 10)))
+    assert sum(widths) == 8
+    normal = {
+        "none": lambda x: x,
+        "sum": lambda x: x / x.sum(),
+        "mean": lambda x: x / x.mean(),
+        "max": lambda x: x / x.max(),
+        "norm": lambda x: x / np.sqrt((x**2).sum()),
+        "lamp": lambda x: x / np.cumsum(x[::-1])[::-1],
+    }[normalize]
+    ordered = sorted((v, -g) for g, x in enumerate(scores) for v in normal(x)[:-1])[:8]
+    assert widths == tuple(n - sum(-g == k for _, g in ordered) for k, n in enumerate((6, 10)))
+
+
+def test_isomorphic_groups_are_ranked_together_and_each_class_loses_its_share():
+    params = {f"up_{i}": jnp.ones((4, 6)) for i in range(2)} | {f"down_{i}": jnp.ones((6, 4)) for i in range(2)}
+    params |= {"in": jnp.ones((2, 4)), "out": jnp.ones((4, 1))}
+
+    def apply(p, x):
+        x = x @ p["in"]
+        for i in range(2):
+            x = x + jax.nn.relu(x @ p[f"up_{i}"]) @ p[f"down_{i}"]
+        return x @ p["out"]
+
+    groups = [group for group in rx.channels.groups(apply, params, X.repeat(2, 1)) if not group.why]
+    scores = [np.full(4, 9.0) if group.size == 4 else np.arange(6.0) + 10 * ("up_1" in str(group)) for group in groups]
+    keep = rx.channels.select(groups, scores, remove=0.5, scope="isomorphic")
+    assert {name: len(axes[1]) for name, axes in as_lists(keep).items() if 1 in axes and "up" in name} == {
+        "up_0": 1,
+        "up_1": 5,
+    }
+    assert len(keep["in"][1]) == 2
+    layer = rx.channels.select(groups, scores, remove=0.5, scope="layer")
+    assert [len(layer[f"up_{i}"][1]) for i in range(2)] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({}, ("remove", "macs")),
         ({"remove": 0.5, "macs": 0.5}, ("remove", "macs")),
+        ({"remove": 0.5, "normalize": "most"}, ("normalize",)),
         ({"remove": 1.0}, ("remove",)),
         ({"remove": 0.5, "scope": "all"}, ("scope",)),
         ({"remove": 0.5, "round_to": 0}, ("round_to",)),
