@@ -142,6 +142,23 @@ def test_the_reference_lists_every_public_name():
     assert sorted(modules - listed - {"algorithms", "base", "optimizers", "structures", "values"}) == []  # by function
 
 
+def test_the_reference_lists_functions_that_have_the_name_of_their_module():
+    """The site shows what a family exports, but takes such a name for the module: it is listed by its whole path."""
+    listed = {
+        name for page, text in PAGES.items() if "/api/" in page for name in re.findall(r"^::: ([\w.]+)$", text, re.M)
+    }
+    packages = [name for name in listed if (ROOT / name.replace(".", "/") / "__init__.py").exists()]
+    assert len(packages) > 5
+    twins = {
+        f"{package}.{name}.{name}"
+        for package in packages
+        for name in getattr(importlib.import_module(package), "__all__", ())
+        if inspect.isfunction(getattr(importlib.import_module(package), name))
+        and importlib.util.find_spec(f"{package}.{name}")
+    }
+    assert sorted(twins - listed) == []
+
+
 def test_the_index_lists_every_page_and_the_command_line_every_config():
     listed = set(re.findall(r"\]\(((?:api/)?\w+\.md)\)", PAGES["docs/README.md"]))
     assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")} - {"README.md"}
