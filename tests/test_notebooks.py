@@ -13,6 +13,7 @@ RESULTS = {
     "erk_and_one_update": "{'before': 24, 'dropped': 8, 'grown': 8, 'after': 24}",
     "masks_by_hand": "{'by hand is rx.prune': True, 'revived by momentum': 288, 'revived under sparsify': 0}",
     "reading_a_run": "{'seeds': 3, 'RigL - SET at 98 %, points': 5.18}",  # as in the README's table
+    "prune_a_trained_model": "{'equal sizes': True, 'random < magnitude < surgeon': True}",
     "really_sparse": "{'same masks': True, 'less memory': True, 'compact is the same function': True}",
     "rigl_on_your_model": "{'linen': True, 'nnx': True}",
     "lottery_tickets": "[True, True, True]",  # a resumed recipe has the bits of one that was not interrupted
