@@ -96,6 +96,10 @@ def test_the_page_of_pruning():
             layer.active_weights for layer in names["plan"].values()
         )
     assert not np.any(names["further"].masks["last"]["kernel"] & ~names["slowly"].masks["last"]["kernel"])
+    for layers in (names["smaller"], names["smaller_nnx"]):
+        assert int(layers.masks["kernel"].sum()) == 16
+    np.testing.assert_allclose(names["outputs_nnx"], names["batch"] @ names["smaller_nnx"].params["kernel"], rtol=1e-5)
+    assert names["curve"].mean("compression").tolist() == sorted(names["curve"].mean("compression"))
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)[(`]", PAGES["docs/pruning.md"], re.MULTILINE)
     assert [name for name, _ in rows] == [*rx.criteria.CRITERIA, *rx.criteria.SURGEONS]
     assert {call for _, call in rows} <= set(rx.criteria.__all__)
