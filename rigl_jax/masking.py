@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -61,9 +62,14 @@ def sparsity(tree: PyTree) -> Array:
         )
     for leaf in leaves:
         checks.total("sparsity", "weights of one leaf", leaf.size)
-    total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
+    return share([leaf == jnp.zeros((), leaf.dtype) for leaf in leaves])
+
+
+def share(chosen: Sequence[Array]) -> Array:
+    """The share of True over several bool arrays, each of fewer than 2**31 entries, f32 scalar."""
+    total = float(sum(leaf.size for leaf in chosen))  # may be more than int32 holds
     return sum(
-        (jnp.sum(leaf == jnp.zeros((), leaf.dtype), dtype=jnp.int32).astype(jnp.float32) / total for leaf in leaves),
+        (jnp.sum(leaf, dtype=jnp.int32).astype(jnp.float32) / total for leaf in chosen),
         start=jnp.zeros((), jnp.float32),
     )
 

@@ -13,6 +13,7 @@ from rigl_jax import checks, schedules, scores, topology, trees
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
+from rigl_jax.masking import share
 
 
 class ItopState(NamedTuple):
@@ -94,9 +95,4 @@ def explored(state: ItopState) -> Array:
     >>> float(explored(ItopState(masks, {"w": jnp.array([True, True, True, False])})))
     0.75
     """
-    leaves = jax.tree.leaves(state.explored)
-    total = float(sum(leaf.size for leaf in leaves))  # more than int32 holds, perhaps
-    return sum(
-        (jnp.sum(leaf, dtype=jnp.int32).astype(jnp.float32) / total for leaf in leaves),
-        start=jnp.zeros((), jnp.float32),
-    )
+    return share(jax.tree.leaves(state.explored))
