@@ -43,7 +43,7 @@ def sup_tickets(
     epochs). Its network joins the average, which is pruned to the plan's counts by magnitude after every merge.
 
     The run goes on from its own weights, not from the average. All that is in params is averaged; batch statistics are
-    wrong then, so pass `reestimate`. The optimizer's state starts anew in each cycle.
+    wrong then, so pass `reestimate`. The optimizer's state starts anew in each cycle, and the schedule goes on.
 
     Args:
       train: `(params, masks, start, stop, key) -> Trained`; masks are fixed.

@@ -76,7 +76,7 @@ def trainer(algorithm=FIXED, rate=RATE, calls=None):
 
     def train(params, masks, start, stop, key):
         if calls is not None:
-            calls.append((start, stop))
+            calls.append((start, stop, params["mean"]))
         params, state = run(algorithm, rate, params, masks, start, stop, key)
         return recipes.Trained(params, {"loss": loss(params, X, Y)}, state.masks)
 
@@ -178,7 +178,61 @@ def test_training_is_called_level_by_level(name):
     next(walk)
     assert len(calls) == begun + (2 if name == "colt" else 1)
     list(walk)
-    assert calls == CALLS[name]
+    assert [call[:2] for call in calls] == CALLS[name]
+
+
+BEFORE = {
+    "lottery_ticket": lambda level: tickets("lottery_ticket")[0].carry["mean"],  # rewound
+    "lottery_ticket, learning rate": lambda level: tickets("lottery_ticket, learning rate")[level - 1].params["mean"],
+    "iterative_pruning": lambda level: tickets("iterative_pruning")[level - 1].params["mean"],  # kept
+    "colt": lambda level: PARAMS["mean"],
+    "free_tickets": lambda level: PARAMS["mean"],  # of the member's own first weights
+    "edst": lambda level: tickets("edst")[level - 1].params["mean"],
+    "sup_tickets": lambda level: tickets("sup_tickets")[level - 1].carry.params["mean"],  # of the run, not the average
+}
+
+
+@each
+def test_statistics_go_where_the_recipe_says_and_it_says_so(name):
+    """The optimizer's state cannot go anywhere: training is given weights, masks, steps and a key."""
+    calls = []
+    list(RECIPES[name](calls, key=KEY))
+    given = [call[2] for call in calls]
+    trainings = {"colt": 2}.get(name, 1)
+    for level in range(1, 4):
+        begun = len(given) - trainings * (4 - level)
+        for mean in given[begun : begun + trainings]:
+            np.testing.assert_array_equal(mean, BEFORE[name](level))
+    if name not in ("colt", "free_tickets"):
+        assert np.any(BEFORE[name](1))
+    text = getattr(recipes, name.partition(",")[0]).__doc__
+    assert all(word in text for word in ("statistics", "optimizer", "chedule"))
+
+
+def test_statistics_of_an_average_are_estimated_on_the_data():
+    """With them the network of the average normalises by what its units have; without, by a mean of means."""
+    estimate = lambda params, masks: {**params, "mean": hidden(params, X).mean(axis=0)}  # noqa: E731
+    found = list(RECIPES["sup_tickets"]([], key=KEY, reestimate=estimate))
+    for ticket, other in zip(found[1:], tickets("sup_tickets")[1:], strict=True):
+        np.testing.assert_allclose(ticket.params["mean"], hidden(ticket.params, X).mean(axis=0), rtol=1e-6)
+        assert np.abs(other.params["mean"] - hidden(other.params, X).mean(axis=0)).max() > 1e-2
+        chex.assert_trees_all_equal(ticket.carry, other.carry)
+        chex.assert_trees_all_equal(ticket.params["a"], other.params["a"])
+
+
+@pytest.mark.parametrize(("name", "steps"), [("free_tickets", 160), ("edst", 60)])
+def test_an_ensemble_costs_what_its_steps_cost(name, steps):
+    """No step is trained twice, all are sparse: EDST gives four networks for less than a dense one of its length."""
+    dense, calls, total = rx.flops(apply, PARAMS, X[:1]).total, [], 0.0
+    for ticket in RECIPES[name](calls, key=KEY):
+        sparse = rx.flops(apply, ticket.params, X[:1], masks=ticket.masks).total
+        start, stop, _ = calls[-1]
+        total += (stop - start) * rx.training_cost(DYNAMIC, sparse, dense, stop - start)
+    assert sum(stop - start for start, stop, _ in calls) == steps
+    counted = PLAN["a/kernel"].active_weights + PLAN["b/kernel"].active_weights
+    assert total == pytest.approx(steps * 3 * counted)
+    if name == "edst":
+        assert total < 3 * dense * steps / 3
 
 
 @each
