@@ -133,7 +133,8 @@ def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, 
 def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
     """The pattern of another mask for the kernel of `at`; with as many active weights, all static sizes are equal."""
     if isinstance(at, Folded):
-        return dataclasses.replace(at, matrix=rebuild(at.matrix, mask.reshape(as_matrix(at.shape, at.split))))
+        mask = mask.reshape(as_matrix(at.shape, at.split))
+        return dataclasses.replace(at, matrix=_FAMILIES[type(at.matrix)].rebuild(at.matrix, mask))
     return _FAMILIES[type(at)].rebuild(at, mask)
 
 
