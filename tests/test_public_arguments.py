@@ -269,7 +269,8 @@ CALLS = {
     "channels.effective_rank": {"loss": loss, "energy": 0.5},
     "channels.mutual_information": {"apply": product, "key": KEY, "samples": 8, "bins": 4},
     "channels.random": {"key": KEY},
-    "channels.shrink": {"apply": product, "params": PARAMS, "keep": {}, "inputs": X},
+    "channels.shrink": {"apply": product, "params": PARAMS, "keep": {}, "inputs": X, "fold": True, "repeats": 1},
+    "channels.latency": {"apply": product, "params": PARAMS, "inputs": X, "repeats": 1},
     "tracing.capture": {
         "apply": product,
         "params": PARAMS,
@@ -524,7 +525,7 @@ MAY = {
     "channels.only leaves": ("a word",),
     **dict.fromkeys(("channels.slimming strength", "channels.soft_threshold amount"), ("a fraction",)),
     "channels.shrink keep": ("a dict",),
-    **dict.fromkeys(("channels.groups params", "channels.shrink params"), ("rank 6",)),
+    **dict.fromkeys(("channels.groups params", "channels.shrink params", "channels.latency params"), ("rank 6",)),
     "channels.select groups": ("a dict",),
     # None stands for what is left out
     **dict.fromkeys(OPTIONAL, ("None",)),
@@ -596,6 +597,7 @@ MAY = {
         (
             "execution.compact inputs",
             "channels.groups inputs",
+            "channels.latency inputs",
             "channels.shrink inputs",
             "flops inputs",
             "tracing.capture inputs",

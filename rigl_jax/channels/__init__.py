@@ -10,7 +10,7 @@ from rigl_jax.channels.redundancy import effective_rank, mutual_information, ran
 from rigl_jax.channels.registry import CRITERIA
 from rigl_jax.channels.second_order import sosp_h, sosp_i
 from rigl_jax.channels.selection import select
-from rigl_jax.channels.shrinking import Compact, shrink
+from rigl_jax.channels.shrinking import Compact, latency, shrink
 from rigl_jax.channels.slimming import only, slimming, soft_threshold
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "groups",
     "i_spasp",
     "inf_fs",
+    "latency",
     "mutual_information",
     "nisp",
     "only",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks, trees
+from rigl_jax import arguments as given
+from rigl_jax import trees
+from rigl_jax.arguments import arguments
 from rigl_jax.base import Masks, PyTree, Shape
-from rigl_jax.channels import rules
+from rigl_jax.channels import folding, rules
 from rigl_jax.channels.grouping import arrays_of
 from rigl_jax.channels.resizing import Kept, at_smaller_shapes, removed
 from rigl_jax.channels.splits import places
@@ -34,6 +38,8 @@ class Compact(NamedTuple):
         here, as in `MLP(features=(compact.shapes["Dense_0/kernel"][1][1], ...))`: its own `apply` then takes params.
       weights: how many entries the params had and have.
       macs: multiply-accumulates of one call on the inputs, before and now; None for `compact`.
+      latency: seconds of one call, before and now; None if they were not measured.
+      notes: what could not be folded into biases, and why.
     """
 
     params: PyTree
@@ -43,21 +49,35 @@ class Compact(NamedTuple):
     shapes: dict[str, tuple[Shape, Shape]]
     weights: tuple[int, int] = (0, 0)
     macs: tuple[float, float] | None = None
+    latency: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def shrink(apply: Callable[..., Any], params: PyTree, keep: Mapping[str, Mapping[int, Any]], *inputs: Any) -> Compact:
+@arguments(apply=given.function, fold=given.flag, repeats=given.whole(0))
+def shrink(
+    apply: Callable[..., Any],
+    params: PyTree,
+    keep: Mapping[str, Mapping[int, Any]],
+    *inputs: Any,
+    fold: bool = True,
+    repeats: int = 0,
+) -> Compact:
     """Removes the channels that are not kept. Runs on the host, outside of jit.
 
     The model computes the same function, up to rounding, if the removed channels were 0 at every input and their groups
-    are `exact`. Otherwise it is another function, to be fine-tuned. Means over channels are taken over those that are
-    left. Nothing is folded into biases: `rx.execution.compact` does that, for channels that it finds dead.
+    are `exact`; with `fold` also if they were other constants, as beta of a batch normalisation with gamma = 0 is after
+    a ReLU. Such a constant goes into the bias (or running mean) of the next layer, where that is exact: not through a
+    convolution with padding, whose borders it does not reach; `notes` say so. Otherwise it is another function, to be
+    fine-tuned. Means over channels are taken over those that are left.
 
     Args:
       apply: `(params, *inputs) -> outputs`, as it was given to `groups`.
-      params: the weights.
+      params: the weights. Of `jax.ShapeDtypeStruct`, for the shapes of a model that is to be read from a file.
       keep: `{leaf: {axis: positions}}`, as `select` gives it: what is left of an axis. It is enough to name one axis
         of a group; the other members follow.
       *inputs: arrays or `jax.ShapeDtypeStruct`, for their shapes.
+      fold: whether constants of removed channels are added to biases.
+      repeats: how often both models are timed, see `latency`; 0: not at all.
 
     Returns:
       The smaller model.
@@ -74,7 +94,6 @@ def shrink(apply: Callable[..., Any], params: PyTree, keep: Mapping[str, Mapping
       >>> small.shapes, small.weights, small.macs
       ({'a': ((4, 8), (4, 3)), 'b': ((8, 3), (3, 3))}, (56, 21), (56.0, 21.0))
     """
-    checks.functions("shrink", apply=apply)
     leaves = arrays_of("shrink", params)
     shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
     wanted = _checked(keep, shapes)
@@ -89,13 +108,58 @@ def shrink(apply: Callable[..., Any], params: PyTree, keep: Mapping[str, Mapping
         left = places(axes, shapes[name], gone)
         kept[name] = {k: at for k, at in enumerate(left) if len(at) < shapes[name][k]}
         for k in range(len(shapes[name])):
-            given = wanted.get(name, {}).get(k, left[k])
-            if not np.array_equal(left[k], given):
+            asked = wanted.get(name, {}).get(k, left[k])
+            if not np.array_equal(left[k], asked):
                 raise ValueError(
                     f"shrink: keep must hold whole channels, but removes only part of one of {name!r}, axis {k}"
                 )
     kept = {name: axes for name, axes in kept.items() if axes}
-    return _made("shrink", apply, params, kept, reading, gone)
+    notes: tuple[str, ...] = ()
+    if fold and kept and not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
+        weights = [np.asarray(leaf) for leaf in leaves.values()]
+        changed, notes = folding.fold(program, list(leaves), weights, reading.labels, gone)
+        same = zip(leaves.values(), weights, changed, strict=True)
+        whole = jax.tree.unflatten(jax.tree.structure(params), [a if b is c else c for a, b, c in same])
+    else:
+        whole = params
+    made = _made("shrink", apply, whole, kept, reading, gone)._replace(notes=notes)
+    if not repeats:
+        return made
+    both = [latency(*model, *inputs, repeats=repeats) for model in ((apply, params), (made.apply, made.params))]
+    return made._replace(latency=(both[0], both[1]))
+
+
+@arguments(apply=given.function, repeats=given.whole(1))
+def latency(apply: Callable[..., Any], params: PyTree, *inputs: Any, repeats: int = 10) -> float:
+    """Seconds of one call of a model, compiled: the median of several, after one that is not counted.
+
+    Args:
+      apply: `(params, *inputs) -> outputs`.
+      params: the weights.
+      *inputs: arrays; zeros in place of `jax.ShapeDtypeStruct`.
+      repeats: how many calls are timed.
+
+    Returns:
+      The time on the default device. Other work on the machine makes it longer.
+
+    Example:
+      >>> seconds = latency(lambda p, x: x @ p["a"], {"a": jnp.ones((4, 4))}, jnp.ones((2, 4)), repeats=3)
+      >>> 0 < seconds < 10
+      True
+    """
+    arrays_of("latency", params)
+    arrays = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x),
+        (params, *inputs),
+    )
+    run = jax.jit(apply).lower(*arrays).compile()
+    jax.block_until_ready(run(*arrays))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arrays))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _made(who: str, apply: Callable[..., Any], params: PyTree, kept: Kept, reading: Any, gone: np.ndarray) -> Compact:
@@ -125,6 +189,9 @@ def _entries(arrays: Iterable[Any]) -> int:
 def _cut(array: Any, kept: Mapping[int, np.ndarray]) -> Any:
     if not kept:
         return array
+    if isinstance(array, jax.ShapeDtypeStruct):
+        shape = [len(kept[k]) if k in kept else n for k, n in enumerate(array.shape)]
+        return jax.ShapeDtypeStruct(shape, array.dtype)
     array = np.asarray(array)
     for axis, positions in kept.items():
         array = np.take(array, positions, axis)

@@ -17,6 +17,7 @@ import numpy as np
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Masks, PyTree
+from rigl_jax.channels import folding
 from rigl_jax.channels.resizing import at_smaller_shapes
 from rigl_jax.channels.shrinking import Compact
 from rigl_jax.tracing.channels import Labels, Reading, read_channels
@@ -67,7 +68,7 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     labels, channels = read_channels(program, len(weights))
     products, beyond = read_contractions(program, weights, labels)
     channels.fix(tuple(beyond))
-    biases = _biases(program, labels, products, [mask is None for mask in parallel])
+    biases = folding.biases(program, labels, products, [mask is None for mask in parallel])
     own = [labels[i] for i in program.inputs[: len(weights)]]
     gone = _gone(channels.roots(), products, [bias is not None for bias in biases], own)
     kept = {
@@ -75,7 +76,7 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
         for name, axes in zip(leaves, own, strict=True)
     }
     kept = {name: axes for name, axes in kept.items() if axes}
-    folded = _folded(weights, products, biases, gone)
+    folded = folding.folded(weights, products, biases, gone)
     cut = [_cut(weight, kept.get(name, {})) for name, weight in zip(leaves, folded, strict=True)]
     small = [
         None if mask is None else jnp.asarray(_cut(np.asarray(mask), kept.get(name, {})))
@@ -105,9 +106,6 @@ def _cut(array: np.ndarray, kept: dict[int, np.ndarray]) -> np.ndarray:
     for axis, positions in kept.items():
         array = np.take(array, positions, axis)
     return array
-
-
-_Bias = tuple[int, int]  # a leaf, and the sign with which it is added
 
 
 def _gone(roots: np.ndarray, products: list[Contraction], foldable: list[bool], own: list[Labels]) -> np.ndarray:
@@ -142,65 +140,6 @@ def _dead(roots: np.ndarray, products: list[Contraction], foldable: list[bool], 
         if (after == gone).all():
             return gone
         gone = after
-
-
-def _biases(
-    program: Program, labels: dict[Any, Labels], products: list[Contraction], dense: list[bool]
-) -> list[_Bias | None]:
-    """For every product the bias that can take the constant contribution of its rows, or None."""
-    uses, made_by = program.uses, {eqn.outvars[0]: eqn for eqn in program.equations}
-    weights = {variable: leaf for leaf, variable in enumerate(program.inputs[: len(dense)]) if dense[leaf]}
-    readers = {variable: eqn for eqn in program.equations for variable in eqn.invars}
-
-    def source(variable: Any) -> int | None:
-        """The weight of a variable, through changes of rank and type."""
-        while uses[variable] == 1 and variable in made_by and made_by[variable].primitive.name in _VIEWS:
-            variable = made_by[variable].invars[0]
-        return weights.get(variable) if uses[variable] == 1 else None
-
-    def reader(variable: Any) -> tuple[Any, str]:
-        """The only operation that reads a variable, and its primitive."""
-        eqn = readers.get(variable) if uses[variable] == 1 else None
-        return eqn, "" if eqn is None else eqn.primitive.name
-
-    def bias(product: Contraction) -> _Bias | None:
-        value, axis = product.out, product.axis
-        eqn, name = reader(value)
-        while name in ("convert_element_type", "transpose"):
-            value = eqn.outvars[0]
-            axis = eqn.params["permutation"].index(axis) if name == "transpose" else axis
-            eqn, name = reader(value)
-        if name not in ("add", "sub") or (name == "sub" and eqn.invars[0] is not value):
-            return None
-        other = eqn.invars[1] if eqn.invars[0] is value else eqn.invars[0]
-        leaf, n = source(other), len(product.columns)
-        if leaf is None or program.inputs[leaf].aval.shape != (n,):
-            return None
-        whole, shape = value.aval.shape, other.aval.shape
-        if len(shape) != len(whole) or shape[axis] != n or eqn.outvars[0].aval.shape != whole:
-            return None
-        own, there = labels[program.inputs[leaf]][0], labels[other][axis]
-        same = n == 1 or (own is not None and there is not None and np.array_equal(own, there))
-        return (leaf, 1 if name == "add" else -1) if same else None
-
-    return [bias(product) for product in products]
-
-
-_VIEWS = ("reshape", "broadcast_in_dim", "convert_element_type", "squeeze")
-
-
-def _folded(
-    weights: list[np.ndarray], products: list[Contraction], biases: list[_Bias | None], gone: np.ndarray
-) -> list[np.ndarray]:
-    """The weights, with the contributions of dead channels added to the biases."""
-    weights = list(weights)
-    for product, bias in zip(products, biases, strict=True):
-        dead = gone[product.rows]
-        if bias is not None and product.value[dead].any():
-            leaf, sign = bias
-            weight = weights[leaf]
-            weights[leaf] = (weight.astype(np.float64) + sign * product.carried(dead)).astype(weight.dtype)
-    return weights
 
 
 def _read(program: Program, weights: int) -> Reading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ class Contraction(NamedTuple):
         for a number other than 0 with padding, or with the zeros that a transposed convolution inserts, because
         positions then use different taps.)
       value: float64[in], that number; 0 in other rows.
+      padded: bool[in], the row reads a known number other than 0, but some taps are left out.
       total: float[in, out], the weight, summed over taps.
       out: the variable that it computes.
       axis: that variable's axis of columns.
@@ -49,6 +51,7 @@ class Contraction(NamedTuple):
     nonzero: np.ndarray
     constant: np.ndarray
     value: np.ndarray
+    padded: np.ndarray
     total: np.ndarray
     out: Any
     axis: int
@@ -140,7 +143,8 @@ def _dot(eqn: Any, ins: list[Known | None], axes: list[Labels]) -> Contraction |
     rows, columns = _positions(axes[side][own], matrix.shape[0]), _positions(axes[side][1 - own], matrix.shape[1])
     constant, value = _along(ins[1 - side], other, len(rows))
     out_axis = len(out) - 1 if side == 1 else 0  # free axes of the left operand come first
-    return Contraction(rows, columns, matrix != 0, constant, value, matrix, eqn.outvars[0], out_axis)
+    none = np.zeros(len(rows), bool)
+    return Contraction(rows, columns, matrix != 0, constant, value, none, matrix, eqn.outvars[0], out_axis)
 
 
 def _conv(eqn: Any, ins: list[Known | None], axes: list[Labels]) -> Contraction | None:
@@ -153,11 +157,13 @@ def _conv(eqn: Any, ins: list[Known | None], axes: list[Labels]) -> Contraction 
     taps = kernel.reshape(-1, *kernel.shape[-2:])
     rows, columns = (_positions(axes[1][k], shape[k]) for k in (in_first, out_first))
     constant, value = _along(ins[0], conv.data[1], len(rows))
+    padded = np.zeros(len(rows), bool)
     if any(edge > 0 for pair in given["padding"] for edge in pair) or set(given["lhs_dilation"]) != {1}:
-        constant = constant & (value == 0)
+        padded = constant & (value != 0)
+        constant = constant & ~padded
     total = taps.astype(np.float64).sum(axis=0)
     nonzero = (taps != 0).any(axis=0)
-    return Contraction(rows, columns, nonzero, constant, value * constant, total, eqn.outvars[0], conv.out[1])
+    return Contraction(rows, columns, nonzero, constant, value * constant, padded, total, eqn.outvars[0], conv.out[1])
 
 
 def _complete(known: Known | None) -> bool:
@@ -192,6 +198,18 @@ def _elementwise(eqn: Any, found: list[Known]) -> Known:
     for known in found:
         sure = sure & known.sure
     return Known(_computed(eqn, values), sure)
+
+
+def _times(walker: Walker, eqn: Any, ins: list[Known | None]) -> list[Known | None]:
+    """As other elementwise operations; and 0 times anything (finite) is 0."""
+    zeros = [known.sure & (known.value == 0) for known in ins if known is not None]
+    if not any(zero.any() for zero in zeros):
+        return list(_rule(_elementwise)(walker, eqn, ins))
+    zero = functools.reduce(np.logical_or, zeros)
+    if any(known is None for known in ins):
+        return [_kept(eqn, Known(np.zeros(zero.shape), zero))]
+    both = _elementwise(eqn, ins)  # pyrefly: ignore[bad-argument-type]
+    return [_kept(eqn, Known(np.where(zero, 0, both.value), both.sure | zero))]
 
 
 def _moved(eqn: Any, found: list[Known]) -> Known:
@@ -242,6 +260,7 @@ def _computed(eqn: Any, operands: Sequence[Any]) -> np.ndarray:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(geometry.ELEMENTWISE, _rule(_elementwise)),
+    "mul": _times,
     **dict.fromkeys(geometry.MOVES, _rule(_moved)),
     **dict.fromkeys(geometry.REDUCTIONS, _rule(_pooled(lambda eqn: eqn.params["axes"]))),
     **dict.fromkeys(geometry.WINDOWED, _rule(_pooled(geometry.window_axes))),

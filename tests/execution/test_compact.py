@@ -391,3 +391,18 @@ def test_gradients_are_those_of_the_function_at_0_as_well(name, form):
     np.testing.assert_allclose(got_x, expected_x, rtol=1e-4, atol=1e-4)
     for leaf in expected:
         np.testing.assert_allclose(got[leaf], expected[leaf], rtol=1e-4, atol=1e-4, err_msg=leaf)
+
+
+def test_channels_with_a_scale_of_0_are_constants():
+    """gamma = 0: only beta is left of the channel, which the next bias takes."""
+    params = {"a": jnp.ones((2, 3)), "gamma": jnp.array([1.0, 0.0, 2.0]), "beta": jnp.array([0.0, 0.5, 1.0])}
+    params |= {"b": jnp.array([[1.0], [2.0], [3.0]]), "bias": jnp.zeros(1)}
+
+    def apply(p, x):
+        h = jax.nn.relu((x @ p["a"]) * p["gamma"][None] + p["beta"][None])
+        return h @ p["b"] + p["bias"][None]
+
+    small = compact(apply, params, dict.fromkeys(params), jnp.ones((2, 2)))
+    assert small.shapes["a"] == ((2, 3), (2, 2))
+    assert small.params["bias"].tolist() == [1.0]
+    np.testing.assert_allclose(small.apply(small.params, jnp.ones((2, 2))), apply(params, jnp.ones((2, 2))))
