@@ -19,7 +19,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
 }
-GUIDES = ("choosing", "devices", "faq", "frameworks", "language_models", "really_sparse", "start", "watching")
+GUIDES = (
+    "choosing",
+    "data_pruning",
+    "devices",
+    "faq",
+    "frameworks",
+    "language_models",
+    "really_sparse",
+    "start",
+    "watching",
+)
 """Pages whose blocks run one after another, and check themselves."""
 
 

@@ -22,7 +22,7 @@ EXAMPLES = {
     for name in MODULES
     if (tests := [test for test in doctest.DocTestFinder().find(importlib.import_module(name)) if test.examples])
 }
-FAMILIES = (rx, rx.channels, rx.criteria, rx.diagnostics, rx.execution, rx.plot, rx.recipes, rx.tracing)
+FAMILIES = (rx, rx.channels, rx.coreset, rx.criteria, rx.diagnostics, rx.execution, rx.plot, rx.recipes, rx.tracing)
 NOT_RUN = ["rigl_jax.execution.export.export_onnx"]  # jax2onnx has an environment of its own
 
 

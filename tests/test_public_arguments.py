@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import arguments, channels, costs, diagnostics, execution, landscape, recipes, topology, tracing
+from rigl_jax import arguments, channels, coreset, costs, diagnostics, execution, landscape, recipes, topology, tracing
 from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.algorithms.top_kast import TopKastState
 from rigl_jax.base import Axes
@@ -32,6 +32,7 @@ MODULES = {
     "flops.": flops,
     "costs.": costs,
     "tracing.": tracing,
+    "coreset.": coreset,
     "diagnostics.": diagnostics,
     "recipes.": recipes,
     "retraining.": recipes.retraining,
@@ -76,7 +77,12 @@ def weights(key):
     return PARAMS
 
 
+def fit(inputs, labels, key):
+    return lambda new: np.ones((len(new), 2), F) / 2
+
+
 RATE = optax.constant_schedule(0.1)
+ROW = np.ones(4, F)
 PROBS, LABELS = np.full((3, 2), 0.5, F), np.array([0, 1, 1])
 IMAGE = np.ones((1, 2, 2, 2), F)
 HALF = {"w": np.arange(16).reshape(4, 4) < 8}
@@ -396,6 +402,51 @@ CALLS = {
         "min_active": 1,
         "resume": None,
     },
+    "coreset.adaptive_bins": {"key": KEY, "predicted": ROW, "k": 3, "bins": 2, "alpha": 1.0, "floor": 0.1},
+    "coreset.badge": {"key": KEY, "probs": PROBS, "embeddings": PROBS, "k": 2},
+    "coreset.balanced": {"distance": PROBS, "k": 2},
+    "coreset.bald": {"probs": PROBS[None]},
+    "coreset.boundary_distance": {"embeddings": ONES, "kernel": ONES, "bias": ROW},
+    "coreset.complexity_gap": {"x": ONES, "y": np.array([1, -1, 1, 1]), "jitter": 0.1},
+    "coreset.complexity_gap_per_class": {
+        "x": ONES,
+        "labels": np.array([0, 1, 0, 1]),
+        "key": KEY,
+        "repeats": 1,
+        "jitter": 0.1,
+    },
+    "coreset.confident": {"scores": ONES, "threshold": 0.5},
+    "coreset.dynamic_pruning": {
+        "n": 4,
+        "keep": 2,
+        "rule": "ucb",
+        "epsilon": 0.5,
+        "c": 1.0,
+        "rate": 0.1,
+    },
+    "coreset.el2n": {"logits": PROBS, "labels": LABELS},
+    "coreset.entropy": {"probs": PROBS},
+    "coreset.forgetting": {"n": 4},
+    "coreset.grand": {"loss": lambda params, x: jnp.sum(x @ params["w"]), "params": PARAMS, "batch": X, "chunk": 2},
+    "coreset.horvitz_thompson": {"values": ROW, "inclusion": ROW, "n": 4},
+    "coreset.k_center": {"embeddings": ONES, "k": 2, "labelled": np.array([True, False, False, False])},
+    "coreset.k_means": {"key": KEY, "embeddings": ONES, "k": 2, "iterations": 1},
+    "coreset.kmeans_pp": {"key": KEY, "embeddings": ONES, "k": 2},
+    "coreset.least_confidence": {"probs": PROBS},
+    "coreset.margin": {"probs": PROBS},
+    "coreset.mean_std": {"probs": PROBS[None]},
+    "coreset.pseudo_labels": {"probs": PROBS[None], "threshold": 0.5},
+    "coreset.self_training": {
+        "fit": fit,
+        "inputs": ONES,
+        "labels": np.array([0, 1, 0, 1]),
+        "unlabelled": X,
+        "key": KEY,
+        "teachers": 1,
+        "threshold": 0.5,
+    },
+    "coreset.top": {"scores": ROW, "k": 2, "offset": 1},
+    "coreset.variation_ratio": {"probs": PROBS[None]},
     "recipes.plan_by_rate": {"plan": PLAN, "rate": 0.5},
     "recipes.plan_towards": {"plan": PLAN, "rounds": 2},
     "recipes.reinitialise": {"init": weights, "masks": MASKS, "key": KEY},
@@ -516,6 +567,15 @@ metrics previous, metrics plan, metrics explored
 """
 OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {
+    **dict.fromkeys(("coreset.grand params", "coreset.grand batch"), ("rank 6",)),  # the loss's own affair
+    "coreset.k_center labelled": ("None",),
+    "coreset.dynamic_pruning epsilon": ("None",),
+    "coreset.confident threshold": ("negative", "a fraction"),  # any number is one
+    **dict.fromkeys(
+        [f"coreset.{name}" for name in ("adaptive_bins alpha", "complexity_gap jitter", "dynamic_pruning c")]
+        + ["coreset.complexity_gap_per_class jitter"],
+        ("a fraction",),
+    ),
     "channels.groups ignore": ("a word", "a dict"),  # an expression, none
     "channels.scores batch": tuple(WRONG),
     **dict.fromkeys([f"channels.select {name}" for name in ("macs", "parameters", "latency", "measure")], ("None",)),
@@ -610,6 +670,8 @@ MAY = {
 
 NAMED_INSTEAD = {
     "tracing.capture params": "leaves",
+    "coreset.complexity_gap x": "y",
+    **dict.fromkeys(("coreset.complexity_gap_per_class x", "coreset.self_training inputs"), "labels"),
     **dict.fromkeys(("block height", "block width"), "block"),
     **dict.fromkeys(("n_of_m n", "n_of_m m"), "n_of_m"),
     "make_plan rules": "rule",

@@ -1,0 +1,107 @@
+"""Samples with known chances: what is drawn is weighted by one over its chance, so that a mean stays unbiased."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rigl_jax import arguments as rules
+from rigl_jax import topology
+from rigl_jax.arguments import arguments
+from rigl_jax.base import Array
+from rigl_jax.coreset.scores import fits, indices
+from rigl_jax.messages import shown
+
+
+@arguments(values=rules.array(1), inclusion=rules.array(1), n=rules.whole(1))
+def horvitz_thompson(values: Array, inclusion: Array, n: int) -> Array:
+    """An unbiased estimate of the mean over n examples, `sum(values / inclusion) / n` (Horvitz & Thompson 1952).
+
+    Args:
+      values: float[k], of the examples that were drawn.
+      inclusion: float[k], the chance that each of them had to be drawn, above 0. Every one of the n examples must have
+        had a chance; what never could be drawn is missing from the estimate.
+      n: all examples.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    >>> float(horvitz_thompson(jnp.array([3.0, 1.0]), jnp.array([1.0, 0.25]), 4))
+    1.75
+    """
+    if values.shape != inclusion.shape:
+        raise ValueError(
+            f"horvitz_thompson: inclusion must have the shape of values, {values.shape}, got {shown(inclusion)}"
+        )
+    return jnp.sum(values / inclusion) / n
+
+
+class Sampled(NamedTuple):
+    """A sample.
+
+    Attributes:
+      index: int32[k], the examples, in ascending order.
+      inclusion: f32[k], the chance that each of them had, for `horvitz_thompson`.
+    """
+
+    index: Array
+    inclusion: Array
+
+
+@arguments(
+    key=rules.key,
+    predicted=rules.array(1),
+    k=rules.whole(1),
+    bins=rules.whole(1),
+    alpha=rules.scalar,
+    floor=rules.scalar,
+)
+def adaptive_bins(
+    key: Array, predicted: Array, k: int, *, bins: int, alpha: float = 1.0, floor: float = 0.0
+) -> Sampled:
+    """Adaptive bin sampling (Henderson et al. 2023): high predictions more often, each example with a known chance.
+
+    Examples are sorted by their prediction into bins of equal size. `rho = sigmoid(alpha (predicted - t))`, t being
+    the k-th largest prediction. A bin gets a part of the k draws in proportion to its mean rho, at least one draw;
+    within a bin all examples have the same chance. `alpha=0` samples all bins alike; a large alpha draws the highest
+    predictions, and the estimate of the mean gets a large variance.
+
+    From the abstract and introduction of the paper; its code is not public. How bins share out whole numbers is ours.
+
+    Args:
+      key: PRNG key.
+      predicted: float[n], what the value of each example is expected to be.
+      k: how many, at least one for each bin.
+      bins: how many; their sizes differ by one at most.
+      alpha: how greedy, at least 0, in units of one over those of `predicted`.
+      floor: the least mean rho of a bin, from 0 to 1.
+
+    Raises:
+      ValueError: k is more than n, or less than bins; alpha or floor out of range.
+
+    >>> found = adaptive_bins(jax.random.key(0), jnp.arange(8.0), 4, bins=2, alpha=100.0)
+    >>> found.index.tolist()[1:], found.inclusion.tolist()
+    ([4, 5, 6], [0.25, 0.75, 0.75, 0.75])
+    """
+    n = predicted.shape[0]
+    fits("adaptive_bins", k, n)
+    if k < bins:
+        raise ValueError(f"adaptive_bins: k must be at least the number of bins, {bins}, got {k}")
+    for name, value, most in (("alpha", alpha, math.inf), ("floor", floor, 1)):
+        if not isinstance(value, jax.core.Tracer) and not 0 <= value <= most:
+            raise ValueError(f"adaptive_bins: {name} must be from 0 to {most}, got {shown(value)}")
+    predicted = predicted.astype(jnp.float32)
+    threshold = jnp.sort(predicted)[n - k]
+    rho = jax.nn.sigmoid(alpha * (predicted - threshold))
+    rank = jnp.zeros(n, jnp.int32).at[jnp.argsort(predicted, stable=True)].set(jnp.arange(n, dtype=jnp.int32))
+    mine = rank * bins // n
+    size = jnp.bincount(mine, length=bins)
+    share = jnp.maximum(jnp.bincount(mine, rho, length=bins) / size, floor) * size
+    draws = 1 + topology.redistribute(k - bins, share, size - 1)
+    order = jnp.lexsort((jax.random.uniform(key, (n,)), mine))
+    place = jnp.arange(n) - (jnp.cumsum(size) - size)[mine[order]]
+    index = indices(jnp.zeros(n, bool).at[order].set(place < draws[mine[order]]), k)
+    return Sampled(index, (draws / size).astype(jnp.float32)[mine[index]])
