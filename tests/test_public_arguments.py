@@ -131,7 +131,7 @@ CALLS = {
     "sparsify": {"inner": SGD, "algorithm": STATIC, "key": KEY},
     "accumulate_growth": {"algorithm": rx.rigl(PLAN), "n": 2},
     "with_masters": {"inner": SGD, "dtype": jnp.float32},
-    "m_fac_optimizer": {"learning_rate": 0.1, "m": 4, "damping": 1e-3, "b1": 0.9, "weight_decay": 0.1},
+    "m_fac_optimizer": {"learning_rate": 0.1, "m": 4, "damping": 1e-3, "b1": 0.9, "weight_decay": 0.1, "masks": MASKS},
     "per_weight_adam": {
         "learning_rate": 0.1,
         "b1": 0.9,
@@ -563,7 +563,7 @@ among, topology.select_jointly among, topology.prune_jointly among, prune masks,
 topology.rewire n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose,
 packed_training sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
 landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes, fan_in axes,
-metrics previous, metrics plan, metrics explored
+metrics previous, metrics plan, metrics explored, m_fac_optimizer masks
 """
 OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {

@@ -193,7 +193,7 @@ def m_fac(folder: Path, params: Any, batch: Any, plan: rx.base.Plan) -> Rows:
         return peer.HInvFastBlock(torch.tensor(rows), BLOCK, block, torch.device("cpu"), damp=DAMPING).diag()
 
     def ours() -> Any:
-        return inverse_fisher(rows.astype(np.float64), DAMPING, BLOCK).diagonal()
+        return inverse_fisher(rows.astype(np.float64), DAMPING, BLOCK).diagonal
 
     seconds = timing.interleave({"ours": ours, "peer": theirs}, rounds=3, warmup=1)
     ends = np.cumsum([plan[name].size for name in LAYERS])[:-1]

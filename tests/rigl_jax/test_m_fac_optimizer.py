@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import rigl_jax as rx
+from tests.errors import refused
 
 RNG = np.random.default_rng(0)
 GRADS = RNG.normal(size=(9, 10))
@@ -71,6 +72,19 @@ def test_sparse_is_the_dense_run_on_the_active_weights():
         found, _ = steps(tx, GRADS, params)
         for k, step in enumerate(found):
             np.testing.assert_allclose(step, dense_step(GRADS[: k + 1] * mask), rtol=1e-8)
+        narrow = rx.m_fac_optimizer(1.0, M, DAMPING, masks=tree(mask) | {"b": None})
+        held = mask | (np.arange(10) >= 6)  # a leaf without masks is dense
+        alone, state = steps(narrow, GRADS, tree(np.where(held, 1.0, 0.0)))
+        assert state[0].gradients.shape == (M, held.sum())
+        for k, step in enumerate(alone):
+            np.testing.assert_allclose(step, dense_step(GRADS[: k + 1] * held), rtol=1e-8)
+        inside = rx.sparsify(
+            rx.m_fac_optimizer(1.0, M, DAMPING, masks=tree(mask)), rx.static(plan, tree(mask)), key=KEY
+        )
+        for a, b in zip(steps(inside, GRADS, params)[0], found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8)
+        with refused("masks"):
+            rx.m_fac_optimizer(1.0, masks={"c": mask}).init(params)
 
 
 def test_a_weight_that_is_pruned_takes_its_history_out_of_the_window():
