@@ -1,11 +1,11 @@
-// XLA FFI handlers of convolutions. The Python side, conv.py, works the geometry out; here it is checked.
+// XLA FFI handlers of convolutions. conv.py computes the geometry; here it is checked.
 #include "handlers.h"
 
 namespace {
 
 using Sizes = ffi::Span<const int64_t>;
 
-// What the Python side sends: see Taps in conv.py. Row ky of the kernel reads plane row step * (y / phase) + rows[ky],
+// The taps of the kernel; see _Margins in conv.py. Row ky of the kernel reads plane row step * (y / phase) + rows[ky]
 // for output rows y with y % phase == row_phases[ky]; columns likewise.
 struct Taps {
   Sizes rows, columns, row_phases, column_phases;
@@ -22,11 +22,10 @@ const int32_t* offset_table(const Taps& taps, const Reader& r, int64_t lanes) {
   return offsets;
 }
 
-// Whether all of them lie in [low, high].
+// Whether all sizes are in [low, high].
 bool all_in(const Sizes& sizes, int64_t low, int64_t high) {
   return std::all_of(sizes.begin(), sizes.end(), [=](int64_t n) { return low <= n && n <= high; });
 }
-
 
 // Sizes in the order of the fields of Reader from `batch` on.
 Reader reader(const U16& indices, const S32& starts, const float* values, const Sizes& n) {
@@ -46,18 +45,18 @@ bool within(const Sizes& taps, int64_t outputs, int64_t phase, int64_t step, int
   return taps.size() > 0 && last < size && all_in(taps, 0, size - last - 1);
 }
 
-// `count` phases, one for each tap; where a product has no phases, they are one.
+// Whether there is a phase below `count` for each tap; a product without phases has a count of 1.
 bool phases_sound(const Sizes& phases, const Sizes& taps, int64_t count) {
   return phases.size() == 0 ? count == 1 : phases.size() == taps.size() && all_in(phases, 0, count - 1);
 }
 
-// Floats of all planes of images.
+// The number of floats in all planes.
 int64_t room_of(const Kernels& k, int64_t batch, int64_t height, int64_t channels, int64_t width) {
   return times({groups_of(batch, k.lanes), height, channels, width, k.lanes});
 }
 
-// Every size and index that a convolution relies on. `values` is how many its kernel has, `images` how many floats the
-// images have beside those that the planes are of: those that it writes, or with which it multiplies.
+// Checks every size and index of a convolution. `values` is the number of values of its kernel, `images` the number of
+// floats of the other images, which it writes or multiplies with.
 ffi::Error check(const Kernels& k, const F32& planes, const U16& indices, const S32& starts, const Sizes& sizes,
                  const Taps& taps, int64_t values, int64_t images) {
   if (sizes.size() != 12 || !all_in(sizes, 0, kMost)) return invalid("sizes of the convolution");
@@ -122,7 +121,7 @@ ffi::Error Forward(ffi::ThreadPool pool, F32 planes, F32 values, U16 indices, S3
   return ffi::Error::Success();
 }
 
-// The entries of each block sorted by (phase of their tap, unit) instead of by unit. Rewrites the pattern of r.
+// Sorts the entries of each block by (phase of their tap, unit) instead of by unit. Replaces the pattern of r.
 void split_phases(ffi::ThreadPool& pool, Reader& r, const Taps& taps, int64_t entries) {
   const int64_t phases = r.phase_y * r.phase_x, blocks = blocks_of(r);
   uint16_t* indices = scratch<uint16_t, 2>(entries);
@@ -185,7 +184,7 @@ ffi::Error ValuesGradient(ffi::ThreadPool pool, F32 planes, F32 dy_planes, U16 i
     return invalid("sizes of the planes");
   r.offsets = offset_table(taps, r, k->lanes);
   const int64_t blocks = blocks_of(r);
-  // Sums of about 1024 entries stay in a cache near by; and there is work for every thread.
+  // The sums of about 1024 entries stay in the L2 cache, and there are tasks for every thread.
   const int64_t parts = std::max<int64_t>(entries / blocks / 1024 + 1, (4 * pool.num_threads() + blocks - 1) / blocks);
   const int64_t chunk = std::max<int64_t>(1, r.units / parts), chunks = (r.units + chunk - 1) / chunk;
   parallel(pool, blocks * chunks, r.batch * r.height * r.width * entries, [&](int64_t task) {

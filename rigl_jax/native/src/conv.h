@@ -1,5 +1,5 @@
-// Convolutions by a sparse kernel. Planes are padded and batch-interleaved: [group][row][channel][pixel][LANES images],
-// so that a run of pixels in a row is a run of vectors, and a tap of the kernel is an offset. See kernels.h.
+// Convolutions with a sparse kernel. Planes are padded and interleave images: [group][row][channel][pixel][LANES
+// images]. So a run of pixels in a row is a run of vectors, and a tap of the kernel is an offset. See kernels.h.
 #pragma once
 #include "kernels.h"
 #include "segment.h"
@@ -19,7 +19,7 @@ void planes(const Planes& p, const float* x, float* out, int64_t group, int64_t 
   out += (group * p.padded_height + row) * p.channels * line;
   const bool margin = y < 0 || y >= p.height;
   const int64_t first = least(p.left, p.padded_width), last = least(p.padded_width, p.left + p.width);
-  // Margins, and the images that the last group lacks, are zero.
+  // Margins are zero, and so are the images that are missing in the last group.
   if (margin || count < LANES)
     for (int64_t i = 0; i < p.channels * line; i++) out[i] = 0;
   if (margin) return;
@@ -33,7 +33,7 @@ void planes(const Planes& p, const float* x, float* out, int64_t group, int64_t 
     transpose_in(x + (pixel - first) * p.channels, image, count, p.channels, out + pixel * LANES, line);
 }
 
-// ---- each entry adds its plane, shifted by its tap, to its unit ---------------------------------------------------
+// ---- y: each entry adds its plane, shifted by its tap, to its unit ------------------------------------------------
 
 template <int U, int LOAD, int STORE>
 __attribute__((noinline)) void read_pass(const float* __restrict x, const int32_t* __restrict offsets,
@@ -104,7 +104,7 @@ void read(const Reader& r, const float* in, float* out, int64_t group, int64_t y
                     image);
 }
 
-// ---- dW: products of an entry's plane, shifted by its tap, with its unit's ----------------------------------------
+// ---- dW: for each entry the dot product of its plane, shifted by its tap, with the plane of its unit --------------
 
 template <int U, int LOAD>
 __attribute__((noinline)) void dots_pixels(const float* __restrict x, const int32_t* __restrict offsets,
@@ -145,7 +145,7 @@ RIGL_INLINE void dots_any(int64_t pixels, Args... args) {
   }
 }
 
-// dvalues of units u0..u1 in one block of channels. `sums` holds LANES floats for each of their entries.
+// dvalues of units u0..u1 in one block of channels. `sums_of` has LANES floats for each of their entries.
 void dots_planes(const Reader& r, const float* in, const Planes& g, const float* dy_planes, float* dvalues,
                  int64_t block, int64_t u0, int64_t u1, float* sums_of) {
   const int32_t* starts = r.starts + block * r.units + u0;

@@ -1,4 +1,4 @@
-// What the XLA FFI handlers of products and convolutions share.
+// Shared by the XLA FFI handlers of products and convolutions.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -18,7 +18,7 @@ using F32Result = ffi::ResultBuffer<ffi::F32>;
 inline const ffi::Error kNoLevel(ffi::ErrorCode::kUnimplemented,
                                  "rigl_jax: this processor lacks the kernel level that was asked for");
 
-// Scratch of the calling thread, kept between calls: fresh pages would cost more than the work done in them.
+// Scratch memory of the calling thread, kept between calls: new pages would cost more time than the work in them.
 template <typename T, int Use>
 T* scratch(int64_t size) {
   thread_local std::vector<T> kept;
@@ -26,8 +26,8 @@ T* scratch(int64_t size) {
   return kept.data();
 }
 
-// Nothing that arrives here is believed: sizes and attributes are checked before a kernel runs, and by the kernels what
-// the index arrays hold. So a damaged pattern is an error, never a read or a write outside of its arrays.
+// All arguments are checked: sizes and attributes before a kernel runs, the content of index arrays by the kernels. So
+// a damaged pattern is an error, and never a read or a write outside of its arrays.
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of any one size, and of entries
 
 inline ffi::Error invalid(const char* what) {
@@ -37,7 +37,7 @@ inline ffi::Error invalid(const char* what) {
 
 inline ffi::Error indices_invalid() { return invalid("an index, or where a segment starts, is out of range"); }
 
-// A product of sizes that are not negative, or the largest number where it is larger still.
+// The product of sizes, none negative; the largest int64 if it overflows.
 inline int64_t times(std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (int64_t size : sizes)
@@ -55,7 +55,7 @@ inline ffi::Error check_arrays(const U16& indices, const S32& starts, int64_t va
   return ffi::Error::Success();
 }
 
-// values[order[i]] for every i, in scratch of this thread; null where an order is out of range.
+// values[order[i]] for every i, in scratch memory of this thread; null if an order is out of range.
 inline const float* ordered(ffi::ThreadPool& pool, const Kernels& k, const F32& values, const S32& order) {
   const int64_t n = order.element_count(), part = 16384;
   float* out = scratch<float, 0>(n);

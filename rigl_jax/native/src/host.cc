@@ -1,4 +1,4 @@
-// What Python calls directly through ctypes: the sorting behind a new pattern, and which levels there are.
+// Functions that Python calls through ctypes: the sorting for a new pattern, and the list of levels.
 #include <cstring>
 #include <vector>
 
@@ -7,7 +7,7 @@
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Name of level i, or null past the last one; `available` is set where this build and processor have it.
+// Name of level i, or null after the last one; `available` says whether this build and processor have it.
 const char* rigl_level(int64_t i, int32_t* available) {
   static const char* const names[LEVELS] = {"portable", "avx2", "avx2_wide", "avx512"};
   if (i < 0 || i >= LEVELS) return nullptr;
@@ -22,8 +22,8 @@ int64_t rigl_spin(int64_t rounds) {
 }
 
 // Sorts n entries (row, unit) by (row / block, unit), stable: the order in which the kernels stream values. Writes
-// position[entry], indices[position] = row % block, and starts[blocks * unit_count + 1]. Returns 0; or 1, with nothing
-// written, where an entry lies outside of the blocks and units or a number does not fit its type.
+// position[entry], indices[position] = row % block, and starts[blocks * unit_count + 1]. Returns 0; or 1, and writes
+// nothing, if an entry is outside of the blocks and units or a number does not fit its type.
 int32_t rigl_sort(int64_t n, const int32_t* rows, const int32_t* units, int64_t block, int64_t blocks,
                   int64_t unit_count, int32_t* position, uint16_t* indices, int32_t* starts) {
   int64_t segments;

@@ -1,33 +1,33 @@
-// What one instruction-set level offers: plain functions over plain arrays, each the work of one task on one thread.
+// The kernels of one instruction-set level: plain functions on plain arrays; each call does one task on one thread.
 //
-// Index arrays come from outside and may hold anything. Handlers check sizes; `sound` checks what the arrays hold
-// before it is used. Matrix products call it for the segments of their own task, which then lie in the nearest cache.
+// Index arrays may contain anything. Handlers check sizes; `sound` checks the content before it is used. Matrix
+// products call it for the segments of their own task, which are then in the L1 cache.
 //
 // Activations are handled in tiles of TILE batch rows, feature-major: tile t of x[batch, rows] starts at
-// t * TILE * rows and holds, for every feature, the batch rows of the tile side by side (`width` floats: TILE, or for
-// the last tile what is left, rounded up to the vector length; the surplus is zero). So one weight meets a contiguous
-// run of activations. A batch of one row is its own tile of width 1.
+// t * TILE * rows and contains, for every feature, the batch rows of the tile side by side (`width` floats: TILE, or
+// for the last tile the remaining rows, rounded up to the vector length and filled with zeros). So one weight is
+// multiplied by a contiguous run of activations. A batch of one row is one tile of width 1.
 #pragma once
 #include <stdint.h>
 
 enum {
   TILE = 64,         // batch rows in a tile
-  CHUNK = 128,       // outputs that a task holds in its cache before it writes them out
+  CHUNK = 128,       // outputs that a task computes in its cache before it writes them
   RUN_BLOCK = 1024,  // largest block of rows for patterns with height > 1
   PIXELS = 8,        // pixels of a row in one pass
   SPAN = 64,         // pixels of a row in one task
   ROW_BUFFER = 16384,  // floats of output that a task of a convolution holds
 };
 
-// Off only in the build against which experiments/benchmarks/checks.py measures what checking costs.
+// False only in the build with which experiments/benchmarks/checks.py measures the cost of the checks.
 #ifdef RIGL_UNCHECKED
 constexpr bool CHECKED = false;
 #else
 constexpr bool CHECKED = true;
 #endif
 
-// Nonzeros of a matrix [rows, units * height], cut along `rows` into blocks of `block`: block by block, within it unit
-// by unit, within it by row. Entry i of segment s = block * units + unit, starts[s] <= i < starts[s + 1], is the run of
+// Nonzeros of a matrix [rows, units * height], whose rows are divided into blocks of `block`: sorted by block, then by
+// unit, then by row. Entry i of segment s = block * units + unit, starts[s] <= i < starts[s + 1], is the run of
 // `height` weights at row block * `block` + indices[i], columns unit * height and on.
 struct Pattern {
   const uint16_t* indices;
@@ -42,10 +42,10 @@ struct Planes {
   int64_t top, left, padded_height, padded_width;
 };
 
-// One convolution as sums over planes: out[y, x, unit] = sum of values[i] * plane[step * (y / phase), step * (x / phase)]
-// at offsets[indices[i]], over the entries i of segment (block * phases + phase of (y, x)) * units + unit. A block is
-// `block` channels of the planes; an index is channel in block * taps + tap. Phases serve the gradient of a strided
-// convolution, where an input pixel meets only every stride-th tap; otherwise there is one.
+// One convolution as sums over planes: out[y, x, unit] = sum of values[i] * plane[step * (y / phase), step * (x /
+// phase)] at offsets[indices[i]], over the entries i of segment (block * phases + phase of (y, x)) * units + unit. A
+// block is `block` channels of the planes; an index is channel in block * taps + tap. Phases are for the gradient of a
+// strided convolution, where only every stride-th tap reaches an input pixel; otherwise there is one phase.
 struct Reader {
   const uint16_t* indices;
   const int32_t* starts;
@@ -60,7 +60,7 @@ struct Kernels {
   const char* name;
   int64_t lanes;
 
-  // Whether segments starts[0] ... starts[count] lie in order within `entries`, and their indices are below `bound`.
+  // Whether starts[0] ... starts[count] ascend within `entries`, and the indices of their segments are below `bound`.
   bool (*sound)(const uint16_t* indices, const int32_t* starts, int64_t count, int64_t entries, int64_t bound);
   // out[i] = values[order[i]] for i < count; false where an order is not in [0, n), with n <= 2^31.
   bool (*reorder)(const float* values, int64_t n, const int32_t* order, int64_t count, float* out);
@@ -68,11 +68,11 @@ struct Kernels {
   // x[batch, rows], features [k0, k1) -> tile t.
   void (*tile)(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
   // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit. This and the next two return false
-  // where the pattern points out of its arrays; what they have written then means nothing.
+  // if the pattern points outside of its arrays; the result is then undefined.
   bool (*gather)(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
-  // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: wins for height >= 4,
-  // where one load and one store of the row carry `height` products.
+  // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: faster for height >= 4,
+  // where one load and one store of the row serve `height` products.
   bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
                   int64_t block);
   // dvalues of the segments of units u0..u1 in one block, summed over all tiles.
@@ -101,7 +101,7 @@ extern const Kernels rigl_avx512;
 #endif
 }
 
-// Pixels to a task: whole phases of at most SPAN.
+// Pixels of a task: at most SPAN, in whole phases.
 static inline int64_t span_of(int64_t phase) { return phase > SPAN ? phase : SPAN / phase * phase; }
 static inline int64_t tile_count(int64_t batch) { return (batch + TILE - 1) / TILE; }
 // Floats of one feature in all tiles.

@@ -1,4 +1,4 @@
-// Which instruction-set level serves a call.
+// The choice of the instruction-set level of a call.
 #pragma once
 #include "kernels.h"
 
@@ -17,7 +17,7 @@ inline const Kernels* level_at(int64_t i) {
   return i == 0 ? &rigl_portable : nullptr;
 }
 
-// The asked-for level, or with -1 the best one (never avx2_wide, which exists to test the code of avx512).
+// The level with this number, or the best one for -1 (never avx2_wide, which exists to test the code of avx512).
 inline const Kernels* level(int64_t asked) {
   if (asked >= 0) return level_at(asked);
   static const Kernels* best = level_at(3) ? level_at(3) : level_at(1) ? level_at(1) : level_at(0);

@@ -5,7 +5,7 @@ namespace {
 
 int64_t block_count(const Pattern& p) { return (p.rows + p.block - 1) / p.block; }
 
-// A matrix [rows, outputs], once its sizes are known to fit its arrays.
+// The pattern of a matrix [rows, outputs], after a check that its sizes fit its arrays.
 ffi::Error make_pattern(const U16& indices, const S32& starts, int64_t values, int64_t rows, int64_t outputs,
                         int64_t height, int64_t block, Pattern& p) {
   if (height != 1 && height != 4 && height != 8 && height != 16) return invalid("height");
@@ -22,7 +22,7 @@ bool holds_tiles(const F32& tiles, int64_t batch, int64_t features, const Kernel
 
 ffi::Error tiles_invalid() { return invalid("size of the activations"); }
 
-// Runs f(0) ... f(count - 1), each of which says whether it found its part of the pattern sound.
+// Runs f(0) ... f(count - 1), each of which returns whether its part of the pattern is valid.
 template <typename F>
 ffi::Error checked(ffi::ThreadPool& pool, int64_t count, int64_t operations, const F& f) {
   std::atomic<bool> sound{true};
@@ -32,7 +32,7 @@ ffi::Error checked(ffi::ThreadPool& pool, int64_t count, int64_t operations, con
   return sound ? ffi::Error::Success() : indices_invalid();
 }
 
-// Units to a task: as many as the task's buffer holds, fewer where that would leave threads idle.
+// Units of a task: as many as fit into its buffer, fewer if threads would be idle.
 int64_t chunk_of(const Pattern& p, int64_t others, int64_t threads) {
   const int64_t most = CHUNK / p.height;
   const int64_t fair = (p.units * others + 3 * threads - 1) / (3 * threads);
@@ -62,7 +62,7 @@ ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, con
   if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
   const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
-  // A single row is bound by loads, not by arithmetic: an entry costs as much as eight multiply-adds elsewhere.
+  // A single row is limited by loads, not by arithmetic: an entry takes as long as eight multiply-adds elsewhere.
   const int64_t work = batch == 1 && p.height == 1 ? p.entries * 8 : batch * p.entries * p.height;
   return checked(pool, tiled * chunks, work, [&](int64_t task) {
     const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
@@ -77,7 +77,7 @@ ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 
   return gather(pool, *k, tiles, values.typed_data(), values.element_count(), indices, starts, y, rows, height, block);
 }
 
-// The values arrive in the order of another pattern: value i of this one is values[order[i]].
+// The values are in the order of another pattern: value i of this one is values[order[i]].
 ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order, U16 indices, S32 starts, F32Result y,
                          int64_t rows, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);

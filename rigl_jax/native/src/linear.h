@@ -67,7 +67,7 @@ RIGL_INLINE void gather_run(const float* x, int64_t stride, const float* values,
     for (int u = 0; u < U; u++) store(y + r * width + u * LANES, a[r][u]);
 }
 
-// The segments of units [0, units) in one block. Its own function, on plain pointers, so that all of them stay in
+// The segments of units [0, units) in one block. A function of its own with plain pointers, so that all of them stay in
 // registers.
 template <int U, int SETS, int64_t STRIDE>
 __attribute__((noinline)) void gather_pass(const float* __restrict x, int64_t width, const int32_t* __restrict starts,
@@ -120,7 +120,7 @@ void gather_block(const Pattern& p, const float* x, int64_t width, int64_t block
     gather_pass<1, 4, 0>(x + b, width, starts, units, values, p.indices, y + b, first);
 }
 
-// ---- one batch row: no tile, a scalar stream ----------------------------------------------------------------------
+// ---- one batch row, without tiles ---------------------------------------------------------------------------------
 
 // Runs of N vectors V: four chains of additions side by side.
 template <class V, int N>
@@ -152,8 +152,8 @@ __attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x,
   }
 }
 
-// Four scalar chains beat the hardware's gather instruction, which loads lane by lane as well. Indices come four to a
-// load, for loads are what limits this loop.
+// Four scalar chains are faster than the gather instruction, which also loads lane by lane. One load reads four
+// indices, because loads limit this loop.
 __attribute__((noinline)) void gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
                                           int64_t u1) {
   typedef uint64_t Four __attribute__((aligned(2), may_alias));
@@ -180,7 +180,7 @@ __attribute__((noinline)) void gather_row(const Pattern& p, const float* x, cons
 }
 
 bool gather_one(const Pattern& p, const float* x, const float* values, float* y, int64_t u0, int64_t u1) {
-  enum { PART = 128 };  // units at a time: what was checked of them is still in the nearest cache when it is used
+  enum { PART = 128 };  // units at a time: their indices are still in the L1 cache after the check
   for (int64_t u = u0, end; u < u1; u = end) {
     end = least(u + PART, u1);
     if (!sound_units(p, u, end)) return false;
@@ -247,7 +247,7 @@ bool scatter(const Pattern& p, const float* dy_tiles, const float* values, float
       }
     return true;
   }
-  constexpr int U = 2;  // a narrow slice of the batch, so that a whole block of dx stays in the nearest cache
+  constexpr int U = 2;  // a narrow slice of the batch, so that a whole block of dx stays in the L1 cache
   alignas(64) float buffer[RUN_BLOCK * U * LANES];
   const int64_t width = tile_width(batch, t), count = least(batch - t * TILE, width);
   const float* dy = dy_tiles + t * TILE * columns;

@@ -1,4 +1,4 @@
-// Splitting one call over XLA's own threads, so that no second pool fights for the cores.
+// Divides one call among the threads of XLA, so that no second thread pool competes for the cores.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -14,8 +14,8 @@ static inline void relax() { _mm_pause(); }
 static inline void relax() {}
 #endif
 
-// Tasks [0, count) dealt out as one contiguous range to each worker, who then helps himself from the others' ranges:
-// neighbouring tasks share tiles, and a worker that was late to wake leaves nothing undone.
+// Each worker gets a contiguous range of the tasks [0, count), because neighbouring tasks share tiles. A worker that
+// has finished its range takes tasks from the others, so a worker that starts late delays nothing.
 struct Job {
   enum { MAX_WORKERS = 64 };
   struct alignas(64) Range {
@@ -39,9 +39,9 @@ struct Job {
   }
 };
 
-// Runs f(0) ... f(count - 1), on the calling thread alone if `operations` (multiply-adds) are too few to be worth a
-// wake-up. The caller works too and waits for tasks, never for threads: it may itself be one of the pool's, and the
-// helper that it asked for may never get to run.
+// Runs f(0) ... f(count - 1), on the calling thread alone if `operations` (multiply-adds) are too few to wake others.
+// The caller works too, and waits for tasks, not for threads: it may itself be a thread of the pool, and the scheduled
+// workers may never start.
 template <typename F>
 void parallel(xla::ffi::ThreadPool& pool, int64_t count, int64_t operations, const F& f) {
   constexpr int64_t kWorthAWakeUp = 400'000;
@@ -62,6 +62,6 @@ void parallel(xla::ffi::ThreadPool& pool, int64_t count, int64_t operations, con
   }
   for (int64_t i = 1; i < parts; i++) pool.Schedule([job] { job->work(); });
   job->work();
-  // Yielding after a while matters: the worker may have been put on the caller's own core.
+  // Yields after a while, because the worker may be on the core of the caller.
   for (int64_t spins = 0; job->unfinished.load() > 0; spins++) spins < 300 ? relax() : std::this_thread::yield();
 }

@@ -1,19 +1,19 @@
-// The inner loops that matrix products and convolutions share.
+// Inner loops of matrix products and convolutions.
 #pragma once
 #include "kernels.h"
 #include "vector.h"
 
 namespace {
 
-// Vectors of accumulators that one pass over a segment keeps: eight hide the latency of two multiply-adds a cycle.
+// Accumulators (vectors) in one pass over a segment: eight hide the latency of two multiply-adds a cycle.
 #if LANES == 16
 enum { WIDE = 4, NARROW = 4, DOTS = 4 };
 #else
 enum { WIDE = 8, NARROW = 2, DOTS = 2 };
 #endif
 
-// Whether any f(k) has its highest bit set, for k from 0 to count - 1: LANES numbers at a time, the last of them twice
-// rather than one by one. f(k, T()) reads a T, a vector or a number, at k.
+// Whether any f(k) has its highest bit set, for k from 0 to count - 1. Reads LANES numbers at a time; the last vector
+// may overlap the one before. f(k, T()) reads a T, a vector or a number, at k.
 template <class F>
 RIGL_INLINE bool any_highest_bit(int64_t count, const F& f) {
   typedef uint32_t Lanes __attribute__((vector_size(LANES * 4)));
@@ -36,7 +36,7 @@ RIGL_INLINE T numbers_at(const void* p) {
   return value;
 }
 
-// Whether all of order[0] ... order[count - 1] are from 0 to `last`, which is below 2^31.
+// Whether all of order[0] ... order[count - 1] are in [0, last], with last < 2^31.
 RIGL_INLINE bool all_below(const int32_t* order, int64_t count, uint32_t last) {
   return !any_highest_bit(count, [=](int64_t k, auto type) {
     const auto at = numbers_at<decltype(type)>(order + k);
@@ -44,7 +44,7 @@ RIGL_INLINE bool all_below(const int32_t* order, int64_t count, uint32_t last) {
   });
 }
 
-// The highest of indices[0] ... indices[count - 1], again with the last of them twice.
+// The highest of indices[0] ... indices[count - 1]; the last vector may overlap the one before.
 RIGL_INLINE uint16_t highest(const uint16_t* indices, int64_t count) {
   enum { WIDTH = 2 * LANES };
   typedef uint16_t Lanes __attribute__((vector_size(WIDTH * 2)));
@@ -73,7 +73,7 @@ bool sound(const uint16_t* indices, const int32_t* starts, int64_t count, int64_
   return starts[0] == starts[count] || highest(indices + starts[0], starts[count] - starts[0]) < bound;
 }
 
-// See kernels.h. Two passes: what the first has seen is still in the nearest cache in the second.
+// See kernels.h. The first pass checks, the second one reads the same indices from the L1 cache.
 bool reorder(const float* values, int64_t n, const int32_t* order, int64_t count, float* out) {
   if (n == 0) return count == 0;
   enum { PART = 256 };
@@ -85,8 +85,8 @@ bool reorder(const float* values, int64_t n, const int32_t* order, int64_t count
   return true;
 }
 
-// y[u * y_step ...] (+)= sum over i < n of values[i] * (vector u at row(i) + u * x_step), for u < U vectors. SETS chains
-// of additions run side by side where U alone is too short to hide their latency.
+// y[u * y_step ...] (+)= sum over i < n of values[i] * (vector u at row(i) + u * x_step), for u < U vectors. SETS
+// chains of additions run side by side where U alone is too short to hide their latency.
 template <int U, int SETS, class Row>
 RIGL_INLINE void weighted_sum(const float* values, int64_t n, Row row, int64_t x_step, float* y, int64_t y_step,
                               bool first) {
@@ -130,11 +130,11 @@ RIGL_INLINE void transpose_square(const float* in, int64_t in_step, float* out, 
   for (int i = 0; i < SQUARE; i++) square_store(out + i * out_step, v[i]);
 }
 
-// The same for r < rows, c < columns. The rows read are far apart, perhaps a power of two, so eight at a time and whole
-// cache lines of each.
+// The same for r < rows, c < columns. The rows of `in` are far apart, perhaps by a power of two, so whole cache lines
+// of eight rows are read at a time.
 RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
                               int64_t out_step) {
-  enum { PANEL = 64 };  // columns at a time: what is written of them stays in the nearest cache
+  enum { PANEL = 64 };  // columns at a time: their output stays in the L1 cache
   for (int64_t first = 0; first < columns; first += PANEL) {
     const int64_t last = least(columns, first + PANEL), whole = first + (last - first) / SQUARE * SQUARE;
     int64_t r = 0;
@@ -149,7 +149,7 @@ RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, in
   }
 }
 
-// The same, where it is the rows written that are far apart: each is written from end to end.
+// The same for rows of `out` that are far apart: each is written from start to end.
 RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
                                int64_t out_step) {
   const int64_t whole = rows / SQUARE * SQUARE;
@@ -164,8 +164,8 @@ RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, i
     for (int64_t r = 0; r < rows; r++) out[c * out_step + r] = in[r * in_step + c];
 }
 
-// Sums of single entries wait here, one vector each, until SQUARE of them can be reduced together: a segment may hold
-// one entry or many, and the reduction never has to know.
+// Collects the sums of single entries, one vector each, until SQUARE of them can be reduced together, whatever the
+// length of the segments.
 struct Pending {
   enum { SIZE = 64 };
   square_vec sum[SIZE];

@@ -1,8 +1,8 @@
 // The k highest of n scores, exactly: topology.select, in the same order and with the same ties.
 //
-// A sample brackets the k-th score. One pass counts what lies above the bracket and on its ends, where ties may be many,
-// and collects what lies within, a few percent; the k-th is found among those, and a second pass writes the mask. A
-// bracket that missed is opened to all.
+// A sample gives a bracket for the k-th score. One pass counts the scores above the bracket and on its ends (ties may
+// be many) and collects those within, a few percent. The k-th is found among them, and a second pass writes the mask.
+// If the k-th is outside of the bracket, the bracket is extended to all scores.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -12,18 +12,18 @@
 
 namespace {
 
-constexpr int32_t kOut = std::numeric_limits<int32_t>::min();  // may not be taken
+constexpr int32_t kOut = std::numeric_limits<int32_t>::min();  // not a candidate
 constexpr int32_t kLowest = kOut + 1, kHighest = std::numeric_limits<int32_t>::max();
-constexpr int64_t kSample = 4096, kTask = 1 << 16, kPart = 2048;  // kPart keys stay in the nearest cache
+constexpr int64_t kSample = 4096, kTask = 1 << 16, kPart = 2048;  // kPart keys stay in the L1 cache
 
-// These loops come in two versions, of which the loader takes the best that the processor has.
+// These loops are compiled twice; the loader takes the best version that the processor has.
 #if defined(RIGL_X86) && defined(__GNUC__) && defined(__ELF__)
 #define CLONES __attribute__((target_clones("avx2", "default"), noinline))
 #else
 #define CLONES
 #endif
 
-// Scores as integers of the same order: +inf, ..., 0 and -0, ..., -inf, NaN, and last what may not be taken.
+// Scores as integers of the same order: +inf, ..., 0 and -0, ..., -inf, NaN, and last those that are not candidates.
 CLONES void keys_of(const float* scores, const uint8_t* among, int64_t n, int32_t* keys) {
   for (int64_t i = 0; i < n; i++) {
     int32_t bits;
@@ -62,7 +62,7 @@ CLONES void within(const int32_t* keys, int64_t n, Bracket b, uint8_t* is) {
   for (int64_t i = 0; i < n; i++) is[i] = (keys[i] > b.low) & (keys[i] < b.high);
 }
 
-// Appends the keys strictly within the bracket, which few are: eight at a time are passed over.
+// Appends the keys strictly within the bracket. They are few, so eight at a time are skipped.
 void collect(const int32_t* keys, int64_t n, Bracket b, std::vector<int32_t>& found) {
   uint8_t is[kPart + 8] = {};
   within(keys, n, b, is);
@@ -82,7 +82,7 @@ struct Group {
   int64_t n;
 };
 
-// Runs f(task, its first score, keys, how many) over the parts of every task.
+// Runs f(task, its first score, keys, number of keys) for the parts of every task.
 template <typename F>
 void for_parts(ffi::ThreadPool& pool, const Group& g, const F& f) {
   parallel(pool, (g.n + kTask - 1) / kTask, 2 * g.n, [&](int64_t task) {
@@ -95,7 +95,7 @@ void for_parts(ffi::ThreadPool& pool, const Group& g, const F& f) {
   });
 }
 
-// Keys between which the k-th highest most likely is.
+// Two keys with the k-th highest most likely between them.
 Bracket bracket(const Group& g, int64_t k) {
   const int64_t size = std::min(g.n, kSample);
   std::vector<int32_t> sample(size);
@@ -113,19 +113,19 @@ Bracket bracket(const Group& g, int64_t k) {
           rank - margin >= 0 ? at(rank - margin) : kHighest};
 }
 
-// What a task found of a bracket.
+// The counts and keys that a task found for a bracket.
 struct Found {
   int64_t above = 0, high = 0, low = 0;
   std::vector<int32_t> inside;
 };
 
-// The key down to which scores are taken, and how many of those that have this very key.
+// The k-th highest key, and how many of the scores with this key are taken.
 struct Threshold {
   int32_t key;
   int64_t need;
 };
 
-// Leaves in `b` the bracket that held it, and in `tasks` what is in it.
+// Afterwards `b` is the bracket that contains it, and `tasks` what each task found.
 Threshold kth(ffi::ThreadPool& pool, const Group& g, int64_t k, Bracket& b, std::vector<Found>& tasks) {
   for (;; b = {kLowest, kHighest}) {
     for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
@@ -153,7 +153,7 @@ Threshold kth(ffi::ThreadPool& pool, const Group& g, int64_t k, Bracket& b, std:
     }
     need -= inside.size();
     if (need <= low) return {b.low, need};
-    if (b.low == kLowest) return {kOut, 0};  // there are not more than that
+    if (b.low == kLowest) return {kOut, 0};  // k is more than all candidates
   }
 }
 
@@ -166,7 +166,7 @@ void select(ffi::ThreadPool& pool, const Group& g, int64_t k) {
   Bracket b = bracket(g, k);
   auto [key, need] = kth(pool, g, k, b, tasks);
   const int32_t threshold = key;
-  // Ties go to the lower index: how many of them each task takes.
+  // The number of ties that each task takes; they go to the lower index.
   std::vector<int64_t> ties;
   for (const Found& found : tasks) {
     const int64_t within = std::count(found.inside.begin(), found.inside.end(), threshold);

@@ -1,7 +1,7 @@
-// Vectors of LANES floats, and the few operations on them that the kernels need.
+// Vectors of LANES floats, and their operations in the kernels.
 //
 // One source, compiled once for each instruction set: level.cc is built with -DLANES=4, 8 or 16 and the matching
-// target flags, and everything here lives in a namespace of that level. No standard header with inline functions is
+// target flags, and everything here is in a namespace of that level. No standard header with inline functions is
 // included: the linker could otherwise pick an AVX-512 copy of std::min for every caller.
 #pragma once
 #include <stdint.h>
@@ -15,7 +15,7 @@
 namespace {  // each level keeps its own copies
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
-// Loads take any address of a float: on AVX they cost nothing more when it happens to be aligned, and it mostly is.
+// Loads accept any address of a float: on AVX they are as fast as aligned loads if the address is aligned, as is usual.
 typedef float loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 RIGL_INLINE vec load(const float* p) { return *(const loose*)p; }
@@ -33,8 +33,8 @@ RIGL_INLINE vec splat(float s) {
 #endif
 }
 
-// Small square transposes and sums go through vectors of 8 (or 4) at every level: an AVX-512 machine gains nothing from
-// a 16x16 transpose that two 8x8 ones do not give, and one path is one path to test.
+// Small square transposes and sums use vectors of 8 (or 4) at every level: with AVX-512 a 16x16 transpose is not faster
+// than 8x8 ones, and one path is easier to test.
 #if LANES == 4
 #define SQUARE 4
 typedef vec square_vec;
@@ -98,7 +98,7 @@ RIGL_INLINE square_vec sums(const square_vec r[4]) {
 }
 #endif
 
-// The lanes of one vector folded to SQUARE lanes: what `sums` takes.
+// Adds the lanes of one vector to SQUARE lanes, for `sums`.
 RIGL_INLINE square_vec fold(vec v) {
 #if LANES == 16
   return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
