@@ -3,6 +3,7 @@
 from rigl_jax.channels.first_order import ema, singe, taylor_2016, taylor_2019
 from rigl_jax.channels.gating import ChannelCriterion
 from rigl_jax.channels.grouping import Group, Groups, Member, groups
+from rigl_jax.channels.iterating import Level, iterative_shrinking
 from rigl_jax.channels.pooling import scores
 from rigl_jax.channels.propagation import inf_fs, nisp
 from rigl_jax.channels.reconstruction import i_spasp
@@ -19,12 +20,14 @@ __all__ = [
     "Compact",
     "Group",
     "Groups",
+    "Level",
     "Member",
     "effective_rank",
     "ema",
     "groups",
     "i_spasp",
     "inf_fs",
+    "iterative_shrinking",
     "latency",
     "mutual_information",
     "nisp",
