@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 host devices, no silent rank promotion, quick compiles."""
 
+import gc
 import os
 import pathlib
 
@@ -21,3 +22,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("default")
+# Modules live as long as the process: collections need not walk them each time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)

@@ -11,6 +11,6 @@ COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False} if _OLD_EMITTERS else 
 
 def flags(devices: int) -> str:
     """`XLA_FLAGS` for so many host devices; they must be set before JAX starts."""
-    quick = ["--xla_backend_optimization_level=0"]
+    quick = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     quick += [f"--{name}={str(value).lower()}" for name, value in COMPILER_OPTIONS.items()]
     return " ".join([f"--xla_force_host_platform_device_count={devices}", *quick])
