@@ -11,7 +11,7 @@ from experiments import loop, sharding, step
 from experiments.io import checkpoint
 from experiments.task import prepare
 from tests.errors import refused
-from tests.experiments.runs import ONE, compiled_once, configured  # noqa: F401
+from tests.experiments.runs import ONE, configured
 
 
 def task_of(execution):

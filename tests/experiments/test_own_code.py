@@ -15,7 +15,7 @@ from experiments.models import adapters
 from experiments.task import prepare
 from experiments.train import train
 from tests.errors import ROOT, refused
-from tests.experiments.runs import ONE, compiled_once  # noqa: F401
+from tests.experiments.runs import ONE
 
 (CODE,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/own_code.md").read_text(), re.DOTALL | re.MULTILINE)
 X = jax.random.normal(jax.random.key(0), (4, 12))

@@ -10,7 +10,7 @@ import rigl_jax as rx
 from experiments import recipes
 from experiments.task import prepare
 from tests.errors import refused
-from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
+from tests.experiments.runs import ONE, configured, lines
 
 KEY = jax.random.key(0)
 

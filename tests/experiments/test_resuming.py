@@ -18,7 +18,7 @@ from experiments.io.lock import locked
 from experiments.task import prepare
 from experiments.train import train
 from tests.errors import refused
-from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
+from tests.experiments.runs import ONE, configured, lines
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from experiments.finite import finite
 from experiments.io import checkpoint, digests
 from experiments.task import prepare
 from tests.errors import refused
-from tests.experiments.runs import ONE, compiled_once, configured, lines  # noqa: F401
+from tests.experiments.runs import ONE, configured, lines
 
 
 def digest(run):

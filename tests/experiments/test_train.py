@@ -14,7 +14,7 @@ from experiments.step import cross_entropy
 from experiments.task import prepare
 from experiments.train import train
 from tests.errors import refused
-from tests.experiments.runs import ONE, UNTIMED, compiled_once, configured, lines  # noqa: F401
+from tests.experiments.runs import ONE, UNTIMED, configured, lines
 
 
 def summary(run):
