@@ -83,6 +83,7 @@ def fit(inputs, labels, key):
 
 RATE = optax.constant_schedule(0.1)
 ROW = np.ones(4, F)
+RELUS = diagnostics.interval_bounds(lambda p, x: jax.nn.relu(product(p, x)), PARAMS, X, X).relus
 PROBS, LABELS = np.full((3, 2), 0.5, F), np.array([0, 1, 1])
 IMAGE = np.ones((1, 2, 2, 2), F)
 HALF = {"w": np.arange(16).reshape(4, 4) < 8}
@@ -316,6 +317,22 @@ CALLS = {
         "optimizer": SGD,
     },
     "diagnostics.brier": {"probs": PROBS, "labels": LABELS},
+    "diagnostics.certified_accuracy": {
+        "apply": product,
+        "params": PARAMS,
+        "inputs": X,
+        "labels": LABELS[:2],
+        "eps": 0.1,
+    },
+    "diagnostics.copula_normalise": {"x": ONES},
+    "diagnostics.dead_units": {"relus": RELUS},
+    "diagnostics.effective_rank": {"matrix": ONES, "energy": 0.9},
+    "diagnostics.interval_bounds": {"apply": product, "params": PARAMS, "low": X, "high": X},
+    "diagnostics.m_flow": {"information": {(0,): 1.0}, "n": 1},
+    "diagnostics.mutual_information": {"x": ROW, "y": ROW, "bins": 3},
+    "diagnostics.nrs": {"relus": RELUS, "gammas": [1.0], "p": 2.0},
+    "diagnostics.nrs_scores": {"relus": RELUS, "gammas": [1.0], "p": 2.0},
+    "diagnostics.o_information": {"cov": np.eye(4), "n_samples": 9},
     "diagnostics.compression": {"params": PARAMS, "masks": MASKS},
     "diagnostics.corrupt": {"key": KEY, "images": IMAGE, "name": "contrast", "severity": 3},
     "diagnostics.corrupted_accuracy": {
@@ -580,6 +597,14 @@ OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
 MAY = {
     **dict.fromkeys(("coreset.grand params", "coreset.grand batch"), ("rank 6",)),  # the loss's own affair
     "coreset.k_center labelled": ("None",),
+    **dict.fromkeys(
+        ("diagnostics.certified_accuracy params", "diagnostics.interval_bounds params"),
+        tuple(WRONG),  # the model's own affair
+    ),
+    "diagnostics.certified_accuracy eps": ("a fraction",),
+    "diagnostics.o_information n_samples": ("None",),
+    **dict.fromkeys(("diagnostics.nrs gammas", "diagnostics.nrs_scores gammas"), ("None",)),
+    **dict.fromkeys(("diagnostics.nrs p", "diagnostics.nrs_scores p"), ("negative", "a fraction")),
     "coreset.dynamic_pruning epsilon": ("None",),
     "coreset.confident threshold": ("negative", "a fraction"),  # any number is one
     **dict.fromkeys(
@@ -693,6 +718,8 @@ MAY = {
 NAMED_INSTEAD = {
     "tracing.capture params": "leaves",
     "coreset.complexity_gap x": "y",
+    "diagnostics.interval_bounds low": "high",
+    "diagnostics.certified_accuracy inputs": "labels",
     **dict.fromkeys(("coreset.complexity_gap_per_class x", "coreset.self_training inputs"), "labels"),
     **dict.fromkeys(("block height", "block width"), "block"),
     **dict.fromkeys(("n_of_m n", "n_of_m m"), "n_of_m"),
