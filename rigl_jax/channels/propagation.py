@@ -64,7 +64,8 @@ def nisp(apply: Callable[[PyTree, Any], Any], final: Any = None) -> ChannelCrite
             outputs = jax.tree.leaves(model.shifted(shift, params, one))
             if weights is not None and any(y.shape[-1:] != weights.shape for y in outputs):
                 raise ValueError(f"nisp: final must hold {outputs[0].shape[-1:]} scores, got {weights.shape}")
-            return sum(jnp.sum(y if weights is None else y * jnp.broadcast_to(weights, y.shape)) for y in outputs)
+            parts = (jnp.sum(y if weights is None else y * jnp.broadcast_to(weights, y.shape)) for y in outputs)
+            return sum(parts, jnp.zeros(()))
 
         return parted(groups, jax.grad(total)(jnp.zeros(model.size)))
 

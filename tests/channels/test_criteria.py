@@ -29,6 +29,11 @@ def hidden_group(params, x, apply=mlp):
     return C.Groups(group for group in C.groups(apply, params, x) if not group.why)
 
 
+def scored(criterion, groups, params, batch):
+    """Compiled at once."""
+    return jax.jit(lambda params, batch: criterion(groups, params, batch))(params, batch)
+
+
 def squared(p, x):
     return jnp.mean(jnp.square(mlp(p, x)))
 
@@ -42,6 +47,7 @@ def without(params, *channels):
 
 
 def rises(loss, params, x):
+    loss = jax.jit(loss)
     n = params["b"].shape[0]
     return np.array([loss(without(params, k), x) - loss(params, x) for k in range(n)])
 
@@ -51,50 +57,59 @@ def rises(loss, params, x):
 
 def test_the_derivative_by_a_factor_is_the_sum_over_the_rows_that_read_the_channel():
     model = gating.tapped("test", squared, GROUP, PARAMS, X)
-    got = jax.grad(lambda c: model.gated(c, PARAMS, X))(jnp.ones(6))
+    got = jax.jit(jax.grad(lambda c: model.gated(c, PARAMS, X)))(jnp.ones(6))
     grads = jax.grad(squared)(PARAMS, X)
     np.testing.assert_allclose(got, (grads["b"] * PARAMS["b"]).sum(1), rtol=1e-5)
-    np.testing.assert_allclose(C.taylor_2019(squared)(GROUP, PARAMS, X)[0], np.square(got), rtol=1e-5)
+    np.testing.assert_allclose(scored(C.taylor_2019(squared), GROUP, PARAMS, X)[0], np.square(got), rtol=1e-5)
     model = gating.tapped("test", mlp, GROUP, PARAMS, X)
     hidden = jax.nn.relu(X @ PARAMS["a"])
-    noted = model.noted(lambda read, xs: gating.read_sums(jnp.abs, read, xs), PARAMS, X)
+    noted = jax.jit(lambda p: model.noted(lambda read, xs: gating.read_sums(jnp.abs, read, xs), p, X))(PARAMS)
     np.testing.assert_allclose(noted, hidden.sum(0), rtol=1e-5)
 
 
 def test_squares_are_averaged_after_the_parts_of_a_batch():
     x = Draw(1)(4, 4)
-    parts = [np.asarray(C.taylor_2019(squared)(GROUP, PARAMS, part)[0]) for part in (x[:2], x[2:])]
-    np.testing.assert_allclose(C.taylor_2019(squared, size=2)(GROUP, PARAMS, x)[0], np.mean(parts, 0), rtol=1e-5)
+    parts = [np.asarray(scored(C.taylor_2019(squared), GROUP, PARAMS, part)[0]) for part in (x[:2], x[2:])]
+    np.testing.assert_allclose(
+        scored(C.taylor_2019(squared, size=2), GROUP, PARAMS, x)[0], np.mean(parts, 0), rtol=1e-5
+    )
     with refused("batch"):
-        C.taylor_2019(squared, size=3)(GROUP, PARAMS, x)
+        scored(C.taylor_2019(squared, size=3), GROUP, PARAMS, x)
 
 
 def test_taylor_2016_takes_absolute_values_example_by_example():
     one = lambda x: jax.grad(lambda h: jnp.mean(jnp.square(h @ PARAMS["b"])))(jax.nn.relu(x @ PARAMS["a"]))  # noqa: E731
     products = np.abs(np.array([one(x[None])[0] * jax.nn.relu(x @ PARAMS["a"]) for x in X]))
     want = products.mean(0)
-    np.testing.assert_allclose(C.taylor_2016(squared, normalize=False)(GROUP, PARAMS, X)[0], want, rtol=1e-4)
-    np.testing.assert_allclose(C.taylor_2016(squared)(GROUP, PARAMS, X)[0], want / np.linalg.norm(want), rtol=1e-4)
+    np.testing.assert_allclose(scored(C.taylor_2016(squared, normalize=False), GROUP, PARAMS, X)[0], want, rtol=1e-4)
+    np.testing.assert_allclose(
+        scored(C.taylor_2016(squared), GROUP, PARAMS, X)[0], want / np.linalg.norm(want), rtol=1e-4
+    )
 
 
 def test_second_order_is_exact_for_a_quadratic_loss_and_rows_of_the_hessian_are_known():
     want = rises(squared, PARAMS, X)
-    np.testing.assert_allclose(C.taylor_2019(squared, second="diagonal")(GROUP, PARAMS, X)[0], want**2, rtol=1e-3)
+    np.testing.assert_allclose(
+        scored(C.taylor_2019(squared, second="diagonal"), GROUP, PARAMS, X)[0], want**2, rtol=1e-3
+    )
     flat = lambda b: squared({"a": PARAMS["a"], "b": b.reshape(6, 3)}, X)  # noqa: E731
     b = PARAMS["b"].reshape(-1)
-    hessian, grad = np.asarray(jax.hessian(flat)(b)), np.asarray(jax.grad(flat)(b))
+    hessian, grad = np.asarray(jax.jit(jax.hessian(flat))(b)), np.asarray(jax.grad(flat)(b))
     own = np.kron(np.eye(6), np.ones(3)) * np.asarray(b)[None]  # theta_s of every channel
     pairs = own @ np.asarray(hessian) @ own.T
     np.testing.assert_allclose(
-        C.taylor_2019(squared, second="rows")(GROUP, PARAMS, X)[0], (own @ grad - pairs.sum(1) / 2) ** 2, rtol=1e-3
+        scored(C.taylor_2019(squared, second="rows"), GROUP, PARAMS, X)[0],
+        (own @ grad - pairs.sum(1) / 2) ** 2,
+        rtol=1e-3,
     )
     np.testing.assert_allclose(pairs.sum(), b @ hessian @ b, rtol=1e-4)
     np.testing.assert_allclose(
-        C.sosp_h(squared)(GROUP, PARAMS, X)[0], np.abs(own @ grad) + np.abs(pairs.sum(1)) / 2, rtol=1e-3
+        scored(C.sosp_h(squared), GROUP, PARAMS, X)[0], np.abs(own @ grad) + np.abs(pairs.sum(1)) / 2, rtol=1e-3
     )
+    loss = jax.jit(squared)
     for gone in itertools.chain.from_iterable(itertools.combinations(range(6), n) for n in (2, 3)):
         at = list(gone)
-        rise = squared(without(PARAMS, *gone), X) - squared(PARAMS, X)
+        rise = loss(without(PARAMS, *gone), X) - loss(PARAMS, X)
         np.testing.assert_allclose(-(own @ grad)[at].sum() + pairs[np.ix_(at, at)].sum() / 2, rise, atol=1e-5)
 
 
@@ -105,9 +120,9 @@ def cross_entropy(p, batch):
 
 def test_interactions_are_the_hessian_where_the_logits_are_linear_in_the_factors():
     batch = X, jnp.arange(5) % 3
-    got = second_order.interactions("test", mlp, GROUP, PARAMS, X)
+    got = jax.jit(lambda p, x: second_order.interactions("test", mlp, GROUP, p, x))(PARAMS, X)
     model = gating.tapped("test", cross_entropy, GROUP, PARAMS, batch)
-    want = jax.hessian(lambda c: model.gated(c, PARAMS, batch))(jnp.ones(6)) / 2
+    want = jax.jit(jax.hessian(lambda c: model.gated(c, PARAMS, batch)))(jnp.ones(6)) / 2
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert np.linalg.eigvalsh(got).min() > -1e-6
 
@@ -117,9 +132,9 @@ def test_pairs_that_cancel_are_seen_by_sosp_i_alone():
     params = {"a": jnp.ones((1, 3)), "b": jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.1, 0.0]])}
     x = jnp.ones((1, 1))
     group = hidden_group(params, x)
-    pairs = second_order.interactions("test", mlp, group, params, x)
+    pairs = jax.jit(lambda p, x: second_order.interactions("test", mlp, group, p, x))(params, x)
     np.testing.assert_allclose(pairs[:2].sum(1), pairs[:2, 2], atol=1e-7)
-    order = np.argsort(C.sosp_i(mlp)(group, params, x)[0]).tolist()
+    order = np.argsort(scored(C.sosp_i(mlp), group, params, x)[0]).tolist()
     costs = [float(np.asarray(pairs)[np.ix_(order[:n], order[:n])].sum()) for n in (1, 2, 3)]
     assert costs[0] <= min(np.diag(pairs)) + 1e-7
     assert order[0] == 2
@@ -128,7 +143,10 @@ def test_pairs_that_cancel_are_seen_by_sosp_i_alone():
 @pytest.mark.parametrize("steps", [10, 100])
 def test_the_signed_path_is_the_loss_that_the_group_and_each_channel_are_worth(steps):
     curved = lambda p, x: jnp.mean(jnp.tanh(mlp(p, x)) ** 2)  # noqa: E731
-    path = lambda **options: np.asarray(C.singe(curved, steps, None, signed=True, **options)(GROUP, PARAMS, X)[0])  # noqa: E731
+
+    def path(**options):
+        return np.asarray(scored(C.singe(curved, steps, None, signed=True, **options), GROUP, PARAMS, X)[0])
+
     whole = curved(without(PARAMS, *range(6)), X) - curved(PARAMS, X)
     error = 0.2 / steps**2 + 1e-6
     np.testing.assert_allclose(path().sum(), whole, atol=error)
@@ -138,7 +156,7 @@ def test_the_signed_path_is_the_loss_that_the_group_and_each_channel_are_worth(s
 def test_the_path_of_no_steps_is_half_way_and_geometric_grids_are_exact_for_quadratics():
     rise = rises(squared, PARAMS, X)
     for mu in (0.95, 0.5):
-        got = C.singe(squared, 20, mu, signed=True, each=True)(GROUP, PARAMS, X)[0]
+        got = scored(C.singe(squared, 20, mu, signed=True, each=True), GROUP, PARAMS, X)[0]
         np.testing.assert_allclose(got, rise, rtol=1e-3, atol=1e-6)
 
 
@@ -171,7 +189,6 @@ def test_taylor_ranks_channels_as_brute_force_does_in_a_trained_network():
         }.items()
     }
     drawn = spearman(C.random(jax.random.key(0))(group, params, None)[0], truth)
-    print(found, drawn)
     assert found["singe"] > 0.99
     assert min(found.values()) > 0.8 > drawn
 
@@ -195,7 +212,7 @@ def test_nisp_bounds_what_removal_changes():
     x, s = Draw(4)(20, 4, 4, 2), np.array([1.0, 0.5, 2.0])
     groups = C.groups(apply, params, x)
     free = [g for g, group in enumerate(groups) if not group.why]
-    scores = C.nisp(apply, s)(groups, params, x)
+    scores = scored(C.nisp(apply, s), groups, params, x)
     assert all((np.asarray(one) >= 0).all() for one in scores)
     model = gating.tapped("test", apply, groups, params, x)
     outputs = jax.jit(lambda c: model.gated(c, params, x))
@@ -216,12 +233,12 @@ def read_largest(apply, groups, params, x):
         x = jnp.abs(xs[read.side])
         return jnp.max(x, [k for k in range(x.ndim) if k != read.axis])
 
-    return np.asarray(model.noted(largest, params, x))
+    return np.asarray(jax.jit(lambda p: model.noted(largest, p, x))(params))
 
 
 def test_nisp_refuses_what_has_no_bound():
     with refused("apply", "mul"):
-        C.nisp(lambda p, x: jax.nn.silu(x @ p["a"]) @ p["b"])(GROUP, PARAMS, X)
+        scored(C.nisp(lambda p, x: jax.nn.silu(x @ p["a"]) @ p["b"]), GROUP, PARAMS, X)
 
 
 def test_i_spasp_recovers_the_rows_that_are_there_and_its_error_falls():
@@ -236,7 +253,7 @@ def test_i_spasp_recovers_the_rows_that_are_there_and_its_error_falls():
     sparse = rows * np.isin(np.arange(d), order[:5])
 
     def error(s, rows):
-        scores = C.i_spasp(mlp, s / d)(group, params, jnp.asarray(rows, jnp.float32))[0]
+        scores = scored(C.i_spasp(mlp, s / d), group, params, jnp.asarray(rows, jnp.float32))[0]
         gone = np.flatnonzero(np.asarray(scores) < 1)
         assert len(gone) == d - s
         whole = mlp(params, rows)
