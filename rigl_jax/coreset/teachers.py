@@ -132,7 +132,7 @@ def self_training(
     last, *first = jax.random.split(key, teachers + 1)
     trained = tuple(_trained(fit, inputs, labels, each) for each in first)
     found = pseudo_labels(jnp.stack([predict(unlabelled) for predict in trained]), threshold)
-    pseudo = Pseudo(*map(np.asarray, found))
+    pseudo = jax.device_get(found)
     both = np.concatenate([inputs, unlabelled[pseudo.accepted]])
     given = np.concatenate([labels, pseudo.labels[pseudo.accepted].astype(labels.dtype)])
     return SelfTrained(_trained(fit, both, given, last), trained, pseudo)

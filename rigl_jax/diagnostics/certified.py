@@ -20,7 +20,8 @@ class Bounds(NamedTuple):
 
     Attributes:
       outputs: `Interval(low, high)` in the tree of apply's result.
-      relus: the interval of the input of each ReLU, `max(x, 0)`, in the order of execution; with the batch axis.
+      relus: the interval of the input of each ReLU, in the order of execution; with the batch axis. A ReLU is
+        `max(x, 0)` with a number 0, as `jax.nn.relu`; with an array of zeros made under jit it is not recognised.
     """
 
     outputs: Any
@@ -121,7 +122,7 @@ def nrs(relus: Sequence[Interval], gammas: Sequence[Any] | None = None, p: float
     0.7616
     """
     units = _units("nrs", relus, gammas, p)
-    return sum(jnp.sum(unit) for unit in units) / sum(unit.size for unit in units)
+    return jnp.mean(jnp.concatenate([unit.ravel() for unit in units]))
 
 
 @arguments(relus=rules.sequence, p=rules.scalar)
