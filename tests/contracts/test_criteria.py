@@ -39,6 +39,7 @@ def loss(params, x):
     return jnp.mean((apply(params, x) - x[:, :4]) ** 2)
 
 
+@functools.cache
 def made(name, loss=loss, apply=apply):
     return jax.jit(CRITERIA[name].make(loss=loss, apply=apply, key=KEY))  # one compilation, not one an operation
 
