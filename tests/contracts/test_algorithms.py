@@ -55,6 +55,7 @@ def start_params():
 
 PARAMS = jit(start_params)()
 INPUTS = np.asarray(jax.random.normal(jax.random.key(2), (STEPS, 16, 2)))
+INNER = optax.adamw(0.05)
 
 
 def loss(params, x=INPUTS[0]):
@@ -75,7 +76,7 @@ def build(algorithm, key=jax.random.key(0)):  # noqa: B008
     rules = [*((f"{name}/kernel", structure) for name, structure in STRUCTURES.items()), ("bias", None)]
     plan = rx.make_plan(PARAMS, 0.6, rx.uniform, rules=rules)
     method = construct(algorithm, plan)
-    return plan, method, rx.sparsify(optax.adamw(0.05), method, key=key)
+    return plan, method, rx.sparsify(INNER, method, key=key)
 
 
 class Snapshot(NamedTuple):
@@ -95,6 +96,7 @@ class Run(NamedTuple):
 
     plan: dict
     method: rx.Algorithm
+    init: object
     init_shapes: object
     init_state: object
     outside: list
@@ -126,13 +128,13 @@ def run(algorithm):
         return optax.apply_updates(params, updates), state
 
     @jit
-    def init(params):
-        state = tx.init(params)
+    def init(key, params):
+        state = rx.sparsify(INNER, method, key=key).init(params)
         return rx.trees.map_masked(
             lambda mask, p: jnp.where(mask, p, 0.0), method.stored(state.algorithm), params
         ), state
 
-    first = init(PARAMS)
+    first = init(jax.random.key(0), PARAMS)
     one_step = jit(step, static_argnums=3)
     params, state = first
     outside = [snapshot(method, params, state)]
@@ -150,7 +152,7 @@ def run(algorithm):
     for i in range(STEPS):
         params, state = many_step(params, state, jax.device_put(INPUTS[i], split), None)
         inside.append(snapshot(method, params, state))
-    return Run(plan, method, jax.eval_shape(tx.init, PARAMS), first[1], outside, inside, traces)
+    return Run(plan, method, init, jax.eval_shape(tx.init, PARAMS), first[1], outside, inside, traces)
 
 
 def per_group(leaf, mask):
@@ -244,17 +246,33 @@ def test_moments_of_what_is_not_trained_or_was_just_born_are_zero(algorithm, str
             assert not moments[name][born].any()
 
 
+def steps_that_train(method):
+    return np.array([not (method.skip_step and method.due(i)) for i in range(STEPS)])
+
+
+@functools.partial(jit, static_argnums=(0, 1))
+def dense(inner, gradient, params, trains):
+    """Training by the inner optimizer alone, on some of the steps."""
+
+    def step(carry, now):
+        i, trains = now
+        params, state = carry
+        updates, state = inner.update(gradient(params, i), state, params)
+        after = optax.apply_updates(params, updates), state
+        return jax.tree.map(lambda new, old: jnp.where(trains, new, old), after, carry), None
+
+    return lax.scan(step, (params, inner.init(params)), (jnp.arange(STEPS), trains))[0]
+
+
+def gradient_of_bias(bias, i):
+    return 2 * (bias - jnp.asarray(INPUTS).mean((1, 2))[i])
+
+
 @each_algorithm
 def test_dense_leaves_train_as_without_us(algorithm):
     result = run(algorithm)
-    inner = optax.adamw(0.05)
-    bias, update = {"b": PARAMS["bias"]}, jit(inner.update)
-    state = inner.init(bias)
-    for i in range(STEPS):
-        if not (result.method.skip_step and result.method.due(i)):
-            updates, state = update({"b": 2 * (bias["b"] - INPUTS[i].mean())}, state, bias)
-            bias = optax.apply_updates(bias, updates)
-    np.testing.assert_allclose(result.outside[-1].params["bias"], bias["b"], atol=1e-5)
+    bias, _ = dense(INNER, gradient_of_bias, PARAMS["bias"], steps_that_train(result.method))
+    np.testing.assert_allclose(result.outside[-1].params["bias"], bias, atol=1e-5)
 
 
 @each_algorithm
@@ -320,26 +338,31 @@ def test_rewiring_is_due_where_an_int_and_a_tracer_say_so(algorithm):
 def test_first_masks_come_from_the_key_or_from_the_weights(algorithm):
     """Same key and weights, same masks; another key, or other weights where the method looks at those, other masks."""
     result = run(algorithm)
-
-    @jit
-    def masks(key, params):
-        return rx.trees.named_leaves(rx.sparsify(optax.sgd(0.1), result.method, key=key).init(params).masks)
-
-    first = masks(jax.random.key(0), PARAMS)
-    chex.assert_trees_all_equal(first, result.outside[0].masks)
+    first = result.outside[0].masks
+    masks = lambda key, params: rx.trees.named_leaves(result.init(key, params)[1].masks)  # noqa: E731
+    chex.assert_trees_all_equal(masks(jax.random.key(0), PARAMS), first)
     others = masks(jax.random.key(1), PARAMS), masks(jax.random.key(0), jax.tree.map(jnp.flip, PARAMS))
     for name, mask in first.items():
         assert mask.all() or any((mask != other[name]).any() for other in others), name
 
 
+START = {"w": 3.0 + PARAMS["another"]["kernel"][:4, :3] / 10, "b": PARAMS["bias"]}
+SLOW = optax.adamw(0.01)
+
+
+def square(params):
+    return sum(jnp.sum((x - 2.5) ** 2 / jnp.arange(1.0, x.size + 1).reshape(x.shape)) for x in jax.tree.leaves(params))
+
+
+def gradient_of_square(params, i):
+    return jax.grad(square)(params)
+
+
 @each_algorithm
 def test_sparsity_0_is_the_inner_optimizer(algorithm):
     """As long as no weight comes near 0, which some methods take for a reason to start it anew."""
-    start = {"w": 3.0 + PARAMS["another"]["kernel"][:4, :3] / 10, "b": PARAMS["bias"]}
-    square = lambda p: sum(jnp.sum((x - 2.5) ** 2 / jnp.arange(1.0, x.size + 1).reshape(x.shape)) for x in p.values())  # noqa: E731
-    method = construct(algorithm, rx.make_plan(start, 0.0), loss=square)
-    inner = optax.adamw(0.01)
-    tx = rx.sparsify(inner, method, key=jax.random.key(0))
+    method = construct(algorithm, rx.make_plan(START, 0.0), loss=square)
+    tx = rx.sparsify(SLOW, method, key=jax.random.key(0))
 
     @jit
     def sparse(params):
@@ -350,20 +373,10 @@ def test_sparsity_0_is_the_inner_optimizer(algorithm):
 
         return lax.scan(step, (params, tx.init(params)), length=STEPS)[0]
 
-    @jit
-    def dense(params):
-        def step(carry, trains):
-            params, state = carry
-            updates, state = inner.update(jax.grad(square)(params), state, params)
-            after = optax.apply_updates(params, updates), state
-            return jax.tree.map(lambda new, old: jnp.where(trains, new, old), after, carry), None
-
-        trains = jnp.array([not (method.skip_step and method.due(i)) for i in range(STEPS)])
-        return lax.scan(step, (params, inner.init(params)), trains)[0]
-
-    params, state = sparse(start)
+    params, state = sparse(START)
     assert all(mask.all() for mask in jax.tree.leaves(state.masks))
-    chex.assert_trees_all_close((params, state.inner), dense(start), atol=1e-6)
+    expected = dense(SLOW, gradient_of_square, START, steps_that_train(method))
+    chex.assert_trees_all_close((params, state.inner), expected, atol=1e-6)
 
 
 @each_algorithm
