@@ -1,5 +1,7 @@
 """Small models that know nothing of sparsity, as users have them."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,12 @@ class ConvNet(nn.Module):
         return nn.Dense(4)(x)
 
 
+@functools.cache
 def problem(sparsity=0.8):
     """(loss(params, image), params, plan, image): the model above on random images."""
     model, image = ConvNet(), jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     label = jnp.arange(8) % 4
-    params = model.init(jax.random.key(1), image)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), image)["params"]
 
     def loss(params, image):
         logits = model.apply({"params": params}, image)
