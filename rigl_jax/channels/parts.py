@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from rigl_jax.channels import splits
-from rigl_jax.channels.notes import unknown
 from rigl_jax.tracing.channels import Channels, Labels, Split
 from rigl_jax.tracing.walk import Walker
 
@@ -104,10 +103,9 @@ def gather(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     """Rows that data choose stay; rows that are written down are a selection."""
     channels, given = walker.context.channels, eqn.params["dimension_numbers"]
     (axes, rows, *_), shape, sizes = ins, eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
-    if given.operand_batching_dims:
-        return unknown(walker, eqn, ins)
     number, out = walker.context.notes.numbers.get(eqn.invars[1]), [None] * len(eqn.outvars[0].aval.shape)
-    kept = [k for k in range(len(shape)) if k not in given.collapsed_slice_dims]
+    apart = {*given.collapsed_slice_dims, *given.operand_batching_dims}
+    kept = [k for k in range(len(shape)) if k not in apart]
     batch = [k for k in range(len(out)) if k not in given.offset_dims]
     chosen = [k for k in range(len(shape)) if k in given.start_index_map and sizes[k] < shape[k]]
     for place, k in zip(given.offset_dims, kept, strict=True):
@@ -115,10 +113,38 @@ def gather(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
             out[place] = axes[k]
     for place, axis in zip(batch, rows, strict=False):
         out[place] = axis
+    for k, j in zip(given.operand_batching_dims, given.start_indices_batching_dims, strict=True):
+        out[batch[j]] = _both(channels, axes[k], rows[j])
     whole = number is not None and len(chosen) == len(batch) == 1 and chosen[0] in given.collapsed_slice_dims
     if whole and axes[chosen[0]] is not None:
         out[batch[0]] = axes[chosen[0]][number.reshape(-1) % shape[chosen[0]]]
         return [tuple(out)]
-    other = [axes[k] for k in range(len(shape)) if sizes[k] < shape[k]]
-    channels.fix(other, "rows that data choose")
+    chosen = [axes[k] for k in range(len(shape)) if sizes[k] < shape[k] and k not in given.operand_batching_dims]
+    channels.fix(chosen, "rows that data choose")
     return [tuple(out)]
+
+
+def scatter(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    """What is written has the channels of what it is written into, but for rows that data choose."""
+    channels, given = walker.context.channels, eqn.params["dimension_numbers"]
+    (axes, rows, new), out = ins, list(ins[0])
+    apart = {*given.inserted_window_dims, *given.operand_batching_dims}
+    window = [k for k in range(len(axes)) if k not in apart]
+    for place, k in zip(given.update_window_dims, window, strict=True):
+        if eqn.invars[0].aval.shape[k] == eqn.invars[2].aval.shape[place]:
+            out[k] = _both(channels, axes[k], new[place])
+        else:
+            channels.fix([axes[k], new[place]], "updated at a position that data choose")
+            out[k] = None
+    batch = [k for k in range(len(new)) if k not in given.update_window_dims]
+    for place, axis in zip(batch, rows, strict=False):
+        _both(channels, new[place], axis)
+    for k, j in zip(given.operand_batching_dims, given.scatter_indices_batching_dims, strict=True):
+        out[k] = _both(channels, axes[k], rows[j])
+    channels.fix([axes[k] for k in given.inserted_window_dims], "rows that data choose")
+    return [tuple(out)]
+
+
+def _both(channels: Channels, one: Any, other: Any) -> Any:
+    """One axis of channels of two; none where neither has any."""
+    return None if one is None and other is None else channels.join(one, other)

@@ -37,7 +37,7 @@ def read(program: Program, weights: int) -> Reading:
         if not uses[variable]:
             channels.fix(labels[variable], "not read by the model")
     for variable, axes in labels.items():
-        labels[variable] = splits.settle(channels, axes)
+        labels[variable] = splits.settle(channels, axes, finest=True)
     return reading
 
 
@@ -170,9 +170,10 @@ def _charge(reading: Reading, eqn: Any, terms: float, axes: Sequence[Any]) -> No
 
 
 def _conv(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
-    channels, conv, (x, kernel) = walker.context.channels, geometry.conv(eqn), ins
+    channels, conv = walker.context.channels, geometry.conv(eqn)
+    x, kernel = splits.settle(channels, ins[0], None, conv.data[2:]), splits.settle(channels, ins[1])
     if eqn.params["batch_group_count"] != 1:
-        return unknown(walker, eqn, ins)
+        return unknown(walker, eqn, [x, kernel])
     (outputs, inputs, *window), (batch, data, *space) = conv.kernel, conv.data
     if conv.groups == 1:
         channels.join(x[data], kernel[inputs])
@@ -186,6 +187,11 @@ def _conv(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
     terms = math.prod(shape[k] for k in (inputs, *window)) / math.prod(eqn.params["lhs_dilation"])
     _charge(walker.context, eqn, terms, (*out, kernel[inputs]))
     return [tuple(out)]
+
+
+def _window(walker: Walker, eqn: Any, ins: list[Labels]) -> list[Labels]:
+    axes = splits.settle(walker.context.channels, ins[0], None, geometry.window_axes(eqn))
+    return list(base.RULES["reduce_window_sum"](walker, eqn, [axes]))
 
 
 def _grouped(channels: Channels, groups: int, x: Any, inputs: Any, outputs: Any) -> None:
@@ -203,13 +209,14 @@ def _grouped(channels: Channels, groups: int, x: Any, inputs: Any, outputs: Any)
     return None
 
 
+_SCATTERS = [f"scatter{kind}" for kind in ("", "-add", "-mul", "-min", "-max", "_add", "_mul", "_min", "_max")]
 RULES: dict[str, Rule] = {
     **dict.fromkeys(geometry.ELEMENTWISE, _elementwise),
     **dict.fromkeys(("convert_element_type", "copy", "stop_gradient"), _convert),
     **dict.fromkeys(("transpose", "squeeze", "broadcast_in_dim"), _moved),
     **dict.fromkeys(geometry.REDUCTIONS, _reduce),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"), _settled(_cumulative)),
-    **dict.fromkeys(geometry.WINDOWED, _settled(base.RULES["reduce_window_sum"])),
+    **dict.fromkeys(geometry.WINDOWED, _window),
     "rev": _settled(base.RULES["rev"]),
     "reshape": _reshape,
     "iota": lambda walker, eqn, ins: [walker.context.channels.new(eqn.outvars[0].aval.shape)],
@@ -218,10 +225,11 @@ RULES: dict[str, Rule] = {
     "split": parts.split,
     "pad": _settled(parts.pad),
     "gather": _settled(parts.gather),
+    **dict.fromkeys(_SCATTERS, _settled(parts.scatter)),
     "dynamic_slice": _settled(parts.dynamic_slice),
     "dynamic_update_slice": _settled(parts.dynamic_update),
     "dot_general": _dot,
-    "conv_general_dilated": _settled(_conv),
+    "conv_general_dilated": _conv,
     "scan": loops.scan,
     "cond": loops.cond,
 }

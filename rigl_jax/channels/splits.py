@@ -3,7 +3,8 @@
 An axis of heads times features that is reshaped to two axes holds one channel for each pair. A dense array can lose
 whole heads, or the same features of all heads, but not single pairs. As long as nothing treats the two axes apart, as
 where they are merged again, every pair stays a channel (`Split`). Then one of the axes is chosen, the first that is not
-summed over: heads, groups of a normalisation. Its positions are the channels, and the other axis goes along.
+summed over: heads, groups of a normalisation. Its positions are the channels, and the other axis goes along. Where
+nothing ever treats them apart (channels are shuffled), it is the longest one: fewer channels go at a time.
 """
 
 from __future__ import annotations
@@ -48,10 +49,17 @@ def _along(split: Split) -> np.ndarray:
     return np.moveaxis(split.grid, split.axis, 0).reshape(split.grid.shape[split.axis], -1)[:, 0]
 
 
-def settle(channels: Channels, labels: Labels, touched: Collection[int] | None = None, summed: Any = ()) -> Labels:
+def settle(
+    channels: Channels,
+    labels: Labels,
+    touched: Collection[int] | None = None,
+    summed: Any = (),
+    *,
+    finest: bool = False,
+) -> Labels:
     """Chooses one axis of each split: of those that have an axis among the `touched` ones (None: of all).
 
-    It is the first one that is not `summed` over.
+    It is the first one that is not `summed` over; with `finest` the first of the longest ones.
     """
     labels = simple(channels, labels)
     out = list(labels)
@@ -59,6 +67,8 @@ def settle(channels: Channels, labels: Labels, touched: Collection[int] | None =
         if touched is not None and not set(block) & set(touched):
             continue
         chosen = next((k for k in block if k not in summed), block[0])
+        if finest:
+            chosen = max(block, key=lambda k: labels[k].grid.shape[labels[k].axis])
         own = _along(labels[chosen])
         pairs = np.moveaxis(labels[chosen].grid, labels[chosen].axis, 0).reshape(len(own), -1)
         channels.join(np.repeat(own, pairs.shape[1]), pairs.reshape(-1))
