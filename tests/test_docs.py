@@ -116,6 +116,16 @@ def test_the_page_of_pruning():
     assert {call for _, call in rows} <= set(rx.criteria.__all__)
 
 
+def test_the_page_of_channels(capsys):
+    names = {}
+    with jax.numpy_rank_promotion("allow"):
+        for code in blocks("docs/channels.md"):
+            exec(code, names)
+    printed = re.search(r"^```\n(members.*?)^```", PAGES["docs/channels.md"], re.DOTALL | re.MULTILINE)
+    assert printed[1] in capsys.readouterr().out
+    assert jax.tree.map(jnp.shape, names["finetuned"]) == jax.tree.map(jnp.shape, names["small"].params)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page):
     text, folder = PAGES[page], (ROOT / page).parent

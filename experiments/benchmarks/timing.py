@@ -68,6 +68,11 @@ def rows(name: str) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
+def about(name: str) -> dict[str, Any]:
+    """The environment of the record `name.json`."""
+    return json.loads((RECORDS / f"{name}.json").read_text())["environment"]
+
+
 def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     """Writes the record `name.json`: environment, what was measured, one row a line."""
     RECORDS.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def compile_run(
     transform = functools.partial(_transform, algorithm, optax.cosine_decay_schedule(rate, steps), noisy)
     train = jax.jit(functools.partial(_train, apply, transform), static_argnames="rewire", donate_argnums=0)
     init = jax.jit(functools.partial(_init, module, transform))
-    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(_accuracy, apply)))
+    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, apply)))
 
 
 def forward(module: nn.Module) -> Apply:
@@ -206,7 +206,7 @@ def _total(masks: Any) -> Array:
     return sum((jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks)), jnp.float32(0))
 
 
-def _accuracy(apply: Apply, params: Any, images: Images) -> Array:
+def accuracy(apply: Apply, params: Any, images: Images) -> Array:
     """Share of right answers, float32 scalar."""
 
     def right(part: Images) -> Array:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import rigl_jax as rx
+from tests.channels import models
 from tests.channels.peers import NEW, make
+from tests.channels.peers_table import PAGE, PEERS, rows_of
 
 SIZES = {
     "vgg_bn": [8, 12, 16],
@@ -48,7 +50,7 @@ SIZES = {
 }
 """How many channels each group has that can be removed, in the order of the leaves."""
 RUN = ("shufflenet_v2", "graph_attention", "reshaped")
-"""Kinds whose rules no other test runs; `python -m tests.channels.peers` runs all."""
+"""Kinds whose rules no other test runs."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +85,14 @@ def test_each_kind_is_halved(kind):
     out, grads = jax.eval_shape(trained(small.apply), small.params, x)
     assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, jax.eval_shape(apply, params, x))
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, small.params)
+    assert rows_of(kind, small)
+    assert all(row in PAGE.read_text() for row in rows_of(kind, small))
     if kind in RUN:
         _runs(apply, params, keep, small, x)
+
+
+def test_every_kind_of_theirs_is_one_of_ours():
+    assert set(PEERS.values()) == set(NEW) | (set(PEERS.values()) & set(models.KINDS))
 
 
 def _runs(apply, params, keep, small, x):

@@ -9,6 +9,7 @@ import pytest
 
 import rigl_jax as rx
 from tests.channels.models import KINDS, make
+from tests.channels.peers_table import PAGE, rows_of
 
 SIZES = {
     "mlp": [12, 10],
@@ -74,6 +75,7 @@ def test_a_halved_model_is_the_same_function_of_smaller_params_and_trains(kind):
     params, apply, x, groups = grouped(kind)
     small = rx.channels.shrink(apply, params, half(groups, params), x)
     assert jax.tree.structure(small.params) == jax.tree.structure(params)
+    assert all(row in PAGE.read_text() for row in rows_of(kind, small))
     assert small.weights[1] == sum(leaf.size for leaf in jax.tree.leaves(small.params)) < small.weights[0]
     assert small.macs == (rx.flops(apply, params, x).total, rx.flops(small.apply, small.params, x).total)
 

@@ -10,7 +10,15 @@ import pytest
 
 import rigl_jax as rx
 from experiments.models import MODELS
-from experiments.studies import method_page, method_table, method_training, paper_tables
+from experiments.studies import (
+    channels,
+    channels_page,
+    channels_training,
+    method_page,
+    method_table,
+    method_training,
+    paper_tables,
+)
 from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
 
 
@@ -73,6 +81,13 @@ def test_the_page_of_results_is_up_to_date():
     assert all(method_page.picture(cell.model).exists() for cell in method_table.read())
 
 
+def test_the_page_of_channels_is_up_to_date():
+    records = channels.read()
+    assert records.keys() <= set(channels.cells())
+    assert channels_page.PAGE.read_text() == channels_page.page(records)
+    assert all(channels_page.picture(model).exists() for model in channels_page.drawn(records))
+
+
 def test_paired_differences():
     ours, theirs = np.array([3.0, 4.0, 5.0]), np.array([2.0, 3.0, 3.0])
     difference, p = method_page.paired(ours, theirs)
@@ -128,6 +143,22 @@ def test_a_run_in_loops_is_the_plain_loop():
         params, state = step(params, state, data.x[rows], data.y[rows])
     jax.tree.map(np.testing.assert_array_equal, state.masks, looped.opt_state.masks)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, looped.params)
+
+
+@pytest.mark.parametrize("model", channels.MODELS)
+def test_networks_of_the_study_of_channels_train_as_they_are_pruned(model):
+    """Convolutions as products are convolutions, and training reads the widths of the smaller params."""
+    network = channels_training.NETWORKS[model]()
+    params, data = network.init(jax.random.key(0)), images(128)
+    groups = rx.channels.groups(network.plain, params, data.x)
+    keep = rx.channels.select(groups, rx.channels.scores(groups, params), macs=0.2, scope="layer")
+    small = rx.channels.shrink(network.plain, params, keep, data.x)
+    want, (got, _) = jax.jit(lambda p: (small.apply(p, data.x), network.fast(p, data.x, False)))(small.params)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    trained = channels_training.trainer(network)(small.params, data, np.arange(128)[None], 0.1, 1)
+    moved = {name: not np.array_equal(a, b) for (name, a), b in
+             zip(rx.trees.named_leaves(trained).items(), jax.tree.leaves(small.params), strict=True)}  # fmt: skip
+    assert all(moved.values()), moved
 
 
 def test_small_dense_networks_hold_no_more_weights_than_sparse_ones():
