@@ -209,20 +209,32 @@ def _with_own_derivatives(
     """A call with derivatives of its own, on arrays that shrank. See `Around`.
 
     Its rule is written for the full shapes. It is asked there, removed channels being 0, and only where a derivative is
-    taken; the call itself runs at the smaller shapes. What sums over channels that were removed (a softmax) is
-    differentiated operation by operation.
+    taken; the call itself runs at the smaller shapes. Where it works element by element (ReLU), what is left lies
+    packed at the beginning instead of in its places: XLA then computes no more than that. What sums over channels that
+    were removed (a softmax) is differentiated operation by operation.
     """
+    packed = _by_element(call)
 
     def cut(variable: Any) -> bool:
         return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
 
+    def fill(x: Array, variable: Any) -> Array:
+        shape = variable.aval.shape
+        if packed:
+            return jnp.pad(x.reshape(-1), (0, math.prod(shape) - x.size)).reshape(shape)
+        return jnp.zeros(shape, x.dtype).at[jnp.ix_(*places(variable))].set(x)
+
+    def pick(x: Array, variable: Any) -> Array:
+        left = places(variable)
+        if packed:
+            shape = tuple(map(len, left))
+            return x.reshape(-1)[: math.prod(shape)].reshape(shape)
+        return x[jnp.ix_(*left)]
+
     def whole(*operands: Any) -> list[Array]:
-        filled = [
-            jnp.zeros(variable.aval.shape, x.dtype).at[jnp.ix_(*places(variable))].set(x) if cut(variable) else x
-            for variable, x in zip(call.invars, operands, strict=True)
-        ]
+        filled = [fill(x, v) if cut(v) else x for v, x in zip(call.invars, operands, strict=True)]
         results = dict(zip(call.outvars, primitives.bind(call, filled), strict=True))
-        return [results[v][jnp.ix_(*places(v))] if cut(v) else results[v] for v in outs]
+        return [pick(results[v], v) if cut(v) else results[v] for v in outs]
 
     if not any(map(cut, (*call.invars, *outs))):
         return whole(*operands)
@@ -235,3 +247,18 @@ def _with_own_derivatives(
     backward = jax.custom_vjp(run)
     backward.defvjp(lambda *operands: jax.vjp(whole, *operands), lambda pull, ct: pull(ct))
     return backward(*operands)
+
+
+def _by_element(call: Any) -> bool:
+    """Whether a call computes each element of its results from the same element of its operands."""
+    shape = call.outvars[0].aval.shape
+
+    def plain(eqn: Any) -> bool:
+        if (inner := primitives.called(eqn)) is not None:
+            return all(map(plain, inner.jaxpr.eqns))
+        if eqn.primitive.name == "broadcast_in_dim":
+            return not eqn.invars[0].aval.shape
+        return eqn.primitive.name in geometry.ELEMENTWISE and all(v.aval.shape == shape for v in eqn.outvars)
+
+    operands = {v.aval.shape for v in (*call.invars, *call.outvars)}
+    return operands == {shape} and all(map(plain, primitives.held(call)[0].jaxpr.eqns))
