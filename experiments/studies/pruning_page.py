@@ -7,6 +7,7 @@ python -m experiments.studies.pruning_page --check    # fails if the page is out
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from experiments.report import drawing
 from experiments.studies import pruning_tables as tables
 from experiments.studies.method_page import LEVEL, paired
 from experiments.studies.method_training import BATCH
-from experiments.studies.pruning import BUDGETS, CHOICE, SEEDS, SPARSITIES, Cell, cells, choose, read
+from experiments.studies.pruning import BUDGETS, CHOICE, SEEDS, SPARSITIES, STUDIES, Cell, cells, choose, read
 from experiments.studies.pruning_cells import CRITERIA, PERIOD
 from experiments.studies.pruning_tables import ACCURACY, ECE, LOSS, TICKETS, Fact, Place, Runs, fact, percent, values
 from experiments.studies.pruning_training import EXAMPLES, MODELS
@@ -133,6 +134,12 @@ def picture(model: str) -> Path:
     return ROOT / "docs" / "figures" / f"pruning_{model}.png"
 
 
+def has_picture(runs: Runs, model: str) -> bool:
+    """Whether there is a line to draw: criteria, or tickets, at more than one sparsity."""
+    found = ({p.sparsity for p in runs if p[:2] == (model, study)} for study in ("criteria", "lottery"))
+    return any(len(sparsities) > 1 for sparsities in found)
+
+
 def figure(runs: Runs, model: str) -> Figure:
     """Accuracy over sparsity: criteria after fine-tuning, tickets and controls."""
     with matplotlib.rc_context(drawing.LOOK):
@@ -167,12 +174,12 @@ def section(runs: Runs, records: Mapping[Cell, Any], model: str) -> str:
     spec = MODELS[model]
     chosen = choose(records, model)
     told = f"`{chosen}` came out" if chosen else "it has not been run yet"
+    image = f"![accuracy over sparsity: criteria and lottery tickets](figures/{picture(model).name})\n\n"
     return f"""## {TITLES[model]}
 
-![accuracy over sparsity: criteria and lottery tickets](figures/{picture(model).name})
-
-The dense networks were trained for {spec["epochs"]} epochs from a learning rate of {spec["rate"]:g}. Of the schedules
-of fine-tuning, chosen by validation accuracy at {percent(CHOICE[1])} and {CHOICE[2]:g} epochs, {told}.
+{image if has_picture(runs, model) else ""}The dense networks were trained for {spec["epochs"]} epochs from a
+learning rate of {spec["rate"]:g}. Of the schedules of fine-tuning, chosen by validation accuracy at
+{percent(CHOICE[1])} and {CHOICE[2]:g} epochs, {told}.
 
 ### Criteria at once, then {BUDGETS[1]:g} epochs of fine-tuning
 
@@ -209,16 +216,18 @@ are the same share of every layer ("layer"), or of all together ("global"). Numb
 Networks are trained for few epochs, and no option of a criterion was tuned. OBD estimates the diagonal from 64
 products with the Hessian, M-FAC prunes in 4 steps with {EXAMPLES // 32} gradients, SynFlow in 100 rounds; Wanda and
 NNrelief rank the weights of one output. Taylor FO ranks by the square of SNIP's score, so the two prune alike. BIMP
-starts from the same dense networks as the others. RigL moves 0.3 of the weights every {PERIOD} steps from an
-Erdos-Renyi start, in one run until 3/4 of training, in EDST all along. EDST explores for a third of the training,
-Sup-Tickets take its last tenth.
+starts from the same dense networks as the others. FT and LRW take the last rates of the dense run. Its cosine ends
+near 0, where the stepwise schedules of the papers do not: FT hardly trains here. RigL moves 0.3 of the weights every
+{PERIOD} steps from an Erdos-Renyi start, in one run until 3/4 of training, in EDST all along. EDST explores for a third
+of the training, Sup-Tickets take its last tenth.
 """
 
 NOT_RUN = """## What was not run
 
+{cells}
 * OBS: its Hessian is a matrix of the square of all weights, and the library takes at most 10,000.
-* Gibbs pruning, SCL and COLT; structures other than single weights; other data than Fashion-MNIST.
-* What the papers claim for ResNets on CIFAR-10 and ImageNet says little about these small networks, and the reverse.
+* Gibbs pruning, SCL and COLT; structures other than single weights; other data than Fashion-MNIST, and the networks
+  of the papers (ResNets on CIFAR-10 and ImageNet, language models): what came out here says little about them.
 """
 
 
@@ -234,6 +243,16 @@ def peers() -> str:
         for row in rows
     ]  # fmt: skip
     return pages.table(head, cut, left=[True, True, False, False, False, False, True])
+
+
+def missing(records: Mapping[Cell, Any]) -> str:
+    """How many cells of each study have been run."""
+    rows = []
+    for model in MODELS:
+        wanted = list(cells([model]))
+        counts = [[c in records for c in wanted if c.study == study] for study in STUDIES]
+        rows.append([TITLES[model], *(f"{sum(found)} of {len(found)}" for found in counts)])
+    return "Cells that have been run, of all that the study has:\n\n" + pages.table(["", *STUDIES], rows)
 
 
 def page(records: Mapping[Cell, Mapping[str, Any]]) -> str:
@@ -253,7 +272,7 @@ Generated by `python -m experiments.studies.pruning_page` from
 others, in one process.
 
 {peers()}
-{NOT_RUN}"""
+{NOT_RUN.format(cells=missing(records))}"""
 
 
 def main(argv: Any = None) -> int:
@@ -262,7 +281,7 @@ def main(argv: Any = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if the page is out of date")
     check, records = parser.parse_args(argv).check, read()
     runs = tables.gather(records)
-    for model in () if check else sorted({place.model for place in runs}):
+    for model in () if check else filter(functools.partial(has_picture, runs), MODELS):
         picture(model).write_bytes(drawing.png(figure(runs, model)))
     return pages.update({PAGE: page(records)}, check=check, command="make figures")
 
