@@ -15,6 +15,7 @@ RESULTS = {
     "reading_a_run": "{'seeds': 3, 'RigL - SET at 98 %, points': 5.18}",  # as in the README's table
     "prune_a_trained_model": "{'equal sizes': True, 'random < magnitude < surgeon': True}",
     "really_sparse": "{'same masks': True, 'less memory': True, 'compact is the same function': True}",
+    "shrink_channels": "{'fewer weights': True, 'same function': True, 'counted': True}",
     "rigl_on_your_model": "{'linen': True, 'nnx': True}",
     "lottery_tickets": "[True, True, True]",  # a resumed recipe has the bits of one that was not interrupted
 }
