@@ -64,7 +64,8 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Float `[batch, time, features]` to the same."""
-        x = x + nn.MultiHeadDotProductAttention(num_heads=12)(nn.LayerNorm()(x))
+        attention: Any = nn.MultiHeadDotProductAttention(num_heads=12)
+        x = x + attention(nn.LayerNorm()(x))
         return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x))))
 
 
@@ -81,7 +82,7 @@ class Transformer(nn.Module):
         return embed.attend(nn.LayerNorm()(x))
 
 
-def passes(apply: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array) -> timing.Call:
+def passes(apply: Callable[..., Any], params: Any, x: jax.Array) -> timing.Call:
     """A forward and backward pass."""
     step = jax.jit(jax.grad(lambda params, x: jnp.square(apply(params, x)).mean()))
     return lambda: step(params, x)

@@ -171,7 +171,7 @@ def singe(
 
     def criterion(groups: Sequence[Group], params: PyTree, batch: Any) -> Scores:
         model = tapped("singe", at("singe", loss), groups, params, batch)
-        slope = jax.grad(lambda scale: model.gated(scale, params, batch))
+        slope = model.slope(params, batch)
         starts = sizes(groups).tolist()
         scaled = np.eye(model.size) if each else np.zeros((len(groups), model.size))
         for g, (a, b) in enumerate(itertools.pairwise([] if each else starts)):
@@ -208,12 +208,12 @@ def gradients(
 
 
 def _slope(model: Tapped, params: PyTree, batch: Any, second: str | None) -> Array:
-    slope = jax.grad(lambda scale: model.gated(scale, params, batch))
     ones = jnp.ones(model.size)
-    if second is None:
-        return slope(ones)
     if second == "rows":
-        first, rows = jax.jvp(slope, (ones,), (ones,))
+        first, rows = model.curved(ones, params, batch)
         return first - rows / 2
-    curvature = jax.lax.map(lambda e: jnp.sum(e * jax.jvp(slope, (ones,), (e,))[1]), jnp.eye(model.size))
-    return slope(ones) - curvature / 2
+    first = model.slope(params, batch)(ones)
+    if second is None:
+        return first
+    curvature = jax.lax.map(lambda e: jnp.sum(e * model.curved(e, params, batch)[1]), jnp.eye(model.size))
+    return first - curvature / 2

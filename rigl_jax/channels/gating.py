@@ -86,6 +86,14 @@ class Tapped(NamedTuple):
         """The function with a factor, of float[size], on every channel."""
         return self.run(functools.partial(_scaled, jnp.append(scale, 1)), params, *inputs)
 
+    def slope(self, params: PyTree, *inputs: Any) -> Callable[[Array], Array]:
+        """`factors -> float[size]`: the derivative by every factor of a function that is a scalar, such as a loss."""
+        return jax.grad(lambda scale: self.gated(scale, params, *inputs))
+
+    def curved(self, along: Array, params: PyTree, *inputs: Any) -> tuple[Array, Array]:
+        """(float[size], float[size]): the `slope` at factors of 1, and the Hessian there times `along`."""
+        return jax.jvp(self.slope(params, *inputs), (jnp.ones(self.size),), (along,))
+
     def shifted(self, shift: Array, params: PyTree, *inputs: Any, scale: Array | None = None) -> Any:
         """The function with a number added to every channel at every position, after the factor."""
         scale = jnp.ones_like(shift) if scale is None else scale

@@ -46,9 +46,7 @@ def sosp_h(loss: Loss) -> ChannelCriterion:
 
     def criterion(groups: Sequence[Group], params: PyTree, batch: Any) -> Scores:
         model = tapped("sosp_h", at("sosp_h", loss), groups, params, batch)
-        slope = jax.grad(lambda scale: model.gated(scale, params, batch))
-        every = jnp.asarray(removable(groups), jnp.float32)
-        first, rows = jax.jvp(slope, (jnp.ones(model.size),), (every,))
+        first, rows = model.curved(jnp.asarray(removable(groups), jnp.float32), params, batch)
         return parted(groups, jnp.abs(first) + jnp.abs(rows) / 2)
 
     return criterion
@@ -87,7 +85,7 @@ def sosp_i(
         first = jnp.zeros(len(pairs))
         if loss is not None:
             model = tapped("sosp_i", at("sosp_i", loss), groups, params, batch)
-            first = jnp.abs(jax.grad(lambda scale: model.gated(scale, params, batch))(jnp.ones(model.size)))
+            first = jnp.abs(model.slope(params, batch)(jnp.ones(model.size)))
         pairs = jnp.abs(pairs) if pairwise_abs else pairs
         free = jnp.asarray(removable(groups))
 

@@ -9,13 +9,16 @@ from jax import lax
 
 
 class Draw:
-    """Random params, one after the other."""
+    """Random params, one after the other. NumPy makes them: operations of JAX would be compiled for each shape."""
 
     def __init__(self, seed=0):
         self.rng = np.random.default_rng(seed)
 
     def __call__(self, *shape):
-        return jnp.asarray(self.rng.normal(size=shape) / math.sqrt(math.prod(shape[:-1]) or 1), jnp.float32)
+        return jnp.asarray(self.drawn(*shape))
+
+    def drawn(self, *shape):
+        return (self.rng.normal(size=shape) / math.sqrt(math.prod(shape[:-1]) or 1)).astype(np.float32)
 
     def dense(self, n, m):
         return {"kernel": self(n, m), "bias": self(m)}
@@ -24,10 +27,12 @@ class Draw:
         return {"kernel": self(*window, n, m), "bias": self(m)}
 
     def norm(self, n):
-        return {"scale": 1 + 0.1 * self(n), "bias": 0.1 * self(n)}
+        scale, bias = (np.float32(0.1) * self.drawn(n) for _ in range(2))
+        return {"scale": jnp.asarray(1 + scale), "bias": jnp.asarray(bias)}
 
     def batch_norm(self, n):
-        return {**self.norm(n), "mean": 0.1 * self(n), "var": 1 + jnp.abs(self(n))}
+        mean, var = self.drawn(n), self.drawn(n)
+        return {**self.norm(n), "mean": jnp.asarray(np.float32(0.1) * mean), "var": jnp.asarray(1 + np.abs(var))}
 
 
 def dense(p, x):
@@ -357,7 +362,11 @@ def gru(d):
 def stacked(d):
     """Three layers of a transformer in one scan."""
     layers = [_block(d, 16) for _ in range(3)]
-    p = {"in": d.dense(5, 16), "layers": jax.tree.map(lambda *a: jnp.stack(a), *layers), "out": d.dense(16, 3)}
+    p = {
+        "in": d.dense(5, 16),
+        "layers": jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *layers),
+        "out": d.dense(16, 3),
+    }
 
     def apply(p, x):
         x, _ = lax.scan(lambda x, layer: (_encode(layer, x), None), dense(p["in"], x), p["layers"])
