@@ -5,7 +5,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import rigl_jax as rx
 from rigl_jax.channels import gating, second_order
@@ -30,8 +29,13 @@ def hidden_group(params, x, apply=mlp):
 
 
 def scored(criterion, groups, params, batch):
-    """Compiled at once."""
-    return jax.jit(lambda params, batch: criterion(groups, params, batch))(params, batch)
+    """Compiled at once; for a tuple of criteria, what each gives."""
+    several = isinstance(criterion, tuple)
+
+    def scores(params, batch):
+        return tuple(one(groups, params, batch) for one in criterion) if several else criterion(groups, params, batch)
+
+    return jax.jit(scores)(params, batch)
 
 
 def squared(p, x):
@@ -43,7 +47,9 @@ GROUP = hidden_group(PARAMS, X)
 
 
 def without(params, *channels):
-    return {"a": params["a"], "b": params["b"].at[jnp.asarray(channels, int)].set(0)}
+    b = np.array(params["b"])
+    b[list(channels)] = 0
+    return {"a": params["a"], "b": jnp.asarray(b)}
 
 
 def rises(loss, params, x):
@@ -57,8 +63,7 @@ def rises(loss, params, x):
 
 def test_the_derivative_by_a_factor_is_the_sum_over_the_rows_that_read_the_channel():
     model = gating.tapped("test", squared, GROUP, PARAMS, X)
-    got = jax.jit(jax.grad(lambda c: model.gated(c, PARAMS, X)))(jnp.ones(6))
-    grads = jax.grad(squared)(PARAMS, X)
+    got, grads = jax.jit(lambda p: (model.slope(p, X)(jnp.ones(6)), jax.grad(squared)(p, X)))(PARAMS)
     np.testing.assert_allclose(got, (grads["b"] * PARAMS["b"]).sum(1), rtol=1e-5)
     np.testing.assert_allclose(scored(C.taylor_2019(squared), GROUP, PARAMS, X)[0], np.square(got), rtol=1e-5)
     model = gating.tapped("test", mlp, GROUP, PARAMS, X)
@@ -69,7 +74,8 @@ def test_the_derivative_by_a_factor_is_the_sum_over_the_rows_that_read_the_chann
 
 def test_squares_are_averaged_after_the_parts_of_a_batch():
     x = Draw(1)(4, 4)
-    parts = [np.asarray(scored(C.taylor_2019(squared), GROUP, PARAMS, part)[0]) for part in (x[:2], x[2:])]
+    whole = jax.jit(lambda part: C.taylor_2019(squared)(GROUP, PARAMS, part)[0])
+    parts = [np.asarray(whole(part)) for part in np.split(np.asarray(x), 2)]
     np.testing.assert_allclose(
         scored(C.taylor_2019(squared, size=2), GROUP, PARAMS, x)[0], np.mean(parts, 0), rtol=1e-5
     )
@@ -78,34 +84,29 @@ def test_squares_are_averaged_after_the_parts_of_a_batch():
 
 
 def test_taylor_2016_takes_absolute_values_example_by_example():
-    one = lambda x: jax.grad(lambda h: jnp.mean(jnp.square(h @ PARAMS["b"])))(jax.nn.relu(x @ PARAMS["a"]))  # noqa: E731
-    products = np.abs(np.array([one(x[None])[0] * jax.nn.relu(x @ PARAMS["a"]) for x in X]))
-    want = products.mean(0)
-    np.testing.assert_allclose(scored(C.taylor_2016(squared, normalize=False), GROUP, PARAMS, X)[0], want, rtol=1e-4)
-    np.testing.assert_allclose(
-        scored(C.taylor_2016(squared), GROUP, PARAMS, X)[0], want / np.linalg.norm(want), rtol=1e-4
-    )
+    a, b = (np.asarray(PARAMS[name], np.float64) for name in "ab")
+    read = np.maximum(np.asarray(X) @ a, 0)
+    slopes = 2 * (read @ b) @ b.T / b.shape[1]  # of the mean square of one example by what is read
+    want = np.abs(slopes * read).mean(0)
+    both = C.taylor_2016(squared, normalize=False), C.taylor_2016(squared)
+    (plain,), (normal,) = scored(both, GROUP, PARAMS, X)
+    np.testing.assert_allclose(plain, want, rtol=1e-4)
+    np.testing.assert_allclose(normal, want / np.linalg.norm(want), rtol=1e-4)
 
 
 def test_second_order_is_exact_for_a_quadratic_loss_and_rows_of_the_hessian_are_known():
     want = rises(squared, PARAMS, X)
-    np.testing.assert_allclose(
-        scored(C.taylor_2019(squared, second="diagonal"), GROUP, PARAMS, X)[0], want**2, rtol=1e-3
-    )
+    criteria = (C.taylor_2019(squared, second="diagonal"), C.taylor_2019(squared, second="rows"), C.sosp_h(squared))
+    (diagonal,), (rows,), (sosp,) = scored(criteria, GROUP, PARAMS, X)
+    np.testing.assert_allclose(diagonal, want**2, rtol=1e-3)
     flat = lambda b: squared({"a": PARAMS["a"], "b": b.reshape(6, 3)}, X)  # noqa: E731
-    b = PARAMS["b"].reshape(-1)
-    hessian, grad = np.asarray(jax.jit(jax.hessian(flat))(b)), np.asarray(jax.grad(flat)(b))
+    b = np.asarray(PARAMS["b"]).reshape(-1)
+    hessian, grad = map(np.asarray, jax.jit(lambda b: (jax.hessian(flat)(b), jax.grad(flat)(b)))(b))
     own = np.kron(np.eye(6), np.ones(3)) * np.asarray(b)[None]  # theta_s of every channel
     pairs = own @ np.asarray(hessian) @ own.T
-    np.testing.assert_allclose(
-        scored(C.taylor_2019(squared, second="rows"), GROUP, PARAMS, X)[0],
-        (own @ grad - pairs.sum(1) / 2) ** 2,
-        rtol=1e-3,
-    )
+    np.testing.assert_allclose(rows, (own @ grad - pairs.sum(1) / 2) ** 2, rtol=1e-3)
     np.testing.assert_allclose(pairs.sum(), b @ hessian @ b, rtol=1e-4)
-    np.testing.assert_allclose(
-        scored(C.sosp_h(squared), GROUP, PARAMS, X)[0], np.abs(own @ grad) + np.abs(pairs.sum(1)) / 2, rtol=1e-3
-    )
+    np.testing.assert_allclose(sosp, np.abs(own @ grad) + np.abs(pairs.sum(1)) / 2, rtol=1e-3)
     loss = jax.jit(squared)
     for gone in itertools.chain.from_iterable(itertools.combinations(range(6), n) for n in (2, 3)):
         at = list(gone)
@@ -140,24 +141,20 @@ def test_pairs_that_cancel_are_seen_by_sosp_i_alone():
     assert order[0] == 2
 
 
-@pytest.mark.parametrize("steps", [10, 100])
-def test_the_signed_path_is_the_loss_that_the_group_and_each_channel_are_worth(steps):
-    curved = lambda p, x: jnp.mean(jnp.tanh(mlp(p, x)) ** 2)  # noqa: E731
-
-    def path(**options):
-        return np.asarray(scored(C.singe(curved, steps, None, signed=True, **options), GROUP, PARAMS, X)[0])
-
+def test_the_signed_path_is_the_loss_that_the_group_and_each_channel_are_worth():
+    steps, curved = 100, jax.jit(lambda p, x: jnp.mean(jnp.tanh(mlp(p, x)) ** 2))
+    paths = tuple(C.singe(curved, steps, None, signed=True, each=each) for each in (False, True))
+    (together,), (alone,) = scored(paths, GROUP, PARAMS, X)
     whole = curved(without(PARAMS, *range(6)), X) - curved(PARAMS, X)
     error = 0.2 / steps**2 + 1e-6
-    np.testing.assert_allclose(path().sum(), whole, atol=error)
-    np.testing.assert_allclose(path(each=True), rises(curved, PARAMS, X), atol=error)
+    np.testing.assert_allclose(np.asarray(together).sum(), whole, atol=error)
+    np.testing.assert_allclose(alone, rises(curved, PARAMS, X), atol=error)
 
 
 def test_the_path_of_no_steps_is_half_way_and_geometric_grids_are_exact_for_quadratics():
     rise = rises(squared, PARAMS, X)
-    for mu in (0.95, 0.5):
-        got = scored(C.singe(squared, 20, mu, signed=True, each=True), GROUP, PARAMS, X)[0]
-        np.testing.assert_allclose(got, rise, rtol=1e-3, atol=1e-6)
+    got = scored(C.singe(squared, 20, 0.5, signed=True, each=True), GROUP, PARAMS, X)[0]
+    np.testing.assert_allclose(got, rise, rtol=1e-3, atol=1e-6)
 
 
 def spearman(a, b):
@@ -178,19 +175,14 @@ def test_taylor_ranks_channels_as_brute_force_does_in_a_trained_network():
 
     params = train(params)
     group = hidden_group(params, x)
-    ablate = jax.jit(jax.vmap(lambda k: cross_entropy({**params, "b": params["b"].at[k].set(0)}, (x, y))))
-    truth = np.abs(np.asarray(ablate(jnp.arange(32))) - float(cross_entropy(params, (x, y))))
-    found = {
-        name: spearman(jax.jit(lambda b, c=c: c(group, params, b))((x, y))[0], truth)
-        for name, c in {
-            "2016": C.taylor_2016(cross_entropy),
-            "per example": C.taylor_2019(cross_entropy, size=1),
-            "singe": C.singe(cross_entropy, 5, None, signed=True, each=True),
-        }.items()
-    }
-    drawn = spearman(C.random(jax.random.key(0))(group, params, None)[0], truth)
-    assert found["singe"] > 0.99
-    assert min(found.values()) > 0.8 > drawn
+    factors = np.concatenate([1 - np.eye(32, dtype=np.float32), np.ones((1, 32), np.float32)])[..., None]
+    *ablated, whole = jax.jit(jax.vmap(lambda c: cross_entropy({**params, "b": c * params["b"]}, (x, y))))(factors)
+    truth = np.abs(np.array(ablated) - whole)
+    singe = C.singe(cross_entropy, 5, None, signed=True, each=True)
+    criteria = C.taylor_2016(cross_entropy), C.taylor_2019(cross_entropy, size=1), singe, C.random(jax.random.key(0))
+    *found, drawn = (spearman(scores, truth) for (scores,) in scored(criteria, group, params, (x, y)))
+    assert found[2] > 0.99
+    assert min(found) > 0.8 > drawn
 
 
 # ---- bounds and recovery
@@ -247,24 +239,24 @@ def test_i_spasp_recovers_the_rows_that_are_there_and_its_error_falls():
     decay = np.arange(1, d + 1) ** -1.5
     order = rng.permutation(d)
     rows = np.abs(rng.normal(size=(n, d))) * decay[order]
-    params = {"b": jnp.asarray(rng.normal(size=(d, 12)) / np.sqrt(d), jnp.float32), "a": jnp.eye(d)}
+    params = {
+        "b": jnp.asarray(rng.normal(size=(d, 12)) / np.sqrt(d), jnp.float32),
+        "a": jnp.asarray(np.eye(d, dtype="f")),
+    }
     group = hidden_group(params, jnp.ones((1, d)))
     group = C.Groups(g for g in group if g.size == d)
-    sparse = rows * np.isin(np.arange(d), order[:5])
-
-    def error(s, rows):
-        scores = scored(C.i_spasp(mlp, s / d), group, params, jnp.asarray(rows, jnp.float32))[0]
-        gone = np.flatnonzero(np.asarray(scores) < 1)
-        assert len(gone) == d - s
-        whole = mlp(params, rows)
-        return float(jnp.linalg.norm(whole - mlp(without(params, *gone), rows)) / jnp.linalg.norm(whole))
-
     sparse = rows * np.isin(np.arange(d), np.argsort(decay[order])[-5:])
-    assert error(5, sparse) == 0
-    errors = [error(s, rows) for s in (5, 10, 20, 40)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] == 0
-    assert errors[2] < errors[0] / 2
+    few, some, every = (jax.jit(lambda x, s=s: C.i_spasp(mlp, s / d)(group, params, x)[0]) for s in (5, 20, 40))
+
+    def error(criterion, s, rows):
+        gone = np.asarray(criterion(jnp.asarray(rows, jnp.float32))) < 1
+        assert gone.sum() == d - s
+        b = np.asarray(params["b"])
+        return np.linalg.norm(rows[:, gone] @ b[gone]) / np.linalg.norm(rows @ b)
+
+    assert error(few, 5, sparse) == 0
+    errors = [error(few, 5, rows), error(some, 20, rows), error(every, 40, rows)]
+    assert errors[0] / 2 > errors[1] > errors[2] == 0
 
 
 def test_a_channel_that_is_there_twice_lowers_the_effective_rank_by_one():
@@ -283,7 +275,8 @@ def test_a_channel_that_is_there_twice_lowers_the_effective_rank_by_one():
 def test_mutual_information_of_noiseless_and_of_empty_channels():
     params = {"a": jnp.ones((1, 3)), "b": jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.3]])}
     x = jnp.ones((1, 1))
-    alone, most, less = C.mutual_information(mlp, jax.random.key(0), 4096, 16)(hidden_group(params, x), params, x)[0]
+    criterion = C.mutual_information(mlp, jax.random.key(0), 4096, 16)
+    alone, most, less = scored(criterion, hidden_group(params, x), params, x)[0]
     np.testing.assert_allclose(alone, np.log(16) + 15**2 / 2 / 4096, atol=0.03)  # one output knows it, one does not
     assert alone > most > 3 * less
 
