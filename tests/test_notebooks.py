@@ -36,13 +36,22 @@ def test_is_kept_without_outputs(path):
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_and_draws(path):
-    notebook = nbformat.read(path, as_version=4)
+@pytest.fixture(scope="module")
+def client():
+    """One process for all notebooks: starting one and importing JAX takes longer than most of them."""
     # Local sockets: over TCP the kernel warns that its traffic could be read.
     local = Config({"KernelManager": {"transport": "ipc"}})
     place = {"metadata": {"path": str(ROOT)}}
-    nbclient.NotebookClient(notebook, timeout=300, config=local, resources=place).execute()
+    client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=300, config=local, resources=place)
+    with client.setup_kernel():
+        yield client
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_and_draws(path, client):
+    client.nb = notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # without the names of the notebook before
+    client.execute(cleanup_kc=False)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
