@@ -145,6 +145,9 @@ def test_the_blocks_of_a_guide(page, capsys):
     assert blocks(f"docs/{page}.md")
     for code in blocks(f"docs/{page}.md"):
         exec(code, names)
+        if page == "frameworks" and "state" in names:  # each block trains another kind of params for three steps
+            assert int(names["state"].step) == 3
+            assert 0.79 < float(rx.sparsity(names["state"].masks)) < 0.81
     if page == "start":
         share = float(capsys.readouterr().out.split()[-1])
         assert share > 0.2  # where a tenth would be chance: what the page says
