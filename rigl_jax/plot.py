@@ -24,6 +24,8 @@ __all__ = ["accuracy", "churn", "densities", "explored", "masks"]
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#333333")
 """Told apart by most people with a colour vision deficiency (Okabe and Ito 2008)."""
+ACROSS = 40
+"""How many letters of labels fit side by side, in an axes of half a page's width."""
 
 
 def masks(mask: Any, axes: Any = None, *, of: base.Axes | None = None, **options: Any) -> Any:
@@ -83,7 +85,8 @@ def densities(density: Mapping[str, float], axes: Any = None, *, planned: Mappin
     if planned is not None:
         axes.bar(x, [planned.get(leaf, np.nan) for leaf in leaves], 0.86, color="#DDDDDD", label="planned")
     axes.bar(x, [density[leaf] for leaf in leaves], 0.6, color=COLOURS[0], label="density")
-    axes.set_xticks(x, leaves, rotation=60 if len(leaves) > 4 else 0, ha="right" if len(leaves) > 4 else "center")
+    turned = len(leaves) > 4 or len(leaves) * max(map(len, leaves)) > ACROSS
+    axes.set_xticks(x, leaves, rotation=60 if turned else 0, ha="right" if turned else "center")
     axes.set_ylabel("density (share of active weights)")
     axes.set_ylim(bottom=0)
     if planned is not None:
@@ -100,18 +103,19 @@ def churn(history: Iterable[Mapping[str, Any]], axes: Any = None, *, label: str 
       label: of the line in a legend, where several runs are drawn into the same axes.
 
     Raises:
-      ValueError: entries without a step.
+      ValueError: entries without a step, or none with churn.
 
     >>> from matplotlib.figure import Figure
     >>> history = [{"step": step, "dropped_fraction": 0.3, "grown_fraction": 0.3} for step in (0, 100)]
     >>> len(churn(history, Figure().subplots()).lines)
     2
     """
+    history, known = list(history), "rx.metrics(state, previous=...) with the state before"
+    dropped, grown = (_series("churn", history, f"{what}_fraction", known) for what in ("dropped", "grown"))
     axes = _axes(axes)
     before = f"{label}: " if label else ""
-    steps, dropped = _series("churn", history := list(history), "dropped_fraction")
-    (line,) = axes.plot(steps, dropped, label=f"{before}dropped")
-    axes.plot(*_series("churn", history, "grown_fraction"), "o", color=line.get_color(), label=f"{before}grown")
+    (line,) = axes.plot(*dropped, label=f"{before}dropped")
+    axes.plot(*grown, "o", color=line.get_color(), label=f"{before}grown")
     axes.set(xlabel="training step", ylabel="replaced, share of active weights")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -122,20 +126,23 @@ def explored(history: Iterable[Mapping[str, Any]], axes: Any = None, *, label: s
     """R_s, the share of weights that have been active at least once, over the steps.
 
     Args:
-      history: dicts of `rx.metrics`, in order; those in which it is not known are left out.
+      history: dicts of `rx.metrics`, in order; those in which it is not known are left out. The state of `itop` holds
+        it; for other methods keep the union of the masks, and give it to `rx.metrics(..., explored=)`.
       axes: matplotlib axes; None: the current ones.
       label: of the line in a legend.
 
     Raises:
-      ValueError: entries without a step.
+      ValueError: entries without a step, or none that knows the share.
 
     >>> from matplotlib.figure import Figure
     >>> axes = explored([{"step": 0, "explored": 0.1}, {"step": 100, "explored": 0.15}], Figure().subplots())
     >>> axes.lines[0].get_ydata().tolist()
     [0.1, 0.15]
     """
+    known = "rx.metrics of the state of itop, or rx.metrics(..., explored=...) with the union of the masks so far"
+    series = _series("explored", list(history), "explored", known)
     axes = _axes(axes)
-    axes.plot(*_series("explored", list(history), "explored"), label=label or None)
+    axes.plot(*series, label=label or None)
     axes.set(xlabel="training step", ylabel="ever active so far ($R_s$), share of weights")
     axes.set_ylim(bottom=0)
     if label:
@@ -191,12 +198,14 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True)]
 
 
-def _series(who: str, history: Sequence[Mapping[str, Any]], field: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the entries that have a field."""
+def _series(who: str, history: Sequence[Mapping[str, Any]], field: str, known: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the entries that have a field; `known` says where it comes from."""
     for entry in history:
         if not isinstance(entry, Mapping) or "step" not in entry:
             raise ValueError(f"{who}: history must be dicts with a step, as of rx.metrics, got {shown(entry)}")
     found = [(entry["step"], entry[field]) for entry in history if entry.get(field) is not None]
+    if not found:
+        raise ValueError(f"{who}: history must have entries with {field!r}, as of {known}; got {len(history)} without")
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -43,7 +43,8 @@ def prune(
       params: the weights.
       criterion: `(params, batch) -> scores`, such as those of `rx.criteria`; or a surgeon, `(plan, params, masks,
         batch) -> Pruned`, which moves the weights that stay as well. They are distinguished by the number of arguments.
-      batch: handed to the criterion; None for one that needs no data.
+      batch: handed to the criterion as it is: what its `loss` takes, often `(inputs, labels)`; for one made of an
+        `apply` (`synflow`, `wanda`, `nnrelief`, `sparsegpt`) the inputs alone. None for one that needs no data.
       scope: "layer": each leaf (each group of its structure) keeps the plan's count. "global": one ranking over all
         leaves, which must be unstructured; only the plan's total holds. A surgeon prunes by layer.
       masks: of a network that is pruned already, parallel to params: what they lack never returns. Default: all
@@ -57,9 +58,9 @@ def prune(
       `Pruned(params, masks)`: the weights, 0 where they are pruned, and bool masks (None for dense leaves).
 
     Raises:
-      ValueError: a criterion of another number of arguments, or one that cannot be traced where it must be; scores that
-        are NaN or do not fit params; an unknown scope; masks that hold fewer weights than are to stay; names the
-        argument and the leaf.
+      ValueError: a criterion of another number of arguments, or one that cannot be traced where it must be; no batch
+        for one of `rx.criteria` that reads it; scores that are NaN or do not fit params; an unknown scope; masks that
+        hold fewer weights than are to stay; names the argument and the leaf.
 
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.array([[1.0, -3.0], [2.0, 0.5]])}

@@ -45,7 +45,8 @@ def rigl(
     Args:
       plan: from `make_plan`.
       period: steps between rewirings (delta T).
-      stop: last step that may rewire (T_end); the paper takes three quarters of training. None: never stops.
+      stop: last step that may rewire (T_end); the paper takes three quarters of training. None: never stops. Steps
+        are counted from `start`: `period=10, stop=6` rewires at step 0 only.
       fraction: the share of active weights moved (alpha), in [0, 1], annealed by a cosine from `start` on to 0 at
         `stop` (constant without a stop); or any schedule `step -> fraction`. The authors' code divides by stop -
         start without subtracting start, which is the same for start = 0.

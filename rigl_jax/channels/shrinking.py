@@ -37,7 +37,8 @@ class Compact(NamedTuple):
       shapes: `{leaf: (shape before, shape now)}` of the same leaves. To build the model itself anew, read its widths
         here, as in `MLP(features=(compact.shapes["Dense_0/kernel"][1][1], ...))`: its own `apply` then takes params.
       weights: how many entries the params had and have.
-      macs: multiply-accumulates of one call on the inputs, before and now; None for `compact`.
+      macs: multiply-accumulates of one call on the inputs, all examples of the batch together, before and now; None
+        for `compact`.
       latency: seconds of one call, before and now; None if they were not measured.
       notes: what could not be folded into biases, and why.
     """

@@ -2,6 +2,7 @@
 
 Higher is more worth keeping. `rx.prune` turns scores into masks of exact counts in any structure, and
 `rx.algorithms.one_shot` prunes by a criterion before training. A criterion sees masked params: pruned weights are 0.
+The batch is what the `loss` of a criterion takes, often (inputs, labels); for one made of an `apply`, the inputs alone.
 
 Surgeons, `(plan, params, masks, batch) -> Pruned`, also move the weights that stay: `sparsegpt`, `m_fac`, `obs`.
 docs/pruning.md has the table of both.

@@ -12,6 +12,7 @@ import numpy as np
 
 from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Criterion, LayerPlan, Masks, Plan, PyTree
+from rigl_jax.criteria.losses import of_inputs
 from rigl_jax.masking import apply_masks
 from rigl_jax.tracing import Captured, capture, from_matrix, to_matrix
 
@@ -26,10 +27,10 @@ def wanda(apply: Apply) -> Criterion:
     inputs are those of the given weights. `rx.prune(..., rounds=n)` takes them anew in each round.
 
     Args:
-      apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode; the inputs are the batch.
-        Products are found by `rx.tracing.capture`. The inputs of a convolution are patches, so each tap has its norm.
-        The squares of several products with a leaf add up. A leaf that is in no product, such as an embedding or a
-        bias, scores |w|.
+      apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode; the batch is the inputs alone,
+        without labels. Products are found by `rx.tracing.capture`. The inputs of a convolution are patches, so each tap
+        has its norm. The squares of several products with a leaf add up. A leaf that is in no product, such as an
+        embedding or a bias, scores |w|.
 
     >>> params = {"w": jnp.array([[3.0, -1.0], [1.0, 2.0]])}
     >>> wanda(lambda p, x: x @ p["w"])(params, jnp.array([[3.0, 0.0], [4.0, 1.0]]))["w"].tolist()  # norms 5, 1
@@ -41,7 +42,7 @@ def wanda(apply: Apply) -> Criterion:
         squares = [_of_weight(jnp.sum(jnp.square(x), -2), axes, w) for x, axes in map(_input, used)]
         return jnp.abs(w) * jnp.sqrt(functools.reduce(jnp.add, squares))
 
-    return _from_inputs(apply, score)
+    return _from_inputs(of_inputs("wanda", apply), score)
 
 
 def nnrelief(apply: Apply) -> Criterion:
@@ -72,7 +73,7 @@ def nnrelief(apply: Apply) -> Criterion:
             shares.append(from_matrix(parts / jnp.where(total > 0, total, 1), axes, w.shape))
         return (functools.reduce(jnp.add, shares) / len(shares)).astype(w.dtype)
 
-    return _from_inputs(apply, share)
+    return _from_inputs(of_inputs("nnrelief", apply), share)
 
 
 def _from_inputs(apply: Apply, score: Callable[[Array, tuple[Captured, ...]], Array]) -> Criterion:
@@ -153,10 +154,11 @@ def clean_up(apply: Apply, params: PyTree, masks: Masks, batch: Any) -> Masks:
       apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode.
       params: weights, 0 off the masks.
       masks: such as those of `keep_mass`; counts of structures do not hold afterwards.
-      batch: inputs.
+      batch: inputs, without labels.
 
     Raises:
-      ValueError: masks that do not fit, or outputs that would change by more than rounding.
+      ValueError: masks that do not fit, a batch that apply cannot read, or outputs that would change by more than
+        rounding.
 
     >>> params = {"a": jnp.ones((2, 2)), "b": jnp.array([[1.0], [0.0]])}
     >>> masks = {"a": jnp.ones((2, 2), bool), "b": params["b"] != 0}  # nothing reads the second unit
@@ -167,10 +169,11 @@ def clean_up(apply: Apply, params: PyTree, masks: Masks, batch: Any) -> Masks:
     checks.functions(who, apply=apply)
     masks = checks.masks(who, masks, params)
     weights, join = trees.floats(apply_masks(params, masks))
+    model = of_inputs(who, apply)
 
     @jax.jit
     def read(weights: list[Array]) -> tuple[PyTree, list[Array]]:
-        outputs, pull = jax.vjp(lambda given: apply(join(given), batch), weights)
+        outputs, pull = jax.vjp(lambda given: model(join(given), batch), weights)
         keys = jax.random.split(jax.random.key(0), max(len(jax.tree.leaves(outputs)), 1))
         # Random directions: derivatives of several outputs do not cancel.
         leaves = [jax.random.normal(k, y.shape, y.dtype) for k, y in zip(keys, jax.tree.leaves(outputs), strict=False)]

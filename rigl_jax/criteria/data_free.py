@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rigl_jax import checks, scores
 from rigl_jax.base import Array, Criterion, PyTree, Signals
-from rigl_jax.criteria.losses import signals
+from rigl_jax.criteria.losses import of_inputs, signals
 
 
 def magnitude(params: PyTree, batch: Any = None) -> PyTree:
@@ -76,8 +76,8 @@ def synflow(apply: Callable[[PyTree, Any], PyTree]) -> Criterion:
 
     Args:
       apply: `(params, inputs) -> outputs`, any tree of arrays; with normalisation layers in inference mode. The inputs
-        are those of the batch that `rx.prune` is given, of which only shape and type are read: arrays of ones, of one
-        example (the first axis is 1). Without a batch they are None.
+        are those of the batch that `rx.prune` is given, without labels, of which only shape and type are read: arrays
+        of ones, of one example (the first axis is 1). Without a batch they are None.
 
     >>> params = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array([[3.0], [1.0]])}  # flow: 1 * 3 + 2 * 1
     >>> scores = synflow(lambda p, x: x @ p["a"] @ p["b"])(params, jnp.zeros((8, 1)))
@@ -85,12 +85,13 @@ def synflow(apply: Callable[[PyTree, Any], PyTree]) -> Criterion:
     [[3.0, 2.0]]
     """
     checks.functions("synflow", apply=apply)
+    model = of_inputs("synflow", apply)
 
     def criterion(params: PyTree, batch: Any) -> PyTree:
         ones = jax.tree.map(lambda x: jnp.ones((1, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
 
         def flow(params: PyTree) -> Array:
-            return functools.reduce(jnp.add, map(jnp.sum, jax.tree.leaves(apply(params, ones))))
+            return functools.reduce(jnp.add, map(jnp.sum, jax.tree.leaves(model(params, ones))))
 
         magnitudes = jax.tree.map(jnp.abs, params)
         return scores.snip(signals(magnitudes, scores.gradient_of(flow, magnitudes)))

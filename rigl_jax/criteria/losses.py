@@ -10,23 +10,66 @@ import jax.numpy as jnp
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array, Criterion, PyTree, Signals
-from rigl_jax.messages import kind, shown
+from rigl_jax.messages import kind, line, shown
 
 Loss = Callable[[PyTree, Any], Array]
 """`(params, batch) -> scalar`, a real number."""
 
 
 def at(who: str, loss: Loss) -> Loss:
-    """The loss, which refuses to return anything but one real number."""
+    """The loss, which refuses to return anything but one real number, and to go without a batch that it reads."""
+    read = reading(who, "loss", loss)
 
     def value(params: PyTree, batch: Any) -> Array:
-        out = loss(params, batch)
+        out = read(params, batch)
         one = jax.tree.structure(out) == jax.tree.structure(0) and jnp.shape(out) == ()
         if not one or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
             raise ValueError(f"{who}: loss must return one real number, got {kind(out)}")
         return out
 
     return value
+
+
+def of_inputs(who: str, apply: Callable[[PyTree, Any], Any]) -> Callable[[PyTree, Any], Any]:
+    """The model, whose batch are its inputs: an error for a tuple, which may hold labels too, says so."""
+    read = reading(who, "apply", apply)
+
+    def outputs(params: PyTree, batch: Any) -> Any:
+        try:
+            return read(params, batch)
+        except Exception as error:  # of any model: linen's own for a tuple are of many types
+            if not isinstance(batch, (tuple, list)):
+                raise
+            raise ValueError(
+                f"{who}: batch must be the inputs of apply, without labels, got a {type(batch).__name__} of "
+                f"{len(batch)}, for which apply raised {_text(error)}"
+            ) from error
+
+    return outputs
+
+
+def reading(who: str, name: str, function: Callable[[PyTree, Any], Any]) -> Callable[[PyTree, Any], Any]:
+    """The function, whose error over a batch that was not given says that it reads one.
+
+    Whether a function reads its batch is not known before: a loss may close over its data.
+    """
+
+    def call(params: PyTree, batch: Any) -> Any:
+        try:
+            return function(params, batch)
+        except (AttributeError, IndexError, TypeError) as error:
+            spoken = isinstance(error, IndexError) or "None" in str(error)  # the shape of None is ()
+            if batch is not None or not spoken or isinstance(error, jax.errors.JAXTypeError):
+                raise
+            raise ValueError(
+                f"{who}: batch must be what {name} reads, got None, for which {name} raised {_text(error)}"
+            ) from error
+
+    return call
+
+
+def _text(error: Exception) -> str:
+    return line(f"{type(error).__name__}: {error}")
 
 
 def signals(params: PyTree, grads: PyTree) -> Signals:

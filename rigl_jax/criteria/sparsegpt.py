@@ -14,6 +14,7 @@ from jax.scipy.linalg import solve_triangular
 
 from rigl_jax import checks, topology, trees
 from rigl_jax.base import Array, Axes, LayerPlan, Masks, Plan, Pruned, PyTree, Surgeon
+from rigl_jax.criteria.losses import of_inputs
 from rigl_jax.messages import shown
 from rigl_jax.tracing import capture, from_matrix, to_matrix
 
@@ -37,9 +38,9 @@ def sparsegpt(apply: Callable[[PyTree, Any], Any], damping: float = 0.01, block:
     an input that is always 0 become 0, as in the authors' code.
 
     Args:
-      apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode; the inputs are the batch, all
-        of it at once. Each leaf of the plan must be in a product that `rx.tracing.capture` finds; if it is in several,
-        their inputs join, and the leaf must have the same axes in all.
+      apply: `(params, inputs) -> outputs`, with normalisation layers in inference mode; the batch is the inputs alone,
+        without labels, all of it at once. Each leaf of the plan must be in a product that `rx.tracing.capture` finds;
+        if it is in several, their inputs join, and the leaf must have the same axes in all.
       damping: what is added to the diagonal, as a share of its mean; above 0.
       block: how many inputs are ranked together (the authors' 128).
 
@@ -54,11 +55,12 @@ def sparsegpt(apply: Callable[[PyTree, Any], Any], damping: float = 0.01, block:
     damping = checks.number("sparsegpt", "damping", damping, "must be above 0", lambda x: x > 0)
     if not checks.is_whole(block, 1):
         raise ValueError(f"sparsegpt: block must be a whole number, at least 1, got {shown(block)}")
+    model = of_inputs("sparsegpt", apply)
 
     def surgeon(plan: Plan, params: PyTree, masks: Masks, batch: Any) -> Pruned:
         names = trees.names(params)
-        for name in _in_order(apply, plan, params, batch):
-            _, products = capture(apply, params, batch, leaves=[name])
+        for name in _in_order(model, plan, params, batch):
+            _, products = capture(model, params, batch, leaves=[name])
             axes, gram = _gram(name, products[name])
             w, mask = (trees.named_leaves(tree)[name] for tree in (params, masks))
             size, counts = _cuts(plan[name], axes, np.asarray(mask), int(block))

@@ -62,13 +62,14 @@ def curve(run: Callable[[float, int], Mapping[str, Any]], at: Sequence[float], s
     looked at.
 
     Args:
-      run: `(point, seed) -> {measure: number}`, the same measures every time: such as prune to a sparsity, fine-tune,
-        evaluate.
+      run: `(point, seed) -> {measure: finite number}`, the same measures every time: such as prune to a sparsity,
+        fine-tune, evaluate.
       at: the points, at least 5, all different.
       seeds: whole numbers, at least 3, all different.
 
     Raises:
-      ValueError: too few points or seeds; a run that returns other measures than the first, or no number.
+      ValueError: too few points or seeds; a run that returns other measures than the first, or one that is no finite
+        number.
 
     >>> from rigl_jax import diagnostics
     >>> run = lambda sparsity, seed: {"accuracy": 1 - sparsity**4 + seed / 100, "compression": 1 / (1 - sparsity)}
@@ -105,6 +106,6 @@ def _measures(found: Any, first: dict[str, float] | None) -> dict[str, float]:
             numbers[name] = float(value)
         except (TypeError, ValueError):
             numbers[name] = math.nan
-        if math.isnan(numbers[name]):
-            raise ValueError(f"curve: run must return one number for {name!r}, got {shown(value)}")
+        if not math.isfinite(numbers[name]):
+            raise ValueError(f"curve: run must return one finite number for {name!r}, got {shown(value)}")
     return numbers

@@ -29,11 +29,12 @@ class Explained(NamedTuple):
     Attributes:
       name: its path.
       shape: of the dense weight.
-      kernel: its kernel, "dense" if it is stored dense.
+      kernel: that of the leaf as it is stored; "dense" if it is stored dense, and multiplied so.
       density: share of active weights.
       break_even: density at which sparse and dense would take equally long, from a line through two measured densities;
         0 if sparse is never faster.
-      dense_ms, sparse_ms: median milliseconds.
+      dense_ms, sparse_ms: median milliseconds. Of a leaf that is stored dense, sparse_ms is the time that a kernel for
+        its mask would take.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Explanation(NamedTuple):
         return html_table(self._cells(), words=3, note=self._note())
 
     def _cells(self) -> list[tuple[str, ...]]:
-        head = ("leaf", "shape", "kernel", "density", "break-even", "dense ms", "sparse ms", "dense / sparse")
+        head = ("leaf", "shape", "stored as", "density", "break-even", "dense ms", "sparse ms", "dense / sparse")
         lines = [
             (
                 row.name,
@@ -76,9 +77,13 @@ class Explanation(NamedTuple):
         return [head, *lines]
 
     def _note(self) -> str:
-        if any(row.kernel == "dense" and row.sparse_ms < row.dense_ms for row in self.rows):
-            return "dense: by the share of active weights; pack(choose=fastest()) measures instead"
-        return ""
+        dense = [row for row in self.rows if row.kernel == "dense"]
+        if not dense:
+            return ""
+        note = "stored as dense: multiplied dense; sparse ms is the time of a kernel for its mask, if it were used"
+        if any(row.sparse_ms < row.dense_ms for row in dense):
+            return f"{note}. Where it is faster, pack with rx.pack(..., choose=rx.execution.fastest(batch=...))"
+        return note
 
 
 @arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))

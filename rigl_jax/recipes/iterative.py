@@ -80,7 +80,7 @@ def iterative_pruning(
       retrain: `round -> training function`, called with steps 0 to `retrain_steps`. None: `train` itself goes on, from
         step `steps` in the first round, by its own schedule.
       criterion: see `rx.prune`.
-      batch: of the criterion.
+      batch: of the criterion, see `rx.prune`.
       scope: "global" or "layer"; see `rx.prune`. A surgeon takes "layer" only.
       min_active: see `rx.prune`.
       reestimate: `(params, masks) -> params`, called after each pruning, for batch statistics of the pruned network.

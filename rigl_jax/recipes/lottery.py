@@ -62,7 +62,7 @@ def lottery_ticket(
       rewind_to: k, from 0 to below `steps`.
       rewind: "weights" or "learning_rate".
       criterion: see `rx.prune`. Weights that a surgeon moves are rewound all the same.
-      batch: of the criterion.
+      batch: of the criterion, see `rx.prune`.
       scope: "global" (the authors) or "layer"; see `rx.prune`.
       min_active: see `rx.prune`. The authors have no such floor.
       resume: a ticket of this recipe with the same arguments: only the levels after it are trained, to the same bits.

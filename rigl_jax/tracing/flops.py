@@ -89,7 +89,7 @@ class Flops(NamedTuple):
         return math.fsum(self.macs.values()) + self.other
 
     def __str__(self) -> str:
-        """A table of the leaves that have MACs: dense MACs, density, sparse MACs."""
+        """A table of the leaves that have MACs: dense MACs, density, sparse MACs; MACs of the whole traced batch."""
         return table(self._cells(), words=1)
 
     def _repr_html_(self) -> str:
@@ -111,7 +111,9 @@ def flops(
     masks: Masks | None = None,
     while_trips: int | None = None,
 ) -> Flops:
-    """Counts the multiply-accumulates of `apply(params, *inputs)` without running it.
+    """Counts the multiply-accumulates of `apply(params, *inputs)`, all examples together, without running it.
+
+    For the cost of one example trace a batch of one, or divide by the size of the batch.
 
     Works through jit, scan (every trip counts), cond (the most expensive branch counts), remat, custom derivatives,
     vmap, shard_map and pmap (the work of all devices, repeated work included). Everything that is traced is

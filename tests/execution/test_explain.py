@@ -39,7 +39,14 @@ def test_a_row_for_every_masked_leaf():
 def test_a_leaf_stored_dense_says_so():
     params, masks = weights()
     packed = rx.pack(params, masks, choose=lambda name, mask: None)
-    assert {row.kernel for row in explain(packed, batch=2, image=4, repeats=1).rows} == {"dense"}
+    report = explain(packed, batch=2, image=4, repeats=1)
+    assert {row.kernel for row in report.rows} == {"dense"}
+    assert "stored as" in str(report).splitlines()[0]
+    for seconds, advised in ((1.0, True), (3.0, False)):  # of the sparse kernel; dense takes 2
+        rows = tuple(row._replace(dense_ms=2.0, sparse_ms=seconds) for row in report.rows)
+        note = str(report._replace(rows=rows)).splitlines()[-1]
+        assert note.startswith("stored as dense:")
+        assert ("fastest(batch=...)" in note) is advised
 
 
 @pytest.mark.parametrize("sparse_wins", [True, False])

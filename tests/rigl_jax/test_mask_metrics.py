@@ -88,6 +88,12 @@ def test_a_plot_holds_the_numbers_that_it_was_given():
     assert low >= high - 1e-9
 
 
+def test_long_names_below_bars_are_turned():
+    for names, angle in (("abcd", 0), ([f"params/Dense_{i}/kernel" for i in range(4)], 60)):
+        axes = rx.plot.densities(dict.fromkeys(names, 0.1), Figure().subplots())
+        assert {text.get_rotation() for text in axes.get_xticklabels()} == {angle}
+
+
 def test_a_plot_refuses_what_it_cannot_draw():
     axes = Figure().subplots()
     with refused("mask"):
@@ -96,6 +102,11 @@ def test_a_plot_refuses_what_it_cannot_draw():
         rx.plot.densities({}, axes)
     with refused("history"):
         rx.plot.churn([{"dropped_fraction": 0.1}], axes)
+    for draw, history in ((rx.plot.churn, [{"step": 0}]), (rx.plot.explored, [{"step": 0, "explored": None}])):
+        with refused("history", draw.__name__):
+            draw(history, axes)
+    with refused("explored", "itop"):
+        rx.plot.explored([], axes)
     with refused("results"):
         rx.plot.accuracy({"a": [(90, 0.5)]}, axes)
 

@@ -56,6 +56,30 @@ def test_a_criterion_in_numpy_cannot_rank_in_rounds():
         rx.prune(PLAN, PARAMS, in_numpy, rounds=2)
 
 
+def test_a_criterion_names_the_batch_that_it_lacks_or_cannot_read():
+    plan, params, x = rx.make_plan({"w": jnp.ones((4, 3))}, 0.5), {"w": jnp.ones((4, 3))}, jnp.ones((2, 4))
+    apply = lambda p, x: x @ p["w"]  # noqa: E731
+    loss = lambda p, batch: jnp.mean((apply(p, batch[0]) - batch[1]) ** 2)  # noqa: E731
+    as_linen = lambda p, x: x @ p["w"][: np.shape(x)[-1]]  # noqa: E731  # reads the shape of whatever it is given
+    made = {"wanda": as_linen, **dict.fromkeys(("nnrelief", "synflow", "sparsegpt"), apply), "snip": loss}
+    for name, given in made.items():
+        with refused(name, "batch", "None"):
+            rx.prune(plan, params, getattr(rx.criteria, name)(given))
+        if given is not loss:
+            with refused(name, "batch", "labels", "tuple"):
+                rx.prune(plan, params, getattr(rx.criteria, name)(given), (x, jnp.ones(2)))
+
+
+def test_an_error_of_the_model_that_the_batch_does_not_explain_is_the_model_s_own():
+    params, x = {"w": jnp.arange(12.0).reshape(4, 3)}, jnp.ones((2, 4))
+    plan = rx.make_plan(params, 0.5)
+    for given, batch in ((lambda p, x: x @ p["other"], None), (lambda p, x: x.missing, x)):
+        with pytest.raises((KeyError, AttributeError)):
+            rx.prune(plan, params, rx.criteria.wanda(given), batch)
+    two = lambda p, pair: (pair[0] + pair[1]) @ p["w"]  # noqa: E731
+    chex.assert_trees_all_equal(rx.prune(plan, params, rx.criteria.wanda(two), (x, x)), rx.prune(plan, params))
+
+
 def test_a_surgeon_moves_the_weights_that_stay_in_each_round():
     pruned = rx.prune(PLAN, PARAMS, halves, rounds=2)
     expected = rx.prune(PLAN, PARAMS, rounds=2)

@@ -38,6 +38,8 @@ def test_too_little_is_no_curve():
         ((run, POINTS, (0, 1, 1)), "seeds"),
         ((lambda p, s: p, POINTS, (0, 1, 2)), "run"),
         ((lambda p, s: {"a": None}, POINTS, (0, 1, 2)), "run"),
+        ((lambda p, s: {"a": float("nan")}, POINTS, (0, 1, 2)), "finite"),
+        ((lambda p, s: {"a": float("inf")}, POINTS, (0, 1, 2)), "finite"),
         ((lambda p, s: {"ab"[s % 2]: 1.0}, POINTS, (0, 1, 2)), "run"),
     ):
         with refused("curve", argument):
