@@ -110,6 +110,9 @@ def test_the_page_of_pruning():
         assert int(layers.masks["kernel"].sum()) == 16
     np.testing.assert_allclose(names["outputs_nnx"], names["batch"] @ names["smaller_nnx"].params["kernel"], rtol=1e-5)
     assert names["packed"].values["last"]["kernel"].size == int(names["further"].masks["last"]["kernel"].sum())
+    ticket, total = names["ticket"], sum(layer.active_weights for layer in names["plan"].values())
+    assert (ticket.level, sum(int(m.sum()) for m in jax.tree.leaves(ticket.masks))) == (2, total)
+    rx.check_masked(ticket.params, ticket.masks)
     assert names["curve"].mean("compression").tolist() == sorted(names["curve"].mean("compression"))
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)[(`]", PAGES["docs/pruning.md"], re.MULTILINE)
     assert [name for name, _ in rows] == [*rx.criteria.CRITERIA, *rx.criteria.SURGEONS]

@@ -99,8 +99,8 @@ def _of_weight(of_inputs: Array, axes: Any, w: Array) -> Array:
 def keep_mass(plan: Plan, scores: PyTree, mass: float) -> Masks:
     """In each group the fewest units whose scores add up to a share of the group's sum: masks of no fixed count.
 
-    The rule of NNrelief (alpha), with its scores and the structure `rx.fan_in()`. Train what is left with a plan of the
-    same structure: `rx.static(plan, masks)` takes unstructured masks of any counts.
+    The rule of NNrelief (alpha), with its scores and the structure `rx.fan_in()`. To train what is left, give the masks
+    to `rx.replace_masks`, which asks for no counts; `rx.static(plan, masks)` asks for the total of its plan.
 
     Args:
       plan: its structures and groups are read, its counts are not.
