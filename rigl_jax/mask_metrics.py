@@ -157,11 +157,11 @@ def mask_values(shapes: Mapping[str, tuple[int, ...]], table: np.ndarray) -> dic
 
     size, was = sum(sizes.values()), max(sum(before.values()), 1)
     return {
-        "sparsity": 1 - total("active") / size,
+        "sparsity": 1 - total("active") / max(size, 1),
         "dropped_fraction": total("dropped") / was,
         "grown_fraction": total("grown") / was,
-        "explored": total("explored") / size,
-        "density": {name: row["active"] / sizes[name] for name, row in rows.items()},
+        "explored": total("explored") / max(size, 1),
+        "density": {name: row["active"] / max(sizes[name], 1) for name, row in rows.items()},
         "dropped": {name: row["dropped"] / max(before[name], 1) for name, row in rows.items()},
         "dead_units": {name: row["dead"] for name, row in rows.items()},
     }

@@ -115,6 +115,11 @@ class Tapped(NamedTuple):
         return jax.grad(total)(jnp.zeros(self.size + 1))[: self.size]
 
 
+def inputs_of(batch: Any) -> Any:
+    """The inputs of a batch: its first part where it is a tuple or list, `(inputs, labels)`, else the batch."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
 def tapped(who: str, function: Callable[..., Any], groups: Sequence[Group], params: PyTree, *inputs: Any) -> Tapped:
     """Reads where the products of `function(params, *inputs)` read the channels of the groups.
 

@@ -13,7 +13,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
-from rigl_jax.channels.gating import ChannelCriterion, Scores, parted, tapped
+from rigl_jax.channels.gating import ChannelCriterion, Scores, inputs_of, parted, tapped
 from rigl_jax.channels.grouping import Group
 from rigl_jax.tracing.program import evaluate, trace
 from rigl_jax.tracing.walk import Rule, Walker
@@ -55,7 +55,7 @@ def nisp(apply: Callable[[PyTree, Any], Any], final: Any = None) -> ChannelCrite
     weights = None if final is None else jnp.asarray(final)
 
     def criterion(groups: Sequence[Group], params: PyTree, batch: Any) -> Scores:
-        inputs = batch[0] if isinstance(batch, tuple) else batch
+        inputs = inputs_of(batch)
         one = jax.tree.map(lambda x: jnp.asarray(x)[:1], inputs)
         twin = _twin(apply, params, one)
         model = tapped("nisp", twin, groups, params, one)

@@ -13,7 +13,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
-from rigl_jax.channels.gating import ChannelCriterion, Scores, parted, read_sums, sizes, tapped
+from rigl_jax.channels.gating import ChannelCriterion, Scores, inputs_of, parted, read_sums, sizes, tapped
 from rigl_jax.channels.grouping import Group
 
 _SHARE = rules.rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
@@ -51,7 +51,7 @@ def i_spasp(apply: Callable[[PyTree, Any], Any], keep: float = 0.5, steps: int =
     """
 
     def criterion(groups: Sequence[Group], params: PyTree, batch: Any) -> Scores:
-        inputs = batch[0] if isinstance(batch, tuple) else batch
+        inputs = inputs_of(batch)
         model = tapped("i_spasp", apply, groups, params, inputs)
         total = model.noted(functools.partial(read_sums, jnp.abs), params, inputs)
         whole, pull = jax.vjp(lambda shift: model.shifted(shift, params, inputs), jnp.zeros(model.size))

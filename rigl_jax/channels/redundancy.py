@@ -14,7 +14,7 @@ from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
 from rigl_jax.channels.first_order import gradients
-from rigl_jax.channels.gating import ChannelCriterion, Read, Scores, parted, tapped
+from rigl_jax.channels.gating import ChannelCriterion, Read, Scores, inputs_of, parted, tapped
 from rigl_jax.channels.grouping import Group
 from rigl_jax.criteria.losses import Loss
 from rigl_jax.tracing import geometry
@@ -140,7 +140,7 @@ def mutual_information(
         return _informative(_rows(read, operands[1 - read.side]), key, samples, bins)
 
     def criterion(groups: Sequence[Group], params: PyTree, batch: Any) -> Scores:
-        inputs = batch[0] if isinstance(batch, tuple) else batch
+        inputs = inputs_of(batch)
         one = jax.tree.map(lambda x: jnp.asarray(x)[:1], inputs)
         return parted(groups, tapped("mutual_information", apply, groups, params, one).noted(note, params, one))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rigl_jax import arguments as rules
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
-from rigl_jax.channels.gating import ChannelCriterion, Scores, parted, removable, tapped
+from rigl_jax.channels.gating import ChannelCriterion, Scores, inputs_of, parted, removable, tapped
 from rigl_jax.channels.grouping import Group
 from rigl_jax.criteria.losses import Loss, at
 
@@ -80,7 +80,7 @@ def sosp_i(
     """
 
     def criterion(groups: Sequence[Group], params: PyTree, batch: Any) -> Scores:
-        inputs = batch[0] if isinstance(batch, tuple) else batch
+        inputs = inputs_of(batch)
         pairs = interactions("sosp_i", apply, groups, params, inputs)
         first = jnp.zeros(len(pairs))
         if loss is not None:
@@ -91,8 +91,10 @@ def sosp_i(
 
         def step(n: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             order, together = state
-            cost = jnp.where(free, first + jnp.diagonal(pairs) + 2 * together, 1e30)
-            chosen = jnp.argmin(jnp.where(order < 0, cost, jnp.inf))
+            left = order < 0
+            among = jnp.where(jnp.any(left & free), left & free, left)  # what cannot be removed comes last
+            cost = first + jnp.diagonal(pairs) + 2 * together
+            chosen = jnp.argmax(among & (cost <= jnp.min(jnp.where(among, cost, jnp.inf))))
             return order.at[chosen].set(n.astype(order.dtype)), together + pairs[chosen]
 
         start = jnp.full(len(pairs), -1.0), jnp.zeros(len(pairs))
@@ -120,4 +122,8 @@ def interactions(
         centred = jacobian - jnp.einsum("nc,ncs->ns", p, jacobian)[:, None]
         return jnp.einsum("nc,ncs,nct->st", p, centred, centred) / len(p)
 
-    return jnp.mean(jax.lax.map(example, jax.tree.map(jnp.asarray, inputs)), 0) / 2
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    examples = len(jax.tree.leaves(inputs)[0])
+    start = jnp.zeros_like(example(jax.tree.map(lambda a: a[0], inputs)))
+    # Added up one by one: a matrix of each example would not fit.
+    return jax.lax.scan(lambda total, x: (total + example(x), None), start, inputs)[0] / (2 * examples)

@@ -12,7 +12,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.coreset.scores import fits
+from rigl_jax.coreset.scores import finite, fits
 from rigl_jax.messages import shown
 
 Far = Callable[[Array], Array]
@@ -35,14 +35,15 @@ def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Arr
       int32[k], in the order of choice. Ties go to the lower index.
 
     Raises:
-      ValueError: fewer than k examples are left.
+      ValueError: fewer than k examples are left; embeddings are not finite (seen outside of jit only).
 
     >>> k_center(jnp.array([[0.0], [1.0], [9.0], [5.0]]), 3).tolist()
     [0, 2, 3]
     """
     n = embeddings.shape[0]
+    finite("k_center", embeddings=embeddings)
     if labelled is None:
-        free, near = jnp.ones(n, bool), jnp.full(n, jnp.inf)
+        free, near = jnp.ones(n, bool), jnp.full(n, jnp.inf, jnp.float32)
         fits("k_center", k, n)
     else:
         checks.same_shape("k_center", (n,), labelled=labelled)
@@ -52,8 +53,9 @@ def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Arr
             fits("k_center", k, n - int(labelled.sum()))
         free = ~jnp.asarray(labelled)
         far = _euclidean(embeddings)
-        start = jnp.full(n, jnp.inf)
-        near = jax.lax.fori_loop(0, n, lambda i, d: jnp.where(free[i], d, jnp.minimum(d, far(i))), start)
+        start = jnp.full(n, jnp.inf, jnp.float32)
+        measured = lambda i, d: jax.lax.cond(free[i], lambda: d, lambda: jnp.minimum(d, far(i)))  # noqa: E731
+        near = jax.lax.fori_loop(0, n, measured, start)
     pick = lambda near, free, key: jnp.argmax(jnp.where(free, near, -1.0))  # noqa: E731
     return _chosen(_euclidean(embeddings), pick, near, free, jnp.zeros((k, 0)))
 
@@ -100,13 +102,14 @@ def kmeans_pp(key: Array, embeddings: Array, k: int) -> Array:
       int32[k], in the order of choice. Where only copies of chosen examples are left, the lowest index is next.
 
     Raises:
-      ValueError: k is more than n.
+      ValueError: k is more than n; embeddings are not finite (seen outside of jit only).
 
     >>> sorted(kmeans_pp(jax.random.key(0), jnp.array([[0.0], [0.0], [9.0]]), 3).tolist())
     [0, 1, 2]
     """
     n = embeddings.shape[0]
     fits("kmeans_pp", k, n)
+    finite("kmeans_pp", embeddings=embeddings)
     key, first = jax.random.split(key)
     return _plus_plus(key, _euclidean(embeddings), n, jax.random.randint(first, (), 0, n), k)
 
@@ -129,7 +132,8 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
       int32[k], in the order of choice, as `kmeans_pp`.
 
     Raises:
-      ValueError: k is more than n; probs and embeddings of different numbers of examples.
+      ValueError: k is more than n; probs and embeddings of different numbers of examples, or not finite (seen outside
+        of jit only).
 
     >>> probs, inputs = jnp.array([[1.0, 0.0], [0.6, 0.4], [0.9, 0.1]]), jnp.ones((3, 2))
     >>> badge(jax.random.key(0), probs, inputs, 1).tolist()
@@ -137,10 +141,11 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     """
     n = embeddings.shape[0]
     fits("badge", k, n)
+    finite("badge", probs=probs, embeddings=embeddings)
     if probs.shape[0] != n:
         raise ValueError(f"badge: probs must have a row for each of {n} embeddings, got {shown(probs)}")
     p, h = jnp.asarray(probs, jnp.float32), jnp.asarray(embeddings, jnp.float32)
-    a = p - jax.nn.one_hot(jnp.argmax(p, axis=1), p.shape[1])
+    a = p - jax.nn.one_hot(jnp.argmax(p, axis=1), p.shape[1], dtype=p.dtype)
     norms = jnp.sum(a**2, axis=1) * jnp.sum(h**2, axis=1)
 
     def far(i: Array) -> Array:
@@ -167,19 +172,21 @@ def k_means(key: Array, embeddings: Array, k: int, *, iterations: int = 10) -> A
       int32[k], without repeats: each centre takes the nearest example that is free. Ties go to the lower index.
 
     Raises:
-      ValueError: k is more than n.
+      ValueError: k is more than n; embeddings are not finite (seen outside of jit only).
 
     >>> k_means(jax.random.key(0), jnp.array([[0.0], [1.0], [2.0], [8.0], [9.0]]), 2).tolist()
     [1, 3]
     """
     fits("k_means", k, embeddings.shape[0])
+    finite("k_means", embeddings=embeddings)
     x = jnp.asarray(embeddings, jnp.float32)
 
     def distances(centres: Array) -> Array:
-        return jnp.sum((x[:, None] - centres[None]) ** 2, axis=2)
+        # One centre after the other: all differences at once are n x k x features numbers.
+        return jax.lax.map(lambda centre: jnp.sum((x - centre[None]) ** 2, axis=1), centres).T
 
     def moved(_: Any, centres: Array) -> Array:
-        mine = jax.nn.one_hot(jnp.argmin(distances(centres), axis=1), k)
+        mine = jax.nn.one_hot(jnp.argmin(distances(centres), axis=1), k, dtype=x.dtype)
         size = jnp.sum(mine, axis=0)[:, None]
         return jnp.where(size > 0, mine.T @ x / jnp.maximum(size, 1), centres)
 

@@ -12,7 +12,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, topology
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.coreset.scores import fits, indices
+from rigl_jax.coreset.scores import fits, in_range, indices
 from rigl_jax.messages import listed, shown
 
 
@@ -50,6 +50,7 @@ class Selector(NamedTuple):
       init: `() -> SampleStats`.
       select: `(stats, key) -> Chosen`.
       update: `(stats, index int[b], losses float[b]) -> stats`, for examples that were seen, each once a call.
+        A loss that is not finite changes nothing.
     """
 
     init: Callable[[], SampleStats]
@@ -87,14 +88,16 @@ def dynamic_pruning(
     """Chooses `keep` of n examples for the next period of training, by the losses so far.
 
     * `"random"`: uniformly. The paper's finding is that this is hard to beat.
-    * `"epsilon_greedy"`: the highest mean losses; `int(epsilon keep)` are drawn uniformly from the rest.
+    * `"epsilon_greedy"`: the highest mean losses; `epsilon keep`, rounded down but at least 1, are drawn
+      uniformly from the rest.
     * `"ucb"`: the highest `mean + c var`.
 
     An example that had no loss yet comes before all others. Equal scores are put in random order by the key.
 
     The mean over chosen examples is biased towards hard ones. `Chosen.weight` undoes that (Horvitz-Thompson): 1 over
-    the chance of being chosen, times keep / n. It needs every example to have a chance, so `epsilon > 0`. With
-    `epsilon=0`, the default of `"ucb"`, examples without a chance are missing, and weights are keep / n.
+    the chance of being chosen, times keep / n, where the chance of those with the highest scores is 1, ties included.
+    It needs every other example to have a chance, so `epsilon > 0`. With `epsilon=0`, the default of `"ucb"`, examples
+    without a chance are missing, and weights are keep / n.
 
     No code of the authors is public; the values of epsilon, c, rate and the length of a period are not verified.
 
@@ -128,11 +131,11 @@ def dynamic_pruning(
         raise ValueError(f"dynamic_pruning: epsilon must be 1 or left out for {rule!r}, got {shown(epsilon)}")
     checks.number("dynamic_pruning", "c", c, "must be at least 0", lambda x: x >= 0)
     checks.number("dynamic_pruning", "rate", rate, "must be above 0 and at most 1", lambda x: 0 < x <= 1)
-    explored = int(epsilon * keep)
+    explored = max(int(epsilon * keep + 1e-9), 1) if epsilon > 0 else 0
     greedy = keep - explored
 
     def init() -> SampleStats:
-        return SampleStats(jnp.zeros(n), jnp.zeros(n), jnp.zeros(n, bool))
+        return SampleStats(jnp.zeros(n, jnp.float32), jnp.zeros(n, jnp.float32), jnp.zeros(n, bool))
 
     @arguments(key=rules.key)
     def select(stats: SampleStats, key: Array) -> Chosen:
@@ -150,11 +153,17 @@ def dynamic_pruning(
     def update(stats: SampleStats, index: Array, losses: Array) -> SampleStats:
         _check_stats("dynamic_pruning: update", stats, n)
         checks.same_shape("dynamic_pruning: update", index.shape, losses=losses)
+        in_range("dynamic_pruning: update", n, index=index)
+        fine = jnp.isfinite(losses)  # one NaN would stay in the averages for ever
         losses = losses.astype(jnp.float32)
         old = jnp.where(stats.seen[index], stats.mean[index], losses)
         new = (1 - rate) * old + rate * losses
         var = (1 - rate) * stats.var[index] + rate * (losses - new) * (losses - old)
-        return SampleStats(stats.mean.at[index].set(new), stats.var.at[index].set(var), stats.seen.at[index].set(True))
+        return SampleStats(
+            stats.mean.at[index].set(jnp.where(fine, new, stats.mean[index])),
+            stats.var.at[index].set(jnp.where(fine, var, stats.var[index])),
+            stats.seen.at[index].max(fine),
+        )
 
     return Selector(init, select, update)
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rigl_jax import arguments as rules
 from rigl_jax import topology
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.coreset.scores import fits, indices
+from rigl_jax.coreset.scores import finite, fits, indices
 from rigl_jax.messages import shown
 
 
@@ -22,12 +23,12 @@ def horvitz_thompson(values: Array, inclusion: Array, n: int) -> Array:
 
     Args:
       values: float[k], of the examples that were drawn.
-      inclusion: float[k], the chance that each of them had to be drawn, above 0. Every one of the n examples must have
-        had a chance; what never could be drawn is missing from the estimate.
+      inclusion: float[k], the chance that each of them had to be drawn, above 0 and at most 1. Every one of the n
+        examples must have had a chance; what never could be drawn is missing from the estimate.
       n: all examples.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes differ; inclusion is not above 0 and at most 1 (seen outside of jit only).
 
     >>> float(horvitz_thompson(jnp.array([3.0, 1.0]), jnp.array([1.0, 0.25]), 4))
     1.75
@@ -36,6 +37,10 @@ def horvitz_thompson(values: Array, inclusion: Array, n: int) -> Array:
         raise ValueError(
             f"horvitz_thompson: inclusion must have the shape of values, {values.shape}, got {shown(inclusion)}"
         )
+    if not isinstance(inclusion, jax.core.Tracer):
+        chances = np.asarray(inclusion)
+        if not ((chances > 0) & (chances <= 1)).all():
+            raise ValueError(f"horvitz_thompson: inclusion must be above 0 and at most 1, got {shown(inclusion)}")
     return jnp.sum(values / inclusion) / n
 
 
@@ -80,7 +85,8 @@ def adaptive_bins(
       floor: the least mean rho of a bin, from 0 to 1.
 
     Raises:
-      ValueError: k is more than n, or less than bins; alpha or floor out of range.
+      ValueError: k is more than n, or less than bins; alpha or floor out of range; predicted is not
+        finite (seen outside of jit only).
 
     >>> found = adaptive_bins(jax.random.key(0), jnp.arange(8.0), 4, bins=2, alpha=100.0)
     >>> found.index.tolist()[1:], found.inclusion.tolist()
@@ -93,11 +99,12 @@ def adaptive_bins(
     for name, value, most in (("alpha", alpha, math.inf), ("floor", floor, 1)):
         if not isinstance(value, jax.core.Tracer) and not 0 <= value <= most:
             raise ValueError(f"adaptive_bins: {name} must be from 0 to {most}, got {shown(value)}")
+    finite("adaptive_bins", predicted=predicted)
     predicted = predicted.astype(jnp.float32)
     threshold = jnp.sort(predicted)[n - k]
     rho = jax.nn.sigmoid(alpha * (predicted - threshold))
-    rank = jnp.zeros(n, jnp.int32).at[jnp.argsort(predicted, stable=True)].set(jnp.arange(n, dtype=jnp.int32))
-    mine = rank * bins // n
+    of_rank = (np.arange(n, dtype=np.int64) * bins // n).astype(np.int32)  # on the host: n * bins may pass 2**31
+    mine = jnp.zeros(n, jnp.int32).at[jnp.argsort(predicted, stable=True)].set(of_rank)
     size = jnp.bincount(mine, length=bins)
     share = jnp.maximum(jnp.bincount(mine, rho, length=bins) / size, floor) * size
     draws = 1 + topology.redistribute(k - bins, share, size - 1)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rigl_jax import arguments as rules
 from rigl_jax import checks, topology
@@ -55,6 +56,32 @@ def fits(who: str, k: int, n: int, name: str = "k") -> None:
         raise ValueError(f"{who}: {name} must be at most the number of examples, {n}, got {k}")
 
 
+def finite(who: str, **given: Array) -> None:
+    """Checks that arrays hold no NaN and no infinity; says nothing of what is traced.
+
+    Raises:
+      ValueError: one does; it is named.
+    """
+    for name, array in given.items():
+        if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
+            raise ValueError(f"{who}: {name} must be finite, got NaN or infinity")
+
+
+def in_range(who: str, n: int, **given: Array) -> None:
+    """Checks that arrays hold whole numbers from 0 to n - 1; of what is traced only that they are whole.
+
+    Raises:
+      ValueError: one does not; it is named.
+    """
+    for name, array in given.items():
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"{who}: {name} must be whole numbers, got {shown(array)}")
+        if not isinstance(array, jax.core.Tracer) and array.size:
+            least, most = np.min(array), np.max(array)
+            if not 0 <= least <= most < n:
+                raise ValueError(f"{who}: {name} must be from 0 to {n - 1}, got {least} to {most}")
+
+
 def indices(mask: Array, k: int) -> Array:
     """int32[k]: where a mask with k True entries has them."""
     return jnp.nonzero(mask, size=k)[0].astype(jnp.int32)
@@ -75,24 +102,16 @@ def el2n(logits: Array, labels: Array) -> Array:
       f32[n].
 
     Raises:
-      ValueError: labels are not one integer for each example.
+      ValueError: labels are not one integer for each example; one is not a class (seen outside of jit only).
 
     >>> [round(float(x), 4) for x in el2n(jnp.array([[0.0, 0.0], [50.0, 0.0]]), jnp.array([0, 1]))]
     [0.7071, 1.4142]
     """
-    check_labels("el2n", labels, logits.shape[0])
-    error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, logits.shape[1])
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"el2n: labels must be int{list(logits.shape[:1])}, one for each example, got {shown(labels)}")
+    in_range("el2n", logits.shape[1], labels=labels)
+    error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
     return jnp.sqrt(jnp.sum(error**2, axis=1))
-
-
-def check_labels(who: str, labels: Array, n: int) -> None:
-    """Checks that there is one integer for each example.
-
-    Raises:
-      ValueError: there is not.
-    """
-    if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"{who}: labels must be int[{n}], one for each example, got {shown(labels)}")
 
 
 @arguments(loss=rules.function, chunk=rules.whole(1))
@@ -185,6 +204,9 @@ def forgetting(n: int) -> Forgetting:
     @arguments(index=rules.array(1), correct=rules.array(1))
     def update(state: ForgettingState, index: Array, correct: Array) -> ForgettingState:
         checks.same_shape("forgetting", index.shape, correct=correct)
+        in_range("forgetting", n, index=index)
+        if correct.dtype != bool:
+            raise ValueError(f"forgetting: correct must be bool, got {shown(correct)}")
         forgot = state.correct[index] & ~correct
         return ForgettingState(
             state.correct.at[index].set(correct),

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from rigl_jax import arguments as rules
 from rigl_jax import checks
@@ -22,7 +23,8 @@ def effective_rank(matrix: Any, energy: float = 0.99) -> Array:
     """The least number of singular values that hold a share of the sum of their squares; 0 for a matrix of zeros.
 
     Of per-example gradients, examples x channels, it says how many channels are not redundant (in the style of Zhou et
-    al. 2022, whose text was not at hand). `rx.channels.effective_rank` has scores of channels from it.
+    al. 2022, whose text was not at hand); not the exponential of the entropy of the singular values (Roy & Vetterli
+    2007). `rx.channels.effective_rank` has scores of channels from it.
 
     Args:
       matrix: float[rows, columns].
@@ -149,7 +151,7 @@ def o_information(cov: Any, n_samples: int | None = None) -> float:
 
 
 def _bias(n: int, samples: int) -> float:
-    psi = jax.scipy.special.digamma((samples - np.arange(1, n + 1)) / 2)
+    psi = scipy.special.digamma((samples - np.arange(1, n + 1)) / 2)
     return 0.5 * (float(psi.sum()) + n * float(np.log(2 / (samples - 1))))
 
 
@@ -167,4 +169,4 @@ def copula_normalise(x: Any) -> np.ndarray:
     [0.0, -0.674, 0.674]
     """
     ranks = np.argsort(np.argsort(x, axis=0, kind="stable"), axis=0, kind="stable") + 1
-    return np.asarray(jax.scipy.special.ndtri(ranks / (len(x) + 1)), np.float64)
+    return scipy.special.ndtri(ranks / (len(x) + 1))

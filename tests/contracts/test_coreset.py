@@ -83,3 +83,58 @@ def test_examples_that_are_all_alike(name):
 def test_more_than_there_are_is_refused(name):
     with refused(str(N)):
         jax.eval_shape(lambda x, key: SELECTORS[name].select(x, key, N + 1), FEATURES, KEY)
+
+
+@pytest.mark.parametrize("name", ["k_center", "kmeans_pp", "badge", "k_means", "adaptive_bins"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(name, bad):
+    features = np.array(FEATURES)
+    features[3, 0] = bad
+    with refused("finite"):
+        SELECTORS[name].select(jnp.asarray(features), KEY, K)
+
+
+def test_indices_labels_chances_and_marks_are_checked():
+    selector, track = coreset.dynamic_pruning(4, 2), coreset.forgetting(4)
+    with refused("index", "4"):
+        selector.update(selector.init(), jnp.array([0, 4]), jnp.ones(2))
+    with refused("index"):
+        selector.update(selector.init(), jnp.array([0.0, 1.0]), jnp.ones(2))
+    with refused("correct", "bool"):
+        track.update(track.init(), jnp.array([0, 1]), jnp.ones(2))
+    with refused("labels", "2"):
+        coreset.el2n(FEATURES[:2, :2], jnp.array([0, 2]))
+    with refused("inclusion"):
+        coreset.horvitz_thompson(jnp.ones(2), jnp.array([0.5, 0.0]), 4)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    selector = coreset.dynamic_pruning(3, 1, "ucb")
+    first = selector.update(selector.init(), jnp.array([0, 1]), jnp.array([1.0, 2.0]))
+    after = selector.update(first, jnp.array([1, 2]), jnp.array([jnp.nan, jnp.inf]))
+    jax.tree.map(np.testing.assert_array_equal, after, first)
+    assert after.seen.tolist() == [True, True, False]
+
+
+def test_exploration_is_never_rounded_to_nothing():
+    selector = coreset.dynamic_pruning(10, 2, "epsilon_greedy")  # a tenth of 2
+    stats = selector.update(selector.init(), jnp.arange(10), jnp.arange(10.0))
+    chosen = selector.select(stats, KEY)
+    assert sorted(chosen.weight.tolist()) == pytest.approx([2 / 10, 9 * 2 / 10])  # 1 of the 9 others by chance
+
+
+def test_bins_of_many_examples_do_not_wrap():
+    """n * bins is 2 ** 31."""
+    n, bins = 2**19, 2**12
+    found = coreset.adaptive_bins(KEY, jnp.arange(n, dtype=jnp.float32), bins, bins=bins)
+    np.testing.assert_array_equal(np.asarray(found.index) // (n // bins), np.arange(bins))  # one of each bin
+
+
+def test_x64_changes_no_type():
+    with jax.enable_x64(True):
+        features = jnp.asarray(np.asarray(FEATURES), jnp.float32)
+        assert coreset.k_means(KEY, features, K).dtype == jnp.int32
+        assert coreset.badge(KEY, jax.nn.softmax(features), features, K).dtype == jnp.int32
+        assert coreset.k_center(features, 2, labelled=jnp.arange(N) < 2).dtype == jnp.int32
+        assert coreset.el2n(features, jnp.zeros(N, jnp.int32)).dtype == jnp.float32
+        assert coreset.dynamic_pruning(4, 2).init().mean.dtype == jnp.float32

@@ -8,7 +8,7 @@ import rigl_jax as rx
 from rigl_jax import base
 
 ROOT = pathlib.Path(__file__).parents[2]
-LIBRARY_MAY_IMPORT = {"jax", "numpy", "optax", "rigl_jax"}
+LIBRARY_MAY_IMPORT = {"jax", "numpy", "optax", "scipy", "rigl_jax"}
 
 
 def imported(path):
