@@ -3,9 +3,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo docs package sanitize test test-plain test-newest test-library fashion_mnist figures soak lint format clean
+.PHONY: help demo docs package sanitize test test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
 # The tests of the library itself, without those that train through configs.
 LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/test_docstrings.py tests/test_docs.py
+# Those that a new JAX may break: what reads jaxprs, runs on devices or holds for all methods, not the methods one by one.
+JAX_TESTS := tests/tracing tests/channels tests/execution tests/coreset tests/contracts/test_algorithms.py \
+	tests/contracts/test_criteria.py tests/contracts/test_channels.py tests/contracts/test_coreset.py \
+	$(addprefix tests/rigl_jax/test_,sparsify.py frameworks.py types.py modes.py eager.py sharding.py nesting.py stacks.py \
+	serialisation.py topology.py selection.py native_select.py native_build.py gates.py landscape.py growth.py \
+	training_extras.py m_fac_optimizer.py every_optimizer.py)
 # Those of what native kernels do where they are built: sparse products, and the selection of masks. Tests on 8 devices,
 # which select in plain JAX anyway, are not repeated.
 CORE_TESTS := tests/execution $(addprefix tests/rigl_jax/test_,topology.py selection.py structures.py pruning.py rigl.py)
@@ -51,6 +57,9 @@ test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
 
 test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the core of the library without its native kernels, in plain JAX
 	RIGL_JAX_NATIVE=0 $(PYTEST) $(CORE_TESTS)
+
+jax-newest:  # `make test-newest` of these alone
+	$(MAKE) test-newest LIBRARY_TESTS="$(JAX_TESTS)"
 
 test-newest:  ## Test the library in .venv-newest, on the newest Python of this machine and the newest JAX
 	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested")
