@@ -17,6 +17,7 @@ from rigl_jax.channels.first_order import gradients
 from rigl_jax.channels.gating import ChannelCriterion, Read, Scores, inputs_of, parted, tapped
 from rigl_jax.channels.grouping import Group
 from rigl_jax.criteria.losses import Loss
+from rigl_jax.linear_algebra import energy_rank
 from rigl_jax.tracing import geometry
 
 _SHARE = rules.rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
@@ -85,8 +86,7 @@ def effective_rank(loss: Loss, energy: float = 0.99) -> ChannelCriterion:
 def _novel(matrix: Array, energy: float) -> Array:
     """float[columns]: see `effective_rank`."""
     total = jnp.sum(jnp.square(matrix))
-    share = jnp.cumsum(jnp.square(jnp.linalg.svd(matrix, compute_uv=False))) / jnp.where(total > 0, total, 1)
-    rank = jnp.where(total > 0, jnp.sum(share < energy - 1e-6) + 1, 0)
+    rank = energy_rank(matrix, energy)
 
     def pick(n: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         left, scores = state

@@ -15,6 +15,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
+from rigl_jax.linear_algebra import energy_rank
 from rigl_jax.messages import shown
 
 
@@ -41,10 +42,7 @@ def effective_rank(matrix: Any, energy: float = 0.99) -> Array:
     """
     if not isinstance(energy, jax.core.Tracer) and not 0 < energy <= 1:
         raise ValueError(f"effective_rank: energy must be above 0 and at most 1, got {shown(energy)}")
-    squares = jnp.square(jnp.linalg.svd(jnp.asarray(matrix, jnp.float32), compute_uv=False))
-    total = jnp.sum(squares)
-    held = jnp.cumsum(squares) / jnp.where(total > 0, total, 1)
-    return jnp.where(total > 0, jnp.sum(held < energy - 1e-6) + 1, 0).astype(jnp.int32)
+    return energy_rank(jnp.asarray(matrix, jnp.float32), energy)
 
 
 @arguments(x=rules.host_array(1), y=rules.host_array(1), bins=rules.whole(2))
