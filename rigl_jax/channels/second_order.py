@@ -124,6 +124,7 @@ def interactions(
 
     inputs = jax.tree.map(jnp.asarray, inputs)
     examples = len(jax.tree.leaves(inputs)[0])
-    start = jnp.zeros_like(example(jax.tree.map(lambda a: a[0], inputs)))
+    of_one = jax.eval_shape(example, jax.tree.map(lambda a: a[0], inputs))
+    start = jnp.zeros(of_one.shape, of_one.dtype)
     # Added up one by one: a matrix of each example would not fit.
     return jax.lax.scan(lambda total, x: (total + example(x), None), start, inputs)[0] / (2 * examples)
