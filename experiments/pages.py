@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from experiments.io import files
 
@@ -38,6 +41,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[
     """
     rule = ["---" if text else "---:" for text in left or [True, *[False] * (len(head) - 1)]]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *rows))
+
+
+def spread(values: Sequence[float] | np.ndarray | None, digits: int = 2) -> str:
+    """Mean and sample standard deviation as text; empty where there are no values (None)."""
+    return "" if values is None else f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def update(pages: Mapping[Path, str], *, check: bool, command: str) -> int:

@@ -29,8 +29,8 @@ import numpy as np
 import rigl_jax as rx
 from experiments.benchmarks import timing
 from experiments.studies import pruning_training as training
+from experiments.studies.cells import SOURCE
 from experiments.studies.method_training import load
-from experiments.studies.pruning import SOURCE
 from rigl_jax.criteria.m_fac import inverse_fisher
 
 SPARSITY, BLOCK, DAMPING, SIZE = 0.9, 128, 1e-5, 32

@@ -16,10 +16,8 @@ The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashi
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +29,11 @@ import optax
 
 import rigl_jax as rx
 from experiments.io.environment import environment
+from experiments.studies import cells as store
 from experiments.studies import channels_training as training
-from experiments.studies.method_table import SOURCE
 from experiments.studies.method_training import BATCH, Data, Images, load, order
 
-RECORDS = Path(__file__).parents[1] / "records" / "channels"
+RECORDS = store.FOLDER / "channels"
 SEEDS = (0, 1, 2)
 SHARES = (0.25, 0.5, 0.1)
 """Of MACs that are left, in the order in which they are run."""
@@ -145,6 +143,7 @@ class Study:
         scores = self.scores("magnitude" if cell.score == "any" else cell.score, seed)
         keep = rx.channels.select(self.groups, scores, macs=cell.share, scope=cell.scope)
         small = rx.channels.shrink(self.network.plain, params, keep, self.one)
+        assert small.macs is not None  # as the inputs are given
         found: dict[str, Any] = {"seed": seed, "macs": small.macs, "weights": small.weights}
         if cell.recipe == "finetune":
             found["pruned"] = self.right(small.params)
@@ -172,23 +171,14 @@ def _fresh(small: Any, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(one, small, init(key))
 
 
-def key_of(record: Mapping[str, Any]) -> Cell:
-    """The cell of a record."""
-    return Cell(*(record[field] for field in Cell._fields))
-
-
 def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:
     """All records."""
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return {key_of(record): record for record in map(json.loads, lines)}
+    return store.read(folder, Cell)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs every cell that has no record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default=SOURCE, help="folder of the four IDX files")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records")
-    parser.add_argument("--model", action="append", choices=MODELS)
+    parser = store.parser(__doc__, RECORDS, MODELS)
     parser.add_argument("--share", action="append", type=float)
     options = parser.parse_args(argv)
     data, done = load(options.source), read(options.records)
@@ -201,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = [study(cell.model).run(cell, seed) for seed in SEEDS]
         seconds = round(time.monotonic() - started, 1)
         record = {**cell._asdict(), "settings": MODELS[cell.model], "runs": runs, "seconds": seconds}
-        with (options.records / f"{cell.model}.jsonl").open("a") as file:
-            file.write(json.dumps(record | {"environment": before}) + "\n")
+        store.append(options.records, record | {"environment": before})
         print(f"{time.strftime('%H:%M')} {cell} {np.mean([r['test'] for r in runs]):.4f} in {seconds} s", flush=True)
 
 

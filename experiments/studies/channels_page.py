@@ -53,11 +53,6 @@ def percents(records: Records, cell: Cell, fact: str = "test") -> list[float] | 
     return [100 * run[fact] for run in records[cell]["runs"]] if cell in records else None
 
 
-def text(values: Sequence[float] | None) -> str:
-    """Mean and sample standard deviation; nothing where there are none."""
-    return "" if values is None else f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
 def rows(model: str, scope: str) -> list[tuple[str, str, str]]:
     """`(label, score, recipe)` of the rows of tables and lines of figures."""
     known = {(cell.score, cell.recipe) for cell in cells([model]) if cell.scope == scope and cell.recipe != "dense"}
@@ -71,7 +66,7 @@ def accuracies(records: Records, model: str, scope: str, fact: str) -> str:
     for label, score, recipe in rows(model, scope):
         if fact == "pruned" and recipe != "finetune":
             continue
-        values = [text(percents(records, Cell(model, scope, share, score, recipe), fact)) for share in COLUMNS]
+        values = [pages.spread(percents(records, Cell(model, scope, share, score, recipe), fact)) for share in COLUMNS]
         if any(values):
             found.append([label, *values])
     head = ["share of the MACs", *(f"{100 * share:.0f} %" for share in COLUMNS)]
@@ -121,7 +116,7 @@ def section(records: Records, model: str) -> str:
     """All about one model."""
     if not any(cell.model == model for cell in records):
         return f"## {TITLES[model]}\n\nNot run yet.\n"
-    dense = text(percents(records, Cell(model, "layer", 1.0, "none", "dense"))) or "not run"
+    dense = pages.spread(percents(records, Cell(model, "layer", 1.0, "none", "dense"))) or "not run"
     seeds = f"mean and standard deviation over {len(SEEDS)} seeds, after fine-tuning or from scratch"
     image = f"![test accuracy over MACs](figures/{picture(model).name})\n\n" if model in drawn(records) else ""
     return f"""## {TITLES[model]}

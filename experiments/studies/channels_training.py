@@ -15,7 +15,7 @@ import optax
 from jax import Array, lax
 
 from experiments.models import LeNet5
-from experiments.studies.method_training import OPTIMIZER, Images, accuracy, forward
+from experiments.studies.method_training import Images, accuracy, forward, optimizer
 
 Params = Any
 MOMENTUM = 0.9  # of the running statistics
@@ -43,7 +43,7 @@ def lenet5() -> Network:
     fast = forward(module)
     return Network(
         init=lambda key: module.init(key, jnp.zeros((1, 28, 28, 1)))["params"],
-        plain=lambda params, x: module.apply({"params": params}, x),
+        plain=lambda params, x: jnp.asarray(module.apply({"params": params}, x)),
         fast=lambda params, x, train: (fast(params, x), params),
         scales=None,
     )
@@ -150,12 +150,8 @@ def trainer(network: Network, penalty: float = 0.0) -> Callable[..., Params]:
 
     def train(params: Params, images: Images, order: Array, rate: Any, steps: Any) -> Params:
         still = _frozen(params)
-        kernels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
         scales = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "scale", params)
-        tx = optax.chain(
-            optax.add_decayed_weights(OPTIMIZER["weight_decay"], mask=kernels),
-            optax.sgd(lambda i: rate * 0.5 * (1 + jnp.cos(jnp.pi * i / steps)), OPTIMIZER["momentum"], nesterov=True),
-        )
+        tx = optimizer(lambda i: rate * 0.5 * (1 + jnp.cos(jnp.pi * i / steps)))
 
         def loss(params: Params, rows: Array) -> tuple[Array, Params]:
             logits, new = network.fast(params, images.x[rows], True)

@@ -59,11 +59,6 @@ def tests(records: Records, cell: Cell) -> np.ndarray | None:
     return percents(records[cell]) if cell in records else None
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation."""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
 def paired(ours: np.ndarray | None, theirs: np.ndarray | None) -> tuple[float, float] | None:
     """Mean difference and the p-value of a paired t-test over seeds; None where either was not run."""
     if ours is None or theirs is None:
@@ -92,12 +87,7 @@ def _by_sparsity(model: str, methods: Iterable[str], text: Callable[[Cell], str]
 
 def accuracies(records: Records, model: str) -> str:
     """Test accuracy by method and sparsity."""
-
-    def text(cell: Cell) -> str:
-        values = tests(records, cell)
-        return "" if values is None else spread(list(values))
-
-    return _by_sparsity(model, LOOKS, text)
+    return _by_sparsity(model, LOOKS, lambda cell: pages.spread(tests(records, cell)))
 
 
 def differences(records: Records, model: str, to: str) -> str:
@@ -206,7 +196,7 @@ def section(records: Records, model: str) -> str:
     dense = tests(records, Cell(model, "dense", 0.0))
     if not any(cell.model == model for cell in records):
         return f"## {TITLES[model]}\n\nNot run yet.\n"
-    told = "not run" if dense is None else spread(list(dense))
+    told = "not run" if dense is None else pages.spread(dense)
     return f"""## {TITLES[model]}
 
 ![accuracy over sparsity and over training FLOPs](figures/{picture(model).name})

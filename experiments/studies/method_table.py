@@ -14,10 +14,8 @@ The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashi
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +30,10 @@ import numpy as np
 import rigl_jax as rx
 from experiments.io.environment import environment
 from experiments.models import MODELS as NETWORKS
+from experiments.studies import cells as store
 from experiments.studies.method_training import BATCH, LANGEVIN, OPTIMIZER, Run, compile_run, load, measure
 
-RECORDS = Path(__file__).parents[1] / "records" / "method_table"
-SOURCE = "/usr/share/datasets/fashion-mnist"
+RECORDS = store.FOLDER / "method_table"
 SEEDS = (0, 1, 2, 3, 4)
 SPARSITIES = (0.9, 0.95, 0.98, 0.8, 0.99)
 """In the order in which they are run."""
@@ -132,23 +130,14 @@ def prepare(cell: Cell, n_train: int, epochs: int | None = None) -> tuple[Run, d
     return compile_run(module, algorithm, steps, spec["rate"], noisy=noisy), settings
 
 
-def key_of(record: Mapping[str, Any]) -> Cell:
-    """The cell of a record."""
-    return Cell(*(record[field] for field in Cell._fields))
-
-
 def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:
     """All records of a folder, by cell."""
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return {key_of(record): record for record in map(json.loads, lines)}
+    return store.read(folder, Cell)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs every cell that has no record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default=SOURCE, help="folder of the four IDX files")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records")
-    parser.add_argument("--model", action="append", choices=MODELS)
+    parser = store.parser(__doc__, RECORDS, MODELS)
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--sparsity", action="append", type=float)
     parser.add_argument("--multiplier", type=int, default=1, help="trains so many times as long")
@@ -164,8 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = [measure(run, data, seed) for seed in SEEDS]
         seconds = round(time.monotonic() - started, 1)
         record = {**cell._asdict(), "settings": settings, "runs": runs, "seconds": seconds, "environment": before}
-        with (options.records / f"{cell.model}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        store.append(options.records, record)
         print(f"{time.strftime('%H:%M')} {cell} {np.mean([r['test'] for r in runs]):.4f} in {seconds} s", flush=True)
 
 

@@ -142,20 +142,25 @@ def forward(module: nn.Module) -> Apply:
     return apply
 
 
+def optimizer(rate: Any) -> optax.GradientTransformation:
+    """SGD of all studies; `rate` is a number, which may be traced, or a schedule. Kernels decay, all else does not."""
+    decay = optax.add_decayed_weights(OPTIMIZER["weight_decay"], mask=_kernels)
+    return optax.chain(decay, optax.sgd(rate, momentum=OPTIMIZER["momentum"], nesterov=OPTIMIZER["nesterov"]))
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
 def _transform(
     algorithm: rx.Algorithm | None, rate: optax.Schedule, noisy: bool, key: Array
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a member of the ensemble of seeds; its key may be traced."""
-
-    def kernels(params: Any) -> Any:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
-    momentum = optax.sgd(rate, momentum=OPTIMIZER["momentum"], nesterov=OPTIMIZER["nesterov"])
-    inner = optax.chain(optax.add_decayed_weights(OPTIMIZER["weight_decay"], mask=kernels), momentum)
+    inner = optimizer(rate)
     if noisy:
         heat = LANGEVIN["noise"] ** 2 / 2  # the noise has variance 2 rate temperature
         noise = rx.langevin(rate, l1=LANGEVIN["l1"], temperature=lambda count: heat * rate(count), key=key)
-        inner = optax.chain(inner, optax.masked(noise, kernels))
+        inner = optax.chain(inner, optax.masked(noise, _kernels))
     return optax.with_extra_args_support(inner) if algorithm is None else rx.sparsify(inner, algorithm, key=key)
 
 

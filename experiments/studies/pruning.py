@@ -14,9 +14,7 @@ The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashi
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,13 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.io.environment import environment
+from experiments.studies import cells as store
 from experiments.studies import pruning_cells as kinds
 from experiments.studies.method_training import load
 from experiments.studies.pruning_training import MODELS, Bench, make_bench
 from rigl_jax.recipes import retraining
 
-RECORDS = Path(__file__).parents[1] / "records" / "pruning"
-SOURCE = "/usr/share/datasets/fashion-mnist"
+RECORDS = store.FOLDER / "pruning"
 SEEDS = (0, 1, 2, 3, 4)
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 BUDGETS = (0.25, 0.5, 1.0)
@@ -131,16 +129,12 @@ def run(bench: Bench, rigl: Callable[[float], kinds.Dynamic], cell: Cell, schedu
 
 def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:
     """All records of a folder, by cell."""
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return {Cell(*(record[field] for field in Cell._fields)): record for record in map(json.loads, lines)}
+    return store.read(folder, Cell)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs every cell that has no record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default=SOURCE, help="folder of the four IDX files")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records")
-    parser.add_argument("--model", action="append", choices=MODELS)
+    parser = store.parser(__doc__, RECORDS, MODELS)
     parser.add_argument("--study", action="append", choices=STUDIES)
     parser.add_argument("--method", action="append")
     parser.add_argument("--seed", action="append", type=int, choices=SEEDS)
@@ -160,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             record = {**cell._asdict(), "schedule": schedule, **found, "seconds": round(time.monotonic() - started, 1)}
             record["environment"] = {name: facts[name] for name in FACTS}
             done[cell] = record
-            with (options.records / f"{model}.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            store.append(options.records, record)
             print(time.strftime("%H:%M:%S"), *cell, record.get("after"), record["seconds"], flush=True)
 
 

@@ -81,18 +81,15 @@ def values(runs: Runs, place: Place, read_fact: Fact) -> np.ndarray | None:
     return np.array([read_fact(run) for run in runs[place]]) if place in runs else None
 
 
-def spread(found: np.ndarray | None, digits: int = 2) -> str:
-    """Mean and sample standard deviation; empty where nothing was run."""
-    return "" if found is None else f"{found.mean():.{digits}f} ± {found.std(ddof=1):.{digits}f}"
-
-
 def grid(
     runs: Runs, labels: Mapping[str, str], columns: Mapping[str, tuple[str, float, float]], model: str, read_fact: Fact,
     digits: int = 2,
 ) -> str:  # fmt: skip
     """A table of methods by columns `{title: (study, sparsity, epochs)}`, without empty rows and columns."""
     texts = {
-        name: [spread(values(runs, Place(model, c[0], name, *c[1:]), read_fact), digits) for c in columns.values()]
+        name: [
+            pages.spread(values(runs, Place(model, c[0], name, *c[1:]), read_fact), digits) for c in columns.values()
+        ]
         for name in labels
     }
     kept = [i for i in range(len(columns)) if any(row[i] for row in texts.values())]
@@ -151,7 +148,7 @@ def ensembles(runs: Runs, model: str) -> str:
         for name, text in ENSEMBLES.items():
             place = Place(model, "ensembles", name, sparsity, 0.0)
             if place in runs:
-                measures = (spread(values(runs, place, f), d) for f, d in ((ACCURACY, 2), (LOSS, 4), (ECE, 2)))
+                measures = (pages.spread(values(runs, place, f), d) for f, d in ((ACCURACY, 2), (LOSS, 4), (ECE, 2)))
                 rows.append([text, percent(sparsity), *measures])
                 rows += _inside(runs, place)
     head = ["", "sparsity", "accuracy, %", "NLL", "ECE, %"]
@@ -171,5 +168,7 @@ def _inside(runs: Runs, place: Place) -> list[list[str]]:
     rows = []
     for text, part in parts.items():
         found = np.array([part(run) for run in runs[place]]) * (100, 1, 100)
-        rows.append([text, percent(place.sparsity), *(spread(found[:, i], d) for i, d in ((0, 2), (1, 4), (2, 2)))])
+        rows.append(
+            [text, percent(place.sparsity), *(pages.spread(found[:, i], d) for i, d in ((0, 2), (1, 4), (2, 2)))]
+        )
     return rows

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 import rigl_jax as rx
 from experiments.models import MODELS as NETWORKS
-from experiments.studies.method_training import BATCH, OPTIMIZER, Data, Images, forward, order, segments
+from experiments.studies.method_training import BATCH, Data, Images, forward, optimizer, order, segments
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "lenet_300_100": {"network": "mlp", "features": (300, 100), "epochs": 3, "rate": 0.1},
@@ -112,16 +112,6 @@ def _loss(apply: Callable[[Any, Array], Array], params: Any, batch: Any) -> Arra
     return optax.softmax_cross_entropy_with_integer_labels(apply(params, x), y).mean()
 
 
-def optimizer(rate: Any) -> optax.GradientTransformation:
-    """SGD of all trainings of the study."""
-    decay = optax.add_decayed_weights(OPTIMIZER["weight_decay"], mask=functools.partial(jax.tree.map, _is_kernel))
-    return optax.chain(decay, optax.sgd(rate, momentum=OPTIMIZER["momentum"], nesterov=OPTIMIZER["nesterov"]))
-
-
-def _is_kernel(p: Any) -> bool:
-    return p.ndim > 1
-
-
 def make_fit(apply: Callable[[Any, Array], Array], algorithm: rx.Algorithm, images: Images) -> Fit:
     """Training with a method: `(params, masks, rates, batches, start, stop) -> Trained`, one program for all schedules.
 
@@ -182,7 +172,7 @@ def examples(bench: Bench, seed: int) -> tuple[Array, Array]:
 
 def full_masks(params: Any) -> Any:
     """Masks of a dense network."""
-    return jax.tree.map(lambda p: jnp.ones(p.shape, bool) if _is_kernel(p) else None, params)
+    return jax.tree.map(lambda p: jnp.ones(p.shape, bool) if p.ndim > 1 else None, params)
 
 
 def train_dense(bench: Bench, seed: int) -> Dense:
