@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -41,6 +42,11 @@ def boundary_distance(embeddings: Array, kernel: Array, bias: Array) -> Array:
         raise ValueError(f"boundary_distance: kernel must be [{embeddings.shape[1]}, 2 or more], got {shown(kernel)}")
     if bias.shape != kernel.shape[1:]:
         raise ValueError(f"boundary_distance: bias must be [{kernel.shape[1]}], got {shown(bias)}")
+    return _boundary_distance(embeddings, kernel, bias)
+
+
+@jax.jit
+def _boundary_distance(embeddings: Array, kernel: Array, bias: Array) -> Array:
     w = kernel.astype(jnp.float32)
     logits = embeddings.astype(jnp.float32) @ w + bias.astype(jnp.float32)[None]
     predicted = jnp.argmax(logits, axis=1)
@@ -71,8 +77,13 @@ def balanced(distance: Array, k: int) -> Array:
     >>> balanced(jnp.array([[0.1, 0.3], [0.2, 0.1], [0.9, 0.8], [0.5, 0.4]]), 3).tolist()
     [0, 1, 3]
     """
+    fits("balanced", k, distance.shape[0])
+    return _balanced(distance, k)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _balanced(distance: Array, k: int) -> Array:
     n, classes = distance.shape
-    fits("balanced", k, n)
     quota = jnp.asarray(k // classes + (np.arange(classes) < k % classes), jnp.int32)
 
     def choose(owner: Array, each: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,6 @@ def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Arr
     n = embeddings.shape[0]
     finite("k_center", embeddings=embeddings)
     if labelled is None:
-        free, near = jnp.ones(n, bool), jnp.full(n, jnp.inf, jnp.float32)
         fits("k_center", k, n)
     else:
         checks.same_shape("k_center", (n,), labelled=labelled)
@@ -51,13 +51,19 @@ def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Arr
             raise ValueError(f"k_center: labelled must be bool[{n}], got {shown(labelled)}")
         if not isinstance(labelled, jax.core.Tracer):
             fits("k_center", k, n - int(labelled.sum()))
-        free = ~jnp.asarray(labelled)
-        far = _euclidean(embeddings)
-        start = jnp.full(n, jnp.inf, jnp.float32)
+    return _k_center(embeddings, k, labelled)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _k_center(embeddings: Array, k: int, labelled: Array | None) -> Array:
+    n, far = embeddings.shape[0], _euclidean(embeddings)
+    free, near = jnp.ones(n, bool), jnp.full(n, jnp.inf, jnp.float32)
+    if labelled is not None:
+        free = ~labelled
         measured = lambda i, d: jax.lax.cond(free[i], lambda: d, lambda: jnp.minimum(d, far(i)))  # noqa: E731
-        near = jax.lax.fori_loop(0, n, measured, start)
+        near = jax.lax.fori_loop(0, n, measured, near)
     pick = lambda near, free, key: jnp.argmax(jnp.where(free, near, -1.0))  # noqa: E731
-    return _chosen(_euclidean(embeddings), pick, near, free, jnp.zeros((k, 0)))
+    return _chosen(far, pick, near, free, jnp.zeros((k, 0)))
 
 
 def _euclidean(embeddings: Array) -> Far:
@@ -107,9 +113,14 @@ def kmeans_pp(key: Array, embeddings: Array, k: int) -> Array:
     >>> sorted(kmeans_pp(jax.random.key(0), jnp.array([[0.0], [0.0], [9.0]]), 3).tolist())
     [0, 1, 2]
     """
-    n = embeddings.shape[0]
-    fits("kmeans_pp", k, n)
+    fits("kmeans_pp", k, embeddings.shape[0])
     finite("kmeans_pp", embeddings=embeddings)
+    return _kmeans_pp(key, embeddings, k)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _kmeans_pp(key: Array, embeddings: Array, k: int) -> Array:
+    n = embeddings.shape[0]
     key, first = jax.random.split(key)
     return _plus_plus(key, _euclidean(embeddings), n, jax.random.randint(first, (), 0, n), k)
 
@@ -144,6 +155,11 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     finite("badge", probs=probs, embeddings=embeddings)
     if probs.shape[0] != n:
         raise ValueError(f"badge: probs must have a row for each of {n} embeddings, got {shown(probs)}")
+    return _badge(key, probs, embeddings, k)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     p, h = jnp.asarray(probs, jnp.float32), jnp.asarray(embeddings, jnp.float32)
     a = p - jax.nn.one_hot(jnp.argmax(p, axis=1), p.shape[1], dtype=p.dtype)
     norms = jnp.sum(a**2, axis=1) * jnp.sum(h**2, axis=1)
@@ -151,7 +167,7 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     def far(i: Array) -> Array:
         return jnp.maximum(norms + norms[i] - 2 * (a @ a[i]) * (h @ h[i]), 0).at[i].set(0)
 
-    return _plus_plus(key, far, n, jnp.argmax(norms), k)
+    return _plus_plus(key, far, p.shape[0], jnp.argmax(norms), k)
 
 
 @arguments(key=rules.key, embeddings=rules.array(2), k=rules.whole(1), iterations=rules.whole(1))
@@ -179,6 +195,11 @@ def k_means(key: Array, embeddings: Array, k: int, *, iterations: int = 10) -> A
     """
     fits("k_means", k, embeddings.shape[0])
     finite("k_means", embeddings=embeddings)
+    return _k_means(key, embeddings, k, iterations)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "iterations"))
+def _k_means(key: Array, embeddings: Array, k: int, iterations: int) -> Array:
     x = jnp.asarray(embeddings, jnp.float32)
 
     def distances(centres: Array) -> Array:
@@ -190,7 +211,7 @@ def k_means(key: Array, embeddings: Array, k: int, *, iterations: int = 10) -> A
         size = jnp.sum(mine, axis=0)[:, None]
         return jnp.where(size > 0, mine.T @ x / jnp.maximum(size, 1), centres)
 
-    centres = jax.lax.fori_loop(0, iterations, moved, x[kmeans_pp(key, x, k)])
+    centres = jax.lax.fori_loop(0, iterations, moved, x[_kmeans_pp(key, x, k)])
     far = distances(centres)
     sizes = jnp.bincount(jnp.argmin(far, axis=1), length=k)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def dynamic_pruning(
     fits("dynamic_pruning", keep, n, "keep")
     if rule not in RULES:
         raise ValueError(f"dynamic_pruning: rule must be one of {listed(RULES)}, got {shown(rule)}")
-    score, usual = RULES[rule]
+    usual = RULES[rule].epsilon
     epsilon = usual if epsilon is None else checks.number(
         "dynamic_pruning", "epsilon", epsilon, "must be from 0 to 1", lambda x: 0 <= x <= 1
     )  # fmt: skip
@@ -140,32 +141,43 @@ def dynamic_pruning(
     @arguments(key=rules.key)
     def select(stats: SampleStats, key: Array) -> Chosen:
         _check_stats("dynamic_pruning: select", stats, n)
-        shuffle, draw = jax.random.split(key)
-        order = jax.random.permutation(shuffle, n)
-        worth = jnp.where(stats.seen, score(stats, c), jnp.inf)
-        first = jnp.zeros(n, bool).at[order].set(topology.select(worth[order], greedy))
-        second = topology.select(jax.random.uniform(draw, (n,)), explored, among=~first)
-        index = indices(first | second, keep)
-        chance = jnp.where(first[index], 1.0, explored / max(n - greedy, 1))
-        return Chosen(index, keep / n / chance)
+        return _select(stats, key, c, rule, greedy, explored)
 
     @arguments(index=rules.array(1), losses=rules.array(1))
     def update(stats: SampleStats, index: Array, losses: Array) -> SampleStats:
         _check_stats("dynamic_pruning: update", stats, n)
         checks.same_shape("dynamic_pruning: update", index.shape, losses=losses)
         in_range("dynamic_pruning: update", n, index=index)
-        fine = jnp.isfinite(losses)  # one NaN would stay in the averages for ever
-        losses = losses.astype(jnp.float32)
-        old = jnp.where(stats.seen[index], stats.mean[index], losses)
-        new = (1 - rate) * old + rate * losses
-        var = (1 - rate) * stats.var[index] + rate * (losses - new) * (losses - old)
-        return SampleStats(
-            stats.mean.at[index].set(jnp.where(fine, new, stats.mean[index])),
-            stats.var.at[index].set(jnp.where(fine, var, stats.var[index])),
-            stats.seen.at[index].max(fine),
-        )
+        return _update(stats, index, losses, float(rate))
 
     return Selector(init, select, update)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "greedy", "explored"))
+def _select(stats: SampleStats, key: Array, c: Any, rule: str, greedy: int, explored: int) -> Chosen:
+    n, keep = stats.mean.shape[0], greedy + explored
+    shuffle, draw = jax.random.split(key)
+    order = jax.random.permutation(shuffle, n)
+    worth = jnp.where(stats.seen, RULES[rule].score(stats, c), jnp.inf)
+    first = jnp.zeros(n, bool).at[order].set(topology.select(worth[order], greedy))
+    second = topology.select(jax.random.uniform(draw, (n,)), explored, among=~first)
+    index = indices(first | second, keep)
+    chance = jnp.where(first[index], 1.0, explored / max(n - greedy, 1))
+    return Chosen(index, keep / n / chance)
+
+
+@functools.partial(jax.jit, static_argnames="rate")
+def _update(stats: SampleStats, index: Array, losses: Array, rate: float) -> SampleStats:
+    fine = jnp.isfinite(losses)  # one NaN would stay in the averages for ever
+    losses = losses.astype(jnp.float32)
+    old = jnp.where(stats.seen[index], stats.mean[index], losses)
+    new = (1 - rate) * old + rate * losses
+    var = (1 - rate) * stats.var[index] + rate * (losses - new) * (losses - old)
+    return SampleStats(
+        stats.mean.at[index].set(jnp.where(fine, new, stats.mean[index])),
+        stats.var.at[index].set(jnp.where(fine, var, stats.var[index])),
+        stats.seen.at[index].max(fine),
+    )
 
 
 def _check_stats(who: str, stats: Any, n: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -92,15 +93,19 @@ def adaptive_bins(
     >>> found.index.tolist()[1:], found.inclusion.tolist()
     ([4, 5, 6], [0.25, 0.75, 0.75, 0.75])
     """
-    n = predicted.shape[0]
-    fits("adaptive_bins", k, n)
+    fits("adaptive_bins", k, predicted.shape[0])
     if k < bins:
         raise ValueError(f"adaptive_bins: k must be at least the number of bins, {bins}, got {k}")
     for name, value, most in (("alpha", alpha, math.inf), ("floor", floor, 1)):
         if not isinstance(value, jax.core.Tracer) and not 0 <= value <= most:
             raise ValueError(f"adaptive_bins: {name} must be from 0 to {most}, got {shown(value)}")
     finite("adaptive_bins", predicted=predicted)
-    predicted = predicted.astype(jnp.float32)
+    return _adaptive_bins(key, predicted, k, bins, jnp.asarray(alpha, jnp.float32), jnp.asarray(floor, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("k", "bins"))
+def _adaptive_bins(key: Array, predicted: Array, k: int, bins: int, alpha: Array, floor: Array) -> Sampled:
+    n, predicted = predicted.shape[0], predicted.astype(jnp.float32)
     threshold = jnp.sort(predicted)[n - k]
     rho = jax.nn.sigmoid(alpha * (predicted - threshold))
     of_rank = (np.arange(n, dtype=np.int64) * bins // n).astype(np.int32)  # on the host: n * bins may pass 2**31

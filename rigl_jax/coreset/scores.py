@@ -6,6 +6,7 @@ independent runs (the mean of norms, not the norm of a mean), as Paul et al. (20
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,6 +43,11 @@ def top(scores: Array, k: int, *, offset: int = 0) -> Array:
     ([1, 3], [2, 3])
     """
     fits("top", k + offset, scores.shape[0], "k + offset" if offset else "k")
+    return _top(scores, k, offset)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "offset"))
+def _top(scores: Array, k: int, offset: int) -> Array:
     first = topology.select(scores, k + offset)
     return indices(first & ~topology.select(scores, offset), k)
 
@@ -110,6 +116,11 @@ def el2n(logits: Array, labels: Array) -> Array:
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"el2n: labels must be int{list(logits.shape[:1])}, one for each example, got {shown(labels)}")
     in_range("el2n", logits.shape[1], labels=labels)
+    return _el2n(logits, labels)
+
+
+@jax.jit
+def _el2n(logits: Array, labels: Array) -> Array:
     error = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
     return jnp.sqrt(jnp.sum(error**2, axis=1))
 
@@ -207,14 +218,19 @@ def forgetting(n: int) -> Forgetting:
         in_range("forgetting", n, index=index)
         if correct.dtype != bool:
             raise ValueError(f"forgetting: correct must be bool, got {shown(correct)}")
-        forgot = state.correct[index] & ~correct
-        return ForgettingState(
-            state.correct.at[index].set(correct),
-            state.learned.at[index].max(correct),
-            state.events.at[index].add(forgot.astype(jnp.int32)),
-        )
+        return _recorded(state, index, correct)
 
     def scores(state: ForgettingState) -> Array:
         return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)
 
     return Forgetting(init, update, scores)
+
+
+@jax.jit
+def _recorded(state: ForgettingState, index: Array, correct: Array) -> ForgettingState:
+    forgot = state.correct[index] & ~correct
+    return ForgettingState(
+        state.correct.at[index].set(correct),
+        state.learned.at[index].max(correct),
+        state.events.at[index].add(forgot.astype(jnp.int32)),
+    )
