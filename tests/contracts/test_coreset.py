@@ -125,7 +125,7 @@ def test_exploration_is_never_rounded_to_nothing():
 
 def test_bins_of_many_examples_do_not_wrap():
     """n * bins is 2 ** 31."""
-    n, bins = 2**16, 2**15
+    n, bins = 2**19, 2**12
     found = coreset.adaptive_bins(KEY, jnp.arange(n, dtype=jnp.float32), bins, bins=bins)
     np.testing.assert_array_equal(np.asarray(found.index) // (n // bins), np.arange(bins))  # one of each bin
 
