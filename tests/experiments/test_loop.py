@@ -9,9 +9,8 @@ import pytest
 
 from experiments import loop, sharding, step
 from experiments.io import checkpoint
-from experiments.task import prepare
 from tests.errors import refused
-from tests.experiments.runs import ONE, configured
+from tests.experiments.runs import ONE, configured, prepare
 
 
 def task_of(execution):

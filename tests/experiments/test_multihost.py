@@ -14,13 +14,12 @@ import pytest
 from configs import digits_mlp
 from experiments import main, processes, sharding
 from experiments.io import checkpoint, files
-from experiments.task import prepare
 from experiments.train import train
 from tests import xla
 from tests.errors import refused
+from tests.experiments.runs import ONE, prepare
 
 ROOT = Path(main.__file__).parent.parent
-ONE = jax.devices()[:1]
 SMOKE = ["--config", "configs/digits_mlp.py:smoke"]
 soak = pytest.mark.skipif("SOAK" not in os.environ, reason="slow: set SOAK=1")
 # The command, and then a check that is made to fail: each process claims masks of its own.

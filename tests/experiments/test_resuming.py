@@ -15,10 +15,9 @@ from experiments import sharding
 from experiments import train as train_module
 from experiments.io import checkpoint, files, run_directory, sums
 from experiments.io.lock import locked
-from experiments.task import prepare
 from experiments.train import train
 from tests.errors import refused
-from tests.experiments.runs import ONE, configured, lines
+from tests.experiments.runs import ONE, configured, lines, prepare
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from jax.experimental import multihost_utils
 from experiments import build, guard, main, processes, sharding, train
 from experiments.finite import finite
 from experiments.io import checkpoint, digests
-from experiments.task import prepare
 from tests.errors import refused
-from tests.experiments.runs import ONE, configured, lines
+from tests.experiments.runs import ONE, configured, lines, prepare
 
 
 def digest(run):

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import measure
+from experiments import measure, task
+from experiments import train as train_module
 from experiments.io import checkpoint
 from experiments.loop import evaluate
 from experiments.step import cross_entropy
-from experiments.task import prepare
 from experiments.train import train
 from tests.errors import refused
-from tests.experiments.runs import ONE, UNTIMED, configured, lines
+from tests.experiments.runs import ONE, UNTIMED, configured, lines, prepare
 
 
 def summary(run):
@@ -40,8 +40,13 @@ def straight(tmp_path_factory):
     return run, train(configured(), run, devices=ONE)
 
 
-@pytest.mark.parametrize("stops", [(3,), (2, 5)], ids=["at a checkpoint", "between lines"])
-def test_a_resumed_run_equals_a_straight_one_bit_for_bit(stops, straight, tmp_path):
+@pytest.mark.parametrize(
+    ("stops", "prepared"),
+    [((3,), task.prepare), ((2, 5), prepare)],
+    ids=["at a checkpoint, compiled anew", "between lines"],
+)
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(stops, prepared, straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "prepare", prepared)
     run = tmp_path / "run"
     for stop in stops:
         partial = train(configured(stop_at=stop), run, devices=ONE)
@@ -102,11 +107,11 @@ def test_packed_weights_lie_whole_on_each_device(tmp_path):
         train(config, tmp_path / "run", devices=jax.devices()[:8])
 
 
-@pytest.mark.parametrize("execution", ["masked", "packed"])
-def test_a_run_resumes_on_another_number_of_devices(execution, straight, tmp_path):
+@pytest.mark.parametrize(("execution", "before", "after"), [("masked", 1, 8), ("packed", 8, 1)])
+def test_a_run_resumes_on_another_number_of_devices(execution, before, after, straight, tmp_path):
     run = tmp_path / "run"
-    train(configured(stop_at=3, execution=execution), run, devices=jax.devices()[:2])
-    train(configured(), run, devices=jax.devices()[:4])
+    train(configured(stop_at=3, execution=execution), run, devices=jax.devices()[:before])
+    train(configured(), run, devices=jax.devices()[:after])
     assert [line for line in lines(run) if line["kind"] in ("masks", "first_layer")] == [
         line for line in lines(straight[0]) if line["kind"] in ("masks", "first_layer")
     ]
@@ -130,10 +135,10 @@ def test_masks_lines_count_what_happened(straight):
 
 def test_seeds_differ_in_weights_data_and_masks():
     tasks = [prepare(configured(seed=seed), ONE) for seed in (0, 1)]
-    states = [task.execution.init() for task in tasks]
+    states = [each.execution.init() for each in tasks]
     kernels = [np.asarray(s.params["Dense_0"]["kernel"]) for s in states]
     masks = [np.asarray(s.opt_state.masks["Dense_0"]["kernel"]) for s in states]
-    batches = [next(task.data.train(0))["label"] for task in tasks]
+    batches = [next(each.data.train(0))["label"] for each in tasks]
     for pair in (kernels, masks, batches):
         assert not np.array_equal(*pair)
     assert not np.any(kernels[0][~masks[0]])
@@ -158,15 +163,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_evaluation_counts_every_example_once():
-    task = prepare(configured(), jax.devices()[:8])  # 360 test images are no multiple of 16
-    state = task.execution.init()
-    found = evaluate(task, state)
+    whole = prepare(configured(), jax.devices()[:8])  # 360 test images are no multiple of 16
+    state = whole.execution.init()
+    found = evaluate(whole, state)
     images, labels = [], []
-    for batch in task.data.test():
+    for batch in whole.data.test():
         keep = batch["weight"] > 0
         images.append(batch["image"][keep])
         labels.append(batch["label"][keep])
-    logits = task.model.apply({"params": jax.device_get(state.params)}, np.concatenate(images), train=False)
+    logits = whole.model.apply({"params": jax.device_get(state.params)}, np.concatenate(images), train=False)
     logits = np.asarray(logits)
     labels = np.concatenate(labels)
     assert found["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels), abs=1e-6)
