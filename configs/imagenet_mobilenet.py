@@ -55,6 +55,6 @@ def _smoke(config: ConfigDict) -> None:
     config.dataset.image_size = 32
     config.dataset.workers = 0
     config.model.width = 0.25
-    config.model.blocks = 2
+    config.model.blocks = 1
     config.schedule.warmup = 1
     config.schedule.boundaries = (2, 3)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import jax
 
@@ -30,13 +31,14 @@ def lines(run):
 def prepare(config, devices=None, *, subset=None):
     """`task.prepare`, which traces and compiles the same functions once in a process. Batches are always new."""
     config = build.check(config)
-    text = json.dumps(config | {key: configured()[key] for key in UNCOMPILED}, sort_keys=True)
-    if subset is not None or ".py:" in text:
+    if subset is not None:
         return task.prepare(config, devices, subset=subset)
-    found = _prepared(text, None if devices is None else tuple(devices))
+    text = json.dumps(config | {key: configured()[key] for key in UNCOMPILED}, sort_keys=True)
+    # Code of one's own is named by its file in this folder.
+    found = _prepared(text, None if devices is None else tuple(devices), pathlib.Path.cwd())
     return found._replace(config=config, data=build.data(config, None))
 
 
 @functools.cache
-def _prepared(text, devices):
+def _prepared(text, devices, folder):
     return task.prepare(json.loads(text), devices)

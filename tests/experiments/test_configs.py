@@ -1,4 +1,4 @@
-"""Every config trains in its smoke form on data of the right shape; every wrong value is named."""
+"""Every config makes its steps in its smoke form, on data of the right shape; every wrong value is named."""
 
 import functools
 import importlib
@@ -12,6 +12,7 @@ from experiments import build, data
 from experiments.io import files
 from experiments.train import train
 from tests.errors import refused
+from tests.experiments.runs import ONE, prepare
 from tests.test_bad_input import changed
 
 SHAPES = {
@@ -47,12 +48,30 @@ def synthetic(shape, classes):
     return load
 
 
+def smoke(name, monkeypatch):
+    monkeypatch.setattr(data, "load", synthetic(*SHAPES[name]))
+    return importlib.import_module(f"configs.{name}").get_config("smoke")
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_config_trains_in_its_smoke_form(name, tmp_path, monkeypatch):
-    shape, classes = SHAPES[name]
-    monkeypatch.setattr(data, "load", synthetic(shape, classes))
-    config = importlib.import_module(f"configs.{name}").get_config("smoke")
-    summary = train(config, tmp_path / "run", devices=jax.devices()[:1])
+def test_every_config_makes_a_step_and_a_rewiring_in_its_smoke_form(name, monkeypatch):
+    """By their traces, which compile nothing."""
+    config = smoke(name, monkeypatch)
+    task = prepare(config, ONE)
+    state, batch = task.execution.abstract(), next(task.data.train(0))
+    rewired, _ = jax.eval_shape(task.execution.rewire, state, batch)
+    for after in (rewired, jax.eval_shape(task.execution.step, state, batch)):
+        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f"{a} {b}"), after, state)
+    assert jax.eval_shape(task.execution.evaluate, state, next(task.data.test())).shape == (3,)
+    assert any(map(task.execution.due, range(config.steps)))
+    active, size = (sum(getattr(leaf, n) for leaf in task.plan.values()) for n in ("active_weights", "size"))
+    assert abs(1 - active / size - config.sparsity) < 0.02
+
+
+def test_a_config_trains_in_its_smoke_form(tmp_path, monkeypatch):
+    """One with convolutions, batch statistics and rules; tests/experiments/test_train.py trains the plain ones."""
+    config = smoke("imagenet_mobilenet", monkeypatch)
+    summary = train(config, tmp_path / "run", devices=ONE)
     assert summary["steps"] == config.steps
     assert summary["dataset"] == config.dataset.name
     assert abs(summary["final_sparsity"] - config.sparsity) < 0.02

@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 
@@ -6,6 +7,7 @@ from rich.console import Console
 
 from experiments import demo
 from tests.errors import refused
+from tests.experiments.runs import ONE
 
 METHODS = ("dense", "rigl")
 
@@ -19,7 +21,9 @@ def run(workdir, **options):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("demo")
-    return workdir, *run(workdir)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "train", functools.partial(demo.train, devices=ONE))
+        return workdir, *run(workdir)
 
 
 def test_ends_in_a_table_and_a_picture(done):

@@ -1,14 +1,16 @@
 """The command line says in one line what is wrong; a sweep runs what is missing and nothing else."""
 
+import functools
 import json
 import shlex
 import sys
 
 import pytest
 
-from experiments import launch, main, remote
+from experiments import launch, main, remote, train
 from experiments.io import run_directory
 from experiments.studies import fashion_mnist
+from tests.experiments.runs import ONE
 
 SMOKE = "configs/digits_mlp.py:smoke"
 SUMMARY = json.dumps(dict.fromkeys(run_directory.SUMMARY, 1) | {"test_accuracy": 0.5, "method": "rigl"})
@@ -25,7 +27,8 @@ def test_help_shows_how(capsys):
     assert "python -m experiments.main --config configs/digits_mlp.py" in capsys.readouterr().out
 
 
-def test_a_run_from_the_command_line(tmp_path, capsys):
+def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "train", functools.partial(train.train, devices=ONE))
     run = str(tmp_path / "run")
     overrides = ["--config.method.name=static", "--config.sparsity=0.5", "--config.steps=2", "--config.eval_every=2"]
     overrides += ["--config.checkpoint_every=0"]

@@ -23,7 +23,7 @@ ROOT = Path(main.__file__).parent.parent
 SMOKE = ["--config", "configs/digits_mlp.py:smoke"]
 soak = pytest.mark.skipif("SOAK" not in os.environ, reason="slow: set SOAK=1")
 # The command, and then a check that is made to fail: each process claims masks of its own.
-CHILD = """
+TRAIN = """
 import sys
 import jax
 import jax.numpy as jnp
@@ -33,21 +33,18 @@ try:
     sharding.check_agreement(jnp.uint32(jax.process_index()), 5)
 except ValueError as error:
     print("drift:", error)
-sys.exit(code)
 """
+END = "sys.exit(code)"
 
 # Checkpoints 1, 2 and 3 of a state that lies on both processes; a byte of the third is flipped, and of the second one
 # process alone reads something else than was written.
 DAMAGED = """
-import os, pathlib, sys
-import jax, jax.numpy as jnp
+import pathlib
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from experiments import processes
 from experiments.io import checkpoint, sums
-jax.distributed.initialize(**processes.place(os.environ))
 placed = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
-folder = pathlib.Path(sys.argv[1])
+folder = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1]).parent / "lr[0.1]"
 store = checkpoint.open_checkpoints(folder, keep=3)
 for step in (1, 2, 3):
     store.save(step, {"w": jax.jit(lambda: jnp.arange(512.0) + step, out_shardings=placed)()}, {"at": step}, None)
@@ -74,7 +71,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(place, count, devices, arguments, program=CHILD):
+def start(place, count, devices, arguments, program):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -89,12 +86,9 @@ def start(place, count, devices, arguments, program=CHILD):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def together(count, devices, run, *overrides):
+def together(count, devices, run, *overrides, program=TRAIN + END):
     """What each of several processes of one run prints; all must end well."""
-    return all_end(count, devices, [*SMOKE, "--workdir", str(run), "--distributed", *overrides])
-
-
-def all_end(count, devices, arguments, program=CHILD):
+    arguments = [*SMOKE, "--workdir", str(run), "--distributed", *overrides]
     port = free_port()
     processes = [start((port, i), count, devices, arguments, program) for i in range(count)]
     try:
@@ -139,17 +133,22 @@ def alone(tmp_path_factory):
     return run, config
 
 
-def test_two_processes_with_sharded_weights_equal_one(alone, tmp_path):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
     """Two processes of two devices: outputs over a model axis inside each, biases over both processes."""
-    run = tmp_path / "run"
+    folder = tmp_path_factory.mktemp("two")
     rules = "((r'.*/kernel', (None, 'model')), ('.*', 'fsdp'))"
-    config = tmp_path / "config.py"  # a mesh of two axes is more than an override can say
+    config = folder / "config.py"  # a mesh of two axes is more than an override can say
     config.write_text(
         "from configs import digits_mlp\n\n\ndef get_config(variant=''):\n"
         "    config = digits_mlp.get_config('smoke')\n    config.unlock()\n"
         f"    config.mesh = dict(data=2, model=2)\n    config.sharding = {rules}\n    return config.lock()\n"
     )
-    first, second = together(2, 2, run, "--config", str(config))
+    return folder, together(2, 2, folder / "run", "--config", str(config), program=TRAIN + DAMAGED + END)
+
+
+def test_two_processes_with_sharded_weights_equal_one(alone, two):
+    run, (first, second) = two[0] / "run", two[1]
     assert "sparsity, step 6" in first
     assert "sparsity, step 6" not in second  # the first process speaks for all
     check_equal(run, alone[1], alone[0])
@@ -168,9 +167,8 @@ def test_four_processes_go_on_where_two_stopped(alone, tmp_path):
     check_equal(run, alone[1], alone[0])
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(tmp_path):
-    folder = tmp_path / "lr[0.1]"  # a name that orbax would take for a pattern
-    both = all_end(2, 1, [str(folder)], DAMAGED)
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(two):
+    folder, both = two[0] / "lr[0.1]", two[1]  # a name that orbax would take for a pattern
     assert "has another content" in "".join(both)
     for printed in both:
         assert printed.count("said: checkpoint 3 is damaged and set aside") == 1
