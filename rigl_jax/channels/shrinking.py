@@ -196,7 +196,7 @@ def _cut(array: Any, kept: Mapping[int, np.ndarray]) -> Any:
     array = np.asarray(array)
     for axis, positions in kept.items():
         array = np.take(array, positions, axis)
-    return jnp.asarray(array)
+    return jax.device_put(array)  # jnp.asarray would compile a program for each shape
 
 
 def _checked(keep: Any, shapes: Mapping[str, Shape]) -> Kept:

@@ -79,14 +79,15 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     folded = folding.folded(weights, products, biases, gone)
     cut = [_cut(weight, kept.get(name, {})) for name, weight in zip(leaves, folded, strict=True)]
     small = [
-        None if mask is None else jnp.asarray(_cut(np.asarray(mask), kept.get(name, {})))
+        None if mask is None else _cut(np.asarray(mask), kept.get(name, {}))
         for name, mask in zip(leaves, parallel, strict=True)
     ]
     structure = jax.tree.structure(params)
     before = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return Compact(
-        params=jax.tree.unflatten(structure, [jnp.asarray(weight) for weight in cut]),
-        masks=jax.tree.unflatten(structure, small),
+        # jnp.asarray would compile a program for each shape.
+        params=jax.tree.unflatten(structure, jax.device_put(cut)),
+        masks=jax.tree.unflatten(structure, jax.device_put(small)),
         apply=at_smaller_shapes("compact", apply, before, kept, _read),
         kept=kept,
         shapes={name: (w.shape, now.shape) for name, w, now in zip(leaves, weights, cut, strict=True) if name in kept},

@@ -9,13 +9,13 @@ from jax import lax
 
 
 class Draw:
-    """Random params, one after the other. NumPy makes them: operations of JAX would be compiled for each shape."""
+    """Random params, one after the other. NumPy makes them: JAX would compile for each shape, even `jnp.asarray`."""
 
     def __init__(self, seed=0):
         self.rng = np.random.default_rng(seed)
 
     def __call__(self, *shape):
-        return jnp.asarray(self.drawn(*shape))
+        return jax.device_put(self.drawn(*shape))
 
     def drawn(self, *shape):
         return (self.rng.normal(size=shape) / math.sqrt(math.prod(shape[:-1]) or 1)).astype(np.float32)
@@ -28,11 +28,11 @@ class Draw:
 
     def norm(self, n):
         scale, bias = (np.float32(0.1) * self.drawn(n) for _ in range(2))
-        return {"scale": jnp.asarray(1 + scale), "bias": jnp.asarray(bias)}
+        return jax.device_put({"scale": 1 + scale, "bias": bias})
 
     def batch_norm(self, n):
         mean, var = self.drawn(n), self.drawn(n)
-        return {**self.norm(n), "mean": jnp.asarray(np.float32(0.1) * mean), "var": jnp.asarray(1 + np.abs(var))}
+        return {**self.norm(n), **jax.device_put({"mean": np.float32(0.1) * mean, "var": 1 + np.abs(var)})}
 
 
 def dense(p, x):
@@ -364,7 +364,7 @@ def stacked(d):
     layers = [_block(d, 16) for _ in range(3)]
     p = {
         "in": d.dense(5, 16),
-        "layers": jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *layers),
+        "layers": jax.tree.map(lambda *a: jax.device_put(np.stack(a)), *layers),
         "out": d.dense(16, 3),
     }
 
@@ -412,4 +412,4 @@ def make(kind, seed=0):
     params, apply, shape = KINDS[kind](Draw(seed))
     rng = np.random.default_rng(seed + 1)
     x = rng.integers(0, 11, shape) if kind == "gpt" else rng.normal(size=shape).astype(np.float32)
-    return params, apply, jnp.asarray(x)
+    return params, apply, jax.device_put(x)

@@ -664,4 +664,4 @@ def make(kind):
     params, apply, shape = NEW[kind](Draw(0))
     rng = np.random.default_rng(1)
     x = rng.integers(0, 11, shape) if kind in TOKENS else rng.normal(size=shape).astype(np.float32)
-    return params, apply, jnp.asarray(x)
+    return params, apply, jax.device_put(x)

@@ -25,7 +25,7 @@ def made(padding, size=3, bias=True):
     for leaf, values in (("scale", 0), ("bias", [0.7, -0.4])):
         changed = np.array(params["n"][leaf])
         changed[GONE] = values
-        params["n"][leaf] = jnp.asarray(changed)
+        params["n"][leaf] = jax.device_put(changed)
 
     def apply(p, x):
         x = jax.nn.relu(batch_norm(p["n"], conv(p["a"], x, padding="VALID")))

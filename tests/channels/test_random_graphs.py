@@ -15,12 +15,12 @@ def operations(rng, params):
 
     def dense(x):
         name, m = f"w{len(params)}", int(rng.choice([4, 6, 8, 12]))
-        params[name] = jnp.asarray(rng.normal(size=(x.shape[-1], m)) / 2, jnp.float32)
+        params[name] = jax.device_put((rng.normal(size=(x.shape[-1], m)) / 2).astype(np.float32))
         return lambda p, x: x @ p[name]
 
     def scaled(x):
         name, n = f"w{len(params)}", x.shape[-1]
-        params[name] = jnp.asarray(rng.normal(size=n), jnp.float32)
+        params[name] = jax.device_put(rng.normal(size=n).astype(np.float32))
         return lambda p, x: x * p[name]
 
     def added(x, y):

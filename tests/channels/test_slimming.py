@@ -43,7 +43,7 @@ def test_channels_of_scale_and_bias_0_go_without_a_change():
         groups = rx.channels.groups(apply, params, x)
         dead = np.arange(16) % 2 == 1
         for name in ("n2", "n3"):  # both sides of the residual sum
-            params[name] |= {leaf: jnp.asarray(np.where(dead, 0, params[name][leaf])) for leaf in ("scale", "bias")}
+            params[name] |= {leaf: jax.device_put(np.where(dead, 0, params[name][leaf])) for leaf in ("scale", "bias")}
         scores = rx.channels.scores(groups, params, rx.channels.only("scale"))
         only = [group if "n2" in str(group.members) else group._replace(why="not asked") for group in groups]
         keep = rx.channels.select(only, scores, remove=0.5, scope="layer")

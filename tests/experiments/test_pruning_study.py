@@ -26,7 +26,7 @@ def images(n):
 def bench():
     """Eight steps of an epoch of noise; the "dense network" is not trained."""
     made = pruning_training.make_bench("lenet_300_100", Data(images(1024), images(1000), images(1000)), epochs=1)
-    init = made.init(jax.random.key(0))
+    init = jax.jit(made.init)(jax.random.key(0))
     made.dense[0] = pruning_training.Dense(init, init, init)
     return made
 
@@ -35,7 +35,7 @@ def test_training_is_the_plain_loop(bench):
     """From step 3 to 6: rates and batches of those steps, and masks that hold."""
     params = bench.dense[0].init
     plan = pruning_training.plan_of(params, 0.9)
-    start = rx.prune(plan, params)
+    start = jax.jit(lambda params: rx.prune(plan, params))(params)
     batches = pruning_training.batches_of(bench, 0)
     schedule = lambda step: 0.01 * (step + 1)  # noqa: E731
     trained = pruning_training.train(bench, schedule, batches, *start, 6, start=3).params
@@ -54,7 +54,7 @@ def test_training_is_the_plain_loop(bench):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    now, state = start.params, tx.init(start.params)
+    now, state = start.params, jax.jit(tx.init)(start.params)
     for rows in batches[3:6]:
         now, state = step(now, state, rows)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), trained, now)

@@ -149,7 +149,7 @@ def test_a_run_in_loops_is_the_plain_loop():
 def test_networks_of_the_study_of_channels_train_as_they_are_pruned(model):
     """Convolutions as products are convolutions, and training reads the widths of the smaller params."""
     network = channels_training.NETWORKS[model]()
-    params, data = network.init(jax.random.key(0)), images(128)
+    params, data = jax.jit(network.init)(jax.random.key(0)), images(128)
     groups = rx.channels.groups(network.plain, params, data.x)
     keep = rx.channels.select(groups, rx.channels.scores(groups, params), macs=0.2, scope="layer")
     small = rx.channels.shrink(network.plain, params, keep, data.x)
@@ -187,6 +187,10 @@ def test_batches_are_whole_epochs_of_their_own_permutation():
 def test_lenet5_as_products_is_lenet5():
     module = MODELS["lenet5"](10, features=(2, 3, 7, 5))
     x = images(4).x
-    variables = module.init(jax.random.key(0), x)
-    logits = method_training.forward(module)(variables["params"], x)
-    np.testing.assert_allclose(logits, module.apply(variables, x), rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    def both(key):
+        variables = module.init(key, x)
+        return method_training.forward(module)(variables["params"], x), module.apply(variables, x)
+
+    np.testing.assert_allclose(*both(jax.random.key(0)), rtol=1e-4, atol=1e-5)
