@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo docs package sanitize test test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
+.PHONY: help demo docs package sanitize test test-examples test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
+# What docstrings, pages and notebooks show. `.ci/run` runs it once, on the newest JAX, which is what users install.
+EXAMPLES := tests/test_docstrings.py tests/test_docs.py tests/test_notebooks.py
 # The tests of the library itself, without those that train through configs.
-LIBRARY_TESTS := tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/test_docstrings.py tests/test_docs.py
+LIBRARY_TESTS := $(EXAMPLES) tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/coreset
 # Those that a new JAX may break: what reads jaxprs, runs on devices or holds for all methods, not the methods one by one.
 JAX_TESTS := tests/tracing tests/channels tests/execution tests/coreset tests/contracts/test_algorithms.py \
 	tests/contracts/test_criteria.py tests/contracts/test_channels.py tests/contracts/test_coreset.py \
@@ -21,6 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 NEWEST ?= $(shell for minor in 14 13 12; do \
 	for python in python3.$$minor $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.$$minor.*/bin/python; do \
 	$$python -c '' 2>/dev/null && echo $$python && exit; done; done)
+NO_NEWEST := no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested
 
 help:  ## Show this list
 	@grep -E '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,18 +54,23 @@ demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL be
 	$(NATIVE)
 	$(BIN)/python -m experiments.demo
 
-test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite
+test: $(VENV)/installed-experiments-notebooks-tests  ## Run the test suite, without the examples
 	$(NATIVE)
-	$(PYTEST)
+	$(PYTEST) $(addprefix --ignore=,$(EXAMPLES))
+	@echo "Examples in docstrings, pages and notebooks have a command of their own: make test-examples"
+
+test-examples: $(VENV)/installed-experiments-notebooks-tests  ## Run the examples in docstrings, pages and notebooks
+	$(NATIVE)
+	$(PYTEST) $(EXAMPLES)
 
 test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the core of the library without its native kernels, in plain JAX
 	RIGL_JAX_NATIVE=0 $(PYTEST) $(CORE_TESTS)
 
-jax-newest:  # `make test-newest` of these alone
-	$(MAKE) test-newest LIBRARY_TESTS="$(JAX_TESTS)"
+jax-newest:  # `make test-newest` of these and the examples alone; the examples run in any case
+	$(if $(NEWEST),$(MAKE) test-newest LIBRARY_TESTS="$(EXAMPLES) $(JAX_TESTS)",@echo "$(NO_NEWEST)" && $(MAKE) test-examples)
 
 test-newest:  ## Test the library in .venv-newest, on the newest Python of this machine and the newest JAX
-	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "no Python from 3.12 to 3.14 on this machine: the newest JAX is not tested")
+	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "$(NO_NEWEST)")
 
 test-library: $(VENV)/installed-experiments-notebooks-tests
 	$(NATIVE)
