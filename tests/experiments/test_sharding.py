@@ -3,17 +3,15 @@
 import functools
 import types
 
-import chex
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import digits_mlp
 from experiments import sharding
 from experiments.io import digests
-from experiments.task import prepare
 from tests.errors import refused
+from tests.experiments.runs import configured, prepare
 
 SHAPES = {
     "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 16), "float32")},
@@ -89,32 +87,13 @@ def test_agreement_on_one_process():
     sharding.check_agreement(digests.digest({"a": np.ones((2, 2), bool)}), 1)
 
 
-def configured(**values):
-    config = digits_mlp.get_config("smoke")
+def test_what_belongs_to_a_weight_lies_with_it():
+    """That such a run is the run on one device: tests/experiments/test_multihost.py."""
+    config = configured()
     config.unlock()
-    config.update(values)
-    config.model.features = (16, 12)
-    return config
-
-
-def trained(config, count, rewirings=2):
-    """The state after a few steps that rewire."""
-    task = prepare(config, ALL()[:count])
-    state, batches = task.execution.init(), task.data.train(0)
-    for _ in range(rewirings):
-        state, counts = task.execution.rewire(state, sharding.place(next(batches), task.mesh))
-    return state, counts
-
-
-def test_a_sharded_run_is_the_run_on_one_device():
-    rules = (("Dense_[01]/kernel", (None, "model")), (".*", "fsdp"))
-    state, counts = trained(configured(mesh={"data": 2, "model": 4}, sharding=rules), 8)
-    expected, expected_counts = trained(configured(), 1)
-    np.testing.assert_array_equal(counts, expected_counts)
-    chex.assert_trees_all_equal(*jax.device_get((state.opt_state.masks, expected.opt_state.masks)))
-    chex.assert_trees_all_close(*jax.device_get((state.params, expected.params)), atol=1e-5)
-    moments = jax.tree.leaves(state.opt_state.inner)
-    masks = jax.tree.leaves(state.opt_state.masks) + jax.tree.leaves(state.explored)
-    spread = [x for x in [*moments, *masks] if x.ndim == 2 and x.shape[1] % 4 == 0]
-    assert spread
+    config.update(mesh={"data": 2, "model": 4}, sharding=(("Dense_[01]/kernel", (None, "model")), (".*", "fsdp")))
+    state = prepare(config, ALL()).execution.abstract()
+    kernels = [*jax.tree.leaves((state.opt_state.inner, state.opt_state.masks, state.explored, state.params))]
+    spread = [x for x in kernels if x.ndim == 2 and x.shape[1] % 4 == 0]
+    assert len(spread) == 4 * 2
     assert all(x.sharding.spec[-1] == "model" for x in spread)
