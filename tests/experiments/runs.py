@@ -5,10 +5,12 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from configs import digits_mlp
 from experiments import build, task
-from experiments.io import files
+from experiments.io import checkpoint, files
 
 ONE = jax.devices()[:1]
 UNTIMED = ("examples_per_s", "seconds")
@@ -26,6 +28,33 @@ def configured(**values):
 def lines(run):
     found = files.read_lines(run / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k not in UNTIMED} for line in found]
+
+
+def restored(run):
+    """`(state, facts)` of the newest checkpoint, the state on one device wherever it was made."""
+    config = files.read_json(run / "config.json") | {"mesh": {}, "sharding": []}
+    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
+    found = store.restore(prepare(config, ONE).execution.abstract())
+    store.close()
+    return found
+
+
+def _numbers(tree):
+    keys = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return [np.asarray(jax.random.key_data(x) if keys(x) else x) for x in jax.tree.leaves(tree)]
+
+
+def assert_equal(left, right):
+    """Trees of the same structure, types and bits."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(_numbers(left), _numbers(right), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+
+
+def assert_close(left, right):
+    """States of which one was summed up in another order: masks are equal, numbers almost."""
+    for a, b in zip(_numbers(left), _numbers(right), strict=True):
+        np.testing.assert_allclose(a, b, **({} if a.dtype == bool else {"rtol": 1e-4, "atol": 1e-5}))
 
 
 def prepare(config, devices=None, *, subset=None):

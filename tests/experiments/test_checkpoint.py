@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import resuming
 from experiments.io import checkpoint, digests
 from tests.errors import refused
+from tests.experiments.runs import assert_equal
 
 
 def whole(count):
@@ -46,15 +47,6 @@ def filled(path, accuracies, keep=2):
     for step, accuracy in enumerate(accuracies, start=1):
         store.save(step, state(step), {"seconds": float(step)}, accuracy)
     store.close()
-
-
-def assert_equal(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize("count", [1, 8])

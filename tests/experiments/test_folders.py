@@ -8,7 +8,8 @@ import pytest
 from experiments.io import checkpoint, sums
 from rigl_jax.messages import printable
 from tests.errors import refused
-from tests.experiments.test_checkpoint import abstract, assert_equal, state
+from tests.experiments.runs import assert_equal
+from tests.experiments.test_checkpoint import abstract, state
 
 CONFIG = {"seed": 0, "keep": 1, "method": {"name": "rigl"}}
 

@@ -5,21 +5,18 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from configs import digits_mlp
 from experiments import main, processes, sharding
-from experiments.io import checkpoint, files
+from experiments.io import files
 from experiments.train import train
 from tests import xla
-from tests.errors import refused
-from tests.experiments.runs import ONE, prepare
+from tests.errors import ROOT, refused
+from tests.experiments.runs import ONE, assert_close, configured, restored
 
-ROOT = Path(main.__file__).parent.parent
 SMOKE = ["--config", "configs/digits_mlp.py:smoke"]
 soak = pytest.mark.skipif("SOAK" not in os.environ, reason="slow: set SOAK=1")
 # The command, and then a check that is made to fail: each process claims masks of its own.
@@ -101,15 +98,7 @@ def together(count, devices, run, *overrides, program=TRAIN + END):
     return printed
 
 
-def final_state(run, config):
-    """Restored onto one device, wherever it was made."""
-    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
-    state, _ = store.restore(prepare(config, ONE).execution.abstract())
-    store.close()
-    return state
-
-
-def check_equal(run, config, alone):
+def check_equal(run, alone):
     mine, other = (files.read_lines(where / "metrics.jsonl") for where in (run, alone))
     assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in other]
     for left, right in zip(mine, other, strict=True):
@@ -118,19 +107,14 @@ def check_equal(run, config, alone):
         else:
             np.testing.assert_allclose(left["loss"], right["loss"], rtol=1e-4)
             assert left["accuracy"] == pytest.approx(right["accuracy"], abs=0.01)
-    states = [final_state(where, config) for where in (run, alone)]
-    for left, right in zip(*(jax.tree.leaves((s.params, s.opt_state.masks)) for s in states), strict=True):
-        if left.dtype == bool:
-            np.testing.assert_array_equal(left, right)
-        else:
-            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+    assert_close(*((state.params, state.opt_state.masks) for state, _ in map(restored, (run, alone))))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    run, config = tmp_path_factory.mktemp("alone") / "run", digits_mlp.get_config("smoke")
-    train(config, run, devices=ONE)
-    return run, config
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(configured(), run, devices=ONE)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +135,7 @@ def test_two_processes_with_sharded_weights_equal_one(alone, two):
     run, (first, second) = two[0] / "run", two[1]
     assert "sparsity, step 6" in first
     assert "sparsity, step 6" not in second  # the first process speaks for all
-    check_equal(run, alone[1], alone[0])
+    check_equal(run, alone)
     assert json.loads((run / "env.json").read_text())["device_count"] == 4
     for printed in (first, second):
         assert "drift: train: the masks differ between devices after step 5" in printed
@@ -164,7 +148,7 @@ def test_four_processes_go_on_where_two_stopped(alone, tmp_path):
     together(2, 1, run, "--config.stop_at=3")
     assert not (run / "summary.json").exists()
     together(4, 1, run)
-    check_equal(run, alone[1], alone[0])
+    check_equal(run, alone)
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(two):

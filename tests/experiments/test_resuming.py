@@ -17,7 +17,7 @@ from experiments.io import checkpoint, files, run_directory, sums
 from experiments.io.lock import locked
 from experiments.train import train
 from tests.errors import refused
-from tests.experiments.runs import ONE, configured, lines, prepare
+from tests.experiments.runs import ONE, configured, lines, restored
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,6 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def half(runs, tmp_path):
     return shutil.copytree(runs / "half", tmp_path / "run")
-
-
-def restored(run):
-    store = checkpoint.open_checkpoints(run / "checkpoints", keep=1)
-    found = store.restore(prepare(configured(), ONE).execution.abstract())
-    store.close()
-    return found
 
 
 def saved(run, step, state, facts, config=None):
