@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import import_idx, launch, main, train
+from experiments import launch, main, train
 from experiments.data import load
 from experiments.io import checkpoint, export
 from experiments.report.main import main as report
@@ -102,37 +102,6 @@ def test_what_to_type_is_quoted_for_the_shell(tmp_path):
     with refused("fashion_mnist") as caught:
         load("fashion_mnist", 8, seed=0, data_dir=str(tmp_path / "my data; x"))
     assert shlex.quote(str(tmp_path / "my data; x")) in str(caught.value)
-
-
-IMAGES = b"\0\0\x08\x03" + bytes((0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2)) + bytes(8)
-LABELS = b"\0\0\x08\x01\0\0\0\2\0\1"
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        None,
-        b"",
-        b"\x80\x04magic",
-        b"\0\0\x0d" + IMAGES[3:],
-        IMAGES[:9],
-        IMAGES[:-1],
-        IMAGES + b"x",
-        b"\x1f\x8b" + IMAGES,
-        b"\0\0\x08\x03" + b"\xff" * 12,
-    ],
-    ids=lambda value: repr(value)[:20],
-)
-def test_half_written_idx_files(images, tmp_path, capsys):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    for name, content in (("train-labels-idx1", LABELS), ("t10k-images-idx3", IMAGES), ("t10k-labels-idx1", LABELS)):
-        (source / f"{name}-ubyte").write_bytes(content)
-    if images is not None:
-        (source / "train-images-idx3-ubyte").write_bytes(images)
-    assert import_idx.main(["--name", "own", "--source", str(source), "--data_dir", str(target)]) == 1
-    one_line(capsys, "train-images-idx3-ubyte")
-    assert not target.exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from experiments import import_idx
 from experiments.data import augment, idx, load
-from tests.errors import refused
+from tests.errors import one_line, refused
 
 NUM_TRAIN, NUM_TEST = 50, 23
 
@@ -59,22 +59,33 @@ def test_the_import_command(tmp_path, capsys):
     assert "--source" in capsys.readouterr().err
 
 
+WHOLE = idx_bytes(np.zeros((2, 2, 2)))
 BAD_IDX = {
     "axes": {"test_labels": b"\0\0\x08\x09" + bytes(40)},
-    "header": {"test_labels": b"\0\0\x08\x01\0"},
-    "too long": {"test_labels": idx_bytes(np.zeros(NUM_TEST)) + b"x"},
-    "huge": {"test_labels": b"\0\0\x08\x04" + b"\xff" * 16 + bytes(9)},
+    "no labels": {"test_labels": b"\0\0\x08\x01\0"},
+    "too many labels": {"test_labels": idx_bytes(np.zeros(NUM_TEST)) + b"x"},
+    "huge labels": {"test_labels": b"\0\0\x08\x04" + b"\xff" * 16 + bytes(9)},
     "count": {"train_labels": idx_bytes(np.zeros(NUM_TRAIN - 1))},
     "rank": {"train_images": idx_bytes(np.zeros(NUM_TRAIN))},
     "shapes": {"test_images": idx_bytes(np.zeros((NUM_TEST, 14, 14)))},
+    "empty": {"train_images": b""},
+    "pickle": {"train_images": b"\x80\x04magic"},
+    "floats": {"train_images": b"\0\0\x0d" + WHOLE[3:]},
+    "header": {"train_images": WHOLE[:9]},
+    "too short": {"train_images": WHOLE[:-1]},
+    "too long": {"train_images": WHOLE + b"x"},
+    "no gzip": {"train_images": b"\x1f\x8b" + WHOLE},
+    "huge": {"train_images": b"\0\0\x08\x03" + b"\xff" * 12},
 }
 
 
 @pytest.mark.parametrize("case", BAD_IDX)
-def test_bad_idx_files_are_refused(case, tmp_path):
-    write_idx(tmp_path, **BAD_IDX[case])
-    with refused():
-        idx.read_folder(tmp_path)
+def test_bad_idx_files_are_refused(case, tmp_path, capsys):
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_idx(source, size=2, **BAD_IDX[case])
+    assert import_idx.main(["--name", "own", "--source", str(source), "--data_dir", str(target)]) == 1
+    one_line(capsys, str(source), *(["train-images-idx3-ubyte.gz"] if "train_images" in BAD_IDX[case] else []))
+    assert not target.exists()
 
 
 def test_damaged_gzip_and_missing_files_are_refused(tmp_path):

@@ -25,9 +25,14 @@ from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNI
 @pytest.mark.parametrize(
     ("name", "variant", "sparsity", "test_flops", "megabytes"),
     [
+        ("resnet50", UNIFORM_1, 0.0, 1.0, 102.122),
         ("resnet50", UNIFORM_1, 0.8, 0.2254, 23.729),
+        ("resnet50", UNIFORM_1, 0.9, 0.1285, 13.532),
+        ("resnet50", UNIFORM_1, 0.95, 0.0801, 8.433),
         ("resnet50", UNIFORM_1, 0.965, 0.0656, 6.904),
+        ("resnet50", UNIFORM, 0.8, 0.2011, None),
         ("resnet50", UNIFORM, 0.9, 0.1012, None),
+        ("resnet50", UNIFORM, 0.95, 0.0513, None),
         ("resnet50", ERK, 0.8, 0.4153, 23.684),
         ("resnet50", ERK, 0.95, 0.1230, 8.399),
         ("resnet50", ERK_1, 0.99, 0.0548, 4.354),
@@ -49,6 +54,7 @@ def test_flops_and_sizes(name, variant, sparsity, test_flops, megabytes):
 
 def test_training_flops():
     net = paper_tables.network("resnet50")
+    assert net.dense == 8_202_340_776  # 8.20234e9
     for method, variant, sparsity, relative in (
         ("RigL", ERK, 0.9, 0.2456),
         ("RigL", UNIFORM_1, 0.8, 0.2279),

@@ -49,15 +49,6 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(stops, prepared, straig
     assert_equal(restored(run)[0], restored(straight[0])[0])
 
 
-def test_a_killed_run_loses_no_line_and_repeats_none(straight, tmp_path):
-    run = tmp_path / "run"
-    train(configured(stop_at=3), run, devices=ONE)
-    with (run / "metrics.jsonl").open("a") as file:  # what a run killed after its checkpoint leaves behind
-        file.write('{"step": 4, "kind": "train", "loss": 1.0}\n{"step": 5, "ki')
-    train(configured(), run, devices=ONE)
-    assert lines(run) == lines(straight[0])
-
-
 def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(straight, tmp_path, caplog):
     run = tmp_path / "run"
     train(configured(stop_at=3), run, devices=ONE)
