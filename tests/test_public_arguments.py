@@ -476,136 +476,48 @@ WRONG = {
     "a dict": {},
     "a fraction": 1.5,
 }
+ANY, FRACTION, SIGNED = tuple(WRONG), ("a fraction",), ("negative", "a fraction")
 TREES = ("None", "rank 6", "a dict")
-OPTIONAL = """
-make_plan rules, make_plan apply, topology.rewire_tree before, rescale_init plan, check_masked plan, describe
-params, describe apply, block axes, channel axes, n_of_m axes, roles apply, topology.select axes, topology.select
-among, topology.select_jointly among, topology.prune_jointly among, prune masks, topology.prune among,
-topology.rewire n_active, topology.prune_jointly n_active, pack choose, run_packed batch, packed_training choose,
-packed_training sharding, kernels.make_pattern block, kernels.make_pattern_at block, flops masks, flops while_trips,
-landscape.bezier_path masks, landscape.bezier_path optimizer, unstructured axes, fan_in axes,
-metrics previous, metrics plan, metrics explored, m_fac_optimizer masks
-"""
-OPTIONAL = OPTIONAL.replace("\n", " ").strip().split(", ")
-MAY = {
-    **dict.fromkeys(("coreset.grand params", "coreset.grand batch"), ("rank 6",)),  # the loss's own affair
-    "coreset.k_center labelled": ("None",),
-    **dict.fromkeys(
-        ("diagnostics.certified_accuracy params", "diagnostics.interval_bounds params"),
-        tuple(WRONG),  # the model's own affair
-    ),
-    "diagnostics.certified_accuracy eps": ("a fraction",),
-    "diagnostics.o_information n_samples": ("None",),
-    **dict.fromkeys(("diagnostics.nrs gammas", "diagnostics.nrs_scores gammas"), ("None",)),
-    **dict.fromkeys(("diagnostics.nrs p", "diagnostics.nrs_scores p"), ("negative", "a fraction")),
-    "coreset.dynamic_pruning epsilon": ("None",),
-    "coreset.confident threshold": ("negative", "a fraction"),  # any number is one
-    **dict.fromkeys(
-        [f"coreset.{name}" for name in ("adaptive_bins alpha", "complexity_gap jitter", "dynamic_pruning c")]
-        + ["coreset.complexity_gap_per_class jitter"],
-        ("a fraction",),
-    ),
-    "channels.groups ignore": ("a word", "a dict"),  # an expression, none
-    "channels.scores batch": tuple(WRONG),
-    **dict.fromkeys([f"channels.select {name}" for name in ("macs", "parameters", "latency", "measure")], ("None",)),
-    **dict.fromkeys(("channels.taylor_2019 second", "channels.taylor_2019 size", "channels.singe mu"), ("None",)),
-    "channels.iterative_shrinking resume": ("None",),
-    "channels.iterative_shrinking params": ("rank 6",),
-    **dict.fromkeys(("channels.ema before", "channels.sosp_i loss", "channels.nisp final"), ("None",)),
-    "channels.slimming leaves": ("a word",),
-    "channels.only leaves": ("a word",),
-    **dict.fromkeys(("channels.slimming strength", "channels.soft_threshold amount"), ("a fraction",)),
-    "channels.shrink keep": ("a dict",),
-    **dict.fromkeys(
-        (
-            "channels.groups params",
-            "channels.shrink params",
-            "channels.latency params",
-            "channels.iterative_shrinking params",
-        ),
-        ("rank 6",),
-    ),
-    "channels.select groups": ("a dict",),
-    # None stands for what is left out
-    **dict.fromkeys(OPTIONAL, ("None",)),
-    **dict.fromkeys(
-        [
-            f"recipes.{name}"
-            for name in (
-                *(f"{recipe} resume" for recipe in ("colt", "edst", "free_tickets", "iterative_pruning")),
-                *("lottery_ticket resume", "sup_tickets resume", "iterative_pruning retrain", "scratch_control costs"),
-                *("edst grow", "escape grow", "sup_tickets grow", "sup_tickets reestimate"),
-                *("iterative_pruning reestimate",),
-            )
-        ],
-        ("None",),
-    ),
-    **dict.fromkeys(
-        [f"recipes.{name} batch" for name in ("colt", "edst", "escape", "iterative_pruning", "lottery_ticket")]
-        + ["recipes.sup_tickets batch"],
-        tuple(WRONG),
-    ),
+ALLOWED = {
+    # what a model makes of its inputs or params is the model's own affair, and what a criterion makes of its batch
+    ANY: """diagnostics.certified_accuracy params, diagnostics.interval_bounds params, channels.scores batch,
+        recipes.colt batch, recipes.edst batch, recipes.escape batch, recipes.iterative_pruning batch,
+        recipes.lottery_ticket batch, recipes.sup_tickets batch, execution.compact inputs, channels.groups inputs,
+        channels.iterative_shrinking inputs, channels.latency inputs, channels.shrink inputs, flops inputs,
+        tracing.capture inputs, prune batch, execution.best_pattern name""",  # the last is for every `choose` to read
     # numbers above 1 are fine
-    **dict.fromkeys(
-        [
-            *(f"retraining.silo {name}" for name in ("eps", "alpha", "beta")),
-            *(f"retraining.silo_max_lr {name}" for name in ("eps", "alpha", "beta")),
-            *("retraining.triangular low", "retraining.triangular high", "diagnostics.density_for compression"),
-            *("recipes.edst_rates high", "recipes.edst_rates low", "recipes.scratch_steps dense"),
-        ],
-        ("a fraction",),
-    ),
-    **dict.fromkeys(("recipes.scratch_steps cap", "recipes.scratch_control cap"), ("None", "a fraction")),
-    "make_plan sparsities": ("None", "a dict"),
-    "topology.rewire_tree n_active": ("None", "a dict"),
-    "make_plan axes": ("None", "a dict"),
-    **dict.fromkeys(("channel axis", "n_of_m axis"), ("None", "negative")),
-    # counted from the end
-    "rescale_init axis": ("negative",),
+    FRACTION: """diagnostics.certified_accuracy eps, coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
+        coreset.dynamic_pruning c, coreset.complexity_gap_per_class jitter, channels.slimming strength,
+        channels.soft_threshold amount, retraining.silo eps, retraining.silo alpha, retraining.silo beta,
+        retraining.silo_max_lr eps, retraining.silo_max_lr alpha, retraining.silo_max_lr beta,
+        retraining.triangular low, retraining.triangular high, diagnostics.density_for compression,
+        recipes.edst_rates high, recipes.edst_rates low, recipes.scratch_steps dense, recipes.scratch_steps cap,
+        recipes.scratch_control cap, m_fac_optimizer damping, m_fac_optimizer weight_decay, per_weight_adam eps,
+        langevin l1, langevin temperature, training_cost sparse, training_cost dense""",
     # any number is one
-    **dict.fromkeys(("erk power", "landscape.bezier t"), ("negative", "a fraction")),
-    **dict.fromkeys(
-        ("per_weight_adam learning_rate", "langevin learning_rate", "m_fac_optimizer learning_rate"),
-        ("negative", "a fraction"),
-    ),
-    **dict.fromkeys(("m_fac_optimizer damping", "m_fac_optimizer weight_decay"), ("a fraction",)),
-    **dict.fromkeys(("per_weight_adam weight_decay", "exploration_penalty scale"), ("negative", "a fraction")),
-    **dict.fromkeys(("per_weight_adam eps", "langevin l1", "langevin temperature"), ("a fraction",)),
-    **dict.fromkeys(("training_cost sparse", "training_cost dense"), ("a fraction",)),
-    # clipped, as the docstrings say
-    **dict.fromkeys(
-        ("topology.count fraction", "topology.drop_and_grow fraction"), ("negative", "a fraction", "rank 6")
-    ),
-    **dict.fromkeys(("topology.select k", "topology.select_jointly k", "topology.prune n_active"), ("negative",)),
-    **dict.fromkeys(("topology.redistribute amount", "topology.count n", "topology.rewire n_drop"), ("negative",)),
-    "topology.rewire n_active": ("None", "negative"),
-    "topology.prune_jointly n_active": ("None", "negative"),
-    "topology.prune_jointly min_active": ("negative",),
+    SIGNED: """diagnostics.nrs p, diagnostics.nrs_scores p, coreset.confident threshold, erk power, landscape.bezier t,
+        per_weight_adam learning_rate, langevin learning_rate, m_fac_optimizer learning_rate,
+        per_weight_adam weight_decay, exploration_penalty scale""",
+    # clipped, as the docstrings say, or counted from the end
+    ("negative",): """channel axis, n_of_m axis, rescale_init axis, topology.select k, topology.select_jointly k,
+        topology.prune n_active, topology.redistribute amount, topology.count n, topology.rewire n_drop,
+        topology.rewire n_active, topology.prune_jointly n_active, topology.prune_jointly min_active""",
+    (*SIGNED, "rank 6"): "topology.count fraction, topology.drop_and_grow fraction",
     # empty trees and tables have nothing that could be wrong
-    **dict.fromkeys(("uniform shapes", "erk shapes", "erdos_renyi shapes"), ("a dict",)),
-    **dict.fromkeys(("micronet_bits shapes", "micronet_bits density"), ("a dict",)),
-    **dict.fromkeys(("sparsity tree", "execution.nbytes tree"), TREES),
-    "execution.best_pattern mask": ("rank 6",),  # dense
-    "tracing.capture leaves": ("None", "a dict"),  # no leaf at all
-    "tracing.capture add": ("None", "a dict"),
-    "tracing.to_matrix weight": ("rank 6",),  # axes of 1 go anywhere
-    "kernels.check who": ("a word",),
-    "execution.best_pattern name": tuple(WRONG),  # not read: the signature is that of every `choose`
-    # what a model makes of its inputs is the model's own affair, and what a criterion makes of its batch
-    **dict.fromkeys(
-        (
-            "execution.compact inputs",
-            "channels.groups inputs",
-            "channels.iterative_shrinking inputs",
-            "channels.latency inputs",
-            "channels.shrink inputs",
-            "flops inputs",
-            "tracing.capture inputs",
-            "prune batch",
-        ),
-        tuple(WRONG),
-    ),
+    ("a dict",): """uniform shapes, erk shapes, erdos_renyi shapes, micronet_bits shapes, micronet_bits density,
+        make_plan sparsities, make_plan axes, topology.rewire_tree n_active, channels.shrink keep,
+        channels.select groups, tracing.capture leaves, tracing.capture add""",
+    TREES: "sparsity tree, execution.nbytes tree",
+    # one leaf; a loss's own affair; dense; axes of 1 go anywhere
+    ("rank 6",): """channels.groups params, channels.shrink params, channels.latency params,
+        channels.iterative_shrinking params, coreset.grand params, coreset.grand batch, execution.best_pattern mask,
+        tracing.to_matrix weight""",
+    ("None",): "channels.singe mu, channels.ema before",
+    ("a word",): "channels.slimming leaves, channels.only leaves, kernels.check who",
+    ("a word", "a dict"): "channels.groups ignore",
 }
+MAY = {name: kinds for kinds, names in ALLOWED.items() for name in " ".join(names.split()).split(", ")}
+"""What is not refused, beside None where it is the default."""
 
 
 NAMED_INSTEAD = {
@@ -669,7 +581,8 @@ def test_a_wrong_kind_of_value_is_refused_by_name(name):
     function, given = PUBLIC[name], CALLS[name]
     check_that_it_works(function, given)
     for argument in given:
-        for kind in WRONG.keys() - MAY.get(f"{name} {argument}", ()):
+        default = inspect.signature(function).parameters[argument].default
+        for kind in WRONG.keys() - MAY.get(f"{name} {argument}", ()) - {"None" if default is None else ""}:
             error = error_of(function, given | {argument: WRONG[kind]})
             assert isinstance(error, ValueError), f"{argument} is {kind}: {error!r}"
             check(error)
