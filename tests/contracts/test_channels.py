@@ -11,30 +11,12 @@ from tests.channels.models import KINDS, Draw, make
 from tests.channels.peers_table import PAGE, rows_of
 
 SIZES = {
-    "mlp": [12, 10],
-    "lenet": [8, 12, 16],
-    "resnet": [16, 8, 16],
-    "padded_shortcut": [8, 8],
-    "densenet": [4, 8, 4],
-    "inception": [4, 6, 8, 4],
-    "mobilenet": [8],
-    "resnext": [8],
-    "shufflenet": [8, 8],
-    "squeeze_excite": [8, 4],
-    "unet": [8, 12, 6],
-    "convnext": [8, 32],
-    "group_normed": [8],
-    "temporal": [8],
-    "volume": [6],
-    "vit": [16, 20, 4, 6, 6],
-    "gpt": [20, 16, 4],
-    "grouped_query": [4],
-    "lstm": [8],
-    "gru": [8],
-    "stacked": [16, 20, 4, 6, 6],
-    "experts": [4, 10],
-    "branch": [8],
-}
+    "mlp": [12, 10], "lenet": [8, 12, 16], "resnet": [16, 8, 16], "padded_shortcut": [8, 8], "densenet": [4, 8, 4],
+    "inception": [4, 6, 8, 4], "mobilenet": [8], "resnext": [8], "shufflenet": [8, 8], "squeeze_excite": [8, 4],
+    "unet": [8, 12, 6], "convnext": [8, 32], "group_normed": [8], "temporal": [8], "volume": [6],
+    "vit": [16, 20, 4, 6, 6], "gpt": [20, 16, 4], "grouped_query": [4], "lstm": [8], "gru": [8],
+    "stacked": [16, 20, 4, 6, 6], "experts": [4, 10], "branch": [8],
+}  # fmt: skip
 """How many channels each group has that can be removed, in the order of the leaves."""
 OTHER_WIDTHS = {"padded_shortcut"}  # its function of smaller params is another one: it pads both sides alike
 each = pytest.mark.parametrize("kind", KINDS)

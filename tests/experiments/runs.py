@@ -39,7 +39,8 @@ def restored(run):
     return found
 
 
-def _numbers(tree):
+def numbers(tree):
+    """All arrays, keys as numbers."""
     keys = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
     return [np.asarray(jax.random.key_data(x) if keys(x) else x) for x in jax.tree.leaves(tree)]
 
@@ -47,13 +48,13 @@ def _numbers(tree):
 def assert_equal(left, right):
     """Trees of the same structure, types and bits."""
     assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(_numbers(left), _numbers(right), strict=True):
+    for a, b in zip(numbers(left), numbers(right), strict=True):
         np.testing.assert_array_equal(a, b, strict=True)
 
 
 def assert_close(left, right):
     """States of which one was summed up in another order: masks are equal, numbers almost."""
-    for a, b in zip(_numbers(left), _numbers(right), strict=True):
+    for a, b in zip(numbers(left), numbers(right), strict=True):
         np.testing.assert_allclose(a, b, **({} if a.dtype == bool else {"rtol": 1e-4, "atol": 1e-5}))
 
 

@@ -4,22 +4,16 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import rigl_jax as rx
 from experiments.studies import pruning, pruning_page, pruning_tables, pruning_training
-from experiments.studies.method_training import Data, Images
+from experiments.studies.method_training import Data
 from experiments.studies.pruning import SEEDS, Cell
 from experiments.studies.pruning_cells import CRITERIA, SCHEDULES
-
-
-def images(n):
-    rng = np.random.default_rng(n)
-    x = rng.standard_normal((n, 28, 28, 1), np.float32)
-    return Images(jnp.asarray(x), jnp.asarray(rng.integers(10, size=n), jnp.int32))
+from tests.experiments.test_studies import images
 
 
 @pytest.fixture(scope="module")

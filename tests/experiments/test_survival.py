@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from experiments import build, guard, main, processes, sharding, train
 from experiments.finite import finite
 from tests.errors import refused
-from tests.experiments.runs import ONE, assert_equal, configured, lines, prepare, restored
+from tests.experiments.runs import ONE, assert_equal, configured, lines, numbers, prepare, restored
 
 
 def copy(run, target):
@@ -131,14 +131,6 @@ def test_a_run_stops_with_a_diagnosis_and_goes_on_when_told_to_skip(monkeypatch,
     assert np.isfinite(found[-1]["loss"])
 
 
-def untyped(tree):
-    """All arrays but the counters of steps, keys as numbers."""
-    return [
-        np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-        for x in jax.tree.leaves(tree)
-    ]
-
-
 def stepped(task, state, batch, rewire):
     batch = sharding.place(batch, task.mesh)
     return task.execution.rewire(state, batch)[0] if rewire else task.execution.step(state, batch)
@@ -152,20 +144,20 @@ def test_a_skipped_batch_leaves_everything_as_it_was(execution):
     masked = task.execution.to_masked
     batches, state = task.data.train(0), task.execution.from_masked(task.execution.init())
     state = stepped(task, state, next(batches), rewire=execution != "dense")
-    before = jax.device_get(untyped(_learnt(masked(state))))
+    before = jax.device_get(numbers(_learnt(masked(state))))
     for rewire in (False, execution != "dense"):
         state = stepped(task, state, spoiled(next(batches)), rewire)
         after = masked(state)
-        for left, right in zip(before, untyped(_learnt(after)), strict=True):
+        for left, right in zip(before, numbers(_learnt(after)), strict=True):
             np.testing.assert_array_equal(left, right)
     assert [int(after.totals[name]) for name in ("steps", "skipped")] == [1, 2]
     # RigL's rewiring would not have updated weights.
     assert int(after.totals["missed"]) == (2 if execution == "dense" else 1)
     assert int(after.step) == 3
     assert execution == "dense" or int(after.opt_state.step) == 3
-    weights = untyped(after.params)  # the next step is given the state itself
+    weights = numbers(after.params)  # the next step is given the state itself
     state = stepped(task, state, next(batches), rewire=False)
-    assert not np.array_equal(untyped(masked(state).params)[-1], weights[-1])
+    assert not np.array_equal(numbers(masked(state).params)[-1], weights[-1])
 
 
 def _learnt(state):
