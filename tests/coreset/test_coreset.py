@@ -60,7 +60,7 @@ def test_random_draws_cover_the_data_as_independent_draws_do():
     assert len(np.unique(draws)) / 2000 == pytest.approx(1 - 0.7**5, abs=0.02)
 
 
-@pytest.mark.parametrize(("rule", "epsilon"), [("random", None), ("epsilon_greedy", 0.3), ("ucb", 0.3)])
+@pytest.mark.parametrize(("rule", "epsilon"), [("random", None), ("ucb", 0.3)])
 def test_weights_make_the_mean_loss_unbiased(rule, epsilon):
     draw = random()
     n, keep = 30, 10
