@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments.data import augment, batches, load, writer
 from tests.errors import refused
+from tests.experiments.runs import assert_equal
 
 NUM_TRAIN, NUM_TEST = 50, 23
 
@@ -70,14 +71,6 @@ def take(data, count, start=0):
     result = list(itertools.islice(iterator, count))
     iterator.close()
     return result
-
-
-def assert_equal(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], strict=True)
 
 
 def test_digits_are_embedded_and_stratified():

@@ -10,7 +10,8 @@ import pytest
 from experiments import launch, main, remote, train
 from experiments.io import run_directory
 from experiments.studies import fashion_mnist
-from tests.experiments.runs import ONE
+from tests import xla
+from tests.experiments.runs import ONE, configured
 
 SMOKE = "configs/digits_mlp.py:smoke"
 SUMMARY = json.dumps(dict.fromkeys(run_directory.SUMMARY, 1) | {"test_accuracy": 0.5, "method": "rigl"})
@@ -69,6 +70,17 @@ def test_a_sweep_runs_what_is_missing_and_reports_what_failed(tmp_path, capfd):
     assert "bad: failed with code 1: error: no luck" in told
     assert launch.run(jobs[:2], 1) == 0
     assert "2 runs, 2 finished before, 0 to do" in capfd.readouterr().out
+
+
+def test_a_run_with_x64_keeps_its_types_and_counts(tmp_path, monkeypatch):
+    """In a process of its own: JAX reads its mode when it starts."""
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    monkeypatch.setenv("XLA_FLAGS", xla.flags(devices=1))
+    run = launch.job("run", SMOKE, [], tmp_path)
+    assert launch.run([run], 1) == 0, (run.workdir / "log.txt").read_text()
+    summary = json.loads((run.workdir / "summary.json").read_text())
+    assert summary["steps"] == configured().steps
+    assert summary["sparsity"] == pytest.approx(configured().sparsity, abs=1e-3)
 
 
 def test_a_stopped_run_is_no_failure(tmp_path, capfd):
