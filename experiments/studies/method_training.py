@@ -97,8 +97,9 @@ def load(source: str | Path) -> Data:
 
 
 def compile_run(
-    module: nn.Module, algorithm: rx.Algorithm | None, steps: int, rate: float, *, noisy: bool = False
-) -> Run:
+    module: nn.Module, algorithm: rx.Algorithm | None, steps: int, rate: float, *, noisy: bool = False,
+    shape: tuple[int, ...] = (28, 28, 1),
+) -> Run:  # fmt: skip
     """The programs of a run: one for all seeds, and one each for ordinary and for rewiring steps.
 
     Args:
@@ -107,11 +108,12 @@ def compile_run(
       steps: of the whole training.
       rate: the peak of the learning rate, from which it falls by a cosine.
       noisy: adds DeepR's drift and noise.
+      shape: of an input.
     """
     apply = forward(module)
     transform = functools.partial(_transform, algorithm, optax.cosine_decay_schedule(rate, steps), noisy)
     train = jax.jit(functools.partial(_train, apply, transform), static_argnames="rewire", donate_argnums=0)
-    init = jax.jit(functools.partial(_init, module, transform))
+    init = jax.jit(functools.partial(_init, module, transform, shape))
     return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, apply)))
 
 
@@ -164,9 +166,9 @@ def _transform(
     return optax.with_extra_args_support(inner) if algorithm is None else rx.sparsify(inner, algorithm, key=key)
 
 
-def _init(module: nn.Module, transform: Callable[..., Any], seed: Array) -> State:
+def _init(module: nn.Module, transform: Callable[..., Any], shape: tuple[int, ...], seed: Array) -> State:
     first, masks = jax.random.split(jax.random.key(seed))
-    params = module.init(first, jnp.zeros((1, 28, 28, 1)))["params"]
+    params = module.init(first, jnp.zeros((1, *shape)))["params"]
     opt_state = transform(masks).init(params)
     if not isinstance(opt_state, rx.SparseState):
         return State(params, opt_state, None, None, jnp.zeros(2))
@@ -236,10 +238,18 @@ def order(seed: int, steps: int, n_train: int) -> np.ndarray:
     return np.concatenate([p[: per_epoch * BATCH].reshape(-1, BATCH) for p in epochs])[:steps].astype(np.int32)
 
 
-def measure(run: Run, data: Data, seed: int) -> dict[str, Any]:
-    """Trains one seed to its end and returns the fields of its record."""
+def trained(run: Run, data: Data, seed: int) -> Any:
+    """The params of a run at its end."""
     state, batches = run.init(seed), order(seed, run.steps, len(data.train.y))
-    image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    for rewire, first, last in segments(run.algorithm, run.steps):
+        state = run.train(state, data.train, batches, first, last, rewire=rewire)
+    return state.params
+
+
+def measure(run: Run, data: Data, seed: int, begin: Callable[[State], State] = lambda state: state) -> dict[str, Any]:
+    """Trains one seed to its end and returns the fields of its record; `begin` changes the first state."""
+    state, batches = begin(run.init(seed)), order(seed, run.steps, len(data.train.y))
+    image = jax.ShapeDtypeStruct((1, *data.train.x.shape[1:]), jnp.float32)
     counted = rx.flops(lambda params, x: run.module.apply({"params": params}, x), state.params, image)
     sizes = {name: p.size for name, p in rx.trees.named_leaves(state.params).items()}
     forward, costs = counted.total, []

@@ -17,6 +17,9 @@ from experiments.studies import (
     method_page,
     method_table,
     method_training,
+    mnist1d,
+    mnist1d_data,
+    mnist1d_page,
     paper_tables,
 )
 from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
@@ -200,3 +203,45 @@ def test_lenet5_as_products_is_lenet5():
         return method_training.forward(module)(variables["params"], x), module.apply(variables, x)
 
     np.testing.assert_allclose(*both(jax.random.key(0)), rtol=1e-4, atol=1e-5)
+
+
+def test_mnist1d_is_that_of_the_package():
+    """Numbers of mnist1d 0.0.2.post1, `make_dataset()`."""
+    train, test = mnist1d_data.generate()
+    assert (train.x.shape, test.x.shape) == ((4000, 40), (1000, 40))
+    np.testing.assert_allclose(train.x[0, :3], [-0.33200567, -0.47191037, -0.77869708], rtol=1e-6)
+    assert train.y[:10].tolist() == [2, 6, 4, 5, 6, 6, 6, 0, 3, 1]
+    assert np.bincount(np.concatenate([train.y, test.y])).tolist() == [500] * 10
+
+
+def test_the_page_of_mnist1d_is_up_to_date():
+    records = mnist1d.read()
+    assert mnist1d_page.PAGE.read_text() == mnist1d_page.page(records)
+    assert records.keys() <= set(mnist1d.cells())
+
+
+def test_all_methods_have_one_budget_and_records_name_the_best_of_it():
+    assert {len(mnist1d.choices(method)) for method in mnist1d.METHODS} == {4}
+    for cell, record in mnist1d.read().items():
+        if cell.part == "table":
+            best = max(record["tried"], key=lambda entry: entry["validation"])
+            chosen = {name: record["settings"][name] for name in best.keys() - {"validation"}}
+            assert chosen.items() <= best.items()
+
+
+def test_small_dense_networks_of_mnist1d_hold_no_more_weights_than_sparse_ones():
+    for weights in (300, 752, 15_000):
+        width = mnist1d.small_width(weights)
+        assert width * (width + 50) <= weights < (width + 1) * (width + 51)
+
+
+def test_a_ticket_has_the_largest_weights_of_the_dense_network_and_starts_where_it_started():
+    parts = [method_training.Images(jnp.ones((n, 40)), jnp.arange(n) % 10) for n in (256, 1000, 1000)]
+    data, plan = method_training.Data(*parts), mnist1d.plan_of(0.9)
+    dense, run = (mnist1d.compiled(name, 0.9, 2, {"rate": 0.1}) for name in ("dense", "static"))
+    state = mnist1d.ticket_of(dense, data, plan, 0.1, 3, run.init(3))
+    start, end = dense.init(3).params["Dense_1"]["kernel"], method_training.trained(dense, data, 3)["Dense_1"]["kernel"]
+    mask, size = np.asarray(state.opt_state.masks["Dense_1"]["kernel"]), np.abs(end)
+    assert mask.sum() == plan["Dense_1/kernel"].n_active
+    np.testing.assert_array_equal(state.params["Dense_1"]["kernel"], np.where(mask, start, 0))
+    assert size[mask].min() >= size[~mask].max()
