@@ -50,7 +50,7 @@ sanitize: $(VENV)/installed-experiments-notebooks-tests  ## Run the native tests
 	  $(BIN)/python -m pytest tests/execution/test_native_linear.py tests/execution/test_native_conv.py \
 	  tests/rigl_jax/test_native_select.py tests/execution/test_damaged.py
 
-demo: $(VENV)/installed-experiments  ## Train a 90 % sparse network with RigL beside its dense, static and SET twins
+demo: $(VENV)/installed-experiments  ## Train a 98 % sparse network with RigL beside its dense, static and SET twins
 	$(NATIVE)
 	$(BIN)/python -m experiments.demo
 

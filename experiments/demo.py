@@ -25,13 +25,14 @@ from experiments.train import train
 
 DESCRIPTIONS: dict[str, str] = {
     "dense": "Dense: every weight is active; the reference.",
-    "static": "Static: one weight in ten is active, chosen at random before training and never changed.",
+    "static": "Static: one weight in fifty is active, chosen at random before training and never changed.",
     "set": "SET: the same number; at intervals the smallest are dropped and others are grown at random.",
     "rigl": "RigL: the same number; at intervals the smallest are dropped and those of largest gradient grown.",
 }
 """What the demo trains, with its description of each."""
 
-SPARSITY = 0.9
+SPARSITY = 0.98
+"""So high that masks that move are visibly better than a fixed one."""
 
 
 class Trial(NamedTuple):
@@ -142,7 +143,8 @@ def demo(
     finished = [trial for trial in todo if trial.finished]
     console.print(
         f"The same network (LeNet-300-100, 8x8 digits of scikit-learn) trained in {len(methods)} ways, "
-        f"sparse ones with {100 * SPARSITY:g} % of the weights off (ERK).",
+        f"sparse ones with {100 * SPARSITY:g} % of the weights off. "
+        "ERK, the rule that divides the others over the layers, gives small layers a larger share.",
         highlight=False,
     )
     if finished:

@@ -31,11 +31,11 @@ def test_ends_in_a_table_and_a_picture(done):
     for name in ("page", "accuracy", "first_layer"):
         assert paths[name].stat().st_size > 1000
     assert "Dense: every weight" in text
-    assert "90 %, ERK" in text
+    assert "98 %, ERK" in text
     assert str(paths["page"]) in text.replace("\n", "")
     assert "make fashion_mnist" in text
     summary = json.loads((workdir / "rigl-s0" / "summary.json").read_text())
-    assert (summary["method"], summary["sparsity"], summary["dataset"]) == ("rigl", 0.9, "digits")
+    assert (summary["method"], summary["sparsity"], summary["dataset"]) == ("rigl", 0.98, "digits")
     assert f"{100 * summary['test_accuracy']:.2f}" in text
 
 
@@ -55,7 +55,7 @@ def test_each_run_has_its_own_config():
     assert [t.workdir.name for t in todo[:3]] == ["dense-s0", "dense-s1", "static-s0"]
     configs = [demo.configure(trial) for trial in todo]
     assert [(c.method.name, c.seed) for c in configs] == [(t.method, t.seed) for t in todo]
-    assert {c.sparsity for c in configs} == {0.9}
+    assert {c.sparsity for c in configs} == {0.98}
 
 
 def test_fresh_deletes_run_directories_only(tmp_path):
