@@ -30,7 +30,7 @@ from rigl_jax import (
 # Plans: which weights are sparse, how, and how many stay.
 from rigl_jax.plan import make_plan
 from rigl_jax.description import Description, describe
-from rigl_jax.distributions import erdos_renyi, erk, uniform
+from rigl_jax.distributions import erdos_renyi, erk, proportional, uniform
 from rigl_jax.tracing.roles import roles
 from rigl_jax.structures import block, channel, fan_in, n_of_m, unstructured
 
@@ -117,6 +117,7 @@ __all__ = [
     "describe",
     "erdos_renyi",
     "erk",
+    "proportional",
     "uniform",
     "roles",
     "block",

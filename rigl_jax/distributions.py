@@ -48,7 +48,8 @@ def erdos_renyi(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(f"erdos_renyi: leaf {name!r} must have 2 axes or more, got shape {shape}")
-    return _proportional("erdos_renyi", {name: shape[-2:] for name, shape in shapes.items()}, shapes, sparsity, 1)
+    scored = {name: shape[-2:] for name, shape in shapes.items()}
+    return _proportional("erdos_renyi", lambda free: _raw({name: scored[name] for name in free}, 1), shapes, sparsity)
 
 
 def erk(shapes: Mapping[str, Shape], sparsity: float, *, power: float = 1.0) -> dict[str, float]:
@@ -77,11 +78,52 @@ def erk(shapes: Mapping[str, Shape], sparsity: float, *, power: float = 1.0) -> 
     """
     shapes = _check_shapes("erk", shapes)
     power = checks.number("erk", "power", power, "must be from -100 to 100", lambda found: abs(found) <= 100)
-    return _proportional("erk", shapes, shapes, sparsity, power)
+    raw = lambda free: _raw({name: shapes[name] for name in free}, power)  # noqa: E731
+    return _proportional("erk", raw, shapes, sparsity)
+
+
+def proportional(numbers: Mapping[str, float]) -> Distribution:
+    """Density in proportion to a number for each layer that was measured: its effective rank, its sensitivity.
+
+    `rx.diagnostics.gradient_ranks` and `rx.diagnostics.noise_tolerance` measure such numbers. As in `erk`, layers whose
+    density would pass 1 are dense, and the others share what is left. Layers at 0 get what none of the others can take.
+
+    Args:
+      numbers: `{name: number of at least 0}` for every leaf that `make_plan` asks about, not all 0; that of a leaf
+        which stacks layers is the number of each of them. More names may be there.
+
+    Returns:
+      `(shapes, sparsity) -> {name: sparsity}`, for `make_plan`.
+
+    Raises:
+      ValueError: no numbers; from the distribution, a leaf without one.
+
+    >>> {k: round(v, 3) for k, v in proportional({"a": 2, "b": 1})({"a": (10, 10), "b": (10, 20)}, 0.8).items()}
+    {'a': 0.7, 'b': 0.85}
+    """
+    if not isinstance(numbers, Mapping) or not numbers:
+        raise ValueError(f"proportional: numbers must be {{name: number}}, got {shown(numbers)}")
+    given = {
+        name: checks.number(
+            "proportional", f"numbers[{name!r}]", number, "must be at least 0", lambda found: found >= 0
+        )
+        for name, number in numbers.items()
+    }
+
+    def distribution(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
+        shapes = _check_shapes("proportional", shapes)
+        of = {name: name if name in given else name.rpartition("[")[0] for name in shapes}
+        if missing := [name for name in shapes if of[name] not in given]:
+            raise ValueError(f"proportional: numbers must have one for leaf {missing[0]!r}, got {listed(given)}")
+        least = 1e-9 * max(given[of[name]] for name in shapes)  # 0 still takes what no other layer can
+        raw = {name: max(given[of[name]], least) or 1.0 for name in shapes}
+        return _proportional("proportional", lambda free: {name: raw[name] for name in free}, shapes, sparsity)
+
+    return distribution
 
 
 def _proportional(
-    who: str, scored: Mapping[str, Shape], shapes: Mapping[str, Shape], sparsity: float, power: float
+    who: str, raw_of: Callable[[list[str]], dict[str, float]], shapes: Mapping[str, Shape], sparsity: float
 ) -> dict[str, float]:
     """Density `scale * raw` where that stays below 1, with `scale` such that the total fits."""
     check_sparsity(who, sparsity)
@@ -89,7 +131,7 @@ def _proportional(
     dense: set[str] = set()
     while len(dense) < len(shapes):
         free = [name for name in shapes if name not in dense]
-        raw = _raw({name: scored[name] for name in free}, power)
+        raw = raw_of(free)
         budget = sum(size[name] - whole(sparsity * size[name], math.floor) for name in free)
         budget -= sum(whole(sparsity * size[name], math.floor) for name in dense)
         scale = budget / sum(raw[name] * size[name] for name in free)

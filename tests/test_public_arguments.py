@@ -69,6 +69,10 @@ def loss(params):
     return jnp.sum(params["w"] ** 2)
 
 
+def squares(params, batch):
+    return jnp.sum(product(params, batch) ** 2)
+
+
 def trained(params, masks, start, stop, key):
     return recipes.Trained(rx.apply_masks(params, masks))
 
@@ -100,6 +104,7 @@ CALLS = {
     "block": {"height": 2, "width": 2, "axes": AXES},
     "channel": {"axis": -1, "axes": AXES},
     "n_of_m": {"n": 2, "m": 4, "axis": -2, "axes": AXES},
+    "proportional": {"numbers": {"w": 1.0}},
     "make_plan": call(
         params=PARAMS,
         sparsity=0.5,
@@ -263,6 +268,24 @@ CALLS = {
     "landscape.barrier": {"losses": np.ones(3, F)},
     "landscape.bezier_path": call(
         loss=loss, a=PARAMS, b=PARAMS, masks=MASKS, steps=1, key=KEY, degree=2, optimizer=SGD
+    ),
+    "diagnostics.accuracy_information": {"accuracy": 0.9, "share": 0.5},
+    "diagnostics.agn": {"key": KEY, "y": ONES, "sigma": 0.5},
+    "diagnostics.biased_edges": {"kernel": ONES, "bias": ROW, "accuracy": ROW},
+    "diagnostics.dead_rate": {"activations": ONES},
+    "diagnostics.error_std": {"error_map": ONES, "p_x": ROW / 4, "p_w": ROW / 4, "fan_in": 3},
+    "diagnostics.gradient_ranks": {"loss": squares, "params": PARAMS, "batch": X, "energy": 0.9, "leaves": ["w"]},
+    "diagnostics.noise_tolerance": call(
+        loss=squares,
+        params=PARAMS,
+        batch=X,
+        key=KEY,
+        weight=0.3,
+        largest=1.0,
+        start=0.1,
+        learning_rate=0.01,
+        steps=1,
+        leaves=["w"],
     ),
     "diagnostics.brier": {"probs": PROBS, "labels": LABELS},
     "diagnostics.certified_accuracy": call(apply=product, params=PARAMS, inputs=X, labels=LABELS[:2], eps=0.1),
@@ -465,6 +488,7 @@ ELSEWHERE = {
     "rigl_inverted": "its options are those of rigl",
     **dict.fromkeys(("execution.save_safetensors", "execution.load_safetensors"), "test_export: of files"),
     "execution.export_onnx": "needs jax2onnx",
+    "diagnostics.individual_fairness": "test_sensitivity: needs z3",
     "flops.charge": "for rules of primitives; its arguments are those of the interpreter",
 }
 WRONG = {
@@ -480,13 +504,16 @@ ANY, FRACTION, SIGNED = tuple(WRONG), ("a fraction",), ("negative", "a fraction"
 TREES = ("None", "rank 6", "a dict")
 ALLOWED = {
     # what a model makes of its inputs or params is the model's own affair, and what a criterion makes of its batch
-    ANY: """diagnostics.certified_accuracy params, diagnostics.interval_bounds params, channels.scores batch,
+    ANY: """diagnostics.gradient_ranks batch, diagnostics.noise_tolerance batch,
+        diagnostics.certified_accuracy params, diagnostics.interval_bounds params, channels.scores batch,
         recipes.colt batch, recipes.edst batch, recipes.escape batch, recipes.iterative_pruning batch,
         recipes.lottery_ticket batch, recipes.sup_tickets batch, execution.compact inputs, channels.groups inputs,
         channels.iterative_shrinking inputs, channels.latency inputs, channels.shrink inputs, flops inputs,
         tracing.capture inputs, prune batch, execution.best_pattern name""",  # the last is for every `choose` to read
     # numbers above 1 are fine
-    FRACTION: """diagnostics.certified_accuracy eps, coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
+    FRACTION: """diagnostics.noise_tolerance weight, diagnostics.noise_tolerance largest,
+        diagnostics.noise_tolerance start, diagnostics.noise_tolerance learning_rate,
+        diagnostics.certified_accuracy eps, coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
         coreset.dynamic_pruning c, coreset.complexity_gap_per_class jitter, channels.slimming strength,
         channels.soft_threshold amount, retraining.silo eps, retraining.silo alpha, retraining.silo beta,
         retraining.silo_max_lr eps, retraining.silo_max_lr alpha, retraining.silo_max_lr beta,
@@ -495,7 +522,8 @@ ALLOWED = {
         recipes.scratch_control cap, m_fac_optimizer damping, m_fac_optimizer weight_decay, per_weight_adam eps,
         langevin l1, langevin temperature, training_cost sparse, training_cost dense""",
     # any number is one
-    SIGNED: """diagnostics.nrs p, diagnostics.nrs_scores p, coreset.confident threshold, erk power, landscape.bezier t,
+    SIGNED: """diagnostics.agn sigma,
+        diagnostics.nrs p, diagnostics.nrs_scores p, coreset.confident threshold, erk power, landscape.bezier t,
         per_weight_adam learning_rate, langevin learning_rate, m_fac_optimizer learning_rate,
         per_weight_adam weight_decay, exploration_penalty scale""",
     # clipped, as the docstrings say, or counted from the end
@@ -506,12 +534,13 @@ ALLOWED = {
     # empty trees and tables have nothing that could be wrong
     ("a dict",): """uniform shapes, erk shapes, erdos_renyi shapes, micronet_bits shapes, micronet_bits density,
         make_plan sparsities, make_plan axes, topology.rewire_tree n_active, channels.shrink keep,
-        channels.select groups, tracing.capture leaves, tracing.capture add""",
+        channels.select groups, tracing.capture leaves, tracing.capture add,
+        diagnostics.gradient_ranks leaves, diagnostics.noise_tolerance leaves""",
     TREES: "sparsity tree, execution.nbytes tree",
     # one leaf; a loss's own affair; dense; axes of 1 go anywhere
     ("rank 6",): """channels.groups params, channels.shrink params, channels.latency params,
         channels.iterative_shrinking params, coreset.grand params, coreset.grand batch, execution.best_pattern mask,
-        tracing.to_matrix weight""",
+        tracing.to_matrix weight, diagnostics.agn y, diagnostics.dead_rate activations""",
     ("None",): "channels.singe mu, channels.ema before",
     ("a word",): "channels.slimming leaves, channels.only leaves, kernels.check who",
     ("a word", "a dict"): "channels.groups ignore",
@@ -522,6 +551,7 @@ MAY = {name: kinds for kinds, names in ALLOWED.items() for name in " ".join(name
 
 NAMED_INSTEAD = {
     "tracing.capture params": "leaves",
+    **dict.fromkeys(("diagnostics.gradient_ranks params", "diagnostics.noise_tolerance params"), "leaves"),
     "coreset.complexity_gap x": "y",
     "diagnostics.interval_bounds low": "high",
     "diagnostics.certified_accuracy inputs": "labels",
