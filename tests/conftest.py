@@ -9,6 +9,7 @@ from tests import xla
 # Before JAX starts: the device count is fixed at import.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where each operation was written takes time to lower
 # Compiling is most of the time of the suite: what one process has compiled, the others and the next run read. Processes
 # that tests start inherit it, and the silence about an entry that another process is just writing.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parent.parent / ".jax_cache")
