@@ -1,6 +1,7 @@
 """Pruning on Fashion-MNIST: criteria, lottery tickets, retraining schedules, ensembles; one process, resumable.
 
-    python -m experiments.studies.pruning                       # all cells that have no record yet
+    python -m experiments.studies.pruning                       # all planned cells that have no record yet
+    python -m experiments.studies.pruning --whole               # also those that the plan leaves out
     python -m experiments.studies.pruning --model lenet_300_100 --study criteria --seed 0
 
 A cell is one seed of one comparison. A finished cell is one line of experiments/records/pruning/MODEL.jsonl, and a
@@ -54,12 +55,17 @@ CHOICE = ("retraining", 0.95, BUDGETS[1])
 """Study, sparsity and epochs at which the learning rate of fine-tuning is chosen."""
 
 
-def cells(models: Sequence[str] = tuple(MODELS)) -> Iterator[Cell]:
-    """Every cell, in the order in which they are run: first those that fine-tuning is chosen by."""
+def cells(models: Sequence[str] = tuple(MODELS), *, whole: bool = False) -> Iterator[Cell]:
+    """The planned cells, in the order in which they are run: first those that fine-tuning is chosen by.
+
+    With `whole`, every model has all seeds and all budgets of retraining.
+    """
     for model in models:
+        seeds, budgets = (len(SEEDS), True) if whole else (MODELS[model]["seeds"], MODELS[model]["budgets"])
         for study, method, sparsity, epochs in _comparisons():
-            for seed in SEEDS:
-                yield Cell(model, study, method, sparsity, epochs, seed)
+            if budgets or study != "retraining" or (sparsity, epochs) == CHOICE[1:]:
+                for seed in SEEDS[:seeds]:
+                    yield Cell(model, study, method, sparsity, epochs, seed)
 
 
 def _comparisons() -> Iterator[tuple[str, str, float, float]]:
@@ -90,7 +96,7 @@ def choose(records: Mapping[Cell, Any], model: str) -> str | None:
     """The schedule of fine-tuning, by validation accuracy; None before all that it is chosen by was run."""
     means = {}
     for name in kinds.SCHEDULES:
-        wanted = [Cell(model, CHOICE[0], name, *CHOICE[1:], seed) for seed in SEEDS]
+        wanted = [Cell(model, CHOICE[0], name, *CHOICE[1:], seed) for seed in SEEDS[: MODELS[model]["seeds"]]]
         if any(cell not in records for cell in wanted):
             return None
         means[name] = np.mean([records[cell]["after"]["validation"][0] for cell in wanted])
@@ -137,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = store.parser(__doc__, RECORDS, MODELS)
     parser.add_argument("--study", action="append", choices=STUDIES)
     parser.add_argument("--method", action="append")
+    parser.add_argument("--whole", action="store_true", help="all seeds and budgets of every model")
     parser.add_argument("--seed", action="append", type=int, choices=SEEDS)
     options = parser.parse_args(argv)
     wanted = {name: value for name in ("study", "method", "seed") if (value := getattr(options, name))}
@@ -145,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in options.model or MODELS:
         bench = make_bench(model, data)
         rigl = functools.cache(functools.partial(kinds.make_dynamic, bench))
-        for cell in cells([model]):
+        for cell in cells([model], whole=options.whole):
             if cell in done or any(getattr(cell, name) not in values for name, values in wanted.items()):
                 continue
             started, schedule = time.monotonic(), choose(done, model)

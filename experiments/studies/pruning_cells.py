@@ -28,6 +28,7 @@ class Criterion(NamedTuple):
       inputs: whether its batch is the images alone.
       structure: of the plan; None: single weights.
       rounds: of `rx.prune`.
+      surgeon: whether it also moves the weights that stay.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Criterion(NamedTuple):
     inputs: bool = False
     structure: Any = None
     rounds: int = 1
+    surgeon: bool = False
 
 
 _C = rx.criteria
@@ -53,8 +55,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "fisher": Criterion("Fisher", lambda bench: jax.jit(_C.fisher(bench.loss))),
     "wanda": Criterion("Wanda", lambda bench: jax.jit(_C.wanda(bench.apply)), "layer", True, rx.fan_in()),
     "nnrelief": Criterion("NNrelief", lambda bench: jax.jit(_C.nnrelief(bench.apply)), "layer", True, rx.fan_in()),
-    "sparsegpt": Criterion("SparseGPT", lambda bench: _C.sparsegpt(bench.apply), "layer", True),
-    "m_fac": Criterion("M-FAC", lambda bench: _C.m_fac(bench.loss, steps=4), "layer"),
+    "sparsegpt": Criterion("SparseGPT", lambda bench: _C.sparsegpt(bench.apply), "layer", True, surgeon=True),
+    "m_fac": Criterion("M-FAC", lambda bench: _C.m_fac(bench.loss, steps=4), "layer", surgeon=True),
 }
 ROUNDS = 5
 """Of iterative pruning, and levels of the lottery ticket."""
@@ -72,7 +74,13 @@ def prune(bench: Bench, name: str, sparsity: float, seed: int) -> rx.base.Pruned
     batch = images[0] if entry.inputs else images
     if name not in bench.made:
         bench.made[name] = entry.make(bench)
-    return rx.prune(plan, params, bench.made[name], batch, scope=entry.scope, rounds=entry.rounds)
+    how = bench.made[name]
+    if entry.rounds == 1 and not entry.surgeon:  # the same scores at every sparsity
+        if (name, seed) not in bench.made:
+            bench.made[name, seed] = how(params, batch)
+        scores = bench.made[name, seed]
+        how = lambda params, batch: scores  # noqa: E731
+    return rx.prune(plan, params, how, batch, scope=entry.scope, rounds=entry.rounds)
 
 
 def schedule_of(bench: Bench, name: str, facts: recipes.Round) -> optax.Schedule:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import pages
-from experiments.studies.pruning import BUDGETS, SEEDS, SPARSITIES, Cell
+from experiments.studies.pruning import BUDGETS, SPARSITIES, Cell
 from experiments.studies.pruning_cells import BIMP_ROUNDS, CRITERIA, CYCLES, MEMBERS, ROUNDS
-from experiments.studies.pruning_training import REWIND_TO
+from experiments.studies.pruning_training import MODELS, REWIND_TO
 
 TICKETS = {
     "rewind_0": "ticket, rewound to step 0",
@@ -53,19 +53,23 @@ Fact = Callable[[Mapping[str, Any]], float]
 
 
 def gather(records: Mapping[Cell, Mapping[str, Any]]) -> Runs:
-    """The runs of all seeds, by place; a place that lacks a seed is left out."""
+    """The runs of seeds 0, 1, ..., by place; a place that lacks a planned seed is left out."""
     found: dict[Place, list[Mapping[str, Any]]] = {}
     for cell, record in sorted(records.items(), key=lambda item: item[0].seed):
         place = Place(*cell[:-1])
-        for level in record.get("levels", ()):
-            for name in level.keys() - {"sparsity"}:
-                method = place.method if name == "ticket" else name
-                found.setdefault(place._replace(method=method, sparsity=level["sparsity"]), []).append(
-                    {"after": level[name]}
-                )
-        if "levels" not in record:
-            found.setdefault(place, []).append(record)
-    return {place: runs for place, runs in found.items() if len(runs) == len(SEEDS)}
+        parts = {place: record}
+        if "levels" in record:
+            parts = {
+                place._replace(method=place.method if name == "ticket" else name, sparsity=level["sparsity"]): {
+                    "after": level[name]
+                }
+                for level in record["levels"]
+                for name in level.keys() - {"sparsity"}
+            }
+        for part, facts in parts.items():
+            if len(runs := found.setdefault(part, [])) == cell.seed:  # after a gap, seeds are no pairs any more
+                runs.append(facts)
+    return {place: runs for place, runs in found.items() if len(runs) >= MODELS[place.model]["seeds"]}
 
 
 def fact(when: str, which: int, split: str = "test") -> Fact:
@@ -77,7 +81,7 @@ ACCURACY, LOSS, ECE = fact("after", 0), fact("after", 1), fact("after", 2)
 
 
 def values(runs: Runs, place: Place, read_fact: Fact) -> np.ndarray | None:
-    """A measure of each seed, float64[5]; None where the place was not run."""
+    """A measure of each seed, float64[seeds]; None where the place was not run."""
     return np.array([read_fact(run) for run in runs[place]]) if place in runs else None
 
 

@@ -16,10 +16,20 @@ from experiments.models import MODELS as NETWORKS
 from experiments.studies.method_training import BATCH, Data, Images, forward, optimizer, order, segments
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "lenet_300_100": {"network": "mlp", "features": (300, 100), "epochs": 3, "rate": 0.1},
-    "lenet5": {"network": "lenet5", "features": (6, 16, 120, 84), "epochs": 3, "rate": 0.05},
+    "lenet_300_100": {"network": "mlp", "features": (300, 100), "epochs": 3, "rate": 0.1, "seeds": 5, "budgets": True},
+    "lenet5": {
+        "network": "lenet5",
+        "features": (6, 16, 120, 84),
+        "epochs": 3,
+        "rate": 0.05,
+        "seeds": 3,
+        "budgets": False,
+    },
 }
-"""`rate` is the peak of the learning rate of the dense run, from which it falls by a cosine over its `epochs`."""
+"""`rate` is the peak of the learning rate of the dense run, from which it falls by a cosine over its `epochs`.
+
+What makes the study of a slow network shorter: `seeds` is how many are run, and without `budgets`, retraining schedules
+are compared only where the one for fine-tuning is chosen."""
 EXAMPLES = 1024
 """Training images that criteria and surgeons may see."""
 REWIND_TO = 100
@@ -42,7 +52,7 @@ class Bench(NamedTuple):
       data: images and labels.
       apply: `(params, x) -> logits`, the plain network, which criteria trace.
       fast: the same in the form in which it is trained.
-      loss: `(params, (x, y)) -> float32` scalar, mean cross-entropy.
+      loss: `(params, (x, y)) -> float32` scalar, mean cross-entropy of `fast`.
       init: `key -> params`.
       epoch: steps of an epoch.
       steps: of the dense run.
@@ -51,7 +61,7 @@ class Bench(NamedTuple):
       fit: trains with fixed masks, see `make_fit`.
       logits: `(params, images) -> float32[n, 10]`.
       dense: networks by seed, once they are trained.
-      made: criteria by name, once they are made, so that each is compiled once.
+      made: criteria by name, so that each is compiled once, and their scores by name and seed.
     """
 
     data: Data
@@ -66,7 +76,7 @@ class Bench(NamedTuple):
     fit: Fit
     logits: Callable[[Any, Images], Array]
     dense: dict[int, Dense]
-    made: dict[str, Any]
+    made: dict[Any, Any]
 
 
 def make_bench(model: str, data: Data, epochs: int | None = None) -> Bench:
@@ -88,7 +98,7 @@ def make_bench(model: str, data: Data, epochs: int | None = None) -> Bench:
         data=data,
         apply=apply,
         fast=fast,
-        loss=functools.partial(_loss, apply),
+        loss=functools.partial(_loss, fast),
         init=jax.jit(init),
         epoch=epoch,
         steps=steps,
@@ -187,7 +197,7 @@ def train_dense(bench: Bench, seed: int) -> Dense:
 
 
 def _logits(apply: Callable[[Any, Array], Array], params: Any, images: Images) -> Array:
-    parts = images.x.reshape(-1, 1000, *images.x.shape[1:])
+    parts = images.x.reshape(-1, 200, *images.x.shape[1:])  # larger parts do not fit into the cache
     return lax.map(functools.partial(apply, params), parts).reshape(len(images.y), -1)
 
 
