@@ -238,6 +238,7 @@ CALLS = {
     "channels.sosp_i": {"apply": product, "loss": loss, "pairwise_abs": True},
     "channels.nisp": {"apply": product, "final": ONES[0]},
     "channels.inf_fs": {"responses": ONES, "alpha": 0.5, "r": 0.5},
+    "channels.nrs": {"apply": product, "p": 2.0, "scales": "scale$"},
     "channels.i_spasp": {"apply": product, "keep": 0.5, "steps": 2},
     "channels.effective_rank": {"loss": loss, "energy": 0.5},
     "channels.mutual_information": {"apply": product, "key": KEY, "samples": 8, "bins": 4},
@@ -513,7 +514,7 @@ ALLOWED = {
     # numbers above 1 are fine
     FRACTION: """diagnostics.noise_tolerance weight, diagnostics.noise_tolerance largest,
         diagnostics.noise_tolerance start, diagnostics.noise_tolerance learning_rate,
-        diagnostics.certified_accuracy eps, coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
+        diagnostics.certified_accuracy eps, channels.nrs p, coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
         coreset.dynamic_pruning c, coreset.complexity_gap_per_class jitter, channels.slimming strength,
         channels.soft_threshold amount, retraining.silo eps, retraining.silo alpha, retraining.silo beta,
         retraining.silo_max_lr eps, retraining.silo_max_lr alpha, retraining.silo_max_lr beta,
@@ -542,7 +543,7 @@ ALLOWED = {
         channels.iterative_shrinking params, coreset.grand params, coreset.grand batch, execution.best_pattern mask,
         tracing.to_matrix weight, diagnostics.agn y, diagnostics.dead_rate activations""",
     ("None",): "channels.singe mu, channels.ema before",
-    ("a word",): "channels.slimming leaves, channels.only leaves, kernels.check who",
+    ("a word",): "channels.slimming leaves, channels.only leaves, channels.nrs scales, kernels.check who",
     ("a word", "a dict"): "channels.groups ignore",
 }
 MAY = {name: kinds for kinds, names in ALLOWED.items() for name in " ".join(names.split()).split(", ")}

@@ -13,6 +13,7 @@ from rigl_jax.channels.second_order import sosp_h, sosp_i
 from rigl_jax.channels.selection import select
 from rigl_jax.channels.shrinking import Compact, latency, shrink
 from rigl_jax.channels.slimming import only, slimming, soft_threshold
+from rigl_jax.channels.stability import nrs
 
 __all__ = [
     "CRITERIA",
@@ -31,6 +32,7 @@ __all__ = [
     "latency",
     "mutual_information",
     "nisp",
+    "nrs",
     "only",
     "random",
     "scores",

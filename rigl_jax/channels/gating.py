@@ -138,7 +138,7 @@ def tapped(who: str, function: Callable[..., Any], groups: Sequence[Group], para
     program = trace(function, params, *inputs)
     reading = rules.read(program, len(leaves))
     own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
-    number, data = _numbered(who, reading, own, groups), set(program.inputs[len(leaves) :])
+    number, data = numbered(who, reading, own, groups), set(program.inputs[len(leaves) :])
     reads = _reads(reading, program, number, data)
 
     def run(tap: Tap, params: PyTree, *inputs: Any) -> Any:
@@ -147,7 +147,7 @@ def tapped(who: str, function: Callable[..., Any], groups: Sequence[Group], para
     return Tapped(int(sizes(groups)[-1]), run)
 
 
-def _numbered(who: str, reading: Reading, own: dict[str, Any], groups: Sequence[Group]) -> np.ndarray:
+def numbered(who: str, reading: Reading, own: dict[str, Any], groups: Sequence[Group]) -> np.ndarray:
     """Of every position the number of its channel among those of all groups; how many there are for others."""
     channels, starts = reading.channels, sizes(groups)
     number = np.full(len(channels), starts[-1])

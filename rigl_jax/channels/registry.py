@@ -14,6 +14,7 @@ from rigl_jax.channels.propagation import nisp
 from rigl_jax.channels.reconstruction import i_spasp
 from rigl_jax.channels.redundancy import effective_rank, mutual_information, random
 from rigl_jax.channels.second_order import sosp_h, sosp_i
+from rigl_jax.channels.stability import nrs
 
 
 class Entry(NamedTuple):
@@ -59,6 +60,7 @@ CRITERIA = {
         Entry("i_spasp", "i-SpaSP", lambda apply, **_: i_spasp(apply)),
         Entry("effective_rank", "Effective rank", lambda loss, **_: effective_rank(loss)),
         Entry("mutual_information", "Mutual information", lambda apply, key, **_: mutual_information(apply, key)),
+        Entry("nrs", "NRS", lambda apply, **_: nrs(apply)),
     )
 }
 """`{name: Entry}`, in the order of tables."""

@@ -12,7 +12,7 @@ from rigl_jax import arguments as rules
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
 from rigl_jax.messages import shown
-from rigl_jax.tracing.intervals import Interval, bounds, fixed
+from rigl_jax.tracing.intervals import Interval, bounds, fixed, unstable
 
 
 class Bounds(NamedTuple):
@@ -154,13 +154,7 @@ def _units(who: str, relus: Sequence[Interval], gammas: Sequence[Any] | None, p:
     given: Sequence[Any] = [None] * len(relus) if gammas is None else gammas
     if not isinstance(given, Sequence) or len(given) != len(relus):
         raise ValueError(f"{who}: gammas must be one for each of {len(relus)} ReLUs, or None, got {shown(gammas)}")
-    return [_unstable(x, gamma, p) for x, gamma in zip(relus, given, strict=True)]
-
-
-def _unstable(x: Interval, gamma: Any, p: float) -> Array:
-    scale: Any = 1.0 if gamma is None else jnp.abs(jax.lax.stop_gradient(jnp.asarray(gamma))) ** p + 1e-20
-    scale = jnp.broadcast_to(jnp.reshape(scale, (1,) * (x.low.ndim - jnp.ndim(scale)) + jnp.shape(scale)), x.low.shape)
-    return -jnp.tanh(1 + x.low * x.high / scale)
+    return [unstable(x, gamma, p) for x, gamma in zip(relus, given, strict=True)]
 
 
 @arguments(relus=rules.sequence)

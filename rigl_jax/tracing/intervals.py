@@ -16,6 +16,7 @@ import numpy as np
 
 from rigl_jax.base import Array
 from rigl_jax.tracing import geometry, primitives
+from rigl_jax.tracing.program import Program
 from rigl_jax.tracing.walk import Rule, Walker, branches
 
 
@@ -59,6 +60,29 @@ def bounds(
       ValueError: a primitive that has no rule depends on the box; names it.
     """
     return Walker(RULES, _unknown, _constant, seen, _shortcut)(program, operands)
+
+
+def program_bounds(
+    program: Program, operands: Sequence[Interval], seen: Callable[[Any, Interval], None]
+) -> dict[Any, Interval]:
+    """As `bounds`, of all variables of a program of `trace`, whose functions with custom derivatives are inlined."""
+    known = {v: _constant(value, v.aval) for v, value in program.constants.items()}
+    known.update(zip(program.inputs, operands, strict=True))
+    Walker(RULES, _unknown, _constant, seen, _shortcut).follow(program.equations, known)
+    return known
+
+
+def unstable(x: Interval, gamma: Any = None, p: float = 2.0) -> Array:
+    """NRS of each ReLU (Li et al. 2022): `-tanh(1 + low high / |gamma|^p)`; -1 where both bounds have one sign.
+
+    Args:
+      x: what it reads.
+      gamma: the scale of the normalisation before it, which broadcasts against the bounds, or None. Has no gradient.
+      p: the exponent.
+    """
+    scale: Any = 1.0 if gamma is None else jnp.abs(jax.lax.stop_gradient(jnp.asarray(gamma))) ** p + 1e-20
+    scale = jnp.broadcast_to(jnp.reshape(scale, (1,) * (x.low.ndim - jnp.ndim(scale)) + jnp.shape(scale)), x.low.shape)
+    return -jnp.tanh(1 + x.low * x.high / scale)
 
 
 def _shortcut(eqn: Any, ins: list[Interval]) -> Any:

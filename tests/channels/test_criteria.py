@@ -232,6 +232,33 @@ def test_nisp_refuses_what_has_no_bound():
         scored(C.nisp(lambda p, x: jax.nn.silu(x @ p["a"]) @ p["b"]), GROUP, PARAMS, X)
 
 
+def test_nrs_is_the_stability_that_the_diagnostics_measure():
+    d = Draw(5)
+    params = {"a": d(3, 5), "mean": d(5), "scale": d(5), "bias": d(5), "m": d(5, 5), "b": d(5, 2)}
+    empty = {name: params[name] if name == "b" else params[name].at[..., 1].set(0) for name in params}
+
+    def apply(p, x):
+        x = x @ p["a"] - p["mean"][None]
+        x = jax.nn.relu(x * (p["scale"] / jnp.sqrt(2.0))[None] + p["bias"][None])
+        return jax.nn.relu(x @ p["m"] + x) @ p["b"]
+
+    x = Draw(6)(7, 3)
+    group = hidden_group(params, x, apply)
+
+    @jax.jit
+    def both(p):
+        relus = rx.diagnostics.interval_bounds(apply, p, x - 0.1, x + 0.1).relus
+        return C.nrs(apply, 0.1)(group, p, x)[0], rx.diagnostics.nrs_scores(relus, [p["scale"], None])
+
+    got, want = both(params)
+    np.testing.assert_allclose(got, (want[0] + want[1]) / 2, rtol=1e-5)  # a mean over both ReLUs
+    assert both(empty)[0][1] == -2 == both(empty)[0].min()
+    with refused("eps"):
+        C.nrs(apply, 0.0)
+    with refused("scales"):
+        C.nrs(apply, scales="(")
+
+
 def test_i_spasp_recovers_the_rows_that_are_there_and_its_error_falls():
     rng = np.random.default_rng(0)
     d, n = 40, 64
