@@ -31,6 +31,9 @@ def get_config(steps: int = 1000) -> ConfigDict:
     config.optimizer = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.0})
     config.schedule = ConfigDict({"name": "cosine", "peak": 0.1, "warmup": 0, "steps": config.get_ref("steps")})
     config.label_smoothing = 0.0
+    # Trains on a part of the examples: random, epsilon_greedy, ucb (options keep and period), el2n, grand, forgetting
+    # (keep and start), file (path); docs/data_pruning.md explains them.
+    config.data_pruning = ConfigDict({"name": "none"})
 
     config.method = ConfigDict({"name": "rigl", "period": 100, "fraction": 0.3})  # or dense, static, set, ...
     config.method.stop = config.get_ref("steps") * 3 // 4  # the last rewiring

@@ -1,11 +1,11 @@
 """From a config to objects: the one place where a string chooses code.
 
-A config holds data only. Each section (`model`, `dataset`, `optimizer`, `schedule`, `distribution`, `method`) has a
-`name`, looked up in one of the tables below, or a place of a user's own code (see `own.py`), and options, which are the
-keyword arguments of what the name stands for. A section may also hold options of its table's other entries, so that a
-run changes method or optimizer by the name alone (`--config.method.name=static`); an option that no entry takes is an
-error. The command line leaves out what only a user's own entry takes where it names another one (`command.read`,
-`launch.grid`).
+A config holds data only. Each section (`model`, `dataset`, `optimizer`, `schedule`, `distribution`, `method`,
+`data_pruning`) has a `name`, looked up in one of the tables below, or a place of a user's own code (see `own.py`), and
+options, which are the keyword arguments of what the name stands for. A section may also hold options of its table's
+other entries, so that a run changes method or optimizer by the name alone (`--config.method.name=static`); an option
+that no entry takes is an error. The command line leaves out what only a user's own entry takes where it names another
+one (`command.read`, `launch.grid`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 import rigl_jax as rx
 from experiments import data as data_module
 from experiments import own, sharding
-from experiments.config import DENSE, check_keys, plain
+from experiments.config import DENSE, check_keys, completed, plain
+from experiments.data_pruning import DATA_PRUNING, DataPruning
 from experiments.execution import Execution, dense, masked, packed
 from experiments.models import MODELS, adapters
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, kernels
@@ -55,6 +56,7 @@ SECTIONS: dict[str, tuple[Mapping[str, Callable[..., Any]], int]] = {
     "schedule": (SCHEDULES, 0),
     "distribution": (DISTRIBUTIONS, 2),
     "method": (METHODS, 1),
+    "data_pruning": (DATA_PRUNING, 1),
 }
 """The table of each section but `dataset`, and how many arguments an entry is given before its options."""
 
@@ -93,7 +95,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: names the first wrong key, what was expected and what was given.
     """
-    config = plain(config)
+    config = completed(plain(config))
     check_keys(config)
     choice(EXECUTIONS)("config", "execution", config["execution"])
     _dataset(config["dataset"])
@@ -102,6 +104,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     optimizer(config, {"kernel": leaf})
     distribution(config)({"kernel": leaf.shape}, config["sparsity"])
     layer_rules(config)
+    data_pruning(config, 2**31 - 1)
     sharding.check_rules(config["sharding"])
     large = rx.LayerPlan("kernel", leaf.shape, structures.unstructured(), 2**29)
     # Lists of words name leaves, which are not known yet.
@@ -160,6 +163,11 @@ def data(config: Mapping[str, Any], subset: Sequence[int] | None = None) -> data
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def data_pruning(config: Mapping[str, Any], n: int) -> DataPruning:
+    """Which of n training examples are used, and when."""
+    return _choose("data_pruning", config["data_pruning"])(n)
 
 
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:

@@ -25,6 +25,7 @@ KEYS: dict[str, Rule] = {
     "optimizer": section,
     "schedule": section,
     "label_smoothing": share,
+    "data_pruning": section,
     "method": section,
     "sparsity": share,
     "distribution": section,
@@ -41,7 +42,10 @@ KEYS: dict[str, Rule] = {
     "progress": flag,
     "tensorboard": flag,
 }
-"""The keys of a config, all required; `configs/common.py` has a value and an explanation for each."""
+"""The keys of a config, all required but `LATER`; `configs/common.py` has a value and an explanation for each."""
+
+LATER: dict[str, Any] = {"data_pruning": {"name": "none"}}
+"""Keys that configs of earlier versions lack, and the values that they have there."""
 
 DENSE = "dense"
 """The method that is no algorithm: the inner optimizer alone, without masks."""
@@ -67,6 +71,11 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"config: expected sections of numbers, words and lists by name, got {kind}: {error}"
         ) from None
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the keys that an earlier version did not have."""
+    return {**LATER, **config}
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

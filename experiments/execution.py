@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 
 import rigl_jax as rx
 from experiments import sharding
+from experiments.data_pruning import Examples
 from experiments.step import (
     Batch,
     Objective,
     TrainState,
     advance,
     evaluation_sums,
+    example_scores,
     gradient_of,
     init_variables,
     new_state,
@@ -49,6 +51,8 @@ class Execution(NamedTuple):
         `mask_metrics.mask_counts`. The state is donated. None for a dense run, which has no such step.
       evaluate: `(state, batch) -> float32[3]`; see `experiments.step.evaluation_sums`. It also takes a `TrainState`.
       gradient: `(TrainState, batch) -> (loss, gradient)`; the gradient is dense and parallel to params.
+      score: `(TrainState, table float32[n], batch) -> table` with the scores of the batch's examples, at their index.
+      choose: `(examples, table or None, step) -> examples`: those that are used from this step on.
       masks: `TrainState -> masks`; a tree without arrays for a dense run.
       to_masked: `state -> TrainState`. Exact; a dense or masked run runs on the `TrainState` itself.
       from_masked: `TrainState -> state`, its inverse.
@@ -61,6 +65,8 @@ class Execution(NamedTuple):
     rewire: Callable[[State, Batch], tuple[State, Array]] | None
     evaluate: Callable[[State, Batch], Array]
     gradient: Callable[[TrainState, Batch], tuple[Array, PyTree]]
+    score: Callable[[TrainState, Array, Batch], Array]
+    choose: Callable[[Examples, Array | None, int], Examples]
     masks: Callable[[TrainState], Masks]
     to_masked: Callable[[State], TrainState]
     from_masked: Callable[[TrainState], State]
@@ -76,7 +82,7 @@ class PackedState(NamedTuple):
     """A `TrainState` whose sparse weights are packed.
 
     Attributes:
-      step, batch_stats, key, totals: as in `TrainState`.
+      step, batch_stats, key, totals, examples: as in `TrainState`.
       params: active weights and their patterns.
       opt_state: that of `rx.packed_training`: without masks, moments for active weights only.
       explored: the weights that were ever active, 8 to the byte.
@@ -89,6 +95,7 @@ class PackedState(NamedTuple):
     key: Array
     explored: PyTree
     totals: dict[str, Array]
+    examples: Examples | None
 
 
 # --- dense and masked --------------------------------------------------------------------------------------------
@@ -196,9 +203,9 @@ def _train_step(
 ) -> TrainState:
     """A step on dense arrays; `updates`: whether it updates weights; `keywords` go to `tx.update`."""
     apply, of = objective.model.apply, functools.partial(weights, state)
-    gradient, metrics, batch_stats = gradient_of(objective, apply, of, state.params, state, batch)
+    gradient, metrics, new = gradient_of(objective, apply, of, state.params, state, batch)
     changes, opt_state = tx.update(gradient, state.opt_state, state.params, **keywords)
-    new = {"params": optax.apply_updates(state.params, changes), "opt_state": opt_state, "batch_stats": batch_stats}
+    new |= {"params": optax.apply_updates(state.params, changes), "opt_state": opt_state}
     return advance(objective, state, gradient, metrics, updates=updates, **new)
 
 
@@ -230,6 +237,15 @@ def _compiled(
         found, metrics, _ = gradient_of(objective, apply, of, state.params, state, batch)
         return metrics["loss"], found
 
+    def score(state: TrainState, table: Array, batch: Batch) -> Array:
+        # What masks leave out has no gradient; a method that keeps weights behind its masks is scored without them.
+        held = masks(state)
+        params = state.params if held is None else rx.apply_masks(state.params, held)
+        return table.at[batch["index"]].set(example_scores(objective, params, state, batch))
+
+    def choose(examples: Examples, table: Array | None, step: Array) -> Examples:
+        return objective.pruning.choose(examples, table, jax.random.fold_in(objective.key("examples"), step))
+
     return Execution(
         init=jax.jit(init, out_shardings=laid),
         abstract=abstract,
@@ -238,6 +254,8 @@ def _compiled(
         rewire=None if rewire is None else jax.jit(rewire, out_shardings=(laid, whole), donate_argnums=0),
         evaluate=jax.jit(evaluate),
         gradient=jax.jit(gradient),
+        score=jax.jit(score, out_shardings=whole),
+        choose=jax.jit(choose, out_shardings=whole),
         masks=masks,
         to_masked=lambda state: state,
         from_masked=lambda state: state,
@@ -283,10 +301,9 @@ def packed(
 
     def train(state: PackedState, batch: Batch) -> PackedState:
         of = lambda values: state.params._replace(values=values)  # noqa: E731
-        gradient, metrics, batch_stats = gradient_of(objective, apply, of, state.params.values, state, batch)
+        gradient, metrics, new = gradient_of(objective, apply, of, state.params.values, state, batch)
         params, opt_state = training.update(gradient, state.opt_state, state.params)
-        new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats}
-        return advance(objective, state, gradient, metrics, updates=True, **new)
+        return advance(objective, state, gradient, metrics, updates=True, params=params, opt_state=opt_state, **new)
 
     def rewire(state: PackedState, batch: Batch) -> tuple[PackedState, Array]:
         after, counts = arrays.rewire(to_masked(state), batch)  # pyrefly: ignore[not-callable]

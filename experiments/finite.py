@@ -54,8 +54,8 @@ def check_finite(loss: float, step: int) -> None:
 def skip_nonfinite(good: Array, after: Any, before: Any, *, updates: bool) -> Any:
     """The state after a step if the step was good, else the one before it.
 
-    Weights, running statistics, masks and optimizer state then stay bit for bit as they were. Steps are counted, so
-    that rewirings, random keys and data continue as after any other batch.
+    Weights, running statistics, masks, optimizer state and what is known of examples then stay bit for bit as they
+    were. Steps are counted, so that rewirings, random keys and data continue as after any other batch.
 
     Args:
       good: bool scalar, from `finite` of loss and gradients.
@@ -78,4 +78,5 @@ def skip_nonfinite(good: Array, after: Any, before: Any, *, updates: bool) -> An
         batch_stats=chosen(after.batch_stats, before.batch_stats),
         opt_state=opt_state,
         totals=totals,
+        examples=chosen(after.examples, before.examples),
     )

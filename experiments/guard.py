@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import sharding
 from experiments.execution import State
+from experiments.feeding import open_feed
 from experiments.io import digests
 from experiments.step import TrainState
 from experiments.task import Task
@@ -116,9 +116,9 @@ def diagnose(task: Task, state: TrainState, until: int) -> str | None:
     """
     execution, names = task.execution, list(trees.named_leaves(state.params))
     first = int(state.step)
-    batches, running = task.data.train(first), execution.from_masked(state)
+    feed, running = open_feed(task), execution.from_masked(state)
     for done in range(first + 1, until + 1):
-        batch = sharding.place(next(batches), task.mesh)
+        running, batch = feed(done - 1, running)
         loss, gradient = execution.gradient(execution.to_masked(running), batch)
         loss, fine = jax.device_get((loss, _finite_leaves(gradient)))
         if not fine.all():

@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import loop, measure, sharding
 from experiments.execution import State
+from experiments.feeding import scored
 from experiments.finite import SKIP, check_finite
 from experiments.io.metrics import MetricWriter, open_writer
 from experiments.progress import Clock, Progress, open_progress
@@ -246,6 +247,7 @@ def summarize(task: Task, state: TrainState, history: History, seconds: float) -
         masks=sharding.gather(task.execution.masks(state)),
         algorithm=task.algorithm,
         steps=config["steps"],
+        scoring=scored(task) / (config["steps"] * config["dataset"]["batch_size"]),
     )
     return {
         "test_accuracy": evals[-1][2] if evals else None,
@@ -264,4 +266,11 @@ def summarize(task: Task, state: TrainState, history: History, seconds: float) -
         "final_sparsity": final["sparsity"],
         "explored": final["explored"],
         "skipped": history.skipped,
+        **({} if state.examples is None else _examples(task, state)),
     }
+
+
+def _examples(task: Task, state: TrainState) -> dict[str, Any]:
+    """How the examples were chosen, and how many are in use at the end."""
+    used = int(np.count_nonzero(np.asarray(state.examples.weight)))  # pyrefly: ignore[missing-attribute]
+    return {"data_pruning": task.config["data_pruning"]["name"], "examples": used}

@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments import sharding
 from experiments.execution import Execution, State
+from experiments.feeding import open_feed
 from experiments.io import digests
 from experiments.step import TrainState, no_totals
 from experiments.task import Task, prepare
@@ -89,11 +90,11 @@ def fit(
     reset_totals = jax.jit(no_totals, out_shardings=sharding.whole(task.mesh))
     first = int(state.step)
     state = execution.from_masked(state if donate else jax.tree.map(jnp.copy, state))
-    batches = task.data.train(first)
+    feed = open_feed(task)
 
     for done in range(first + 1, stop + 1):
-        # --- one training step
-        batch = sharding.place(next(batches), task.mesh)
+        # --- one training step, on the examples that are chosen for it
+        state, batch = feed(done - 1, state)
         state, counts = execution.train(done - 1, state, batch)
         if counts is not None:
             _check_agreement(execution, state, done)

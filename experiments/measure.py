@@ -51,12 +51,13 @@ def cost(
     masks: Masks | None,
     algorithm: Algorithm | None,
     steps: int,
+    scoring: float = 0.0,
 ) -> dict[str, Any]:
     """The cost of a network, for the summary.
 
     FLOPs are 2 a multiply-accumulate, of one example, of products with weights and between activations (no biases,
     norms or activation functions). Training counts forward and backward pass and the dense gradients that the
-    method reads, as appendix H of the RigL paper does.
+    method reads, as appendix H of the RigL paper does, and the forward passes for scores of examples.
 
     Args:
       apply: `(params, image) -> logits`.
@@ -65,12 +66,14 @@ def cost(
       masks: on the host; None for a dense run.
       algorithm: None for a dense run.
       steps: of the whole training.
+      scoring: forward passes of one example for each one that a step trains on, by which data pruning scores examples.
     """
     counted = flops(apply, params, image, masks=masks)
     total = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
     pruned = sum(int(mask.size - np.count_nonzero(mask)) for mask in jax.tree.leaves(masks))
     dense = counted.dense_total
     training = 1.0 if algorithm is None else training_cost(algorithm, counted.total, dense, steps) / (3 * dense)
+    training += scoring * counted.total / (3 * dense)
     return {
         "params": total,
         "active_params": total - pruned,

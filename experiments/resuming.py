@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.config import flat
+from experiments.config import completed, flat
 
 HARMLESS = (
     "stop_at",
@@ -34,7 +34,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"seed": 0, "keep": 1}, {"seed": 1, "keep": 2})
     ['seed: 0 -> 1']
     """
-    old, new = flat(before), flat(now)
+    old, new = flat(completed(before)), flat(completed(now))
     keys = [key for key in {**old, **new} if not harmless(key) and old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys]
 

@@ -75,10 +75,10 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """A batch on the devices. Each process gives its own examples. The index of an example stays on the host."""
-    at = split(mesh)
-    return {n: jax.make_array_from_process_local_data(at, value) for n, value in batch.items() if n != "index"}
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh, *, indexed: bool = False) -> dict[str, Array]:
+    """A batch on the devices. Each process gives its own examples. Their index stays on the host, unless `indexed`."""
+    at, taken = split(mesh), [name for name in batch if indexed or name != "index"]
+    return {name: jax.make_array_from_process_local_data(at, batch[name]) for name in taken}
 
 
 def check_rules(rules: Rules) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.data_pruning import DataPruning, Examples
 from experiments.finite import finite, skip_nonfinite
 from experiments.models.adapters import Model
 from rigl_jax import trees
@@ -33,6 +34,7 @@ class TrainState(NamedTuple):
       explored: masks of the weights that were ever active; a tree without arrays (None) where no leaf is sparse.
       totals: sums of the training metrics since the last line, {"loss", "accuracy", "steps"}, of the batches left out,
         "skipped", and of those among them that would have updated weights, "missed": float32 scalars.
+      examples: which training examples are in use, and what is known of them; None where all are.
     """
 
     step: Array
@@ -42,6 +44,7 @@ class TrainState(NamedTuple):
     key: Array
     explored: Masks
     totals: dict[str, Array]
+    examples: Examples | None = None
 
 
 class Objective(NamedTuple):
@@ -53,16 +56,18 @@ class Objective(NamedTuple):
       seed: of all randomness; see `key`.
       label_smoothing: the share of the target that is spread over all classes, in [0, 1).
       skip_nonfinite: whether a batch whose loss or gradient is not finite is left out.
+      pruning: which examples are used.
     """
 
     model: Model
     image_shape: tuple[int, ...]
     seed: int
+    pruning: DataPruning
     label_smoothing: float = 0.0
     skip_nonfinite: bool = False
 
     def key(self, use: str) -> Array:
-        """One key for each use of randomness ("params", "masks", "dropout"), all from the seed."""
+        """One key for each use of randomness ("params", "masks", "dropout", "examples"), all from the seed."""
         return trees.leaf_key(jax.random.key(self.seed), use)
 
 
@@ -85,6 +90,7 @@ def new_state(
         key=objective.key("dropout"),
         explored=explored,
         totals=no_totals(),
+        examples=objective.pruning.init(),
     )
 
 
@@ -141,21 +147,24 @@ def gradient_of(
     params: PyTree,
     state: Any,
     batch: Batch,
-) -> tuple[PyTree, dict[str, Array], PyTree]:
-    """`(gradient, metrics, batch_stats)` of the mean loss of a batch at `params`.
+) -> tuple[PyTree, dict[str, Array], dict[str, Any]]:
+    """`(gradient, metrics, new)` of the mean loss of a batch at `params`, each example by its weight.
 
     `to_weights` makes of the params what `apply` takes: it puts masks on, or values into their patterns. `metrics` is
-    what the step adds to `TrainState.totals`.
+    what the step adds to `TrainState.totals`, `new` the fields of the state after the step that the batch decides:
+    running statistics, and what is known of the examples.
     """
+    pruning, index = objective.pruning, batch.get("index")
 
     def mean_loss(params: PyTree) -> Any:
         losses, (right, batch_stats) = example_losses(objective, apply, to_weights(params), state, batch)
-        loss = jnp.mean(losses)
+        loss = jnp.mean(pruning.weigh(state.examples, index, losses))
         metrics = {**no_totals(), "loss": loss, "accuracy": jnp.mean(right), "steps": jnp.float32(1)}
-        return loss, (metrics, batch_stats)
+        return loss, (metrics, batch_stats, losses, right)
 
-    gradient, (metrics, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
-    return gradient, metrics, batch_stats
+    gradient, (metrics, batch_stats, losses, right) = jax.grad(mean_loss, has_aux=True)(params)
+    examples = pruning.observe(state.examples, index, losses, right)
+    return gradient, metrics, {"batch_stats": batch_stats, "examples": examples}
 
 
 def evaluation_sums(apply: Apply, weights: PyTree, state: Any, batch: Batch) -> Array:
@@ -167,6 +176,21 @@ def evaluation_sums(apply: Apply, weights: PyTree, state: Any, batch: Batch) -> 
     return jnp.stack(
         [jnp.sum(v * weight) for v in (cross_entropy(logits, batch["label"]), right, jnp.ones_like(right))]
     )
+
+
+def example_scores(objective: Objective, params: PyTree, state: TrainState, batch: Batch) -> Array:
+    """float32[batch]: the score by which examples are chosen, of the network in evaluation.
+
+    Raises:
+      ValueError: they are not chosen by a score.
+    """
+    if (score := objective.pruning.score) is None:
+        raise ValueError("example_scores: examples are not chosen by a score")
+
+    def apply(params: PyTree, images: Array) -> Any:
+        return objective.model.apply({"params": params, "batch_stats": state.batch_stats}, images, train=False)
+
+    return score(apply, params, batch["image"], batch["label"])
 
 
 # --- the state after a step --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from experiments import build, sharding
 from experiments.data import Data
+from experiments.data_pruning import DataPruning
 from experiments.execution import Execution
 from experiments.finite import SKIP
 from experiments.models.adapters import Model
@@ -27,6 +28,7 @@ class Task(NamedTuple):
     Attributes:
       config: checked, plain data.
       data: batches.
+      data_pruning: which examples they hold.
       model: the network.
       plan, algorithm: None for a dense run.
       execution: the compiled functions that train and evaluate it.
@@ -36,6 +38,7 @@ class Task(NamedTuple):
 
     config: dict[str, Any]
     data: Data
+    data_pruning: DataPruning
     model: Model
     plan: Plan | None
     algorithm: Algorithm | None
@@ -66,6 +69,8 @@ def prepare(
             f"config.dataset.batch_size: {batch_size} examples do not divide among {mesh.shape['data']} devices"
         )
     data = build.data(config, subset)
+    pruning = build.data_pruning(config, data.num_train)
+    _check_pruning(config, pruning, subset)
     model = build.model(config, data.num_classes)
     image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
@@ -75,10 +80,26 @@ def prepare(
     plan = build.plan(config, shapes)
     algorithm = build.algorithm(config, plan)
     objective = Objective(
-        model, data.image_shape, config["seed"], config["label_smoothing"], config["on_nonfinite"] == SKIP
+        model, data.image_shape, config["seed"], pruning, config["label_smoothing"], config["on_nonfinite"] == SKIP
     )
     execution = build.execution(config, objective, build.optimizer(config, shapes), algorithm, mesh)
-    return Task(config, data, model, plan, algorithm, execution, build.learning_rate(config), mesh)
+    return Task(config, data, pruning, model, plan, algorithm, execution, build.learning_rate(config), mesh)
+
+
+def _check_pruning(config: Mapping[str, Any], pruning: DataPruning, subset: Any) -> None:
+    """Checks what only the data can tell.
+
+    Raises:
+      ValueError: fewer examples are kept than a batch holds; a subset is given besides.
+    """
+    batch_size, kept = config["dataset"]["batch_size"], pruning.kept
+    if kept < batch_size:
+        raise ValueError(
+            f"config.data_pruning: {config['data_pruning']['name']} must keep at least the {batch_size} examples of "
+            f"config.dataset.batch_size, got {kept}"
+        )
+    if subset is not None and kept < len(subset):
+        raise ValueError("config.data_pruning: expected 'none' where a subset of the examples is given")
 
 
 def _check_logits(name: str, logits: Any, data: Data) -> None:

@@ -42,9 +42,12 @@ class Data(NamedTuple):
         the index being that of each example in the training split. The batch of a step depends on the seed and the
         step alone, so `train(k)` continues a run at step k bit for bit, at once.
         Every epoch is a fresh permutation; what does not fill its last batch is left out of that epoch.
+        `train(k, part, since)` is the same of a part of the training examples, `int[n]`, whose first epoch begins with
+        step `since`.
       test: `() -> iterator` over the test split once, in order, with one more entry, `"weight": float32[b]`. The
         last batch is filled up with examples of weight 0 and label -1, so that one shape is compiled and
         sums of `weight * value` count every example exactly once.
+      ordered: as `test`, over the training split without augmentation, with the index of each example.
       num_train: training examples.
       num_test: test examples.
       num_classes: labels are 0 .. num_classes - 1.
@@ -52,8 +55,9 @@ class Data(NamedTuple):
       steps_per_epoch: `num_train // batch_size`, at least 1.
     """
 
-    train: Callable[[int], Iterator[Batch]]
+    train: Callable[..., Iterator[Batch]]
     test: Callable[[], Iterator[Batch]]
+    ordered: Callable[[], Iterator[Batch]]
     num_train: int
     num_test: int
     num_classes: int
@@ -142,16 +146,17 @@ def load(
         raise ValueError(f"load: augment for {dataset!r} must be one of {', '.join(allowed)}, given {chosen!r}")
     shard = Shard(batch_size, process_index, process_count)
     if source.in_memory:
-        train, test, shape = batches.in_memory(source, shard, seed, chosen)
+        read = batches.in_memory(source, shard, seed, chosen)
     else:
-        train, test, shape = batches.streamed(source, shard, seed, chosen, image_size, workers)
+        read = batches.streamed(source, shard, seed, chosen, image_size, workers)
 
-    def train_from(start_step: int = 0) -> Iterator[Batch]:
-        if start_step < 0:
-            raise ValueError(f"train: start_step must be at least 0, given {start_step}")
-        return train(int(start_step))
+    def train(start_step: int = 0, part: np.ndarray | None = None, since: int = 0) -> Iterator[Batch]:
+        if start_step < since or since < 0:
+            raise ValueError(f"train: start_step must be at least {max(since, 0)}, given {start_step}")
+        return read.train(int(start_step), batches.order(source.train, seed, batch_size, part, since))
 
-    return Data(train_from, test, num_train, num_test, source.num_classes, shape, num_train // batch_size)
+    facts = num_train, num_test, source.num_classes, read.image_shape, num_train // batch_size
+    return Data(train, read.test, read.ordered, *facts)
 
 
 def _open(dataset: str, data_dir: str | None, options: Mapping[str, Any]) -> Source:

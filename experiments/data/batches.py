@@ -13,7 +13,24 @@ from experiments.data.sources import Source, Split
 
 Batch = dict[str, np.ndarray]
 _Example = dict[str, Any]
-_Iterators = tuple[Callable[[int], Iterator[Batch]], Callable[[], Iterator[Batch]], tuple[int, ...]]
+
+
+class Iterators(NamedTuple):
+    """How a source is read.
+
+    Attributes:
+      train: `(start_step, order) -> iterator` of batches without end.
+      test: `() -> iterator` over the test split, once and in order.
+      ordered: the same over the training split, with the index of each example, that of none where one is filled up.
+      image_shape: of one example.
+    """
+
+    train: Callable[[int, Order], Iterator[Batch]]
+    test: Callable[[], Iterator[Batch]]
+    ordered: Callable[[], Iterator[Batch]]
+    image_shape: tuple[int, ...]
+
+
 _ENDLESS = 2**40  # examples; grain wants a length
 _THREADS = 8
 
@@ -42,13 +59,13 @@ class Shard(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)  # a pure function: kept because neighbouring steps ask for the same epoch
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    order = np.random.default_rng([seed, epoch]).permutation(size)
+def _permutation(seed: tuple[int, ...], epoch: int, size: int) -> np.ndarray:
+    order = np.random.default_rng([*seed, epoch]).permutation(size)
     order.flags.writeable = False
     return order
 
 
-def indices(seed: int, size: int, batch_size: int, positions: np.ndarray) -> np.ndarray:
+def indices(seed: int | tuple[int, ...], size: int, batch_size: int, positions: np.ndarray) -> np.ndarray:
     """Which example stands at each place of the shuffled, endless stream.
 
     An epoch holds `size // batch_size` whole batches of its own permutation. NumPy's permutation costs 1 ms for
@@ -56,7 +73,7 @@ def indices(seed: int, size: int, batch_size: int, positions: np.ndarray) -> np.
     the epochs of seed 0 shifted by one.
 
     Args:
-      seed: of the run.
+      seed: of the run, or several numbers.
       size: examples of the split, at least `batch_size`.
       batch_size: of the global batch.
       positions: int[n], all in one epoch.
@@ -66,22 +83,54 @@ def indices(seed: int, size: int, batch_size: int, positions: np.ndarray) -> np.
     """
     length = size // batch_size * batch_size
     epoch, start = divmod(int(positions[0]), length)
+    seed = seed if isinstance(seed, tuple) else (seed,)
     return _permutation(seed, epoch, size)[start + positions - positions[0]]
 
 
-def in_memory(source: Source, shard: Shard, seed: int, chosen: str) -> _Iterators:
-    """`(train, test, image_shape)` of arrays: every batch is one vectorised gather."""
-    count, images, labels, rows = source.train
+class Order(NamedTuple):
+    """The order of training examples: epoch after epoch of all of them, or of a part.
+
+    Attributes:
+      seed: of the run.
+      batch_size: of the global batch.
+      size: examples in use, at least `batch_size`.
+      rows: int64[size], which of the split they are; None: all.
+      since: the step with which their first epoch begins; a part that is chosen at another step has another order.
+    """
+
+    seed: int
+    batch_size: int
+    size: int
+    rows: np.ndarray | None
+    since: int = 0
+
+    def of(self, positions: np.ndarray) -> np.ndarray:
+        """int[n]: the examples, by their index in the split, at places of the endless stream, all of one epoch."""
+        seed = (self.seed, self.since) if self.since else self.seed
+        found = indices(seed, self.size, self.batch_size, positions - self.since * self.batch_size)
+        return found if self.rows is None else self.rows[found]
+
+
+def order(split: Split, seed: int, batch_size: int, part: np.ndarray | None = None, since: int = 0) -> Order:
+    """The order of a split, or of a part of its examples, `int[n]`."""
+    if part is None:
+        return Order(seed, batch_size, split.size, split.rows)
+    rows = np.asarray(part, np.int64)
+    return Order(seed, batch_size, len(rows), rows if split.rows is None else split.rows[rows], since)
+
+
+def in_memory(source: Source, shard: Shard, seed: int, chosen: str) -> Iterators:
+    """Batches of arrays: each is one vectorised gather."""
+    images, labels = source.train.images, source.train.labels
     prepare = augment.standardise_image if source.per_image else _by_channels(images)
     if images.dtype != np.uint8:
         prepare = np.asarray  # as it is
 
-    def train(start_step: int) -> Iterator[Batch]:
+    def train(start_step: int, order: Order) -> Iterator[Batch]:
         step = start_step
         while True:
             positions = shard.positions(step)
-            chosen_ones = indices(seed, count, shard.batch_size, positions)
-            chosen_ones = chosen_ones if rows is None else rows[chosen_ones]
+            chosen_ones = order.of(positions)
             if chosen == "crop_flip":
                 pixels = augment.crop_flip(images, chosen_ones, augment.uniforms(seed, positions, 3))
             else:
@@ -89,12 +138,13 @@ def in_memory(source: Source, shard: Shard, seed: int, chosen: str) -> _Iterator
             yield {"image": prepare(pixels), "label": labels[chosen_ones], "index": chosen_ones.astype(np.int32)}
             step += 1
 
-    def test() -> Iterator[Batch]:
-        for places, weight in _test_places(source.test.size, shard):
-            pixels = prepare(np.take(source.test.images, places, axis=0))
-            yield _weighted(pixels, source.test.labels[places], weight)
+    def once(split: Split) -> Iterator[Batch]:
+        for places, weight in _test_places(split.size, shard):
+            rows = places if split.rows is None else split.rows[places]
+            batch = _weighted(prepare(np.take(split.images, rows, axis=0)), split.labels[rows], weight)
+            yield batch | {"index": _index(rows, weight)}
 
-    return train, test, images.shape[1:]
+    return Iterators(train, lambda: once(source.test), lambda: once(source.train), images.shape[1:])
 
 
 def augmentations(source: Source) -> tuple[str, ...]:
@@ -136,27 +186,33 @@ def _weighted(pixels: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Bat
     return {"image": pixels, "label": label, "weight": weight}
 
 
-def streamed(source: Source, shard: Shard, seed: int, chosen: str, size: int, workers: int) -> _Iterators:
-    """`(train, test, image_shape)` of records on disk: grain reads, decodes and crops ahead of the training step."""
+def _index(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """int32[n]; what fills a batch up has an index that no example has, and that JAX leaves out when it scatters."""
+    return np.where(weight > 0, rows, np.iinfo(np.int32).max).astype(np.int32)
+
+
+def streamed(source: Source, shard: Shard, seed: int, chosen: str, size: int, workers: int) -> Iterators:
+    """Batches of records on disk: grain reads, decodes and crops ahead of the training step."""
     mean, std = augment.IMAGENET_MEAN * 255, augment.IMAGENET_STD * 255
     prepare: Callable[..., Any] = functools.partial(augment.standardise_channels, mean=mean, std=std)
     shape: tuple[int, ...] = (size, size, 3)
     if not _is_encoded(source):
         prepare, shape = np.asarray, np.shape(source.train.images[0]["image"])
 
-    def train(start_step: int) -> Iterator[Batch]:
-        read = functools.partial(_training_example, source.train, shard, seed, chosen, size)
+    def train(start_step: int, order: Order) -> Iterator[Batch]:
+        read = functools.partial(_training_example, source.train, order, shard, seed, chosen, size)
         first = start_step * shard.local
         for batch in _ahead(read, first, _ENDLESS, shard.local, workers):
             yield {**batch, "image": prepare(batch["image"])}
 
-    def test() -> Iterator[Batch]:
-        length = -(-source.test.size // shard.batch_size) * shard.local
-        read = functools.partial(_test_example, source.test, shard, shape)
+    def once(split: Split) -> Iterator[Batch]:
+        length = -(-split.size // shard.batch_size) * shard.local
+        read = functools.partial(_test_example, split, shard, shape)
         for batch in _ahead(read, 0, length, shard.local, workers):
-            yield _weighted(prepare(batch["image"]), batch["label"], batch["weight"])
+            whole = _weighted(prepare(batch["image"]), batch["label"], batch["weight"])
+            yield whole | {"index": _index(batch["index"], batch["weight"])}
 
-    return train, test, shape
+    return Iterators(train, lambda: once(source.test), lambda: once(source.train), shape)
 
 
 def _ahead(read: Callable[[int], _Example], first: int, last: int, batch_size: int, workers: int) -> Iterator[Batch]:
@@ -180,10 +236,11 @@ def _place(shard: Shard, number: int) -> int:
     return step * shard.batch_size + shard.index * shard.local + row
 
 
-def _training_example(split: Split, shard: Shard, seed: int, chosen: str, size: int, number: int) -> _Example:
+def _training_example(
+    split: Split, order: Order, shard: Shard, seed: int, chosen: str, size: int, number: int
+) -> _Example:
     position = np.array([_place(shard, number)])
-    index = int(indices(seed, split.size, shard.batch_size, position)[0])
-    index = index if split.rows is None else int(split.rows[index])
+    index = int(order.of(position)[0])
     record = split.images[index]
     if chosen == "inception":
         random = augment.uniforms(seed, position, augment.INCEPTION_RANDOM)[0]
@@ -195,11 +252,14 @@ def _training_example(split: Split, shard: Shard, seed: int, chosen: str, size: 
 
 def _test_example(split: Split, shard: Shard, shape: tuple[int, ...], number: int) -> _Example:
     place = _place(shard, number)
-    record = split.images[place if place < split.size else 0]
+    fills = place >= split.size
+    index = 0 if fills else place if split.rows is None else int(split.rows[place])
+    record = split.images[index]
     image = _image(record, shape[0] if shape else 0)
-    if place >= split.size:
-        return {"image": np.zeros_like(image), "label": np.int32(-1), "weight": np.float32(0)}
-    return {"image": image, "label": np.int32(record["label"]), "weight": np.float32(1)}
+    if fills:
+        return {"image": np.zeros_like(image), "label": np.int32(-1), "weight": np.float32(0), "index": np.int32(0)}
+    label = np.int32(record["label"])
+    return {"image": image, "label": label, "weight": np.float32(1), "index": np.int32(index)}
 
 
 def _image(record: _Example, size: int) -> np.ndarray:

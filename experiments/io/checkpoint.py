@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from experiments import resuming, sharding
-from experiments.io import digests, files, sums
+from experiments.io import digests, fields, files, sums
 from rigl_jax.base import PyTree
 from rigl_jax.messages import listed
 
@@ -94,7 +94,7 @@ def open_checkpoints(
         nonlocal n_arrays
         if step in manager.all_steps():
             return
-        whole = {"state": state, "digest": digests.digest(state)}
+        whole = {"state": fields.written(state), "digest": digests.digest(state)}
         n_arrays = len(jax.tree.leaves(whole))
         known = dict(facts) if config is None else {**facts, CONFIG: dict(config)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(whole), facts=ocp.args.JsonSave(known))
@@ -326,12 +326,13 @@ def _read(
     placed = jax.tree.leaves(abstract)[0].sharding
     if isinstance(placed, NamedSharding):
         placed = NamedSharding(placed.mesh, PartitionSpec())
-    wanted = {"state": abstract, "digest": jax.ShapeDtypeStruct((), jnp.uint32, sharding=placed)}
+    wanted = {"state": fields.written(abstract), "digest": jax.ShapeDtypeStruct((), jnp.uint32, sharding=placed)}
     found = _restored(manager, step, state=ocp.args.StandardRestore(wanted))["state"]
-    if int(found["digest"]) != int(digests.digest(found["state"])):
+    state = fields.read(abstract, found["state"])
+    if int(found["digest"]) != int(digests.digest(state)):
         return None
     # Copies: what orbax restored may be memory that it owns, and the training step donates its state.
-    return jax.tree.map(_copied, abstract, found["state"]), facts
+    return jax.tree.map(_copied, abstract, state), facts
 
 
 def _copied(wanted: Any, leaf: Any) -> Any:

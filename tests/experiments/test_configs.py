@@ -43,7 +43,7 @@ def synthetic(shape, classes):
             images = rng.standard_normal((size, *shape), np.float32)
             return {"image": images, "label": rng.integers(classes, size=size).astype(np.int32)}
 
-        return data.Data(train, test, 64, batch_size, classes, shape, 64 // batch_size)
+        return data.Data(train, test, test, 64, batch_size, classes, shape, 64 // batch_size)
 
     return load
 

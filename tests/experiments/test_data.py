@@ -75,7 +75,7 @@ def take(data, count, start=0):
 
 def test_digits_are_embedded_and_stratified():
     data = load("digits", 128, seed=0)
-    assert data[2:] == (1437, 360, 10, (8, 8, 1), 11)
+    assert data[3:] == (1437, 360, 10, (8, 8, 1), 11)
     labels = np.concatenate([b["label"][b["weight"] > 0] for b in data.test()])
     counts = np.bincount(labels)
     assert counts.sum() == 360

@@ -174,7 +174,7 @@ def test_a_file_of_arrays(folder):
     (train_images, train_labels), (test_images, test_labels) = arrays().values()
     np.savez("a.npz", x_train=train_images, y_train=train_labels[:, None], x_test=test_images, y_test=test_labels)
     data = load("a.npz", 10, seed=0)
-    assert data[2:] == (20, 10, 3, (6, 6, 1), 2)
+    assert data[3:] == (20, 10, 3, (6, 6, 1), 2)
     epoch = [batch for batch, _ in zip(data.train(0), range(2), strict=False)]
     index = np.concatenate([batch["index"] for batch in epoch])
     assert sorted(index.tolist()) == list(range(20))
@@ -201,7 +201,7 @@ def test_arrays_of_floats_are_taken_as_they_are_and_records_too(folder):
         "    return {**found, 'train': found['train'][:size], 'num_classes': 3}\n"
     )
     floats, records = load("sets.py:floats", 10, seed=1), load("sets.py:records", 10, seed=1, options={"size": 20})
-    assert floats[2:] == records[2:] == (20, 10, 3, (5,), 2)
+    assert floats[3:] == records[3:] == (20, 10, 3, (5,), 2)
     for a, b in ((next(floats.train(5)), next(records.train(5))), (next(floats.test()), next(records.test()))):
         assert a.keys() == b.keys()
         for key in a:
