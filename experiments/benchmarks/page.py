@@ -172,7 +172,16 @@ def wide() -> str:
     )
 
 
-TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, summary, masked_step, rewiring, wide)}
+def compiled() -> str:
+    """What programs compiled for an H100 start."""
+    rows = []
+    for row in record("compiled")["rows"]:
+        loops = f" + {row['in_open_loops']} a round of {row['open_loops']} loop(s)" if row["open_loops"] else ""
+        rows.append([row["program"], f"{row['kernels']}{loops}", f"{row['temporary_MB']:.0f}"])
+    return pages.table(["program", "kernels", "temporary MB"], rows)
+
+
+TABLES = {f.__name__: f for f in (linear, conv, gemv, training_step, summary, masked_step, rewiring, wide, compiled)}
 
 
 def fill(text: str) -> str:

@@ -95,6 +95,23 @@ def test_pruning_jointly_keeps_something_of_every_layer():
     assert masks["bias"] is None
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_search_of_accelerators_finds_the_same(dtype, monkeypatch):
+    """They find four bits in a pass. Ties, NaN, infinities, candidates; one group, and groups along an axis."""
+    monkeypatch.setattr(topology.topk, "digit_bits", lambda: 4)
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-20, 20, (40, 33)).astype(np.float32)
+    scores.flat[rng.choice(scores.size, 60, replace=False)] = np.resize([np.nan, np.inf, -np.inf, -0.0], 60)
+    among = rng.random(scores.shape) < 0.8
+    short = jnp.asarray(scores, dtype)
+    select = jax.jit(lambda scores, k: topology.select(scores, k, among=among))
+    for k in (0, 1, 500, 1200):
+        np.testing.assert_array_equal(select(short, k), oracles.top(scores, k, among))
+    columns = jax.jit(lambda scores, k: topology.select(scores, k, axes=(0,)))(short, np.arange(33)[None])
+    expected = [oracles.top(column, k) for k, column in enumerate(scores.T)]
+    np.testing.assert_array_equal(columns, np.stack(expected, axis=1))
+
+
 def test_select_traces_once_for_every_k():
     select = jax.jit(chex.assert_max_traces(topology.select, 1))
     for k in range(5):

@@ -1,0 +1,85 @@
+"""What programs for an H100 start and hold, read off the compiled programs: nothing is run, no time is measured.
+
+    python -m experiments.benchmarks.compiled [--quick]
+
+Needs the compiler of `pip install -e .[ahead]`, no device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import rigl_jax as rx
+from experiments.benchmarks import ahead, timing
+from rigl_jax import topology
+from rigl_jax.topology import topk
+
+Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+def programs(scale: int) -> Iterator[tuple[str, int, Program]]:
+    """Name, bits that a pass of a selection finds, and the program with its arguments and options of `jax.jit`."""
+    scores = jax.ShapeDtypeStruct((25_000_000 // scale,), jnp.float32)
+    size = f"{scores.size:,} weights"
+    for digit in (1, 4):
+        bits = f"{digit} bit{'s' * (digit > 1)} a pass"
+        yield f"select 10 % of {size}, {bits}", digit, (lambda s: topology.select(s, s.size // 10), (scores,), {})
+        mask = jax.ShapeDtypeStruct(scores.shape, bool)
+        rewire = lambda m, d, g: topology.rewire(rx.unstructured(), m, d, g, m.size // 30)  # noqa: E731
+        yield f"rewire {size}, {bits}", digit, (rewire, (mask, scores, scores), {})
+    yield from ((name, 4, program) for name, program in steps(4096 // scale))
+
+
+def steps(width: int) -> Iterator[tuple[str, Program]]:
+    """Two layers, Adam, batch 1024: the dense step, the masked one, and the one that decides by itself to rewire."""
+    weights = {name: jax.ShapeDtypeStruct((width, width), jnp.float32) for name in ("a", "b")}
+    x = jax.ShapeDtypeStruct((1024, width), jnp.float32)
+    adam = optax.adam(1e-3)
+    sparse = rx.sparsify(adam, rx.rigl(rx.make_plan(weights, 0.9)), key=jax.random.key(0))
+    variants: dict[str, tuple[Any, dict[str, Any]]] = {
+        "dense": (adam, {}),
+        "masked, rewire=False": (sparse, {"rewire": False}),
+        "masked, rewire=None": (sparse, {}),
+    }
+    for name, (optimizer, options) in variants.items():
+
+        def step(params: Any, state: Any, x: Any, optimizer: Any = optimizer, options: Any = options) -> Any:
+            loss = lambda params: jnp.mean(jax.nn.relu(x @ params["a"]) @ params["b"])  # noqa: E731
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params, **options)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.eval_shape(optimizer.init, weights)
+        arguments = (weights, state, x)
+        yield f"step of two {width} x {width} layers, Adam, {name}", (step, arguments, {"donate_argnums": (0, 1)})
+
+
+def main() -> None:
+    """Compiles, prints and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small shapes, no record")
+    arguments = parser.parse_args()
+    rows = []
+    for name, digit, (function, operands, options) in programs(16 if arguments.quick else 1):
+        start = time.perf_counter()
+        with mock.patch.object(topk, "digit_bits", lambda digit=digit: digit):
+            compiled = ahead.compile("h100", function, *operands, **options)
+        seconds = time.perf_counter() - start
+        found = ahead.launches(compiled)._asdict()
+        temporary = round(ahead.temporary(compiled) / 1e6, 1)
+        rows.append({"program": name, **found, "temporary_MB": temporary, "compile_s": round(seconds, 1)})
+        print(rows[-1], flush=True)
+    if not arguments.quick:
+        what = "kernels and temporary buffers of programs compiled for an H100 without a device; nothing was run"
+        timing.write("compiled", rows, what=what)
+
+
+if __name__ == "__main__":
+    main()
