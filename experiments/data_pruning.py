@@ -59,7 +59,7 @@ class DataPruning(NamedTuple):
     init: Callable[[], Examples | None]
     chosen_at: Callable[[int], int | None]
     choose: Callable[[Examples, Array | None, Array], Examples]
-    observe: Callable[[Any, Array, Array, Array], Any]
+    observe: Callable[[Any, Any, Array, Array], Any]
     kept: int
     score: Score | None = None
     passes: int = 0
@@ -68,7 +68,7 @@ class DataPruning(NamedTuple):
         """Whether examples are chosen before this step."""
         return self.chosen_at(step) == step
 
-    def weigh(self, examples: Examples | None, index: Array, losses: Array) -> Array:
+    def weigh(self, examples: Examples | None, index: Any, losses: Array) -> Array:
         """The losses of a batch, each by the weight of its example."""
         return losses if examples is None else losses * examples.weight[index]
 
@@ -240,7 +240,7 @@ def _scored(
     if kept + left > n:
         raise ValueError(f"{name}: offset must be at most 1 - keep = {1 - keep:g}, got {offset}")
 
-    def choose(examples: Examples, scores: Array | None, key: Array) -> Examples:
+    def choose(examples: Examples, scores: Any, key: Array) -> Examples:
         scores = scores if of_stats is None else of_stats(examples.stats)
         order = jax.random.permutation(key, n)
         index = order[rx.coreset.top(scores[order], kept, offset=left)]

@@ -186,8 +186,9 @@ def make_trainer(problem: Problem, steps: int, make: Callable[[Params], rx.Algor
         grads, (each, right) = jax.grad(loss, has_aux=True)(state.params)
         extra = {} if algorithm is None else {"rewire": rewire}
         updates, opt_state = transform(jax.random.key(0)).update(grads, state.opt_state, state.params, **extra)
+        params: Any = optax.apply_updates(state.params, updates)
         return State(
-            optax.apply_updates(state.params, updates),
+            params,
             opt_state,
             dynamic.update(state.stats, rows, each),
             forgetting.update(state.forgetting, rows, right),
