@@ -238,6 +238,8 @@ CALLS = {
     "channels.sosp_i": {"apply": product, "loss": loss, "pairwise_abs": True},
     "channels.nisp": {"apply": product, "final": ONES[0]},
     "channels.inf_fs": {"responses": ONES, "alpha": 0.5, "r": 0.5},
+    "channels.mass_targets": {"responses": ONES, "mass": 0.5},
+    "channels.ftwt": {"layer": product, "mass": 0.5, "softmax": True},
     "channels.nrs": {"apply": product, "p": 2.0, "scales": "scale$"},
     "channels.i_spasp": {"apply": product, "keep": 0.5, "steps": 2},
     "channels.effective_rank": {"loss": loss, "energy": 0.5},

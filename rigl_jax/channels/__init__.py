@@ -1,5 +1,6 @@
 """Channels of any traced model: which can be removed together, what they are worth, and the smaller model."""
 
+from rigl_jax.channels.firing import Fired, Gated, ftwt, mass_targets
 from rigl_jax.channels.first_order import ema, singe, taylor_2016, taylor_2019
 from rigl_jax.channels.gating import ChannelCriterion
 from rigl_jax.channels.grouping import Group, Groups, Member, groups
@@ -19,17 +20,21 @@ __all__ = [
     "CRITERIA",
     "ChannelCriterion",
     "Compact",
+    "Fired",
+    "Gated",
     "Group",
     "Groups",
     "Level",
     "Member",
     "effective_rank",
     "ema",
+    "ftwt",
     "groups",
     "i_spasp",
     "inf_fs",
     "iterative_shrinking",
     "latency",
+    "mass_targets",
     "mutual_information",
     "nisp",
     "nrs",

@@ -14,6 +14,7 @@ import numpy as np
 from rigl_jax import trees
 from rigl_jax.base import Array, PyTree
 from rigl_jax.channels import loops, splits
+from rigl_jax.channels.splits import Open
 from rigl_jax.tracing import geometry, primitives
 from rigl_jax.tracing.channels import Reading
 from rigl_jax.tracing.program import Program, evaluate, trace
@@ -21,7 +22,7 @@ from rigl_jax.tracing.walk import Rule
 
 Kept = dict[str, dict[int, np.ndarray]]
 """`{leaf: {axis: int64[new size]}}`: the ascending positions that are left of every axis that shrank."""
-Places = Callable[[Any], list[np.ndarray]]
+Places = Callable[[Any], list[Any]]
 """`variable -> the positions left of each axis`."""
 
 
@@ -66,11 +67,11 @@ def _smaller(reading: Reading, gone: np.ndarray) -> Callable[[Program, Sequence[
     """Evaluates programs of a reading without the channels that are gone."""
 
     @functools.cache
-    def places(variable: Any) -> list[np.ndarray]:
+    def places(variable: Any) -> list[Any]:
         return splits.places(reading.labels[variable], variable.aval.shape, gone)
 
     def cut(variable: Any) -> bool:
-        return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+        return any(kept.size < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
 
     def run(program: Program, inputs: Sequence[Any]) -> Any:
         constants = {v: x[np.ix_(*places(v))] if cut(v) else x for v, x in program.constants.items()}
@@ -112,42 +113,49 @@ def _taken(x: Array, axis: int, at: np.ndarray) -> Array:
     return jnp.take(x, at, axis, mode="clip")
 
 
+def _picked(x: Array, left: Sequence[Any]) -> Array:
+    for axis, kept in enumerate(left):
+        x = x if isinstance(kept, Open) else _taken(x, axis, kept)
+    return x
+
+
 def _resized(places: Places) -> dict[str, Rule]:
     """Operations that have a size or a position written down."""
 
     def size(eqn: Any) -> tuple[int, ...]:
-        return tuple(map(len, places(eqn.outvars[0])))
+        return tuple(kept.size for kept in places(eqn.outvars[0]))
 
-    def part(x: Array, before: list[np.ndarray], at: Sequence[np.ndarray]) -> Array:
-        """Some positions, by their numbers at the full shape."""
-        for axis, (kept, wanted) in enumerate(zip(before, at, strict=True)):
-            x = _taken(x, axis, np.searchsorted(kept, wanted))
+    def part(x: Array, eqn: Any, out: Any, starts: Sequence[int], strides: Sequence[int]) -> Array:
+        """A slice, by its numbers at the full shape."""
+        axes = zip(places(eqn.invars[0]), places(out), starts, strides, strict=True)
+        for k, (before, own, start, stride) in enumerate(axes):
+            if isinstance(before, Open) or isinstance(own, Open):
+                x = jax.lax.slice_in_dim(x, start, start + stride * (own.size - 1) + 1, stride, k)
+            else:
+                x = _taken(x, k, np.searchsorted(before, start + stride * own))
         return x
 
     def slices(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
         starts = eqn.params["start_indices"]
-        strides = eqn.params["strides"] or (1,) * len(starts)
-        own = places(eqn.outvars[0])
-        return [part(xs[0], places(eqn.invars[0]), [a + s * p for a, s, p in zip(starts, strides, own, strict=True)])]
+        return [part(xs[0], eqn, eqn.outvars[0], starts, eqn.params["strides"] or (1,) * len(starts))]
 
     def split(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
-        along, starts = eqn.params["axis"], np.cumsum([0, *eqn.params["sizes"]])
-        wanted = [[p + a if k == along else p for k, p in enumerate(places(v))] for a, v in
-                  zip(starts, eqn.outvars, strict=False)]  # fmt: skip
-        return [part(xs[0], places(eqn.invars[0]), at) for at in wanted]
+        begins, ones = np.cumsum([0, *eqn.params["sizes"]]), [1] * xs[0].ndim
+        along = [[int(a) if k == eqn.params["axis"] else 0 for k in range(xs[0].ndim)] for a in begins]
+        return [part(xs[0], eqn, v, starts, ones) for v, starts in zip(eqn.outvars, along, strict=False)]
 
     def pad(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
         config = []
         shape, own = eqn.invars[0].aval.shape, places(eqn.outvars[0])
         for n, kept, (low, high, inside) in zip(shape, own, eqn.params["padding_config"], strict=True):
-            if min(low, high) >= 0 and not inside:
+            if not isinstance(kept, Open) and min(low, high) >= 0 and not inside:
                 low, high = int((kept < low).sum()), int((kept >= low + n).sum())
             config.append((low, high, inside))
         return [jax.lax.pad(xs[0], xs[1], config)]
 
     def iota(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
         (x,) = _as_it_stands(eqn, xs)
-        return [x[np.ix_(*places(eqn.outvars[0]))]]
+        return [_picked(x, places(eqn.outvars[0]))]
 
     def conv(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
         numbers = geometry.conv(eqn)
@@ -185,12 +193,12 @@ def _noted(places: Places, notes: Any, gone: np.ndarray) -> dict[str, Rule]:
 
     def gather(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
         before, shape = places(eqn.invars[0]), eqn.invars[0].aval.shape
-        sizes = [len(kept) if s == n else s for s, n, kept in
+        sizes = [kept.size if s == n else s for s, n, kept in
                  zip(eqn.params["slice_sizes"], shape, before, strict=True)]  # fmt: skip
         given, out = eqn.params["dimension_numbers"], places(eqn.outvars[0])
         axis, batch = (*given.start_index_map, 0)[0], [k for k in range(len(out)) if k not in given.offset_dims]
         x, rows = xs[0], xs[1]
-        if eqn.invars[1] in notes.numbers and len(batch) == 1 and len(before[axis]) < shape[axis]:
+        if eqn.invars[1] in notes.numbers and len(batch) == 1 and before[axis].size < shape[axis]:
             at = notes.numbers[eqn.invars[1]].reshape(-1)[out[batch[0]]] % shape[axis]
             rows = jnp.asarray(np.searchsorted(before[axis], at), rows.dtype).reshape(-1, 1)
         return _as_it_stands(eqn, [x, rows, *xs[2:]], slice_sizes=tuple(sizes))
@@ -216,7 +224,7 @@ def _with_own_derivatives(
     packed = _by_element(call)
 
     def cut(variable: Any) -> bool:
-        return any(len(kept) < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+        return any(kept.size < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
 
     def fill(x: Array, variable: Any) -> Array:
         shape = variable.aval.shape
@@ -227,9 +235,9 @@ def _with_own_derivatives(
     def pick(x: Array, variable: Any) -> Array:
         left = places(variable)
         if packed:
-            shape = tuple(map(len, left))
+            shape = tuple(kept.size for kept in left)
             return x.reshape(-1)[: math.prod(shape)].reshape(shape)
-        return x[jnp.ix_(*left)]
+        return _picked(x, left)
 
     def whole(*operands: Any) -> list[Array]:
         filled = [fill(x, v) if cut(v) else x for v, x in zip(call.invars, operands, strict=True)]

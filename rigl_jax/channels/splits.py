@@ -10,7 +10,7 @@ nothing ever treats them apart (channels are shuffled), it is the longest one: f
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,6 +156,13 @@ def _entries(channels: Channels, spread: np.ndarray) -> list[Any]:
     return [Split(grid, vary.index(k)) if k in vary else None for k in range(spread.ndim)]
 
 
-def places(labels: Labels, shape: Sequence[int], gone: np.ndarray) -> list[np.ndarray]:
-    """The ascending positions that are left of each axis, where `gone` says it of every channel: bool[positions]."""
-    return [np.arange(n) if a is None else np.flatnonzero(~gone[a]) for n, a in zip(shape, labels, strict=True)]
+class Open(NamedTuple):
+    """All positions of an axis whose size is a symbol, such as that of a batch."""
+
+    size: Any
+
+
+def places(labels: Labels, shape: Sequence[Any], gone: np.ndarray) -> list[Any]:
+    """The ascending positions that are left of each axis, where `gone` says it of every channel: int64, or `Open`."""
+    whole = [np.arange(n) if isinstance(n, int) else Open(n) for n in shape]
+    return [all_ if a is None else np.flatnonzero(~gone[a]) for all_, a in zip(whole, labels, strict=True)]

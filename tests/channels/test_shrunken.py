@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import pytest
 
 import rigl_jax as rx
-from tests.channels.models import Draw
+from tests.channels.models import Draw, conv
 from tests.errors import refused
 
 KEY = jax.random.key(0)
@@ -99,10 +100,40 @@ def test_a_smaller_model_is_saved_and_read_again_by_the_positions_that_it_kept(t
     np.testing.assert_array_equal(jax.jit(again.apply)(params, X), jax.jit(small.apply)(small.params, X))
 
 
-def test_a_smaller_model_is_exported():
-    small = rx.channels.shrink(apply, PARAMS, prune(apply, PARAMS, 1), X)
-    again = jax.export.export(jax.jit(small.apply))(small.params, X)  # to be serialized with the package flatbuffers
-    np.testing.assert_allclose(again.call(small.params, X), jax.jit(small.apply)(small.params, X), rtol=1e-5)
+def test_a_smaller_model_is_exported_for_any_batch():
+    def net(p, x):  # sizes that are written down beside that of the batch
+        first = jnp.pad(apply(p, x[1:]), ((0, 0), (0, 1)))[:, :2]
+        return first * jnp.broadcast_to(jax.nn.relu(x[1:] @ p["a"])[:, ::2].sum(1, keepdims=True), first.shape)
+
+    small = rx.channels.shrink(net, PARAMS, {"a": {1: np.arange(0, 16, 2)}, "b": {1: [0, 1, 5]}}, X)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 4), jnp.float32)
+    again = jax.export.export(jax.jit(small.apply))(small.params, shape)  # serialized with the package flatbuffers
+    for x in (X, X[:3]):
+        np.testing.assert_allclose(again.call(small.params, x), jax.jit(small.apply)(small.params, x), rtol=1e-5)
+
+
+def test_a_smaller_model_runs_in_onnx_runtime(tmp_path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    draw, x = Draw(2), Draw(3)(2, 8, 8, 3)
+    params = {"a": draw.conv(3, 3, n=3, m=8), "b": draw.conv(3, 3, n=8, m=8), "c": draw(8, 4)}
+
+    def net(p, x):
+        x = jax.nn.relu(conv(p["a"], x))
+        return (x + jax.nn.relu(conv(p["b"], x))).mean((1, 2)) @ p["c"]
+
+    with jax.numpy_rank_promotion("allow"):
+        groups = rx.channels.groups(net, params, x)
+        keep = rx.channels.select(groups, rx.channels.scores(groups, params), remove=0.5, scope="layer")
+        small = rx.channels.shrink(net, params, keep, x)
+        assert small.shapes["b/kernel"] == ((3, 3, 8, 8), (3, 3, 4, 4))
+        rx.execution.export_onnx(tmp_path / "small.onnx", small.apply, small.params, x)
+        session = runtime.InferenceSession(tmp_path / "small.onnx")
+        for batch in (1, 5):
+            images = np.array(Draw(batch)(batch, 8, 8, 3))
+            (y,) = session.run(None, {"input_0": images})
+            np.testing.assert_allclose(y, jax.jit(small.apply)(small.params, images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_smaller_model_runs_on_packed_weights():
