@@ -142,7 +142,7 @@ def launches(compiled: jax.stages.Compiled) -> Launches:
     """How many kernels a call starts, read off the optimised program. Copies of buffers count as kernels."""
     bodies: dict[str, list[str]] = {}
     entry, current = "", ""
-    for line in compiled.as_text().splitlines():
+    for line in (compiled.as_text() or "").splitlines():
         if found := _COMPUTATION.match(line):
             current = found[2]
             bodies[current] = []
@@ -181,4 +181,6 @@ def launches(compiled: jax.stages.Compiled) -> Launches:
 
 def temporary(compiled: jax.stages.Compiled) -> int:
     """Bytes of the buffers that are neither arguments nor results."""
-    return compiled.memory_analysis().temp_size_in_bytes
+    found = compiled.memory_analysis()
+    assert found is not None  # the compilers of all targets give it
+    return found.temp_size_in_bytes
