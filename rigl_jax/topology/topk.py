@@ -4,7 +4,7 @@ Selection takes exactly k of n, with ties to the lower index, and k may be trace
 score is found by a search over the bits of its float representation: with a counting pass for each bit on CPUs, for
 each four bits on accelerators, which count 15 numbers in the time that it takes to read the scores. Counts can be
 summed over devices, so a sharded weight is not gathered. On a single CPU a native kernel selects (`rigl_jax.native`):
-with the same result, faster and with less memory. `batch.py` selects from many arrays at once.
+with the same result, faster and with less memory.
 """
 
 from __future__ import annotations
