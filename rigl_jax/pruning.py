@@ -34,9 +34,9 @@ def prune(
     """Prunes a network to the counts of a plan: those weights stay that the criterion ranks highest.
 
     Counts are exact; ties go to the earlier leaf, then to the lower index. A score that is NaN, as after a loss that is
-    not finite, is an error. Under `jax.jit`, where values are not known, NaN ranks lowest instead, so scores that are
-    all NaN prune by index: check the loss first. To fine-tune what is left, train it with
-    `rx.static(plan, pruned.masks)`.
+    not finite, is an error, and so is a weight that a surgeon makes NaN. Under `jax.jit`, where values are not known,
+    NaN ranks lowest instead, so scores that are all NaN prune by index: check the loss first. To fine-tune what is
+    left, train it with `rx.static(plan, pruned.masks)`.
 
     Args:
       plan: from `make_plan`; its structures are kept. Structures of several weights rank by the mean score of a unit.
@@ -44,7 +44,8 @@ def prune(
       criterion: `(params, batch) -> scores`, such as those of `rx.criteria`; or a surgeon, `(plan, params, masks,
         batch) -> Pruned`, which moves the weights that stay as well. They are distinguished by the number of arguments.
       batch: handed to the criterion as it is: what its `loss` takes, often `(inputs, labels)`; for one made of an
-        `apply` (`synflow`, `wanda`, `nnrelief`, `sparsegpt`) the inputs alone. None for one that needs no data.
+        `apply` (`synflow`, `wanda`, `mean_activation`, `nnrelief`, `sparsegpt`) the inputs alone. None for one that
+        needs no data.
       scope: "layer": each leaf (each group of its structure) keeps the plan's count. "global": one ranking over all
         leaves, which must be unstructured; only the plan's total holds. A surgeon prunes by layer.
       masks: of a network that is pruned already, parallel to params: what they lack never returns. Default: all
@@ -59,8 +60,9 @@ def prune(
 
     Raises:
       ValueError: a criterion of another number of arguments, or one that cannot be traced where it must be; no batch
-        for one of `rx.criteria` that reads it; scores that are NaN or do not fit params; an unknown scope; masks that
-        hold fewer weights than are to stay; names the argument and the leaf.
+        for one of `rx.criteria` that reads it, or one without examples; scores that are NaN or do not fit params; an
+        unknown scope; a surgeon under jit; masks that hold fewer weights than are to stay; names the argument and the
+        leaf.
 
     >>> import rigl_jax as rx
     >>> params = {"w": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
@@ -190,6 +192,8 @@ def _nan_leaves(plan: Plan, scores: PyTree, masks: Masks | None) -> dict[str, Ar
 
 def _operate(schedule: Schedule, surgeon: Any, params: PyTree, batch: Any, masks: Masks | None) -> Pruned:
     """A surgeon in rounds, each held to its counts and to the masks before it."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, masks, batch))):
+        raise ValueError("prune: criterion, a surgeon, needs params with known values; call prune outside of jit")
     plan = schedule.ranking.plan
     now = Pruned(params, topology.full_masks(plan, params) if masks is None else masks)
     now = now._replace(params=apply_masks(*now))
@@ -201,6 +205,9 @@ def _operate(schedule: Schedule, surgeon: Any, params: PyTree, batch: Any, masks
         masks = checks.masks("prune", after.masks, after.params)
         _check_operated(aim, now.masks, masks)
         now = Pruned(apply_masks(after.params, masks), masks)
+        for name, w in trees.named_leaves(now.params).items():
+            if name in plan and bool(jnp.any(jnp.isnan(w))):
+                raise ValueError(f"prune: criterion, a surgeon, must give numbers, got NaN in leaf {name!r}")
     return now
 
 

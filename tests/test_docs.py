@@ -101,6 +101,8 @@ def test_the_page_of_pruning():
     rx.check_masked(names["two_in_four"].params, names["two_in_four"].masks, names["rows"])
     rx.check_masked(names["moved"].params, names["moved"].masks, names["rows"])
     assert not np.array_equal(names["moved"].params["last"]["kernel"], names["two_in_four"].params["last"]["kernel"])
+    rx.check_masked(names["by_all"].params, names["by_all"].masks, names["shared"])
+    assert {name: layer.active_weights for name, layer in names["shared"].items()} == names["counts"]
     for pruned in (names["everywhere"], names["by_lamp"]):
         assert sum(int(m.sum()) for m in jax.tree.leaves(pruned.masks)) == sum(
             layer.active_weights for layer in names["plan"].values()

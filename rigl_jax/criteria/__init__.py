@@ -8,7 +8,7 @@ Surgeons, `(plan, params, masks, batch) -> Pruned`, also move the weights that s
 docs/pruning.md has the table of both.
 """
 
-from rigl_jax.criteria.activation import clean_up, keep_mass, nnrelief, wanda
+from rigl_jax.criteria.activation import clean_up, keep_mass, mean_activation, nnrelief, wanda
 from rigl_jax.criteria.ap import activating
 from rigl_jax.criteria.data_free import least_moved_negative, magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
@@ -30,6 +30,7 @@ __all__ = [
     "least_moved_negative",
     "m_fac",
     "magnitude",
+    "mean_activation",
     "nnrelief",
     "obd",
     "obs",

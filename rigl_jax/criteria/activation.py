@@ -45,6 +45,31 @@ def wanda(apply: Apply) -> Criterion:
     return _from_inputs(of_inputs("wanda", apply), score)
 
 
+def mean_activation(apply: Apply) -> Criterion:
+    """|w_ij| |E x_i|: a weight by the mean of its input, ShrinkBench's baseline (Blalock et al. 2020, section 7.2).
+
+    As in the authors' code the mean comes first and its absolute value after it: an input with as many positive as
+    negative values scores 0. Behind a ReLU that is E|x_i|. They average over the places of a feature map; here each tap
+    of a convolution has the mean of the inputs that it sees, padding included. Their baseline of gradients, |g w|, is
+    `snip`.
+
+    Args:
+      apply: as for `wanda`. Of several products with a leaf, the mean over all rows. A leaf that is in no product
+        scores |w|.
+
+    >>> params = {"w": jnp.array([[3.0, -1.0], [1.0, 2.0]])}
+    >>> mean_activation(lambda p, x: x @ p["w"])(params, jnp.array([[1.0, 2.0], [-1.0, 4.0]]))["w"].tolist()
+    [[0.0, 0.0], [3.0, 6.0]]
+    """
+    checks.functions("mean_activation", apply=apply)
+
+    def score(w: Array, used: tuple[Captured, ...]) -> Array:
+        sums = [_of_weight(jnp.sum(x, -2), axes, w) for x, axes in map(_input, used)]
+        return jnp.abs(w) * jnp.abs(functools.reduce(jnp.add, sums)) / sum(p.x.shape[-2] for p in used)
+
+    return _from_inputs(of_inputs("mean_activation", apply), score)
+
+
 def nnrelief(apply: Apply) -> Criterion:
     """E|x_i| |w_ij| / sum_i E|x_i| |w_ij|: a weight's share of its output (NNrelief, Dekhovich et al. 2024, eq. 1).
 

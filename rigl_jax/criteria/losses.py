@@ -49,12 +49,15 @@ def of_inputs(who: str, apply: Callable[[PyTree, Any], Any]) -> Callable[[PyTree
 
 
 def reading(who: str, name: str, function: Callable[[PyTree, Any], Any]) -> Callable[[PyTree, Any], Any]:
-    """The function, whose error over a batch that was not given says that it reads one.
+    """The function, whose error over a batch that was not given says that it reads one; a batch of no examples is one.
 
     Whether a function reads its batch is not known before: a loss may close over its data.
     """
 
     def call(params: PyTree, batch: Any) -> Any:
+        for x in jax.tree.leaves(batch):
+            if jnp.shape(x)[:1] == (0,):  # all scores would be alike, and weights would go by their index
+                raise ValueError(f"{who}: batch must hold at least one example, got an array of shape {jnp.shape(x)}")
         try:
             return function(params, batch)
         except (AttributeError, IndexError, TypeError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rigl_jax.base import Criterion, Surgeon
-from rigl_jax.criteria.activation import nnrelief, wanda
+from rigl_jax.criteria.activation import mean_activation, nnrelief, wanda
 from rigl_jax.criteria.data_free import magnitude, random, synflow
 from rigl_jax.criteria.first_order import singe, snip
 from rigl_jax.criteria.m_fac import m_fac
@@ -46,6 +46,7 @@ CRITERIA = {
         Entry("obd", "OBD", lambda loss, **_: obd(loss)),
         Entry("fisher", "Fisher", lambda loss, **_: fisher(loss)),
         Entry("wanda", "Wanda", lambda apply, **_: wanda(apply)),
+        Entry("mean_activation", "Magnitude by activation", lambda apply, **_: mean_activation(apply)),
         Entry("nnrelief", "NNrelief", lambda apply, **_: nnrelief(apply)),
     )
 }

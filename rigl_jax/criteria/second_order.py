@@ -130,6 +130,8 @@ def _signs(key: Array, w: Array) -> Array:
 
 def _diagonal(value: Any, w: Array) -> Array:
     """The exact diagonal of the Hessian of a function of one array."""
+    if not w.size:
+        return jnp.zeros_like(w)
     slope = jax.grad(value)
 
     def entry(i: Array) -> Array:

@@ -14,6 +14,7 @@ import pytest
 import rigl_jax as rx
 from rigl_jax.criteria import CRITERIA
 from tests import oracles
+from tests.errors import refused
 
 SHAPES = {"a": (8, 12), "b": (12, 6), "c": (6, 4)}
 STRUCTURES = {
@@ -123,6 +124,13 @@ def test_units_that_change_places_take_their_scores_along(name):
     found = made(name)(exchanged, BATCH)
     chex.assert_trees_all_close(found["a"], scores(name)["a"][:, order], rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_close(found["b"], scores(name)["b"][order], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in ("magnitude", "random", "synflow")])
+def test_a_batch_without_examples_is_refused(name):
+    """All scores would be alike, and weights would go by their index. SynFlow reads the shape of an example only."""
+    with refused(name.removesuffix("_2"), "batch"):
+        jax.eval_shape(CRITERIA[name].make(loss=loss, apply=apply, key=KEY), PARAMS, BATCH[:0])
 
 
 @each

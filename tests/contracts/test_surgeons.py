@@ -7,6 +7,7 @@ import pytest
 
 import rigl_jax as rx
 from rigl_jax.criteria import SURGEONS
+from tests.errors import refused
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (40, 5)) @ jax.random.normal(jax.random.key(1), (5, 8))
@@ -55,3 +56,15 @@ def test_what_is_pruned_never_returns_and_types_stay(name):
     second = rx.prune(further, first.params, made(name), X, masks=first.masks, rounds=2)
     rx.check_masked(second.params, second.masks, further)
     assert not np.any(second.masks["w"] & ~first.masks["w"])
+
+
+@each
+def test_what_a_surgeon_cannot_read_is_refused(name):
+    """No examples, values that jit hides, and NaN: no weights go by their index."""
+    spoiled = PARAMS | {"w": PARAMS["w"].at[0, 0].set(jnp.nan)}
+    with refused("batch"):
+        rx.prune(plan(), PARAMS, made(name), X[:0])
+    with refused("jit"):
+        jax.eval_shape(lambda params: rx.prune(plan(), params, made(name), X), PARAMS)
+    with refused("'w'"):
+        rx.prune(plan(), spoiled, made(name), X)

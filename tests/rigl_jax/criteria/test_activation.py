@@ -55,6 +55,15 @@ def test_wanda_of_inputs_of_one_size_is_magnitude_and_uses_add_up():
     np.testing.assert_array_equal(found["b"], np.abs(W[0]))
 
 
+def test_mean_activation_takes_the_mean_first():
+    """ShrinkBench's numbers, and two products with one leaf."""
+    found = scored(rx.criteria.mean_activation(linear), {"w": np.ones((2, 3))}, np.array([[1.0, 2.0], [-1.0, 4.0]]))
+    np.testing.assert_array_equal(found["w"], [[0.0] * 3, [3.0] * 3])
+    twice = lambda p, x: (x @ p["w"], (-3 * x[:10]) @ p["w"])  # noqa: E731
+    mean = np.abs(X.sum(0) - 3 * X[:10].sum(0)) / 50
+    np.testing.assert_allclose(scored(rx.criteria.mean_activation(twice), {"w": W}, X)["w"], np.abs(W) * mean[:, None])
+
+
 def shares():
     parts = np.mean(np.abs(X), 0)[:, None] * np.abs(W)
     return parts / parts.sum(0)

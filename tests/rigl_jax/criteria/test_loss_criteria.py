@@ -125,3 +125,8 @@ def test_the_path_integral_converges_with_the_square_of_the_steps_and_is_taylor_
 def test_arguments_are_checked(make, words):
     with refused(words):
         make()
+
+
+def test_a_leaf_without_weights_has_scores_without_numbers():
+    params = {"w": jnp.ones(3), "none": jnp.zeros((0, 2))}
+    assert rx.criteria.obd(lambda p, batch: (p["w"] ** 2).sum())(params, None)["none"].shape == (0, 2)
