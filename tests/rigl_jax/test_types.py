@@ -59,7 +59,9 @@ def sparse(optimizer, sparsity=0.5):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("others", OTHERS)
 def test_both_ways_to_rewire_take_what_plain_optax_takes(others, optimizer):
-    inner, pairs = OPTIMIZERS[optimizer], itertools.product(FLOATS, FLOATS) if others == "floats" else [FLOATS[:2]]
+    inner, pairs = OPTIMIZERS[optimizer], [FLOATS[:2]]
+    if others == "floats":  # all pairs with one optimizer; in the others types differ by being wider or narrower
+        pairs = itertools.product(FLOATS, FLOATS) if optimizer == "adam" else [FLOATS[:2], FLOATS[1::-1], FLOATS[::3]]
     for of_weights, of_gradients in pairs:
         with jax.enable_x64("float64" in (of_weights, of_gradients)):
             params = weights(of_weights, OTHERS[others])
