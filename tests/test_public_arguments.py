@@ -240,7 +240,7 @@ CALLS = {
     "channels.inf_fs": {"responses": ONES, "alpha": 0.5, "r": 0.5},
     "channels.mass_targets": {"responses": ONES, "mass": 0.5},
     "channels.ftwt": {"layer": product, "mass": 0.5, "softmax": True},
-    "channels.nrs": {"apply": product, "p": 2.0, "scales": "scale$"},
+    "channels.nrs": {"apply": product, "eps": 0.01, "p": 2.0, "scales": "scale$"},
     "channels.i_spasp": {"apply": product, "keep": 0.5, "steps": 2},
     "channels.effective_rank": {"loss": loss, "energy": 0.5},
     "channels.mutual_information": {"apply": product, "key": KEY, "samples": 8, "bins": 4},
@@ -516,7 +516,8 @@ ALLOWED = {
     # numbers above 1 are fine
     FRACTION: """diagnostics.noise_tolerance weight, diagnostics.noise_tolerance largest,
         diagnostics.noise_tolerance start, diagnostics.noise_tolerance learning_rate,
-        diagnostics.certified_accuracy eps, channels.nrs p, coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
+        diagnostics.certified_accuracy eps, channels.nrs p, channels.nrs eps,
+        coreset.adaptive_bins alpha, coreset.complexity_gap jitter,
         coreset.dynamic_pruning c, coreset.complexity_gap_per_class jitter, channels.slimming strength,
         channels.soft_threshold amount, retraining.silo eps, retraining.silo alpha, retraining.silo beta,
         retraining.silo_max_lr eps, retraining.silo_max_lr alpha, retraining.silo_max_lr beta,
