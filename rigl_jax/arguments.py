@@ -79,6 +79,13 @@ def whole(least: int) -> Rule:
     return rule(f"a whole number, at least {least}", lambda value: checks.is_whole(value, least), checks.plain)
 
 
+share = rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
+"""A part of a whole that is not empty."""
+
+positive = rule("a number above 0", lambda value: checks.real(value) > 0, checks.plain)
+"""One number, such as a rate or seconds."""
+
+
 def one_of(kinds: Any, expected: str) -> Rule:
     """An instance of a type, or of one of several."""
     return rule(expected, lambda value: isinstance(value, kinds))

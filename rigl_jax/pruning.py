@@ -185,7 +185,7 @@ def _scores(who: str, criterion: Criterion, params: PyTree, batch: Any) -> PyTre
 
 
 def _nan_leaves(plan: Plan, scores: PyTree, masks: Masks | None) -> dict[str, Array]:
-    """Whether the score of a weight that competes is NaN, a bool for each leaf."""
+    """Whether the score (or value) of a weight that competes is NaN, a bool for each leaf."""
     given, among = trees.named_leaves(scores), trees.named_leaves(masks)
     return {name: jnp.any(jnp.isnan(given[name]) & among.get(name, True)) for name in plan}
 
@@ -205,9 +205,9 @@ def _operate(schedule: Schedule, surgeon: Any, params: PyTree, batch: Any, masks
         masks = checks.masks("prune", after.masks, after.params)
         _check_operated(aim, now.masks, masks)
         now = Pruned(apply_masks(after.params, masks), masks)
-        for name, w in trees.named_leaves(now.params).items():
-            if name in plan and bool(jnp.any(jnp.isnan(w))):
-                raise ValueError(f"prune: criterion, a surgeon, must give numbers, got NaN in leaf {name!r}")
+        nan = jax.device_get(_nan_leaves(plan, now.params, None))
+        if found := [name for name, flag in nan.items() if flag]:
+            raise ValueError(f"prune: criterion, a surgeon, must give numbers, got NaN in leaf {found[0]!r}")
     return now
 
 

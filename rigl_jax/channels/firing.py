@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
 
@@ -44,7 +43,7 @@ class Gated(NamedTuple):
     apply: Callable[[PyTree, dict[str, Array], Any], Fired]
 
 
-@arguments(responses=rules.array(2))
+@arguments(responses=rules.array(2), mass=rules.share)
 def mass_targets(responses: Array, mass: float) -> Array:
     """The filters that a head should leave on: the strongest, as long as together they have at most a share of all.
 
@@ -68,7 +67,6 @@ def mass_targets(responses: Array, mass: float) -> Array:
       >>> mass_targets(jnp.array([[6.0, 4.0, 0.0]]), 1.0).tolist()
       [[True, True, False]]
     """
-    mass = checks.number("mass_targets", "mass", mass, "must be above 0 and at most 1", lambda x: 0 < x <= 1)
     responses = jnp.asarray(responses, jnp.float32)
     total = jnp.sum(responses, 1, keepdims=True)
     shares = responses / jnp.where(total > 0, total, 1)
@@ -80,7 +78,7 @@ def mass_targets(responses: Array, mass: float) -> Array:
     return on & (total > 0)
 
 
-@arguments(layer=rules.function, softmax=rules.flag)
+@arguments(layer=rules.function, mass=rules.share, softmax=rules.flag)
 def ftwt(layer: Callable[[PyTree, Any], Array], mass: float = 0.9, *, softmax: bool = False) -> Gated:
     """A layer whose filters are switched for each input, with a loss of its own for the head that does it (FTWT).
 
@@ -112,7 +110,6 @@ def ftwt(layer: Callable[[PyTree, Any], Array], mass: float = 0.9, *, softmax: b
       >>> fired.outputs.tolist(), float(fired.mask.mean())
       ([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]], 0.3333333432674408)
     """
-    mass = checks.number("ftwt", "mass", mass, "must be above 0 and at most 1", lambda x: 0 < x <= 1)
 
     def init(key: Array, params: PyTree, inputs: Any) -> dict[str, Array]:
         shape, n = _features(jax.eval_shape(layer, params, inputs)), jnp.shape(inputs)[-1]

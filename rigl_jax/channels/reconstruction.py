@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
 from rigl_jax.channels.gating import ChannelCriterion, Scores, inputs_of, parted, read_sums, sizes, tapped
 from rigl_jax.channels.grouping import Group
 
-_SHARE = rules.rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
 
-
-@arguments(apply=rules.function, keep=_SHARE, steps=rules.whole(1))
+@arguments(apply=rules.function, keep=rules.share, steps=rules.whole(1))
 def i_spasp(apply: Callable[[PyTree, Any], Any], keep: float = 0.5, steps: int = 20) -> ChannelCriterion:
     """The channels whose sum comes nearest to the outputs (i-SpaSP, Wolfe and Kyrillidis 2022, algorithm 1).
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
 from rigl_jax.channels.first_order import gradients
@@ -19,8 +18,6 @@ from rigl_jax.channels.grouping import Group
 from rigl_jax.criteria.losses import Loss
 from rigl_jax.linear_algebra import energy_rank
 from rigl_jax.tracing import geometry
-
-_SHARE = rules.rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
 
 
 @arguments(key=rules.key)
@@ -47,7 +44,7 @@ def random(key: Array) -> ChannelCriterion:
     return criterion
 
 
-@arguments(loss=rules.function, energy=_SHARE)
+@arguments(loss=rules.function, energy=rules.share)
 def effective_rank(loss: Loss, energy: float = 0.99) -> ChannelCriterion:
     """What a channel adds to the others in the matrix of gradients, examples by channels (after Zhou et al. 2022).
 

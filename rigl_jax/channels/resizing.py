@@ -63,6 +63,10 @@ def removed(reading: Reading, own: Mapping[str, Any], kept: Kept) -> np.ndarray:
     return gone if gone[0] else gone[roots]
 
 
+def _is_cut(places: Places, variable: Any) -> bool:
+    return any(kept.size < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+
+
 def _smaller(reading: Reading, gone: np.ndarray) -> Callable[[Program, Sequence[Any]], Any]:
     """Evaluates programs of a reading without the channels that are gone."""
 
@@ -70,8 +74,7 @@ def _smaller(reading: Reading, gone: np.ndarray) -> Callable[[Program, Sequence[
     def places(variable: Any) -> list[Any]:
         return splits.places(reading.labels[variable], variable.aval.shape, gone)
 
-    def cut(variable: Any) -> bool:
-        return any(kept.size < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+    cut = functools.partial(_is_cut, places)
 
     def run(program: Program, inputs: Sequence[Any]) -> Any:
         constants = {v: x[np.ix_(*places(v))] if cut(v) else x for v, x in program.constants.items()}
@@ -223,8 +226,7 @@ def _with_own_derivatives(
     """
     packed = _by_element(call)
 
-    def cut(variable: Any) -> bool:
-        return any(kept.size < n for kept, n in zip(places(variable), variable.aval.shape, strict=True))
+    cut = functools.partial(_is_cut, places)
 
     def fill(x: Array, variable: Any) -> Array:
         shape = variable.aval.shape

@@ -39,8 +39,7 @@ def wanda(apply: Apply) -> Criterion:
     checks.functions("wanda", apply=apply)
 
     def score(w: Array, used: tuple[Captured, ...]) -> Array:
-        squares = [_of_weight(jnp.sum(jnp.square(x), -2), axes, w) for x, axes in map(_input, used)]
-        return jnp.abs(w) * jnp.sqrt(functools.reduce(jnp.add, squares))
+        return jnp.abs(w) * jnp.sqrt(_summed(w, used, jnp.square))
 
     return _from_inputs(of_inputs("wanda", apply), score)
 
@@ -64,8 +63,7 @@ def mean_activation(apply: Apply) -> Criterion:
     checks.functions("mean_activation", apply=apply)
 
     def score(w: Array, used: tuple[Captured, ...]) -> Array:
-        sums = [_of_weight(jnp.sum(x, -2), axes, w) for x, axes in map(_input, used)]
-        return jnp.abs(w) * jnp.abs(functools.reduce(jnp.add, sums)) / sum(p.x.shape[-2] for p in used)
+        return jnp.abs(w) * jnp.abs(_summed(w, used, lambda x: x)) / sum(p.x.shape[-2] for p in used)
 
     return _from_inputs(of_inputs("mean_activation", apply), score)
 
@@ -99,6 +97,12 @@ def nnrelief(apply: Apply) -> Criterion:
         return (functools.reduce(jnp.add, shares) / len(shares)).astype(w.dtype)
 
     return _from_inputs(of_inputs("nnrelief", apply), share)
+
+
+def _summed(w: Array, used: tuple[Captured, ...], of: Callable[[Array], Array]) -> Array:
+    """A function of the inputs of a weight, added up over the rows of all its products, as `_of_weight` has it."""
+    sums = [_of_weight(jnp.sum(of(x), -2), axes, w) for x, axes in map(_input, used)]
+    return functools.reduce(jnp.add, sums)
 
 
 def _from_inputs(apply: Apply, score: Callable[[Array, tuple[Captured, ...]], Array]) -> Criterion:

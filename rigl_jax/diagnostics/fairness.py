@@ -33,7 +33,6 @@ class Fairness(NamedTuple):
     classes: tuple[int, int] | None = None
 
 
-_POSITIVE = rules.rule("a number of seconds above 0", lambda value: checks.real(value) > 0, checks.plain)
 _PLACES = rules.rule(
     "a list of positions, whole numbers",
     lambda value: (
@@ -44,7 +43,7 @@ _PLACES = rules.rule(
 
 
 @arguments(layers=rules.sequence, low=rules.host_array(1), high=rules.host_array(1), protected=_PLACES, whole=_PLACES,
-           seconds=_POSITIVE)  # fmt: skip
+           seconds=rules.positive)  # fmt: skip
 def individual_fairness(
     layers: Sequence[tuple[Any, Any]],
     low: Any,

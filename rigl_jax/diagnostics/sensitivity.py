@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
 from rigl_jax.linear_algebra import energy_rank
@@ -24,8 +23,6 @@ from rigl_jax.tracing.products import Captured, capture
 Loss = Callable[[PyTree, Any], Array]
 """`(params, batch) -> scalar`, in inference mode."""
 _NAMES = rules.optional(rules.one_of((list, tuple, set, frozenset, Mapping), "names of leaves"))
-_POSITIVE = rules.rule("a number above 0", lambda value: checks.real(value) > 0, checks.plain)
-_SHARE = rules.rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
 
 
 class DeadRate(NamedTuple):
@@ -67,7 +64,7 @@ def dead_rate(activations: Any) -> DeadRate:
     return DeadRate(jnp.mean(static, dtype=jnp.float32), jnp.mean(zero & ~static[None], dtype=jnp.float32))
 
 
-@arguments(loss=rules.function, energy=_SHARE, leaves=_NAMES)
+@arguments(loss=rules.function, energy=rules.share, leaves=_NAMES)
 def gradient_ranks(
     loss: Loss, params: PyTree, batch: Any, *, energy: float = 0.99, leaves: Iterable[str] | None = None
 ) -> dict[str, float]:
@@ -141,9 +138,15 @@ def _noise(key: Array, y: Array, sigma: Any) -> Array:
 
 
 @arguments(
-    loss=rules.function, key=rules.key, weight=_POSITIVE, largest=_POSITIVE, start=_POSITIVE, learning_rate=_POSITIVE,
-    steps=rules.whole(1), leaves=_NAMES,
-)  # fmt: skip
+    loss=rules.function,
+    key=rules.key,
+    weight=rules.positive,
+    largest=rules.positive,
+    start=rules.positive,
+    learning_rate=rules.positive,
+    steps=rules.whole(1),
+    leaves=_NAMES,
+)
 def noise_tolerance(
     loss: Loss,
     params: PyTree,
