@@ -150,15 +150,21 @@ def _dynamic(n: int, name: str, keep: float, period: int, start: int, *, weights
         del scores
         chosen = selector.select(examples.stats, key)
         weight = chosen.weight if weights else jnp.ones_like(chosen.weight)
-        return examples._replace(weight=jnp.zeros(n, jnp.float32).at[chosen.index].set(weight))
+        return _only(examples, chosen.index, weight)
 
     def observe(examples: Examples, index: Array, losses: Array, right: Array) -> Examples:
         del right
         return examples._replace(stats=selector.update(examples.stats, index, losses))
 
-    return DataPruning(
-        lambda: Examples(jnp.ones(n, jnp.float32), selector.init()), _every(start, period), choose, observe, kept
-    )
+    return DataPruning(lambda: _all_of(n, selector.init()), _every(start, period), choose, observe, kept)
+
+
+def _all_of(n: int, stats: Any = ()) -> Examples:
+    return Examples(jnp.ones(n, jnp.float32), stats)
+
+
+def _only(examples: Examples, index: Any, weight: Any) -> Examples:
+    return examples._replace(weight=jnp.zeros_like(examples.weight).at[index].set(weight))
 
 
 def _kept(n: int, keep: float) -> int:
@@ -224,7 +230,7 @@ def forgetting(n: int, *, keep: float, start: int, period: int = 0, offset: floa
         return examples._replace(stats=track.update(examples.stats, index, right))
 
     found = _scored(n, "forgetting", keep, offset, _every(start, period), lambda stats: track.scores(stats))
-    return found._replace(init=lambda: Examples(jnp.ones(n, jnp.float32), track.init()), observe=observe)
+    return found._replace(init=lambda: _all_of(n, track.init()), observe=observe)
 
 
 def _scored(
@@ -244,9 +250,9 @@ def _scored(
         scores = scores if of_stats is None else of_stats(examples.stats)
         order = jax.random.permutation(key, n)
         index = order[rx.coreset.top(scores[order], kept, offset=left)]
-        return examples._replace(weight=jnp.zeros(n, jnp.float32).at[index].set(1.0))
+        return _only(examples, index, 1.0)
 
-    return DataPruning(lambda: Examples(jnp.ones(n, jnp.float32), ()), chosen_at, choose, everything(n).observe, kept)
+    return DataPruning(lambda: _all_of(n), chosen_at, choose, everything(n).observe, kept)
 
 
 def _el2n(apply: Any, params: Any, images: Array, labels: Array) -> Array:
@@ -277,15 +283,13 @@ def from_file(n: int, *, path: str) -> DataPruning:
         raise ValueError(
             f"from_file: path must hold indices below {n}, the number of training examples, got {index.max()}"
         )
-    weight = np.zeros(n, np.float32)
-    weight[index] = 1
 
     def choose(examples: Examples, scores: Array | None, key: Array) -> Examples:
         del scores, key
-        return examples._replace(weight=jnp.asarray(weight))
+        return _only(examples, index, 1.0)
 
     found = everything(n)
-    return DataPruning(lambda: Examples(jnp.ones(n, jnp.float32), ()), _every(0, 0), choose, found.observe, len(index))
+    return DataPruning(lambda: _all_of(n), _every(0, 0), choose, found.observe, len(index))
 
 
 def _indices(path: str) -> np.ndarray:

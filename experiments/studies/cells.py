@@ -20,7 +20,8 @@ def read(folder: Path, cell: Any) -> dict[Any, dict[str, Any]]:
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Adds a record to the file of its model."""
+    """Adds a record to the file of its model; makes the folder if there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{record['model']}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
 

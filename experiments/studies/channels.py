@@ -182,7 +182,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", action="append", type=float)
     options = parser.parse_args(argv)
     data, done = load(options.source), read(options.records)
-    options.records.mkdir(parents=True, exist_ok=True)
     study = functools.cache(lambda model: Study(model, data))
     for cell in cells(options.model or tuple(MODELS)):
         if cell in done or (options.share and cell.share not in (1.0, *options.share)):

@@ -99,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--study", action="append", choices=STUDIES)
     options = parser.parse_args(argv)
     done = read(options.records)
-    options.records.mkdir(parents=True, exist_ok=True)
     for model in options.model or MODELS:
         wanted = [c for c in cells([model]) if c not in done and (not options.study or c.study in options.study)]
         run = runners(model, options.source) if wanted else {}

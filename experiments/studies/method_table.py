@@ -143,7 +143,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--multiplier", type=int, default=1, help="trains so many times as long")
     options = parser.parse_args(argv)
     data, done = load(options.source), read(options.records)
-    options.records.mkdir(parents=True, exist_ok=True)
     models, methods = options.model or tuple(MODELS), options.method or tuple(METHODS)
     for cell in cells(models, methods=methods, multiplier=options.multiplier):
         if cell in done or (options.sparsity and cell.sparsity not in options.sparsity):

@@ -243,7 +243,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", action="append", choices=PARTS)
     options = parser.parse_args(argv)
     data, done = load(), read(options.records)
-    options.records.mkdir(parents=True, exist_ok=True)
     for cell in cells():
         if cell in done or (options.part and cell.part not in options.part):
             continue

@@ -148,7 +148,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     wanted = {name: value for name in ("study", "method", "seed") if (value := getattr(options, name))}
     data, done = load(options.source), read(options.records)
-    options.records.mkdir(parents=True, exist_ok=True)
     for model in options.model or MODELS:
         bench = make_bench(model, data)
         rigl = functools.cache(functools.partial(kinds.make_dynamic, bench))

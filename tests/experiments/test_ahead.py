@@ -90,13 +90,13 @@ def test_whole_tiles_compile_for_a_tpu(dtype):
     assert text.count("tpu_custom_call") >= 2  # the gradients of the input and of the values
 
 
-def test_rewiring_compiles():
+@pytest.mark.parametrize("target", ahead.TARGETS)
+def test_rewiring_compiles(target):
+    needs(target)
     plan = rx.make_plan(WEIGHTS, 0.9)
     masks = {name: jax.ShapeDtypeStruct(w.shape, bool) for name, w in WEIGHTS.items()}
-    for target in ahead.TARGETS:
-        if ahead.available(target):
-            rewire = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
-            ahead.compile(target, rewire, masks, WEIGHTS, WEIGHTS)
+    rewire = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
+    ahead.compile(target, rewire, masks, WEIGHTS, WEIGHTS)
 
 
 PROGRAM = """HloModule m
