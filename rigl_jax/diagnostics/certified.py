@@ -135,8 +135,8 @@ def nrs_scores(relus: Sequence[Interval], gammas: Sequence[Any] | None = None, p
       p: of `nrs`.
 
     Returns:
-      float[channels] for each ReLU, from -1 to 1. A channel that is already removed has bounds of 0 and looks
-      unstable; rank it apart, at -inf. (In the authors' code it has score 0 and outranks unstable ones.)
+      float[channels] for each ReLU, from -1 to 1. A channel that is already removed has bounds of 0, hence the
+      score tanh(1) = 0.76, above unstable ones; rank it apart, at -inf. (In the authors' code it has score 0.)
 
     Raises:
       ValueError: as `nrs`.
