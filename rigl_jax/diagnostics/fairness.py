@@ -214,5 +214,5 @@ def _differ(z3: Any, first: list[Any], second: list[Any]) -> Any:
 
 
 def _value(model: Any, variable: Any) -> float:
-    value = model.eval(variable, model_completion=True)
+    value = model.evaluate(variable, model_completion=True)
     return float(Fraction(value.numerator_as_long(), value.denominator_as_long()))
