@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RESULTS = {
     "erk_and_one_update": "{'before': 24, 'dropped': 8, 'grown': 8, 'after': 24}",
+    "learned_masks": "{'step gates close': True, 'Gibbs ends at its sparsity': True, 'pixels went': True, "
+    "'counts are exact': True}",
     "masks_by_hand": "{'by hand is rx.prune': True, 'revived by momentum': 288, 'revived under sparsify': 0}",
     "reading_a_run": "{'seeds': 3, 'RigL - SET at 98 %, points': 5.18}",  # as in the README's table
     "prune_a_trained_model": "{'equal sizes': True, 'random < magnitude < surgeon': True}",
