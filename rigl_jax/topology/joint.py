@@ -14,7 +14,8 @@ from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import shown
-from rigl_jax.topology.leaf import prune
+from rigl_jax.topology.leaf import pruning
+from rigl_jax.topology.together import map_selections
 from rigl_jax.topology.topk import select, select_jointly
 from rigl_jax.topology.tree import hold, sound
 
@@ -51,8 +52,8 @@ class Ranking(NamedTuple):
             total = sum(n_active(layer) * layer.layers for layer in self.plan.values())
             return prune_jointly(self.plan, scores, total, min_active=self.min_active, among=among)
         among = jax.tree.map(lambda _: None, scores) if among is None else among
-        return trees.map_sparse(
-            lambda layer, s, mask: prune(layer.structure, s, n_active(layer), among=mask), self.plan, scores, among
+        return map_selections(
+            lambda layer, s, mask: pruning(layer.structure, s, n_active(layer), mask), self.plan, scores, among
         )
 
     def hold(self, scores: PyTree, masks: Masks, before: Masks, *, read: Masks | None = None) -> Masks:

@@ -10,6 +10,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Structure
+from rigl_jax.topology.together import Selection, Selections, selected
 from rigl_jax.topology.topk import check_count, count_true, select
 
 
@@ -33,10 +34,15 @@ def prune(structure: Structure, scores: Array, n_active: Any, *, among: Array | 
     >>> prune(unstructured(), jnp.array([[0.1, -2.0], [3.0, 0.5]]), 2).tolist()
     [[False, False], [True, True]]
     """
+    return selected(pruning(structure, scores, n_active, among))
+
+
+def pruning(structure: Structure, scores: Array, n_active: Any, among: Array | None = None) -> Selections[Array]:
+    """`prune`, as a ranking."""
     checks.same_shape("prune", jnp.shape(scores), scores=scores, among=among)
     pooled = structure.pool(scores)
     units = None if among is None else structure.active(among)
-    kept = select(pooled, n_active, axes=structure.axes(pooled.shape), among=units)
+    kept = yield Selection(pooled, n_active, structure.axes(pooled.shape), units)
     return structure.expand(kept, scores.shape)
 
 
@@ -89,18 +95,25 @@ def rewire(
 
     Ties go to the lower index, NaN scores are dropped first and grown last.
     """
+    return selected(rewiring(structure, mask, drop, grow, n_drop, n_active, regrow_dropped))
+
+
+def rewiring(
+    structure: Structure, mask: Array, drop: Array, grow: Array, n_drop: Any, n_active: Any, regrow_dropped: bool
+) -> Selections[Rewiring]:
+    """`rewire`, as a ranking."""
     checks.same_shape("rewire", jnp.shape(mask), mask=mask, drop=drop, grow=grow)
     check_count("rewire: n_drop", n_drop)
     active = structure.active(mask)
     axes, layer = structure.axes(active.shape), structure.layer_axes(active.shape)
-    kept = select(structure.pool(drop), count_true(active, layer) - n_drop, axes=layer, among=active)
+    kept = yield Selection(structure.pool(drop), count_true(active, layer) - n_drop, layer, active)
     if n_active is None:
         n_active = count_true(active, axes)
     n_grow = n_active - count_true(kept, axes)
     grow = structure.pool(grow)
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
-    grown = select(grow, n_grow, axes=axes, among=~kept)
+    grown = yield Selection(grow, n_grow, axes, ~kept)
     return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
 
 

@@ -61,7 +61,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     >>> select(jnp.array([3.0, 3.0, 3.0, 2.0]), 2).tolist()
     [True, True, False, False]
     """
-    _check_scores("select", scores, among)
+    check_scores("select", scores, among)
     axes = tuple(range(scores.ndim)) if axes is None else axes
     given: tuple[Any, ...] = axes if isinstance(axes, tuple) else (None,)
     if len(set(given)) < len(given) or not all(checks.is_whole(axis) and axis < scores.ndim for axis in given):
@@ -90,7 +90,7 @@ def _selected(scores: Array, k: Array, among: Array | None, *, axes: tuple[int, 
 
 def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...], digit: int) -> Array:
     """The search over bits, `digit` of them in a pass, on any number and kind of devices."""
-    keys, bits = _candidates(scores, among)
+    keys, bits = candidates(scores, among)
     long = [axis for axis in axes if scores.shape[axis] > 1]
     if len(long) == 1 and scores.shape[long[0]] <= SMALL_GROUP:
         return (_rank(keys, long[0]) < jnp.asarray(k, jnp.int32)) & (keys > 0)
@@ -140,7 +140,7 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
         )
     check_count("select_jointly", k)
     for s, a in zip(scores, among, strict=True):
-        _check_scores("select_jointly", s, a)
+        check_scores("select_jointly", s, a)
     if not isinstance(k, jax.Array) and sum(s.size for s in scores) >= checks.LARGEST:
         checks.total("select_jointly", "k", int(k))
     return _selected_jointly(list(scores), apportion.count(k), list(among), digit=digit_bits())
@@ -148,7 +148,7 @@ def select_jointly(scores: Sequence[Array], k: Any, *, among: Sequence[Array | N
 
 @functools.partial(jax.jit, static_argnames="digit", inline=True)
 def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None], *, digit: int) -> list[Array]:
-    pairs = [_candidates(s, a) for s, a in zip(scores, among, strict=True)]
+    pairs = [candidates(s, a) for s, a in zip(scores, among, strict=True)]
     bits, keys = max(bits for _, bits in pairs), [keys for keys, _ in pairs]
 
     def total(which: Callable[[Array], Array]) -> Array:
@@ -156,7 +156,7 @@ def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None], 
         return apportion.total(jnp.stack([count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys]))
 
     k = jnp.clip(k, 0, total(lambda key: key > 0))
-    threshold = _largest(bits, lambda t: total(lambda key: key >= t) >= k, k, dtype=keys[0].dtype)
+    threshold = largest(bits, lambda t: total(lambda key: key >= t) >= k, k, dtype=keys[0].dtype)
     need = k - total(lambda key: key > threshold)
     chosen = []
     for key in keys:
@@ -178,7 +178,12 @@ def _rank(keys: Array, axis: int) -> Array:
     return rank
 
 
-def _check_scores(who: str, scores: Array, among: Array | None) -> None:
+def check_scores(who: str, scores: Array, among: Array | None) -> None:
+    """Checks that scores can be ranked, and that `among` is a mask of them.
+
+    Raises:
+      ValueError: says what was given.
+    """
     if not hasattr(scores, "dtype"):
         raise ValueError(f"{who}: scores must be an array of floats, got {kind(scores)}")
     if scores.dtype not in _types():
@@ -194,7 +199,7 @@ def _types() -> tuple[str, ...]:
     return ("bfloat16", "float16", "float32", *(("float64",) if jnp.result_type(float) == jnp.float64 else ()))
 
 
-def _candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
+def candidates(scores: Array, among: Array | None) -> tuple[Array, int]:
     """Unsigned keys in the order of the scores, 0 for those that are not among the candidates; and their bits."""
     keys, bits = _sortable(scores)
     return (keys if among is None else jnp.where(among, keys, jnp.zeros((), keys.dtype))), bits
@@ -224,12 +229,12 @@ def count_true(which: Array, axes: tuple[int, ...]) -> Array:
 def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...], digit: int) -> Array:
     """The k-th largest key of each group, k from 0 to as many as are above 0. On CPUs one search for every 16 bits."""
     if digit > 1:
-        return _largest(
+        return largest(
             bits, lambda t: count_true(keys[..., None] >= t, axes) >= k[..., None], k, dtype=keys.dtype, digit=digit
         )
 
     def search(part: Array, need: Array) -> Array:
-        return _largest(16, lambda t: count_true(part >= t.astype(jnp.uint16), axes) >= need, need)
+        return largest(16, lambda t: count_true(part >= t.astype(jnp.uint16), axes) >= need, need)
 
     part = (keys >> (bits - 16)).astype(jnp.uint16)
     found = search(part, k).astype(keys.dtype)
@@ -241,7 +246,7 @@ def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...], digit: int) ->
     return found
 
 
-def _largest(
+def largest(
     bits: int,
     holds: Callable[[Array], Array],
     like: Array,
@@ -299,7 +304,7 @@ def _first(tied: Array, need: Array, axes: tuple[int, ...], digit: int) -> Array
 
     # Scores are rarely tied: without a surplus the loop makes no pass at all.
     surplus = jnp.any(count_true(tied, axes) != need)
-    end = _largest(bits, holds, need, wanted=surplus, digit=digit)
+    end = largest(bits, holds, need, wanted=surplus, digit=digit)
     return tied & (~surplus | (_index(tied, axes) < end))
 
 

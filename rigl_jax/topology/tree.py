@@ -14,7 +14,8 @@ from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import listed
-from rigl_jax.topology.leaf import Rewiring, count, prune, rewire
+from rigl_jax.topology.leaf import Rewiring, count, pruning, rewiring
+from rigl_jax.topology.together import Selections, map_selections
 
 
 @arguments(plan=rules.plan, key=rules.key)
@@ -30,8 +31,8 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
       ValueError: params do not fit the plan; the message names the leaf.
     """
     check_fit(plan, params)
-    return trees.map_sparse(
-        lambda leaf, p: prune(
+    return map_selections(
+        lambda leaf, p: pruning(
             leaf.structure,
             jax.random.uniform(
                 trees.leaf_key(key, leaf.name), leaf.shape, jnp.float32, out_sharding=trees.explicit_sharding(p)
@@ -57,7 +58,7 @@ def full_masks(plan: Plan, params: PyTree) -> Masks:
 def prune_tree(plan: Plan, scores: PyTree) -> Masks:
     """`prune` for each sparse leaf, to the counts of the plan."""
     checks.of_plan("prune_tree", plan, scores=scores)
-    return trees.map_sparse(lambda leaf, s: prune(leaf.structure, s, leaf.n_active), plan, scores)
+    return map_selections(lambda leaf, s: pruning(leaf.structure, s, leaf.n_active), plan, scores)
 
 
 @arguments(plan=rules.plan, fraction=rules.numbers, regrow_dropped=rules.flag)
@@ -79,13 +80,13 @@ def drop_and_grow(
     """
     checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
 
-    def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Rewiring:
+    def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Selections[Rewiring]:
         if leaf.n_active == leaf.group_size:
             return Rewiring(mask, mask)
         n_drop = count(fraction, leaf.active_units // leaf.layers)
-        return rewire(leaf.structure, mask, drop, grow, n_drop, regrow_dropped=regrow_dropped)
+        return (yield from rewiring(leaf.structure, mask, drop, grow, n_drop, None, regrow_dropped))
 
-    return settle(plan, masks, trees.map_sparse(one, plan, masks, drop, grow), drop, grow)
+    return settle(plan, masks, map_selections(one, plan, masks, drop, grow), drop, grow)
 
 
 @arguments(
@@ -119,11 +120,10 @@ def rewire_tree(
         raise ValueError(f"rewire_tree: n_drop must have a number for each leaf of the plan, it lacks {missing}")
     n_active = n_active or {}
 
-    def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Rewiring:
-        n, after = n_drop[leaf.name], n_active.get(leaf.name)
-        return rewire(leaf.structure, mask, drop, grow, n, after, regrow_dropped=regrow_dropped)
+    def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Selections[Rewiring]:
+        return rewiring(leaf.structure, mask, drop, grow, n_drop[leaf.name], n_active.get(leaf.name), regrow_dropped)
 
-    rewirings = trees.map_sparse(one, plan, masks, drop, grow)
+    rewirings = map_selections(one, plan, masks, drop, grow)
     return settle(plan, masks if before is None else before, rewirings, drop, grow, together=together)
 
 

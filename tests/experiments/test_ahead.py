@@ -91,12 +91,14 @@ def test_whole_tiles_compile_for_a_tpu(dtype):
 
 
 @pytest.mark.parametrize("target", ahead.TARGETS)
-def test_rewiring_compiles(target):
+def test_leaves_are_rewired_by_one_search(target):
+    """One for what is dropped, one for what is grown, whatever the number of leaves."""
     needs(target)
     plan = rx.make_plan(WEIGHTS, 0.9)
     masks = {name: jax.ShapeDtypeStruct(w.shape, bool) for name, w in WEIGHTS.items()}
     rewire = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
-    ahead.compile(target, rewire, masks, WEIGHTS, WEIGHTS)
+    compiled = ahead.compile(target, rewire, masks, WEIGHTS, WEIGHTS)
+    assert ahead.launches(compiled).open_loops == 2 or target == "v5e"  # of ties; on a TPU rounds are not written down
 
 
 PROGRAM = """HloModule m
