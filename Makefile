@@ -90,6 +90,8 @@ figures: $(VENV)/installed-experiments  ## Make every table and figure of the re
 	$(BIN)/python -m experiments.studies.paper_tables
 	$(BIN)/python -m experiments.studies.method_page
 	$(BIN)/python -m experiments.studies.mnist1d_page
+	$(BIN)/python -m experiments.studies.solutions_page
+	$(BIN)/python -m experiments.studies.language_page
 	$(BIN)/python -m experiments.studies.pruning_page
 	$(BIN)/python -m experiments.studies.channels_page
 	$(BIN)/python -m experiments.studies.data_page

@@ -53,6 +53,7 @@ def write(
     *,
     features: tfds.features.FeaturesDict | None = None,
     version: str = "1.0.0",
+    in_order: bool = False,
 ) -> Path:
     """Writes a data set that `tfds.builder(name, data_dir=data_dir)` then finds.
 
@@ -68,6 +69,7 @@ def write(
       data_dir: parent of the folder `name/version`.
       features: of a set that TFDS does not know.
       version: of a set that TFDS does not know.
+      in_order: of a set that TFDS does not know: examples keep their order.
 
     Returns:
       The folder of the set.
@@ -83,7 +85,9 @@ def write(
     elif features is None:
         raise ValueError(f"write: {name!r} is not a TFDS data set, so its features must be given")
     else:
-        about = {"features": features, "description": f"{name}.", "supervised_keys": ("image", "label")}
+        keys = ("image", "label") if "image" in features else None
+        about = {"features": features, "description": f"{name}.", "supervised_keys": keys}
+        about |= {"disable_shuffling": in_order}
     builder = _Builder(name=name, version=version, about=about, splits=splits, data_dir=data_dir)
     # TFDS prints the sizes of downloads that do not take place, and wants a folder for them.
     with tempfile.TemporaryDirectory() as empty, contextlib.redirect_stdout(io.StringIO()):

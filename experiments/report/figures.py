@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments import texts
+from experiments.config import DENSE
 from experiments.report import drawing
 from experiments.report.drawing import Line, Panel
 from experiments.report.first_layer import first_layer
-from experiments.report.methods import Style
+from experiments.report.methods import Style, distribution_label, style
 from experiments.report.runs import Run
-from experiments.report.tables import group
+from experiments.report.tables import group, sparsity_text
 from rigl_jax import plot
 
 _PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
@@ -47,6 +48,44 @@ def accuracy(runs: Iterable[Run]) -> Figure | None:
             axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin / 2))
             axes.legend(loc="lower right")
         row[0].set_ylabel("Test accuracy")
+    return figure
+
+
+def tradeoff(runs: Iterable[Run]) -> Figure | None:
+    """Test accuracy at the last step over sparsity, one line a method; None for runs of fewer than two sparsities."""
+    found: dict[str, dict[float, list[float]]] = {}
+    looks: dict[str, Style] = {}
+    dense: list[float] = []
+    groups = group(runs)
+    distributions = {key.distribution for key, _ in groups if key.method != DENSE}
+    for (key, settings), members in groups.items():
+        values = [run.summary["test_accuracy"] for run in members if run.summary is not None]
+        if key.method == DENSE:
+            dense += values
+            continue
+        look = style(key.method)
+        several = distribution_label(key.distribution) if len(distributions) > 1 else ""
+        text = texts.figure(", ".join(filter(None, (look.label, several, settings))))
+        looks[text] = look
+        found.setdefault(text, {})[key.sparsity] = values
+    sparsities = sorted({sparsity for places in found.values() for sparsity in places})
+    if len(sparsities) < 2:
+        return None
+    with matplotlib.rc_context(drawing.LOOK):
+        figure, [[axes]] = drawing.new_figure(1, 1, 6.4, 4.2)
+        for text, places in found.items():
+            points = sorted(places.items())
+            bars = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for _, values in points]
+            look = {"color": looks[text].colour, "marker": looks[text].marker, "linestyle": looks[text].dash}
+            x = [sparsities.index(sparsity) for sparsity, _ in points]
+            axes.errorbar(x, [np.mean(values) for _, values in points], bars, label=text, capsize=2, **look)
+        if dense:
+            axes.axhline(float(np.mean(dense)), label="Dense", color="#333333", linewidth=1.2, linestyle=":")
+        axes.set_xticks(range(len(sparsities)), [texts.figure(sparsity_text(sparsity)) for sparsity in sparsities])
+        axes.set_xlabel("Sparsity")
+        axes.set_ylabel("Test accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(found) + 1))
     return figure
 
 
@@ -157,6 +196,11 @@ FIGURES: dict[str, tuple[Callable[[Iterable[Run]], Figure | None], str]] = {
         accuracy,
         "Test accuracy over training. Lines are means over seeds, bands one standard deviation; "
         "the first, lowest evaluations are cut off.",
+    ),
+    "tradeoff": (
+        tradeoff,
+        "Test accuracy at the last step over sparsity; sparsities are evenly spaced. Marks are means over seeds, "
+        "bars one standard deviation.",
     ),
     "density": (density, "Density of each sparse layer: planned (grey), and measured on the last masks."),
     "churn": (

@@ -1,13 +1,15 @@
-"""Every method at every sparsity on Fashion-MNIST: LeNet-300-100 and LeNet-5, ERK, 5 seeds; one process, resumable.
+"""Every method at every sparsity on Fashion-MNIST: LeNet-300-100 and LeNet-5, ERK; one process, resumable.
 
-    python -m experiments.studies.method_table                  # all cells that have no record yet
+    python -m experiments.studies.method_table                  # all planned cells that have no record yet
+    python -m experiments.studies.method_table --whole          # also those that the plan leaves out
     python -m experiments.studies.method_table --model lenet5 --method rigl --sparsity 0.98
 
 A cell is a model, a method and a sparsity. A finished cell is one line of experiments/records/method_table/MODEL.jsonl,
-and a second start runs the cells that are missing. The first 50,000 images are for training, the last 10,000 for
-validation, and the 10,000 test images are used once, after the last step. All methods have the same initial weights,
-order of the images, optimizer, learning rate, and period: masks change every 100 steps until 3/4 of training. So the
-runs of one seed are paired.
+and a second start runs the cells that are missing. Cells of LeNet-5 have three seeds and fewer steps than those of
+LeNet-300-100, which have five, and the plan holds fewer of them. The first 50,000 images are for training, the last
+10,000 for validation, and the 10,000 test images are used once, after the last step. All methods have the same initial
+weights, order of the images, optimizer, learning rate, and period: masks change every 100 steps until 3/4 of training.
+So the runs of one seed are paired.
 
 The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashion-mnist`, or `--source FOLDER`.
 """
@@ -31,19 +33,26 @@ import rigl_jax as rx
 from experiments.io.environment import environment
 from experiments.models import MODELS as NETWORKS
 from experiments.studies import cells as store
-from experiments.studies.method_training import BATCH, LANGEVIN, OPTIMIZER, Run, compile_run, load, measure
+from experiments.studies.method_training import LANGEVIN, OPTIMIZER, Run, compile_run, load, measure
 
 RECORDS = store.FOLDER / "method_table"
-SEEDS = (0, 1, 2, 3, 4)
 SPARSITIES = (0.9, 0.95, 0.98, 0.8, 0.99)
 """In the order in which they are run."""
 _GRID = 2000  # scales for the widths of a small dense network
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "lenet_300_100": {"network": "mlp", "features": (300, 100), "epochs": 15, "rate": 0.1, "dense": None},
-    "lenet5": {"network": "lenet5", "features": (6, 16, 120, 84), "epochs": 10, "rate": 0.05, "dense": "conv1/kernel"},
-}
-"""`rate` is the peak of the learning rate, `dense` the kernel that stays dense."""
+    "lenet_300_100": {
+        "network": "mlp", "features": (300, 100), "steps": 5850, "batch": 128, "rate": 0.1, "dense": None,
+        "seeds": (0, 1, 2, 3, 4), "leaves_out": (), "sparsities": SPARSITIES,
+    },
+    "lenet5": {
+        "network": "lenet5", "features": (6, 16, 120, 84), "steps": 2000, "batch": 32, "rate": 0.05,
+        "dense": "conv1/kernel", "seeds": (0, 1, 2), "leaves_out": ("snfs", "dsr", "deep_r"),
+        "sparsities": (0.98, 0.95),
+    },
+}  # fmt: skip
+"""`rate` is the peak of the learning rate, `dense` the kernel that stays dense. `leaves_out` and `sparsities` make the
+plan of a slow network shorter."""
 
 PERIODIC = {"period": 100, "stop": 0.75}
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -73,17 +82,39 @@ class Cell(NamedTuple):
 
 
 def cells(
-    models: Sequence[str] = tuple(MODELS), *, methods: Sequence[str] = tuple(METHODS), multiplier: int = 1
+    models: Sequence[str] = tuple(MODELS),
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    multiplier: int = 1,
+    whole: bool = False,
 ) -> Iterator[Cell]:
-    """Every cell, in the order in which they are run: the comparisons of the paper first, the outer sparsities last."""
-    inner, outer = SPARSITIES[:3], SPARSITIES[3:]
-    parts = ((methods[:4], inner), (methods[4:], (0.98,)), (methods[4:], (0.95, 0.9)), (methods, outer))
-    for model, (some, sparsities) in itertools.product(models, parts):
-        for method, sparsity in itertools.product(some, sparsities):
-            if method != "dense":
-                yield Cell(model, method, sparsity, multiplier)
-            elif sparsity == inner[0]:
-                yield Cell(model, method, 0.0, multiplier)
+    """The planned cells, in the order in which they are run: the comparisons of the paper first.
+
+    With `whole` also those that the plan of a model leaves out, after the others.
+    """
+    for model in models:
+        planned = list(_planned(model, methods, multiplier))
+        yield from planned
+        if whole:
+            yield from (cell for cell in _every(model, methods, SPARSITIES, multiplier) if cell not in planned)
+
+
+def _planned(model: str, methods: Sequence[str], multiplier: int) -> Iterator[Cell]:
+    """At the inner sparsities the comparisons of the paper, then the other methods, all of them at the outer ones."""
+    spec = MODELS[model]
+    kept = [method for method in methods if method not in spec["leaves_out"]]
+    inner = [s for s in spec["sparsities"] if s in SPARSITIES[:3]]
+    outer = [s for s in spec["sparsities"] if s not in inner]
+    for some, sparsities in ((kept[:4], inner), (kept[4:], (0.98,)), (kept[4:], (0.95, 0.9)), (kept, outer)):
+        yield from _every(model, some, [s for s in sparsities if s in spec["sparsities"]], multiplier)
+
+
+def _every(model: str, methods: Sequence[str], sparsities: Sequence[float], multiplier: int) -> Iterator[Cell]:
+    for method, sparsity in itertools.product(methods, sparsities):
+        if method != "dense":
+            yield Cell(model, method, sparsity, multiplier)
+        elif sparsity == MODELS[model]["sparsities"][0]:
+            yield Cell(model, method, 0.0, multiplier)
 
 
 def small_features(model: str, weights: int) -> tuple[int, ...]:
@@ -107,11 +138,10 @@ def _n_weights(params: Any) -> int:
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params) if len(p.shape) > 1)
 
 
-def prepare(cell: Cell, n_train: int, epochs: int | None = None) -> tuple[Run, dict[str, Any]]:
-    """The compiled run of a cell, and its settings for the record."""
+def prepare(cell: Cell, steps: int | None = None) -> tuple[Run, dict[str, Any]]:
+    """The compiled run of a cell, of the model's length or of `steps`, and its settings for the record."""
     spec, options, noisy = MODELS[cell.model], dict(METHODS[cell.method]), cell.method == "deep_r"
-    epochs = (epochs or spec["epochs"]) * cell.multiplier
-    steps = epochs * (n_train // BATCH)
+    steps = (steps or spec["steps"]) * cell.multiplier
     module, algorithm = NETWORKS[spec["network"]](10, features=spec["features"]), None
     shapes = _shapes(module)
     for option in options.keys() & {"start", "stop"}:
@@ -125,9 +155,9 @@ def prepare(cell: Cell, n_train: int, epochs: int | None = None) -> tuple[Run, d
             module = NETWORKS[spec["network"]](10, features=small_features(cell.model, _n_weights(shapes) - pruned))
         else:
             algorithm = rx.ALGORITHMS[cell.method](plan, **options)
-    settings = {"epochs": epochs, "steps": steps, "batch": BATCH, "rate": spec["rate"], **OPTIMIZER, **options}
+    settings = {"steps": steps, "batch": spec["batch"], "rate": spec["rate"], **OPTIMIZER, **options}
     settings |= {"features": list(module.features), **(LANGEVIN if noisy else {})}
-    return compile_run(module, algorithm, steps, spec["rate"], noisy=noisy), settings
+    return compile_run(module, algorithm, steps, spec["rate"], noisy=noisy, batch=spec["batch"]), settings
 
 
 def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:
@@ -136,22 +166,23 @@ def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs every cell that has no record."""
+    """Runs every planned cell that has no record."""
     parser = store.parser(__doc__, RECORDS, MODELS)
+    parser.add_argument("--whole", action="store_true", help="also the cells that the plan leaves out")
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--sparsity", action="append", type=float)
     parser.add_argument("--multiplier", type=int, default=1, help="trains so many times as long")
     options = parser.parse_args(argv)
     data, done = load(options.source), read(options.records)
     models, methods = options.model or tuple(MODELS), options.method or tuple(METHODS)
-    for cell in cells(models, methods=methods, multiplier=options.multiplier):
+    for cell in cells(models, methods=methods, multiplier=options.multiplier, whole=options.whole):
         if cell in done or (options.sparsity and cell.sparsity not in options.sparsity):
             continue
-        started, before = time.monotonic(), environment()
-        run, settings = prepare(cell, len(data.train.y))
-        runs = [measure(run, data, seed) for seed in SEEDS]
-        seconds = round(time.monotonic() - started, 1)
-        record = {**cell._asdict(), "settings": settings, "runs": runs, "seconds": seconds, "environment": before}
+        started, before = time.process_time(), environment()
+        run, settings = prepare(cell)
+        runs = [measure(run, data, seed) for seed in MODELS[cell.model]["seeds"]]
+        seconds = round(time.process_time() - started, 1)
+        record = {**cell._asdict(), "settings": settings, "runs": runs, "cpu_seconds": seconds, "environment": before}
         store.append(options.records, record)
         print(f"{time.strftime('%H:%M')} {cell} {np.mean([r['test'] for r in runs]):.4f} in {seconds} s", flush=True)
 

@@ -24,6 +24,7 @@ OPTIMIZER = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 LANGEVIN = {"l1": 1e-5, "noise": 1e-5}
 """DeepR's drift, and the standard deviation of its noise as a multiple of the learning rate, as in its MNIST script."""
 Apply = Callable[[Any, Array], Array]
+Inner = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
 class Images(NamedTuple):
@@ -69,6 +70,7 @@ class Run(NamedTuple):
       init: `seed -> state`.
       train: `(state, images, order, first, one past the last, rewire=bool) -> state`: steps of one kind.
       accuracy: `(params, images) -> float32` scalar.
+      batch: images a step.
     """
 
     steps: int
@@ -77,6 +79,7 @@ class Run(NamedTuple):
     init: Callable[[Any], State]
     train: Callable[..., State]
     accuracy: Callable[[Any, Images], Array]
+    batch: int = BATCH
 
 
 def load(source: str | Path) -> Data:
@@ -98,7 +101,7 @@ def load(source: str | Path) -> Data:
 
 def compile_run(
     module: nn.Module, algorithm: rx.Algorithm | None, steps: int, rate: float, *, noisy: bool = False,
-    shape: tuple[int, ...] = (28, 28, 1),
+    shape: tuple[int, ...] = (28, 28, 1), batch: int = BATCH, inner: Inner | None = None,
 ) -> Run:  # fmt: skip
     """The programs of a run: one for all seeds, and one each for ordinary and for rewiring steps.
 
@@ -109,12 +112,14 @@ def compile_run(
       rate: the peak of the learning rate, from which it falls by a cosine.
       noisy: adds DeepR's drift and noise.
       shape: of an input.
+      batch: images a step.
+      inner: the optimizer of a schedule; that of all studies by default.
     """
-    apply = forward(module)
-    transform = functools.partial(_transform, algorithm, optax.cosine_decay_schedule(rate, steps), noisy)
+    apply, schedule = forward(module), optax.cosine_decay_schedule(rate, steps)
+    transform = functools.partial(_transform, algorithm, schedule, inner or optimizer, noisy)
     train = jax.jit(functools.partial(_train, apply, transform), static_argnames="rewire", donate_argnums=0)
     init = jax.jit(functools.partial(_init, module, transform, shape))
-    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, apply)))
+    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, apply)), batch)
 
 
 def forward(module: nn.Module) -> Apply:
@@ -155,10 +160,10 @@ def _kernels(params: Any) -> Any:
 
 
 def _transform(
-    algorithm: rx.Algorithm | None, rate: optax.Schedule, noisy: bool, key: Array
+    algorithm: rx.Algorithm | None, rate: optax.Schedule, make: Inner, noisy: bool, key: Array
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a member of the ensemble of seeds; its key may be traced."""
-    inner = optimizer(rate)
+    inner = make(rate)
     if noisy:
         heat = LANGEVIN["noise"] ** 2 / 2  # the noise has variance 2 rate temperature
         noise = rx.langevin(rate, l1=LANGEVIN["l1"], temperature=lambda count: heat * rate(count), key=key)
@@ -231,16 +236,16 @@ def segments(algorithm: rx.Algorithm | None, steps: int) -> list[tuple[bool, int
     return [(kind, end - length, end) for (kind, length), end in zip(lengths, ends, strict=True)]
 
 
-def order(seed: int, steps: int, n_train: int) -> np.ndarray:
-    """int32[steps, BATCH], which images make each batch: a new permutation each epoch, as `experiments.data` has it."""
-    per_epoch = n_train // BATCH
+def order(seed: int, steps: int, n_train: int, batch: int = BATCH) -> np.ndarray:
+    """int32[steps, batch], which images make each batch: a new permutation each epoch, as `experiments.data` has it."""
+    per_epoch = n_train // batch
     epochs = [np.random.default_rng([seed, epoch]).permutation(n_train) for epoch in range(-(-steps // per_epoch))]
-    return np.concatenate([p[: per_epoch * BATCH].reshape(-1, BATCH) for p in epochs])[:steps].astype(np.int32)
+    return np.concatenate([p[: per_epoch * batch].reshape(-1, batch) for p in epochs])[:steps].astype(np.int32)
 
 
 def trained(run: Run, data: Data, seed: int) -> Any:
     """The params of a run at its end."""
-    state, batches = run.init(seed), order(seed, run.steps, len(data.train.y))
+    state, batches = run.init(seed), order(seed, run.steps, len(data.train.y), run.batch)
     for rewire, first, last in segments(run.algorithm, run.steps):
         state = run.train(state, data.train, batches, first, last, rewire=rewire)
     return state.params
@@ -248,7 +253,14 @@ def trained(run: Run, data: Data, seed: int) -> Any:
 
 def measure(run: Run, data: Data, seed: int, begin: Callable[[State], State] = lambda state: state) -> dict[str, Any]:
     """Trains one seed to its end and returns the fields of its record; `begin` changes the first state."""
-    state, batches = begin(run.init(seed)), order(seed, run.steps, len(data.train.y))
+    return solve(run, data, seed, begin)[1]
+
+
+def solve(
+    run: Run, data: Data, seed: int, begin: Callable[[State], State] = lambda state: state
+) -> tuple[State, dict[str, Any]]:
+    """The state of one seed after its training, and the fields of its record; `begin` changes the first state."""
+    state, batches = begin(run.init(seed)), order(seed, run.steps, len(data.train.y), run.batch)
     image = jax.ShapeDtypeStruct((1, *data.train.x.shape[1:]), jnp.float32)
     counted = rx.flops(lambda params, x: run.module.apply({"params": params}, x), state.params, image)
     sizes = {name: p.size for name, p in rx.trees.named_leaves(state.params).items()}
@@ -270,7 +282,7 @@ def measure(run: Run, data: Data, seed: int, begin: Callable[[State], State] = l
         else rx.training_cost(run.algorithm, costs, counted.total, run.steps),
         "weights": sum(int(jnp.count_nonzero(p)) for p in jax.tree.leaves(state.params) if p.ndim > 1),
     }
-    return found if state.explored is None else found | _topology(state)
+    return state, found if state.explored is None else found | _topology(state)
 
 
 _counts = jax.jit(functools.partial(jax.tree.map, jnp.count_nonzero))

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments import report
 from experiments.report import drawing, methods
+from experiments.report.figures import FIGURES
 from experiments.report.main import main
 from tests.errors import refused
 
@@ -227,6 +228,21 @@ def test_accuracy_figure_draws_the_means(runs_dir):
     assert [line.get_label() for line in axes.lines] == ["Dense", "Static", "RigL"]
     np.testing.assert_allclose(axes.lines[2].get_ydata(), 0.93 - 0.3 / np.array([1, 2, 4]))
     assert axes.lines[2].get_color() == methods.style("rigl").colour
+
+
+def test_tradeoff_figure_draws_means_over_sparsity_where_there_are_several(tmp_path):
+    for sparsity, base in ((0.5, 0.8), (0.9, 0.6)):
+        for seed in (0, 1):
+            write_run(tmp_path, "rigl", seed, base + 0.1 * seed, sparsity=sparsity)
+    write_run(tmp_path, "set", 0, 0.7, sparsity=0.9)
+    write_run(tmp_path, "dense", 0, 0.95, sparsity=0.0)
+    runs = report.read(tmp_path)
+    [axes] = FIGURES["tradeoff"][0](runs).axes
+    drawn = {bars.get_label(): bars[0].get_xydata().tolist() for bars in axes.containers}
+    assert drawn == {"RigL": [[0.0, pytest.approx(0.85)], [1.0, pytest.approx(0.65)]], "SET": [[1.0, 0.7]]}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["50 %", "90 %"]
+    assert axes.get_lines()[-1].get_ydata()[0] == 0.95
+    assert FIGURES["tradeoff"][0]([run for run in runs if run.summary["sparsity"] != 0.5]) is None
 
 
 def test_churn_figure_leaves_out_the_first_masks_and_ends_with_the_run(runs_dir):

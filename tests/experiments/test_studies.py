@@ -115,7 +115,7 @@ def images(n):
 def test_a_cell_of_the_method_table():
     """Trained on noise: the facts of a record are consistent, and the same seed gives the same record."""
     data = method_training.Data(images(640), images(2000), images(1000))
-    run, _ = method_table.prepare(method_table.Cell("lenet_300_100", "rigl", 0.98), 640, epochs=2)
+    run, _ = method_table.prepare(method_table.Cell("lenet_300_100", "rigl", 0.98), 10)
     assert run.steps == 10
     found = method_training.measure(run, data, 1)
     assert found == method_training.measure(run, data, 1)
@@ -178,9 +178,11 @@ def test_small_dense_networks_hold_no_more_weights_than_sparse_ones():
 
 
 def test_cells_and_records_name_each_other(tmp_path):
-    cells = list(method_table.cells())
+    planned, cells = list(method_table.cells()), list(method_table.cells(whole=True))
     assert len(set(cells)) == len(cells) == 2 * (1 + 11 * 5)
     assert {cell.sparsity for cell in cells[:31]} == {0.0, 0.9, 0.95, 0.98}
+    assert set(planned) < set(cells)
+    assert {cell.sparsity for cell in planned if cell.model == "lenet5"} == {0.0, 0.95, 0.98}
     (tmp_path / "lenet5.jsonl").write_text(json.dumps({**cells[-1]._asdict(), "runs": []}) + "\n")
     assert list(method_table.read(tmp_path)) == [cells[-1]]
 

@@ -1,0 +1,228 @@
+"""docs/solutions_results.md and its figure, from the records of `experiments.studies.solutions`.
+
+python -m experiments.studies.solutions_page            # writes the page and draws the figure
+python -m experiments.studies.solutions_page --check    # fails if the page is out of date
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import pages
+from experiments.report import drawing
+from experiments.studies.method_page import LOOKS, paired, verdict
+from experiments.studies.solutions import (
+    CURVE_STEPS,
+    EXAMPLES,
+    FEATURES,
+    LAYERS,
+    MODEL,
+    PLACES,
+    RATE,
+    SEEDS,
+    SPARSITY,
+    STEPS,
+    Cell,
+    cells,
+    read,
+)
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "solutions_results.md"
+PICTURE = ROOT / "docs" / "figures" / "paths_lenet_300_100.png"
+SEARCH = {
+    "rigl": "RigL, 99 % and 89 %",
+    "rigl_plus": "RigL+, 96 % and 86 %",
+    "set": "SET, 99 % and 89 %",
+    "static": "Static, 99 % and 89 %",
+    "widths": "dense, widths and pixels of RigL",
+}
+TICKETS = {
+    "static": "random masks, random start: static",
+    "rigl": "random masks, random start: RigL",
+    "ticket_static": "RigL's masks, its own start: static",
+    "ticket_rigl": "RigL's masks, its own start: RigL",
+    "other_static": "RigL's masks, another start: static",
+    "rigl_2x": "random masks, random start: RigL, twice as long",
+}
+ESCAPES = {"static": "Static", "set": "SET", "rigl": "RigL"}
+COLOURS = {
+    "linear": ("#333333", "--"),
+    "quadratic, sparse": ("#E69F00", "-"),
+    "cubic, sparse": ("#D55E00", "-"),
+    "quadratic, dense": ("#56B4E9", "-"),
+    "cubic, dense": ("#0072B2", "-"),
+}
+Records = Mapping[Cell, Mapping[str, Any]]
+
+
+def of(records: Records, part: str, method: str) -> list[Mapping[str, Any]] | None:
+    """The records of all seeds; None where some were not run."""
+    wanted = [Cell(MODEL, part, method, seed) for seed in SEEDS]
+    return [records[cell] for cell in wanted] if all(cell in records for cell in wanted) else None
+
+
+def _values(records: Records, part: str, method: str, fact: str = "test") -> np.ndarray | None:
+    found = of(records, part, method)
+    return None if found is None else 100 * np.array([record[fact] for record in found])
+
+
+def _mean(found: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]) -> str:
+    return f"{statistics.mean(value(record) for record in found):,.0f}"
+
+
+def search(records: Records) -> str:
+    """Widths, sizes and accuracy of the searched architectures."""
+    rows = []
+    for method, label in SEARCH.items():
+        found = of(records, "search", method)
+        if found is not None:
+            widths = "-".join(_mean(found, lambda record, i=i: record["widths"][i]) for i in range(3))
+            active, size = (_mean(found, lambda record, n=n: record[n]) for n in ("active_weights", "bytes"))
+            rows.append([label, widths, active, size, pages.spread(_values(records, "search", method))])
+    head = ["", "widths left", "weights", "bytes", "test accuracy"]
+    return pages.table(head, rows) if rows else "Not run yet.\n"
+
+
+def tickets(records: Records) -> str:
+    """Lottery initialisation."""
+    rows, rigl = [], _values(records, "tickets", "rigl")
+    for method, label in TICKETS.items():
+        found = _values(records, "tickets", method)
+        if found is not None:
+            rows.append([label, pages.spread(found), "" if method == "rigl" else verdict(paired(found, rigl))])
+    return pages.table(["", "test accuracy", "against RigL"], rows) if rows else "Not run yet.\n"
+
+
+def escapes(records: Records) -> str:
+    """Training that begins at the static solution."""
+    rows, static = [], _values(records, "escape", "static")
+    for method, label in ESCAPES.items():
+        found, before = (_values(records, "escape", method, fact) for fact in ("test", "before"))
+        if found is None:
+            continue
+        losses = np.array([record["losses"] for record in of(records, "escape", method) or ()]).mean(0)
+        row = [label, pages.spread(before), pages.spread(found), f"{losses[0]:.3f}", f"{losses[1]:.3f}"]
+        rows.append([*row, "" if method == "static" else verdict(paired(found, static))])
+    head = ["", "accuracy before", "after", "training loss before", "after", "accuracy against static"]
+    return pages.table(head, rows) if rows else "Not run yet.\n"
+
+
+def barriers(records: Records) -> str:
+    """How high the loss rises above the worse end of each path."""
+    found = of(records, "paths", "gmp")
+    if found is None:
+        return "Not run yet.\n"
+    rows = []
+    for name in COLOURS:
+        losses = np.array([record["curves"][name] for record in found])
+        heights = losses.max(1) - np.maximum(losses[:, 0], losses[:, -1])
+        rows.append([name, pages.spread(losses.max(1), 3), pages.spread(heights, 3)])
+    ends = np.array([[record["curves"]["linear"][i] for i in (0, -1)] for record in found]).mean(0)
+    told = f"The training loss is {ends[0]:.3f} at the static solution and {ends[1]:.3f} at the pruned one.\n\n"
+    return told + pages.table(["path", "largest loss", "above the worse end"], rows)
+
+
+def figure(records: Records) -> Figure:
+    """Losses on the paths, a thin line a seed, and accuracy before and after training from the static solution."""
+    with matplotlib.rc_context(drawing.LOOK):
+        result, [row] = drawing.new_figure(2, 1, 4.4, 3.6)
+        for name, (colour, dash) in COLOURS.items():
+            for i, record in enumerate(of(records, "paths", "gmp") or ()):
+                label = name if i == 0 else None
+                places = np.linspace(0, 1, PLACES)
+                row[0].plot(places, record["curves"][name], color=colour, linestyle=dash, linewidth=1, label=label)
+        row[0].set_yscale("log")
+        row[0].set_xlabel("Place on the path: static (0) to pruned (1)")
+        row[0].set_ylabel("Training loss")
+        row[0].legend(fontsize=7)
+        for place, (method, label) in enumerate(ESCAPES.items()):
+            ends = [_values(records, "escape", method, fact) for fact in ("before", "test")]
+            if ends[0] is not None and ends[1] is not None:
+                means, bars = ([float(f(end)) for end in ends] for f in (np.mean, lambda end: np.std(end, ddof=1)))
+                colour, marker, dash = LOOKS[method]
+                shifted = np.array([0, 1]) + 0.02 * (place - 1)
+                row[1].errorbar(
+                    shifted, means, bars, label=label, color=colour, marker=marker, linestyle=dash, capsize=2
+                )
+        row[1].set_xticks([0, 1], ["static solution", "trained again"])
+        row[1].set_xlim(-0.3, 1.3)
+        row[1].set_ylabel("Test accuracy, %")
+        row[1].legend(fontsize=7, loc="upper left")
+    return result
+
+
+def page(records: Records) -> str:
+    """docs/solutions_results.md."""
+    wanted = list(cells())
+    return f"""# What RigL finds: architectures, tickets, ways out of minima
+
+Generated by `python -m experiments.studies.solutions_page` from
+[experiments/records/solutions](../experiments/records/solutions). {sum(cell in records for cell in wanted)} of the
+{len(wanted)} cells have been run; `python -m experiments.studies.solutions` runs the others.
+
+LeNet-{"-".join(map(str, FEATURES))} on Fashion-MNIST, {len(SEEDS)} seeds, {STEPS:,} steps of 128 images
+({STEPS * 128 / 50_000:.1f} epochs) with SGD (momentum 0.9, Nesterov, weight decay 5e-4 on kernels) from a learning rate
+of {RATE:g} that falls by a cosine. The training is much shorter than that of [results.md](results.md), so numbers of
+the two pages are not to be compared. Masks change every 100 steps until 3/4 of the training. Nothing was tuned. Test
+accuracy in percent, mean and standard deviation over seeds; differences in points, with the p-value of a paired t-test
+over {len(SEEDS)} seeds, which shows only large ones.
+
+## RigL as a search for architectures (Table 2)
+
+The layers begin {100 * LAYERS["paper"][0]:.0f} % and {100 * LAYERS["paper"][1]:.0f} % sparse, or for RigL+
+{100 * LAYERS["plus"][0]:.0f} % and {100 * LAYERS["plus"][1]:.0f} %; the last is dense. After the training
+`rx.execution.compact` removes units that are cut off, and pixels that nothing reads are not counted. "Widths left" are
+pixels and units of the two hidden layers, means over seeds; "bytes" are 32 bits for each active weight and bias and a
+bit for each place of a weight. The last row is a dense network of the widths that RigL found, which reads the pixels
+that RigL reads.
+
+{search(records)}
+The paper finds 408-100-69 and an error of 1.44 % with RigL on MNIST, and 375-62-51 and 1.57 % with RigL+, by a far
+longer training ({STEPS:,} steps here); the data are others, so the errors cannot be compared.
+
+## Lottery initialisation (Table 3)
+
+{100 * SPARSITY:.0f} % sparse, ERK. The paper, on ResNet-50 at 80 %: RigL's masks and start with static masks 70.82,
+with RigL 73.93; a random start with RigL 74.55, twice as long 76.06.
+
+{tickets(records)}
+## Out of a minimum (section 4.4)
+
+![losses on paths, and accuracy after training from the static solution](figures/{PICTURE.name})
+
+Training goes on from the static solution, {100 * SPARSITY:.0f} % sparse, with the learning rate of a new start. The
+paper finds that static training stays where it is and that RigL gets out, to a lower loss.
+
+{escapes(records)}
+Paths from the static solution to that of gradual pruning from the same start. The loss is that of {EXAMPLES:,}
+training images. Control points of the Bezier curves were moved by {CURVE_STEPS} steps of Adam; "sparse": they stay on
+the masks of the two ends. The paper finds high barriers on the line, and on curves in the sparse space, and a way
+around them in the dense space.
+
+{barriers(records)}"""
+
+
+def draw() -> None:
+    """Draws the figure, where there is something to draw."""
+    records = read()
+    if any(cell.part in ("paths", "escape") for cell in records):
+        PICTURE.write_bytes(drawing.png(figure(records)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes page and figure, or checks the page; returns the exit code."""
+    return pages.main(
+        "experiments.studies.solutions_page", __doc__, lambda: {PAGE: page(read())}, draw=draw, arguments=argv
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
