@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from experiments.studies import data_dynamic as dynamic
 from experiments.studies import data_labels as labels
 from experiments.studies import data_noise as noise
 from experiments.studies import data_sampling as sampling
+from experiments.studies.claims import Claim, against, claimed, facts, percent
 from experiments.studies.data import NOISE, Cell, cells, read
 from experiments.studies.data_training import SEEDS, TRAIN
-from experiments.studies.method_page import LEVEL, paired, verdict
+from experiments.studies.method_page import LEVEL
 
 PAGE = Path(__file__).parents[2] / "docs" / "data_results.md"
 Records = Mapping[Cell, Mapping[str, Any]]
@@ -38,26 +39,6 @@ FAR = (40, 100, 200)
 """Numbers of labels at which selectors are compared."""
 
 
-def facts(records: Records, cell: Cell, *path: Any) -> np.ndarray | None:
-    """A fact of every seed, float64[seeds]; None where the cell was not run."""
-    if cell not in records:
-        return None
-    found: Any = records[cell]["found"]
-    for key in path:
-        found = found[key]
-    return np.asarray(found, np.float64)
-
-
-def _percent(values: np.ndarray | None, digits: int = 1) -> str:
-    return pages.spread(None if values is None else 100 * values, digits)
-
-
-def _against(ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
-    if ours is not None and theirs is not None and np.array_equal(ours, theirs):
-        return ""  # a row against itself
-    return verdict(paired(*(None if v is None else 100 * v for v in (ours, theirs))))
-
-
 def found_noise(records: Records, model: str) -> str:
     """Precision and AUROC of every score."""
     rows = []
@@ -66,7 +47,7 @@ def found_noise(records: Records, model: str) -> str:
         for share in NOISE:
             cell = Cell(model, "noise", "scores", share)
             precision, auroc = (facts(records, cell, name, fact) for fact in ("precision", "auroc"))
-            row += [_percent(precision), pages.spread(auroc, 3)]
+            row += [percent(precision), pages.spread(auroc, 3)]
         rows.append(row)
     head = [f"{text}, {100 * share:.0f} % flipped" for share in NOISE for text in ("precision, %", "AUROC")]
     return pages.table(["score", *head], rows)
@@ -78,9 +59,9 @@ def coresets(records: Records) -> str:
     rows = [
         [
             label,
-            _percent(of(name, "flipped")),
-            _percent(of(name, "test")),
-            _against(of(name, "test"), of("random", "test")),
+            percent(of(name, "flipped")),
+            percent(of(name, "test")),
+            against(of(name, "test"), of("random", "test")),
         ]
         for name, label in PARTS.items()
     ]
@@ -93,7 +74,7 @@ def ways(records: Records, keep: float) -> str:
     full = facts(records, Cell(FASHION, "dynamic", dynamic.FULL, 1), "test")
     named = {"all examples": full, f"all examples, {100 * keep:.0f} % of the steps": of(dynamic.FULL)}
     named |= {way.label: of(name) for name, way in dynamic.WAYS.items()}
-    rows = [[label, _percent(v), _against(v, full), _against(v, of("random_once"))] for label, v in named.items()]
+    rows = [[label, percent(v), against(v, full), against(v, of("random_once"))] for label, v in named.items()]
     return pages.table(["", "test accuracy, %", "against all", "against random, once"], rows)
 
 
@@ -105,7 +86,7 @@ def active(records: Records) -> str:
         row = [label]
         for count in FAR:
             a, b = (None if v is None else v[:, _round(count)] for v in (mine, random))
-            row += [_percent(a), _against(a, b)]
+            row += [percent(a), against(a, b)]
         rows.append(row)
     head = [text for count in FAR for text in (f"{count} labels, %", "against random")]
     return pages.table(["selector", *head], rows)
@@ -122,7 +103,7 @@ def imbalanced(records: Records) -> str:
         cell = Cell(DIGITS, "imbalanced", name, 0)
         test, entropy = facts(records, cell, "test"), facts(records, cell, "entropy")
         last = None if test is None else test[:, _round(labels.LAST_RARE)]
-        rows.append([labels.SELECTORS[name], _percent(last), pages.spread(entropy, 3)])
+        rows.append([labels.SELECTORS[name], percent(last), pages.spread(entropy, 3)])
     return pages.table(["selector", "test accuracy, %", "entropy of the labelled classes, nats"], rows)
 
 
@@ -133,8 +114,8 @@ def self_training(records: Records) -> str:
         for teachers in labels.TEACHERS:
             cell = Cell(DIGITS, "self_training", start, teachers)
             test, ece = facts(records, cell, "test"), facts(records, cell, "ece")
-            more = [_percent(facts(records, cell, fact)) if teachers else "" for fact in ("accepted", "right")]
-            rows.append([label, str(teachers), _percent(test), _percent(ece), *more])
+            more = [percent(facts(records, cell, fact)) if teachers else "" for fact in ("accepted", "right")]
+            rows.append([label, str(teachers), percent(test), percent(ece), *more])
     head = ["first labels", "teachers", "test accuracy, %", "ECE, %", "labelled by teachers, %", "of these right, %"]
     return pages.table(head, rows)
 
@@ -144,21 +125,12 @@ def estimates(records: Records) -> str:
     cell, rows = Cell(FASHION, "sampling", "adaptive_bins", 0), []
     for name in ("uniform", *(f"{alpha:g}" for alpha in sampling.GREED)):
         of = [facts(records, cell, "ways", name, fact) for fact in ("bias", "rmse", "reward")]
-        rows.append(["uniform" if name == "uniform" else f"bins, alpha {name}", *(_percent(v) for v in of)])
+        rows.append(["uniform" if name == "uniform" else f"bins, alpha {name}", *(percent(v) for v in of)])
     head = ["sample", "mean error, % of the true mean", "RMSE, %", "mean loss in the sample, %"]
     return pages.table(head, rows)
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
-
-
-class Claim(NamedTuple):
-    """What a paper says of two facts, float64[seeds]: ours is higher, unless `lower`."""
-
-    text: str
-    ours: np.ndarray | None
-    theirs: np.ndarray | None
-    lower: bool = False
 
 
 def claims(records: Records) -> list[Claim]:
@@ -212,21 +184,6 @@ def _label_claims(records: Records) -> list[Claim]:
     ]  # fmt: skip
 
 
-def outcome(claim: Claim) -> str:
-    """Whether a claim came out."""
-    pair = paired(claim.ours, claim.theirs)
-    if pair is None:
-        return "not run"
-    if not pair[1] < LEVEL:
-        return "not told apart"
-    return "yes" if (pair[0] < 0) == claim.lower else "the opposite"
-
-
-def claimed(records: Records) -> str:
-    """One line a claim."""
-    return pages.table(["claim", "came out"], [[c.text, outcome(c)] for c in claims(records)], left=[True, True])
-
-
 def _wrong_labels(records: Records) -> str:
     """Scores that find flipped labels, and training without them."""
     return f"""## Flipped labels
@@ -268,7 +225,7 @@ trainings: what came out here says little about ImageNet.
 
 ## Against what the papers claim
 
-{claimed(records)}
+{claimed(claims(records))}
 The claim of a paper is in our words; most were made of other data and networks. "Ours" is what the library's own
 documentation says.
 

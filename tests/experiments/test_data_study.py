@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import data, data_noise, data_page, data_training
+from experiments.studies import claims, data, data_noise, data_page, data_training
 from experiments.studies.data_training import Images, Problem
 
 
@@ -50,10 +50,10 @@ def test_examples_are_read_pass_by_pass_each_by_its_weight(problem):
 
 def test_claims_come_out_as_numbers_say():
     low, high = np.array([1.0, 1.1, 0.9, 1.05, 1.0]), np.array([2.0, 2.2, 1.9, 2.1, 2.0])
-    claim = data_page.Claim("a", high, low)
+    claim = claims.Claim("a", high, low)
     lower = claim._replace(lower=True)
     near = claim._replace(theirs=high + np.array([0.1, -0.1, 0.1, -0.1, 0.0]))
-    found = [data_page.outcome(c) for c in (claim, lower, near, claim._replace(theirs=None))]
+    found = [claims.outcome(c) for c in (claim, lower, near, claim._replace(theirs=None))]
     assert found == ["yes", "the opposite", "not told apart", "not run"]
 
 

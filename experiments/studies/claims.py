@@ -1,0 +1,57 @@
+"""What studies with cells of all seeds share: facts of records, differences, and whether a claim came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import pages
+from experiments.studies.method_page import LEVEL, paired, verdict
+
+
+def facts(records: Mapping[Any, Mapping[str, Any]], cell: Any, *path: Any) -> np.ndarray | None:
+    """A fact of every seed, float64[seeds]; None where the cell was not run."""
+    if cell not in records:
+        return None
+    found: Any = records[cell]["found"]
+    for key in path:
+        found = found[key]
+    return np.asarray(found, np.float64)
+
+
+def percent(values: np.ndarray | None, digits: int = 1) -> str:
+    """Mean and deviation of shares, in percent."""
+    return pages.spread(None if values is None else 100 * values, digits)
+
+
+def against(ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
+    """The difference of shares in percentage points, and its p-value; nothing for a row against itself."""
+    if ours is not None and theirs is not None and np.array_equal(ours, theirs):
+        return ""
+    return verdict(paired(*(None if v is None else 100 * v for v in (ours, theirs))))
+
+
+class Claim(NamedTuple):
+    """What a paper says of two facts, float64[seeds]: ours is higher, unless `lower`."""
+
+    text: str
+    ours: np.ndarray | None
+    theirs: np.ndarray | None
+    lower: bool = False
+
+
+def outcome(claim: Claim) -> str:
+    """Whether a claim came out."""
+    pair = paired(claim.ours, claim.theirs)
+    if pair is None:
+        return "not run"
+    if not pair[1] < LEVEL:
+        return "not told apart"
+    return "yes" if (pair[0] < 0) == claim.lower else "the opposite"
+
+
+def claimed(claims: Sequence[Claim]) -> str:
+    """A table, one line a claim."""
+    return pages.table(["claim", "came out"], [[c.text, outcome(c)] for c in claims], left=[True, True])

@@ -1,0 +1,131 @@
+"""Diagnostics and other systems at work: certified accuracy, flow and fairness, MIMO, layers, ternary weights.
+
+    python -m experiments.studies.diagnostics                 # all cells that have no record yet
+    python -m experiments.studies.diagnostics --model people --study fairness
+
+A cell is one comparison with all its seeds. A finished cell is one line of experiments/records/diagnostics/MODEL.jsonl,
+and a second start goes on with the cells that are missing. Cells of fairness need the solver z3, `pip install
+'rigl_jax[verify]'`, and are left out with a word where there is none.
+
+Fashion-MNIST is the four IDX files: `apt-get install dataset-fashion-mnist`, or `--source FOLDER`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.io.environment import environment
+from experiments.studies import cells as store
+from experiments.studies import data_training as training
+from experiments.studies import diagnostics_certified as certified
+from experiments.studies import diagnostics_ensembles as ensembles
+from experiments.studies import diagnostics_fairness as fairness
+from experiments.studies import diagnostics_flow as flow
+from experiments.studies import diagnostics_layers as layers
+from experiments.studies import diagnostics_ternary as ternary
+from experiments.studies.method_training import load
+from experiments.studies.pruning import FACTS
+from experiments.studies.pruning_training import make_bench
+
+RECORDS = store.FOLDER / "diagnostics"
+DIGITS, PEOPLE, FASHION, LENET = "digits_mlp", "people", "fashion_mlp", ensembles.MODEL
+MODELS = (PEOPLE, DIGITS, FASHION, LENET)
+STUDIES = ("certified", "flow", "fairness", "layers", "ensembles", "ternary")
+
+
+class Cell(NamedTuple):
+    """What one record stands for. `level` is a sparsity, a weight of NRS or MIMO's share of equal rows; else 0."""
+
+    model: str
+    study: str
+    method: str
+    level: float
+
+
+def cells(models: Sequence[str] = MODELS) -> Iterator[Cell]:
+    """Every cell, in the order in which they are run."""
+    of_model = {
+        PEOPLE: [("flow", "cut", 0.0), *(("fairness", "magnitude", level) for level in fairness.SPARSITIES)],
+        DIGITS: [
+            *(("certified", name, level) for name, method in certified.METHODS.items() for level in method.levels),
+            ("ternary", "float", 0.0),
+            *(("ternary", start, 0.0) for start in ternary.STARTS),
+        ],
+        FASHION: [
+            ("layers", "measured", 0.0),
+            *(("layers", name, level) for level in layers.SPARSITIES for name in layers.DISTRIBUTIONS),
+        ],
+        LENET: [
+            ("ensembles", "costs", 0.0),
+            ("ensembles", "deep", 0.0),
+            *(("ensembles", "mimo", rho) for rho in ensembles.RHO),
+        ],
+    }
+    return (Cell(model, *cell) for model in models for cell in of_model[model])
+
+
+Run = Callable[[Cell], Mapping[str, Any]]
+
+
+def runners(model: str, source: str) -> Mapping[str, Run]:
+    """What runs a cell of each study; data are read, networks trained and programs compiled once."""
+    if model == PEOPLE:
+        return {"flow": lambda cell: flow.flow(), "fairness": lambda cell: fairness.fairness(cell.level)}
+    if model == DIGITS:
+        problem = training.digits()
+        bench, small = certified.Bench(problem), ternary.small(problem)
+        return {
+            "certified": lambda cell: certified.run(bench, cell.method, cell.level),
+            "ternary": lambda cell: (
+                ternary.floats(small) if cell.method == "float" else ternary.sweeps(small, cell.method)
+            ),
+        }
+    if model == FASHION:
+        deep = layers.Bench(layers.deep(training.fashion(source)))
+        return {
+            "layers": lambda cell: (
+                layers.measured(deep) if cell.method == "measured" else layers.sparse(deep, cell.method, cell.level)
+            )
+        }
+    lenet = make_bench(model, load(source))
+    ways = {"costs": ensembles.costs, "deep": ensembles.deep}
+    return {
+        "ensembles": lambda cell: ways.get(
+            cell.method, functools.partial(ensembles.mimo_networks, rho=cell.level)
+        )(lenet)
+    }  # fmt: skip
+
+
+def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:
+    """All records of a folder, by cell."""
+    return store.read(folder, Cell)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs every cell that has no record."""
+    parser = store.parser(__doc__, RECORDS, MODELS)
+    parser.add_argument("--study", action="append", choices=STUDIES)
+    options = parser.parse_args(argv)
+    done = read(options.records)
+    solver = importlib.util.find_spec("z3") is not None
+    for model in options.model or MODELS:
+        wanted = [c for c in cells([model]) if c not in done and (not options.study or c.study in options.study)]
+        if not solver and any(cell.study == "fairness" for cell in wanted):
+            print("fairness is left out: z3 is not installed, pip install 'rigl_jax[verify]'", flush=True)
+            wanted = [cell for cell in wanted if cell.study != "fairness"]
+        run = runners(model, options.source) if wanted else {}
+        for cell in wanted:
+            started, facts = time.monotonic(), environment()
+            found = run[cell.study](cell)
+            record = {**cell._asdict(), "found": found, "seconds": round(time.monotonic() - started, 1)}
+            store.append(options.records, record | {"environment": {name: facts[name] for name in FACTS}})
+            print(time.strftime("%H:%M:%S"), *cell, record["seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
