@@ -34,8 +34,8 @@ from experiments.studies.pruning_training import make_bench
 
 RECORDS = store.FOLDER / "diagnostics"
 DIGITS, PEOPLE, FASHION, LENET = "digits_mlp", "people", "fashion_mlp", ensembles.MODEL
-MODELS = (PEOPLE, DIGITS, FASHION, LENET)
-STUDIES = ("certified", "flow", "fairness", "layers", "ensembles", "ternary")
+MODELS = (PEOPLE, DIGITS, LENET, FASHION)
+STUDIES = ("certified", "flow", "fairness", "layers", "static", "rigl", "ensembles", "ternary")
 
 
 class Cell(NamedTuple):
@@ -49,22 +49,25 @@ class Cell(NamedTuple):
 
 def cells(models: Sequence[str] = MODELS) -> Iterator[Cell]:
     """Every cell, in the order in which they are run."""
+    measured = [
+        ("layers", "measured", 0.0),
+        *(("static", name, level) for level in layers.SPARSITIES for name in layers.DISTRIBUTIONS),
+    ]
     of_model = {
         PEOPLE: [("flow", "cut", 0.0), *(("fairness", "magnitude", level) for level in fairness.SPARSITIES)],
         DIGITS: [
             *(("certified", name, level) for name, method in certified.METHODS.items() for level in method.levels),
             ("ternary", "float", 0.0),
             *(("ternary", start, 0.0) for start in ternary.STARTS),
-        ],
-        FASHION: [
-            ("layers", "measured", 0.0),
-            *(("layers", name, level) for level in layers.SPARSITIES for name in layers.DISTRIBUTIONS),
+            *measured,
+            *(("rigl", name, level) for level in layers.SPARSITIES for name in layers.DISTRIBUTIONS),
         ],
         LENET: [
             ("ensembles", "costs", 0.0),
             ("ensembles", "deep", 0.0),
             *(("ensembles", "mimo", rho) for rho in ensembles.RHO),
         ],
+        FASHION: measured,
     }
     return (Cell(model, *cell) for model in models for cell in of_model[model])
 
@@ -76,21 +79,19 @@ def runners(model: str, source: str) -> Mapping[str, Run]:
     """What runs a cell of each study; data are read, networks trained and programs compiled once."""
     if model == PEOPLE:
         return {"flow": lambda cell: flow.flow(), "fairness": lambda cell: fairness.fairness(cell.level)}
-    if model == DIGITS:
-        problem = training.digits()
-        bench, small = certified.Bench(problem), ternary.small(problem)
+    if model in (DIGITS, FASHION):
+        problem = training.digits() if model == DIGITS else training.fashion(source)
+        bench, small, deep = certified.Bench(problem), ternary.small(problem), layers.Bench(layers.deep(problem))
         return {
             "certified": lambda cell: certified.run(bench, cell.method, cell.level),
             "ternary": lambda cell: (
                 ternary.floats(small) if cell.method == "float" else ternary.sweeps(small, cell.method)
             ),
-        }
-    if model == FASHION:
-        deep = layers.Bench(layers.deep(training.fashion(source)))
-        return {
-            "layers": lambda cell: (
-                layers.measured(deep) if cell.method == "measured" else layers.sparse(deep, cell.method, cell.level)
-            )
+            "layers": lambda cell: layers.measured(deep),
+            **{
+                how: lambda cell, how=how: layers.sparse(deep, how, cell.method, cell.level)
+                for how in ("static", "rigl")
+            },
         }
     lenet = make_bench(model, load(source))
     ways = {"costs": ensembles.costs, "deep": ensembles.deep}

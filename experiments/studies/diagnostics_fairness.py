@@ -19,13 +19,13 @@ from experiments.studies import diagnostics_flow as people
 from experiments.studies.data_training import SEEDS, rounded
 from rigl_jax import diagnostics
 
-SIZES = (4, 6, 4, 2)
+SIZES = (4, 5, 3, 2)
 """The three features of `diagnostics_flow.people`, and the bit."""
 LIMIT = 2.0
 """Features are between minus and plus this; the bit is 0 or 1."""
-PARTS = (1, 2, 4)
+PARTS = (1, 2)
 """Each feature's range is divided into so many parts."""
-SECONDS = 5.0
+SECONDS = 2.0
 """The time limit of the solver for a box."""
 SPARSITIES = (0.0, 0.5, 0.75)
 """Of the networks: magnitude over all layers, then trained again for as long."""

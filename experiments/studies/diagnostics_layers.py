@@ -14,10 +14,11 @@ import rigl_jax as rx
 from experiments.studies import data_training as training
 from experiments.studies import diagnostics_training as fitting
 from experiments.studies.data_training import SEEDS, Problem, rounded
+from experiments.studies.diagnostics_training import Trained
 from rigl_jax import diagnostics
 
-HIDDEN = (128, 64, 64, 32)
-EPOCHS = 8
+HIDDEN = {64: (64, 64, 64, 32), 784: (128, 64, 64, 32)}
+"""Hidden layers by number of inputs."""
 SPARSITIES = (0.9, 0.95, 0.98)
 DISTRIBUTIONS = {
     "uniform": "uniform",
@@ -35,7 +36,8 @@ TRIPLETS = 200
 
 def deep(problem: Problem) -> Problem:
     """The problem with the network of this study."""
-    return problem._replace(sizes=(problem.sizes[0], *HIDDEN, problem.sizes[-1]), epochs=EPOCHS)
+    inputs, *_, classes = problem.sizes
+    return problem._replace(sizes=(inputs, *HIDDEN[inputs], classes), epochs=problem.epochs * 2 // 3)
 
 
 class Bench:
@@ -44,8 +46,13 @@ class Bench:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.names = [f"dense_{i}/kernel" for i in range(len(problem.sizes) - 1)]
-        self.dense = functools.cache(lambda: fitting.train(fitting.make_fit(problem)))
+        self.fit = functools.cache(lambda: fitting.make_fit(problem))
+        self.dense = functools.cache(lambda: fitting.train(self.fit()))
         self.numbers = functools.cache(self._numbers)
+
+    def untrained(self) -> Any:
+        """The weights that training begins with, of all seeds."""
+        return self.fit().init(jax.random.key_data(training.keys(0)))[0]
 
     def _numbers(self) -> dict[str, np.ndarray]:
         """Ranks, as shares of the outputs, and tolerances; each float64[seeds, layers]."""
@@ -74,25 +81,35 @@ def measured(bench: Bench) -> dict[str, Any]:
     pruned; of each hidden layer the O-information of triplets, at the start and at the end. A list of seeds each.
     """
     problem, params = bench.problem, bench.dense().params
-    first, _ = fitting.make_fit(problem).init(jax.random.key_data(training.keys(0)))
     whole = np.asarray(fitting.accuracy(problem, params))
     lost = [whole - fitting.accuracy(problem, _without(params, name)) for name in sorted(params)]
     by_layer = {name: [rounded(column) for column in found.T] for name, found in bench.numbers().items()}
     together = {
         when: [rounded(layer) for layer in np.array([_redundancy(problem, nets, i) for i in range(len(SEEDS))]).T]
-        for when, nets in (("start", first), ("end", params))
+        for when, nets in (("start", bench.untrained()), ("end", params))
     }
     return {"test": rounded(whole), **by_layer, "lost": [rounded(each) for each in lost], "o_information": together}
 
 
-def sparse(bench: Bench, name: str, sparsity: float) -> dict[str, Any]:
-    """RigL with a distribution: test accuracy of each seed, and the density of each layer."""
+def sparse(bench: Bench, how: str, name: str, sparsity: float) -> dict[str, Any]:
+    """RigL, or static random masks, with a distribution: test accuracy of each seed, and the density of each layer."""
     problem = bench.problem
     plan = fitting.plan_of(problem, sparsity, bench.distribution(name))
-    algorithm = fitting.rigl(plan, problem.steps)
-    params = fitting.train(fitting.make_fit(problem, algorithm=algorithm)).params
+    if how == "static":
+        params = fitting.train(bench.fit(), _random(bench, plan)).params
+    else:
+        algorithm = fitting.rigl(plan, problem.steps)
+        params = fitting.train(fitting.make_fit(problem, algorithm=algorithm)).params
     density = [plan[leaf].active_weights / math.prod(plan[leaf].shape) for leaf in bench.names]
     return {"test": rounded(fitting.accuracy(problem, params)), "density": rounded(density)}
+
+
+def _random(bench: Bench, plan: rx.base.Plan) -> Trained:
+    """New networks of all seeds with random masks."""
+    draw = jax.jit(jax.vmap(lambda key, params: rx.topology.random_masks(plan, key, params)))
+    params = bench.untrained()
+    masks = draw(training.keys(59), params)
+    return Trained(jax.vmap(rx.apply_masks)(params, masks), masks)
 
 
 def _without(params: Any, name: str) -> Any:

@@ -16,7 +16,7 @@ from experiments.studies import diagnostics_training as fitting
 from experiments.studies.data_training import SEEDS, Params, Problem, rounded
 
 HIDDEN = (16,)
-SWEEPS = 4
+SWEEPS = 3
 VALUES = (-1.0, 0.0, 1.0)
 STARTS = ("rounded", "random")
 """From the rounded weights of the float network, with its biases; or from random signs and zeros, with biases of 0."""
