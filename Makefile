@@ -95,6 +95,7 @@ figures: $(VENV)/installed-experiments  ## Make every table and figure of the re
 	$(BIN)/python -m experiments.studies.pruning_page
 	$(BIN)/python -m experiments.studies.channels_page
 	$(BIN)/python -m experiments.studies.data_page
+	$(BIN)/python -m experiments.studies.diagnostics_page
 
 soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, train 20,000 steps (an hour); writes experiments/records/soak.json
 	$(NATIVE)

@@ -34,12 +34,21 @@ def against(ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
 
 
 class Claim(NamedTuple):
-    """What a paper says of two facts, float64[seeds]: ours is higher, unless `lower`."""
+    """What a paper says of two facts.
+
+    Attributes:
+      text: one line of a table.
+      ours: float64[seeds], None where it was not run.
+      theirs: the same; ours is said to be higher.
+      lower: ours is said to be lower.
+      at: where, if the line has several places.
+    """
 
     text: str
     ours: np.ndarray | None
     theirs: np.ndarray | None
     lower: bool = False
+    at: str = ""
 
 
 def outcome(claim: Claim) -> str:
@@ -53,5 +62,12 @@ def outcome(claim: Claim) -> str:
 
 
 def claimed(claims: Sequence[Claim]) -> str:
-    """A table, one line a claim."""
-    return pages.table(["claim", "came out"], [[c.text, outcome(c)] for c in claims], left=[True, True])
+    """A table, one line a text."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for claim in claims:
+        found.setdefault(claim.text, {}).setdefault(outcome(claim), []).append(claim.at)
+    told = {
+        text: "; ".join(f"{what} at {', '.join(at)}" if any(at) else what for what, at in outcomes.items())
+        for text, outcomes in found.items()
+    }
+    return pages.table(["claim", "came out"], [list(row) for row in told.items()], left=[True, True])

@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
     "uniform": "uniform",
     "erk": "ERK",
     "ranks": "effective rank of the gradients",
-    "noise": "1 / learned noise tolerance",
+    "noise": "inverse of the noise tolerance",
 }
 EXAMPLES = 512
 """Training images that ranks and tolerances are measured on."""
