@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -19,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import rigl_jax as rx
 from rigl_jax.execution import kernels
-from tests.execution.models import problem
+from tests.execution.models import drawn, problem
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.standard_normal((12, 12), dtype=np.float32))
@@ -100,27 +99,38 @@ def test_data_parallel_in_shard_map():
     chex.assert_trees_all_close(jax.jit(across)(PACKED, X), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_data_parallel_under_jit(tiles):
-    """Each device multiplies its part of the batch, and nothing of the size of an input is put together."""
-    loss, params, plan, image = problem()
-    plan = rx.make_plan(params, 0.8, rules=[("Dense_.*kernel", rx.block(4, 4)), (".*", None)]) if tiles else plan
-    masks = rx.sparsify(optax.sgd(0.1), rx.rigl(plan), key=jax.random.key(0)).init(params).masks
-    choose = lambda name, mask: kernels.make_block_pattern(mask, (4, 4)) if mask.ndim == 2 else None  # noqa: E731
-    packed = rx.pack(params, masks, choose=choose if tiles else None)
+def test_data_parallel_under_jit():
+    """Each device multiplies its part of the batch, and nothing of the size of an input is put together.
+
+    Of convolutions, a matrix and one of tiles.
+    """
+    loss, params, _, image = problem()
+    params = {**params, "tiles": W[:, :4]}
+    masks = jax.tree.map(lambda p: None if p.ndim < 2 else np.abs(p) > np.quantile(np.abs(p), 0.8), params)
+    masks["tiles"] = np.kron(np.array([[1], [0], [1]], bool), np.ones((4, 4), bool))
+
+    def choose(name, mask):
+        return kernels.make_block_pattern(mask, (4, 4)) if name == "tiles" else kernels.make_pattern(mask)
+
+    def both(params, image):
+        rest = {name: leaf for name, leaf in params.items() if name != "tiles"}
+        return loss(rest, image) + jnp.mean(jnp.sin(image.reshape(len(image), -1)[:, :12] @ params["tiles"]))
+
+    packed = rx.pack(params, masks, choose=choose)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
     def grads(run, packed, image):
         return jax.value_and_grad(lambda values: run(packed._replace(values=values), image))(packed.values)
 
-    expected = jax.jit(functools.partial(grads, rx.run_packed(loss)))(packed, image)
-    over = jax.jit(functools.partial(grads, rx.run_packed(loss, batch=split)), out_shardings=whole)
+    expected = jax.jit(functools.partial(grads, rx.run_packed(both)))(packed, image)
+    over = jax.jit(functools.partial(grads, rx.run_packed(both, batch=split)), out_shardings=whole)
     packed, image = jax.device_put(packed, whole), jax.device_put(image, split)
-    chex.assert_trees_all_close(over(packed, image), expected, rtol=1e-4, atol=1e-6)
-    text = over.lower(packed, image).compile().as_text()
+    compiled = over.lower(packed, image).compile()
+    chex.assert_trees_all_close(compiled(packed, image), expected, rtol=1e-4, atol=1e-6)
     sent = [
-        math.prod(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\w+\[([\d,]+)\][^=]* all-gather", text)
+        math.prod(map(int, re.findall(r"\d+", shape)))
+        for shape in re.findall(r"\w+\[([\d,]+)\][^=]* all-gather", compiled.as_text())
     ]
     assert max(sent, default=0) <= 8 * 4  # logits at most
     odd = rx.run_packed(lambda p, x: x @ p["w"], batch=split)  # 6 rows: each device does the whole
@@ -195,8 +205,9 @@ FOLDED = {
 @pytest.mark.filterwarnings("error")
 def test_kernels_of_three_axes(name):
     layer, shape = FOLDED[name]
-    x = jax.random.normal(jax.random.key(0), shape)
-    params = layer.init(jax.random.key(1), x)["params"]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, np.float32)
+    params = drawn(layer, x, rng)
     plan = rx.make_plan(params, 0.8)
     masks = rx.topology.random_masks(plan, jax.random.key(2), params)
     packed = rx.pack(params, masks)
@@ -239,8 +250,8 @@ def test_nothing_in_nothing_out():
     y = rx.run_packed(lambda p, x: x @ p["w"])(PACKED, jnp.ones((0, 12)))
     assert y.shape == (0, 12)
     layer = nn.Conv(6, (3,), kernel_dilation=3, padding="VALID")
-    params = layer.init(jax.random.key(0), jnp.ones((2, 9, 8)))["params"]
-    masks = {"kernel": jax.random.uniform(jax.random.key(1), (3, 8, 6)) < 0.3, "bias": None}
+    params = drawn(layer, np.ones((2, 9, 8), np.float32), RNG)
+    masks = {"kernel": RNG.random((3, 8, 6)) < 0.3, "bias": None}
     run = rx.run_packed(lambda p, x: layer.apply({"params": p}, x))
     assert run(rx.pack(params, masks), jnp.ones((2, 4, 8))).shape == (2, 0, 6)  # a window longer than the input
 
@@ -258,8 +269,8 @@ OTHER_USES = {
 @pytest.mark.filterwarnings("ignore:run_packed")
 def test_other_uses_of_a_convolutions_kernel_are_dense_and_right(name):
     f, shape = OTHER_USES[name], (3, 3, 2, 8)
-    w, x = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (288,))
-    mask = jax.random.uniform(jax.random.key(2), shape) < 0.3
+    w, x = RNG.standard_normal(shape, np.float32), RNG.standard_normal(288, np.float32)
+    mask = RNG.random(shape) < 0.3
     y = rx.run_packed(lambda p, x: f(p["w"], x))(rx.pack({"w": w}, {"w": mask}), x)
     np.testing.assert_allclose(y, f(jnp.where(mask, w, 0), x), atol=1e-5)
 
@@ -275,13 +286,13 @@ def test_axes_contracted_otherwise_are_dense_and_right():
 
 @pytest.mark.parametrize("layer", [nn.Conv(4, (3, 3), kernel_dilation=2), nn.Conv(4, (3, 3), feature_group_count=2)])
 def test_other_convolutions_are_dense_and_right(layer):
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
-    params = layer.init(jax.random.key(1), x)["params"]
-    kernel = params["kernel"]
-    masks = {"kernel": jax.random.uniform(jax.random.key(2), kernel.shape) < 0.3, "bias": None}
+    x = RNG.standard_normal((2, 8, 8, 4), np.float32)
+    params = drawn(layer, x, RNG)
+    masks = {"kernel": RNG.random(params["kernel"].shape) < 0.3, "bias": None}
+    apply = jax.jit(lambda p, x: layer.apply({"params": p}, x))
     with pytest.warns(UserWarning, match="leaf 'kernel' meets conv_general_dilated"):
-        y = rx.run_packed(lambda p, x: layer.apply({"params": p}, x))(rx.pack(params, masks), x)
-    np.testing.assert_allclose(y, layer.apply({"params": rx.apply_masks(params, masks)}, x), atol=1e-5)
+        y = jax.jit(rx.run_packed(apply))(rx.pack(params, masks), x)
+    np.testing.assert_allclose(y, apply(rx.apply_masks(params, masks), x), atol=1e-5)
 
 
 def test_nnx_at_the_edge():
