@@ -28,4 +28,4 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> None:
     common.smoke(config)
-    config.model.features = (20, 12)
+    config.model.features = (20,)
