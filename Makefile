@@ -28,12 +28,18 @@ NO_NEWEST := no Python from 3.12 to 3.14 on this machine: the newest JAX is not 
 help:  ## Show this list
 	@grep -E '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-# One stamp for each set of extras: installed once, and again whenever pyproject.toml changes.
+# One stamp for each set of extras: installed once, and again whenever pyproject.toml changes. A module is compiled to
+# bytecode when it is first imported, and kept, whatever the shell says; most modules never are. The project is built beside
+# the jaxlib that is there, not in an environment of its own with a second one.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL = env PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile
+BUILD_REQUIRES = import tomllib; print(*map(repr, tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]))
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(INSTALL) --upgrade pip
 $(VENV)/installed-%: pyproject.toml | $(BIN)/python
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]'
+	$(BIN)/python -c '$(BUILD_REQUIRES)' | xargs $(INSTALL)
+	$(INSTALL) --no-build-isolation --editable '.[$(subst -,$(comma),$*)]'
 	@touch $@
 comma := ,
 
