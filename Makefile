@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo docs package sanitize test test-examples test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
+.PHONY: help demo docs notebooks package sanitize test test-examples test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
 # What docstrings, pages and notebooks show. `.ci/run` runs it once, on the newest JAX, which is what users install.
 EXAMPLES := tests/test_docstrings.py tests/test_docs.py tests/test_notebooks.py
 # The tests of the library itself, without those that train through configs.
@@ -107,6 +107,10 @@ soak: $(VENV)/installed-experiments-notebooks-tests  ## Stop runs 180 times, tra
 	$(NATIVE)
 	SOAK=1 $(BIN)/python -m pytest tests/experiments/test_multihost.py
 	$(BIN)/python -m experiments.soak
+
+notebooks: $(VENV)/installed-experiments-notebooks-tests  ## Run the notebooks again and keep their outputs
+	$(NATIVE)
+	$(BIN)/python docs/_notebooks.py
 
 # Warnings and links that lead nowhere are errors. Nothing but the packages of the extra is fetched.
 docs: $(VENV)/installed-docs  ## Build the site of the documentation, build/site

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
 import json
 import posixpath
@@ -39,7 +40,10 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds notebooks and the copied files."""
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=from_notebook(notebook)))
+        text, pictures = from_notebook(notebook)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=text))
+        for picture, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{picture}", content=content))
     for name, target in COPIED.items():
         if (ROOT / name).exists():
             files.append(
@@ -55,17 +59,25 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     return markdown if page.file.generated_by else relinked(markdown, path, path)
 
 
-def from_notebook(path: Path) -> str:
-    """A notebook as Markdown. It is kept without outputs, so the page has none."""
-    parts = []
+def from_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown with its outputs, and their pictures by name."""
+    parts, pictures = [], {}
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])
         parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-    first, *rest = parts
-    note = (
-        f"!!! note\n    This page shows the notebook `notebooks/{path.name}` without its outputs; run it to see them."
-    )
-    return relinked("\n\n".join([first, note, *rest]), f"../notebooks/{path.name}", f"notebooks/{path.stem}.md")
+        for output in cell.get("outputs", []):
+            data = {kind: "".join(lines) for kind, lines in output.get("data", {}).items()}
+            if "image/png" in data:
+                name = f"{path.stem}_{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(data["image/png"])
+                parts.append(f"![What the cell above draws]({name})")
+            elif "text/html" in data:
+                parts.append("\n".join(line for line in data["text/html"].splitlines() if line.strip()))
+            else:
+                parts.append(f"```text\n{data.get('text/plain', ''.join(output.get('text', '')))}\n```")
+    note = f"*This page is the notebook `notebooks/{path.name}` with its outputs.*"
+    text = "\n\n".join([parts[0], note, *parts[1:]])
+    return relinked(text, f"../notebooks/{path.name}", f"notebooks/{path.stem}.md"), pictures
 
 
 def place(target: str, page: str) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorboardX
 
 import rigl_jax as rx
 from experiments import gallery, report
@@ -144,15 +145,35 @@ def test_what_a_page_names_exists(page):
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
 
 
+class Log(dict):
+    """What loggers are given, in the calls of W&B and CLU."""
+
+    def log(self, values, step):
+        self.update({name: (value, step) for name, value in values.items()})
+
+    def write_scalars(self, step, values):
+        assert all(isinstance(value, (int, float)) for value in values.values())
+        self.log(values, step)
+
+
 @pytest.mark.parametrize("page", GUIDES)
-def test_the_blocks_of_a_guide(page, capsys):
+def test_the_blocks_of_a_guide(page, capsys, tmp_path):
     names = users_names()
+    if page == "watching":
+        names |= {"wandb": Log(), "clu_writer": Log(), "tensorboard": tensorboardX.SummaryWriter(str(tmp_path))}
     assert blocks(f"docs/{page}.md")
     for code in blocks(f"docs/{page}.md"):
         exec(code, names)
         if page == "frameworks" and "state" in names:  # each block trains another kind of params for three steps
             assert int(names["state"].step) == 3
             assert 0.79 < float(rx.sparsity(names["state"].masks)) < 0.81
+    if page == "watching":
+        names["tensorboard"].close()
+        names["bar"].close()
+        assert names["wandb"]["masks/step"] == (9, 9)
+        assert names["wandb"]["masks/density"][0].keys() == {"first/kernel", "last/kernel"}
+        assert names["clu_writer"]["density/first/kernel"] == (0.25, 9)
+        assert next(tmp_path.iterdir()).stat().st_size > 500
     if page == "start":
         share = float(capsys.readouterr().out.split()[-1])
         assert share > 0.2  # where a tenth would be chance: what the page says

@@ -1,5 +1,6 @@
-"""Notebooks run from top to bottom, and are kept without outputs."""
+"""Notebooks run from top to bottom, and are kept with the outputs of the code that they hold."""
 
+import hashlib
 from pathlib import Path
 
 import nbclient
@@ -29,13 +30,25 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_kept_without_outputs(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert cells[0].cell_type == "markdown", "a notebook opens with what it shows"
-    for cell in cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
+def test_is_kept_with_its_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].cell_type == "markdown", "a notebook opens with what it shows"
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = "\0".join(cell.source for cell in cells)
+    kept = notebook.metadata["outputs_of"]
+    assert kept == hashlib.sha256(code.encode()).hexdigest()[:16], "its code has changed: make notebooks"
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    check(path, [output for cell in cells for output in cell.outputs])
+    assert str(Path.home()) not in path.read_text()
+    assert str(ROOT) not in path.read_text()
+
+
+def check(path, outputs):
+    """Two pictures, the expected result, and no warning."""
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 2
+    shown = [" ".join(output.get("data", {}).get("text/plain", "").split()) for output in outputs]
+    assert RESULTS[path.stem] in shown
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +67,4 @@ def test_runs_and_draws(path, client):
     client.nb = notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # without the names of the notebook before
     client.execute(cleanup_kc=False)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert not [output.text for output in outputs if output.get("name") == "stderr"]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 2
-    shown = [" ".join(output.get("data", {}).get("text/plain", "").split()) for output in outputs]
-    assert RESULTS[path.stem] in shown
+    check(path, [output for cell in notebook.cells for output in cell.get("outputs", [])])

@@ -7,9 +7,10 @@ A cell is a network, the share of its MACs that is left, a score of channels, an
 "finetune" trains on from the weights that are left; "scratch_e" trains new weights for as many epochs as the dense
 network had, "scratch_b" for as many as cost the same MACs, at most twice as many (Liu et al. 2019). With the scope
 "layer" every layer loses the same share of its channels: scores differ in which channels go and not in how many, and
-one training from scratch stands for all of them. With "global" all channels are ranked together. A finished cell is one
-line of experiments/records/channels/MODEL.jsonl with a run for each seed, and a second start goes on with the cells
-that are missing. Scores are those of `rx.channels.CRITERIA`, a new one has cells of its own, and Network Slimming.
+one training from scratch stands for all of them. With "global" all channels are ranked together by their scores as they
+are, with "global_mean" by scores that are divided by the mean of their layer. A finished cell is one line of
+experiments/records/channels/MODEL.jsonl with a run for each seed, and a second start goes on with the cells that are
+missing. Scores are those of `rx.channels.CRITERIA`, a new one has cells of its own, and Network Slimming.
 
 The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashion-mnist`, or `--source FOLDER`.
 """
@@ -37,6 +38,12 @@ RECORDS = store.FOLDER / "channels"
 SEEDS = (0, 1, 2)
 SHARES = (0.25, 0.5, 0.1)
 """Of MACs that are left, in the order in which they are run."""
+SCOPES: Mapping[str, Mapping[str, str]] = {
+    "layer": {"scope": "layer"},
+    "global_mean": {"scope": "global", "normalize": "mean"},
+    "global": {"scope": "global"},
+}
+"""What `rx.channels.select` is told, in the order in which they are run."""
 SCORED = 256
 """Training images that a score sees."""
 SLIMMING = 1e-4
@@ -75,7 +82,7 @@ SCORES = (*rx.channels.CRITERIA, SLIMMED)
 
 def cells(models: Sequence[str] = tuple(MODELS)) -> Iterator[Cell]:
     """Every cell, in the order in which they are run."""
-    for scope, model in itertools.product(("layer", "global"), models):
+    for scope, model in itertools.product(SCOPES, models):
         if scope == "layer":
             yield Cell(model, scope, 1.0, "none", "dense")
         for share in SHARES:
@@ -141,7 +148,7 @@ class Study:
             return {"seed": seed, "test": self.right(self.dense(seed))}
         params = self.dense(seed, slimming=cell.score == SLIMMED)
         scores = self.scores("magnitude" if cell.score == "any" else cell.score, seed)
-        keep = rx.channels.select(self.groups, scores, macs=cell.share, scope=cell.scope)
+        keep = rx.channels.select(self.groups, scores, macs=cell.share, **SCOPES[cell.scope])
         small = rx.channels.shrink(self.network.plain, params, keep, self.one)
         assert small.macs is not None  # as the inputs are given
         found: dict[str, Any] = {"seed": seed, "macs": small.macs, "weights": small.weights}

@@ -127,7 +127,10 @@ def section(records: Records, model: str) -> str:
 Before fine-tuning:
 
 {accuracies(records, model, "layer", "pruned")}
-All channels ranked together, after fine-tuning:
+All channels ranked together, by scores divided by the mean of their layer, after fine-tuning:
+
+{accuracies(records, model, "global_mean", "test")}
+The same by scores as they are, which may leave a layer with hardly a channel (10 % is chance):
 
 {accuracies(records, model, "global", "test")}"""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 import rigl_jax as rx
 from rigl_jax import diagnostics, recipes
@@ -169,10 +170,44 @@ def test_a_convex_loss_of_the_average_is_at_most_the_average_loss():
     assert loss(average) <= np.mean([loss(network) for network in networks])
 
 
-def test_statistics_of_averages_are_estimated_again():
-    tickets = sup(draws, reestimate=lambda params, masks: {**params, "b": jnp.full(30, float(masks["w"].sum()))})
-    assert [float(ticket.params["b"][0]) for ticket in tickets[1:]] == [PLAN["w"].n_active] * 2
-    assert float(tickets[-1].carry.params["b"][0]) != PLAN["w"].n_active  # of the average alone
+class Normed(linen.Module):
+    """A layer, its batch statistics, and a layer on them."""
+
+    @linen.compact
+    def __call__(self, x, train=False):
+        x = linen.Dense(20)(x)
+        return linen.Dense(20)(linen.relu(linen.BatchNorm(not train, momentum=0.0)(x)))
+
+
+def test_batch_statistics_of_averages_are_estimated_again():
+    """After every merge those of the averaged and pruned network, which an average of statistics is not."""
+    net = Normed()
+    variables = dict(jax.jit(net.init)(KEY, X))
+    plan = rx.make_plan(variables, 0.5)
+    masks = rx.topology.random_masks(plan, KEY, variables)
+
+    def reestimate(params, masks):
+        return params | net.apply(params, X, train=True, mutable=["batch_stats"])[1]
+
+    @jax.jit
+    def waves(params, masks, phase):
+        moved = jax.tree.map(lambda p: p + jnp.cos(phase + jnp.arange(p.size)).reshape(p.shape), params)
+        return rx.apply_masks(moved, masks)
+
+    train = lambda params, masks, start, stop, key: recipes.Trained(waves(params, masks, stop))  # noqa: E731
+    given = {"tickets": 2, "start": 90, "cycle": 10, "key": KEY}
+    stale, tickets = (
+        list(recipes.sup_tickets(train, variables, masks, plan, reestimate=how, **given)) for how in (None, reestimate)
+    )
+    for ticket, average in zip(tickets[1:], stale[1:], strict=True):
+        chex.assert_trees_all_equal(ticket.params["params"], average.params["params"])
+        layer, found = ticket.params["params"]["Dense_0"], ticket.params["batch_stats"]["BatchNorm_0"]
+        hidden = np.asarray(X) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+        np.testing.assert_allclose(found["mean"], hidden.mean(0), atol=1e-5)
+        np.testing.assert_allclose(found["var"], hidden.var(0), rtol=1e-4)
+        assert np.abs(average.params["batch_stats"]["BatchNorm_0"]["mean"] - hidden.mean(0)).max() > 0.1
+    carried, kept = tickets[-1].carry.params["batch_stats"], stale[-1].carry.params["batch_stats"]
+    chex.assert_trees_all_equal(carried, kept)  # the run goes on with its own
 
 
 def test_schedules_of_cycles():
