@@ -16,8 +16,10 @@ from rigl_jax.base import Array, PyTree, Score, Signals
 
 
 def magnitude(signals: Signals) -> PyTree:
-    """|w|: the drop criterion of SET, RigL and gradual pruning."""
-    return jax.tree.map(jnp.abs, signals.params)
+    """|w|: the drop criterion of SET, RigL and gradual pruning. What has no size, as a PRNG key, is handed on."""
+    return jax.tree.map(
+        lambda p: p if jnp.issubdtype(jnp.result_type(p), jax.dtypes.extended) else jnp.abs(p), signals.params
+    )
 
 
 def gradient(signals: Signals) -> PyTree:

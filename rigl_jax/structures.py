@@ -276,7 +276,8 @@ def resolve(who: str, axes: Axes | None, shape: Shape) -> Axes:
         return Axes((n - 2,), (n - 1,), tuple(range(n - 2)))
     if isinstance(axes, Axes) and all(isinstance(part, tuple) for part in axes):
         named = [axis for part in axes for axis in part]
-        if all(checks.is_whole(axis, -n) for axis in named) and sorted(axis % n for axis in named) == list(range(n)):
+        within = all(checks.is_whole(axis, -n) and axis < n for axis in named)
+        if within and sorted(axis % n for axis in named) == list(range(n)):
             if axes.inputs and axes.outputs:
                 return Axes(*(tuple(axis % n for axis in part) for part in axes))
             raise ValueError(f"{who} needs a weight with input and output axes, got {axes} for shape {shape}")

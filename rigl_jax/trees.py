@@ -178,7 +178,7 @@ def hint(word: str, known: Iterable[str]) -> str:
     "; did you mean 'kernel'?"
     """
     near = nearest(word, known)
-    return f"; did you mean {near!r}?" if near else ""
+    return f"; did you mean {re.escape(near) if near == word else near!r}?" if near else ""
 
 
 def floats(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:

@@ -116,6 +116,10 @@ def test_the_page_of_pruning():
     ticket, total = names["ticket"], sum(layer.active_weights for layer in names["plan"].values())
     assert (ticket.level, sum(int(m.sum()) for m in jax.tree.leaves(ticket.masks))) == (2, total)
     rx.check_masked(ticket.params, ticket.masks)
+    normed = names["normed_ticket"].params
+    hidden = names["batch"] @ normed["params"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(normed["batch_stats"]["BatchNorm_0"]["mean"], hidden.mean(0), atol=0.1)
+    assert float(rx.sparsity(names["normed_ticket"].masks)) == 0.5
     assert names["curve"].mean("compression").tolist() == sorted(names["curve"].mean("compression"))
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)[(`]", PAGES["docs/pruning.md"], re.MULTILINE)
     assert [name for name, _ in rows] == [*rx.criteria.CRITERIA, *rx.criteria.SURGEONS]

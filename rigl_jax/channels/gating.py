@@ -22,7 +22,7 @@ from rigl_jax.channels import loops, rules
 from rigl_jax.channels.grouping import Group, arrays_of, checked_groups
 from rigl_jax.tracing import geometry, primitives
 from rigl_jax.tracing.channels import Reading
-from rigl_jax.tracing.program import Program, evaluate, trace
+from rigl_jax.tracing.program import Program, evaluate, trace_model
 from rigl_jax.tracing.walk import Walker
 
 Scores = tuple[Array, ...]
@@ -135,7 +135,7 @@ def tapped(who: str, function: Callable[..., Any], groups: Sequence[Group], para
     """
     checked_groups(who, groups)
     leaves = arrays_of(who, params)
-    program = trace(function, params, *inputs)
+    program = trace_model(who, function, params, *inputs)
     reading = rules.read(program, len(leaves))
     own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
     number, data = numbered(who, reading, own, groups), set(program.inputs[len(leaves) :])

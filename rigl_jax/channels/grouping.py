@@ -13,10 +13,10 @@ import numpy as np
 from rigl_jax import checks, trees
 from rigl_jax.base import PyTree
 from rigl_jax.channels import rules
-from rigl_jax.messages import shown
+from rigl_jax.messages import listed, shown
 from rigl_jax.tables import table
 from rigl_jax.tracing.channels import Channels, Labels, Reading
-from rigl_jax.tracing.program import trace
+from rigl_jax.tracing.program import trace_model
 
 
 class Member(NamedTuple):
@@ -142,7 +142,8 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
       are groups too; they stay, and so does what meets a primitive that has no rule here (`unknown`).
 
     Raises:
-      ValueError: `ignore` is no regular expression, params hold no arrays.
+      ValueError: `ignore` is no regular expression or matches no leaf, params hold no arrays, apply cannot be traced on
+        these inputs.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -157,7 +158,9 @@ def groups(apply: Callable[..., Any], params: PyTree, *inputs: Any, ignore: str 
     checks.functions("groups", apply=apply)
     patterns = _patterns(ignore)
     leaves = arrays_of("groups", params)
-    program = trace(apply, params, *inputs)
+    if unused := [p.pattern for p in patterns if not any(map(p.search, leaves))]:
+        raise ValueError(f"groups: ignore {unused[0]!r} matches no leaf; leaves are {listed(list(leaves))}")
+    program = trace_model("groups", apply, params, *inputs)
     reading = rules.read(program, len(leaves))
     own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
     found = [_named(group, patterns) for group in _found(reading, own)]

@@ -26,8 +26,8 @@ def scores(
     """What every channel of every group is worth: the scores of its weights, reduced to one number.
 
     The weights of a channel are those of all its members with two axes or more (the rows of one kernel, the columns of
-    the next); only where there are none those with one axis (biases, scales). Scores that are NaN do not count: so a
-    criterion chooses the leaves, as `only` does for Network Slimming.
+    the next); only where there are none those with one axis (biases, scales). A leaf whose scores are all NaN does not
+    count: so a criterion chooses the leaves, as `only` does for Network Slimming.
 
     Args:
       groups: as `groups` gives them.
@@ -41,7 +41,8 @@ def scores(
       float64[size] for each group. A channel without any number has 0.
 
     Raises:
-      ValueError: `reduce` is none of these; the criterion gives a tree of another form.
+      ValueError: `reduce` is none of these; the criterion gives a tree of another form, or NaN for some weights of a
+        leaf and numbers for others.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +63,9 @@ def scores(
     if jax.tree.structure(given) != jax.tree.structure(params):
         raise ValueError("scores: criterion must give a tree parallel to params, got another one")
     arrays = {name: np.asarray(leaf, np.float64) for name, leaf in trees.named_leaves(given).items() if _counts(leaf)}
+    members = {member.leaf for group in groups for member in group.members}
+    if broken := [n for n in arrays if n in members and 0 < np.isnan(arrays[n]).sum() < arrays[n].size]:
+        raise ValueError(f"scores: criterion must give a number for each weight, got NaN in leaf {broken[0]!r}")
     return tuple(_pooled(group, arrays, reduce) for group in groups)
 
 

@@ -21,7 +21,7 @@ from rigl_jax.channels.grouping import arrays_of
 from rigl_jax.channels.resizing import Kept, at_smaller_shapes, removed
 from rigl_jax.channels.splits import places
 from rigl_jax.messages import shown
-from rigl_jax.tracing.program import trace
+from rigl_jax.tracing.program import Program, trace_model
 
 
 class Compact(NamedTuple):
@@ -40,7 +40,7 @@ class Compact(NamedTuple):
       macs: multiply-accumulates of one call on the inputs, all examples of the batch together, before and now; None
         for `compact`.
       latency: seconds of one call, before and now; None if they were not measured.
-      notes: what could not be folded into biases, and why.
+      notes: what could not be folded into biases, and why; leaves that the model does not read.
     """
 
     params: PyTree
@@ -98,7 +98,7 @@ def shrink(
     leaves = arrays_of("shrink", params)
     shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
     wanted = _checked(keep, shapes)
-    program = trace(apply, params, *inputs)
+    program = trace_model("shrink", apply, params, *inputs)
     reading = rules.read(program, len(leaves))
     own = {name: reading.labels[v] for name, v in zip(leaves, program.inputs, strict=False)}
     gone = removed(reading, own, wanted)
@@ -123,11 +123,19 @@ def shrink(
         whole = jax.tree.unflatten(jax.tree.structure(params), [a if b is c else c for a, b, c in same])
     else:
         whole = params
-    made = _made("shrink", apply, whole, kept, reading, gone)._replace(notes=notes)
+    made = _made("shrink", apply, whole, kept, reading, gone)._replace(notes=(*notes, *_unread(leaves, program)))
     if not repeats:
         return made
     both = [latency(*model, *inputs, repeats=repeats) for model in ((apply, params), (made.apply, made.params))]
     return made._replace(latency=(both[0], both[1]))
+
+
+def _unread(leaves: Mapping[str, Any], program: Program) -> list[str]:
+    """A note for each array of numbers that the model was given and does not read."""
+    used = program.uses
+    unread = {name: x for (name, x), v in zip(leaves.items(), program.inputs, strict=False) if not used[v]}
+    names = [name for name, x in unread.items() if x.shape and jnp.issubdtype(x.dtype, jnp.floating)]
+    return [f"{n} is not read and keeps its size; batch statistics are not read in training mode" for n in names]
 
 
 @arguments(apply=given.function, repeats=given.whole(1))

@@ -36,7 +36,7 @@ def of_inputs(who: str, apply: Callable[[PyTree, Any], Any]) -> Callable[[PyTree
 
     def outputs(params: PyTree, batch: Any) -> Any:
         try:
-            return read(params, batch)
+            out = read(params, batch)
         except Exception as error:  # of any model: linen's own for a tuple are of many types
             if not isinstance(batch, (tuple, list)):
                 raise
@@ -44,6 +44,9 @@ def of_inputs(who: str, apply: Callable[[PyTree, Any], Any]) -> Callable[[PyTree
                 f"{who}: batch must be the inputs of apply, without labels, got a {type(batch).__name__} of "
                 f"{len(batch)}, for which apply raised {_text(error)}"
             ) from error
+        if jax.tree.structure(out) == jax.tree.structure(0) and jnp.shape(out) == ():
+            raise ValueError(f"{who}: apply must give the outputs of the model, got one number, as of a loss")
+        return out
 
     return outputs
 

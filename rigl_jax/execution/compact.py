@@ -22,7 +22,7 @@ from rigl_jax.channels.resizing import at_smaller_shapes
 from rigl_jax.channels.shrinking import Compact
 from rigl_jax.tracing.channels import Labels, Reading, read_channels
 from rigl_jax.tracing.constants import Contraction, read_contractions
-from rigl_jax.tracing.program import Program, trace
+from rigl_jax.tracing.program import Program, trace_model
 
 
 def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: Any) -> Compact:
@@ -64,7 +64,7 @@ def compact(apply: Callable[..., Any], params: PyTree, masks: Masks, *inputs: An
     masks = checks.masks("compact", masks, params)
     parallel = jax.tree.structure(params).flatten_up_to(masks)
     weights = [_masked(leaf, mask) for leaf, mask in zip(leaves.values(), parallel, strict=True)]
-    program = trace(apply, params, *inputs)
+    program = trace_model("compact", apply, params, *inputs)
     labels, channels = read_channels(program, len(weights))
     products, beyond = read_contractions(program, weights, labels)
     channels.fix(tuple(beyond))

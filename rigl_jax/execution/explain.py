@@ -17,7 +17,17 @@ from rigl_jax import trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, Shape
 from rigl_jax.execution import kernels
-from rigl_jax.execution.packed import Choose, Packed, Whole, best_pattern, checked, leaf_patterns, masks_of
+from rigl_jax.execution.packed import (
+    CONV_DENSE_ABOVE,
+    DENSE_ABOVE,
+    Choose,
+    Packed,
+    Whole,
+    best_pattern,
+    checked,
+    leaf_patterns,
+    masks_of,
+)
 from rigl_jax.tables import html_table, table
 
 SECOND_DENSITY = 0.5  # the second point of the line that gives the break-even density
@@ -80,7 +90,11 @@ class Explanation(NamedTuple):
         dense = [row for row in self.rows if row.kernel == "dense"]
         if not dense:
             return ""
-        note = "stored as dense: multiplied dense; sparse ms is the time of a kernel for its mask, if it were used"
+        note = (
+            "stored as dense: multiplied dense; sparse ms is the time of a kernel for its mask, if it were used. pack "
+            f"stores leaves so that have a density above {DENSE_ABOVE} (convolutions with native kernels: above "
+            f"{CONV_DENSE_ABOVE}), or other than 2 to 4 axes"
+        )
         if any(row.sparse_ms < row.dense_ms for row in dense):
             return f"{note}. Where it is faster, pack with rx.pack(..., choose=rx.execution.fastest(batch=...))"
         return note

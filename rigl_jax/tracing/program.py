@@ -45,6 +45,19 @@ class Program(NamedTuple):
         return Counter(itertools.chain(self.outputs, *(eqn.invars for eqn in self.equations)))
 
 
+def trace_model(who: str, apply: Callable[..., Any], *args: Any) -> Program:
+    """`trace` of a user's function.
+
+    Raises:
+      ValueError: it raises an error, whose first line is told.
+    """
+    try:
+        return trace(apply, *args)
+    except Exception as error:  # the model may raise anything
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{who}: apply(params, *inputs) could not be traced: {why}") from error
+
+
 def trace(apply: Callable[..., Any], *args: Any) -> Program:
     """The program of `apply(*args)`, args being trees of arrays or `jax.ShapeDtypeStruct`."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), args)

@@ -17,7 +17,7 @@ from rigl_jax.base import Axes, PyTree, Role, Shape
 from rigl_jax.tracing.named_roles import named_roles
 from rigl_jax.tracing.uses import INPUT, OUTPUT, STACK, Data, Use, traced, weights
 
-ONE_AXIS = "one axis"
+FEW_AXES = "fewer than two axes"
 
 
 def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Sequence[Any] = ()) -> dict[str, Role]:
@@ -76,7 +76,7 @@ def _settled(role: Role, shape: Shape) -> Role:
     """A kernel has at least two axes and is not empty; a stack is not an axis of its layers."""
     within = len(shape) - (len(role.axes.stack) if role.axes else 0)
     if role.dense is None and (within < 2 or not math.prod(shape)):
-        return role._replace(dense=ONE_AXIS if within < 2 else "empty")
+        return role._replace(dense=FEW_AXES if within < 2 else "empty")
     return role
 
 

@@ -92,6 +92,35 @@ def test_scores_of_single_leaves():
         rx.channels.scores(GROUPS, PARAMS, lambda params, batch: {"a": params["a"]})
 
 
+def test_a_broken_weight_is_no_score():
+    with refused("scores", "NaN", "'a'"):
+        rx.channels.scores(GROUPS, PARAMS | {"a": jnp.asarray(PARAMS["a"]).at[0, 1].set(jnp.nan)})
+
+
+def test_params_may_hold_keys_and_counts():
+    """As the state of an NNX model with dropout does."""
+    params = PARAMS | {"rngs": {"key": jax.random.key(0), "count": jnp.zeros((), jnp.uint32)}}
+    (got,) = rx.channels.scores(GROUPS, params)
+    np.testing.assert_array_equal(got, rx.channels.scores(GROUPS, PARAMS)[0])
+
+
+def test_what_groups_cannot_read_is_said_in_one_line():
+    apply = lambda p, x: x @ p["a"] @ p["b"]  # noqa: E731
+    params = {"a": jnp.ones((2, 6)), "b": jnp.ones((6, 10))}
+    with refused("groups", "ignore", "zzz"):
+        rx.channels.groups(apply, params, jnp.ones((1, 2)), ignore="zzz")
+    for inputs in ((), (None,), (jnp.ones((1, 3)),)):
+        with refused("groups", "apply", "traced"):
+            rx.channels.groups(apply, params, *inputs)
+
+
+def test_a_leaf_that_the_model_does_not_read_is_noted():
+    apply = lambda p, x: x @ p["a"] @ p["b"]  # noqa: E731
+    params = {"a": jnp.ones((2, 6)), "b": jnp.ones((6, 10)), "mean": jnp.ones(6)}
+    small = rx.channels.shrink(apply, params, {"a": {1: [0, 2]}}, jnp.ones((1, 2)))
+    assert [note.split()[0] for note in small.notes] == ["mean"]
+
+
 # ---- selection
 
 

@@ -68,6 +68,8 @@ def test_a_criterion_names_the_batch_that_it_lacks_or_cannot_read():
         if given is not loss:
             with refused(name, "batch", "labels", "tuple"):
                 rx.prune(plan, params, getattr(rx.criteria, name)(given), (x, jnp.ones(2)))
+            with refused(name, "apply", "loss"):
+                rx.prune(plan, params, getattr(rx.criteria, name)(lambda p, x: jnp.sum(x @ p["w"])), x)
 
 
 def test_an_error_of_the_model_that_the_batch_does_not_explain_is_the_model_s_own():

@@ -510,6 +510,9 @@ def test_axes_that_are_given_make_no_kernel():
     assert list(plan) == ["w"]
     assert plan["w"].axes == rx.Axes((1,), (0,))
     assert list(rx.make_plan(params, 0.5, rules=[(".*", rx.unstructured())])) == ["embed/weight", "w"]
+    for outputs in (5, -3, 1.0):
+        with refused("make_plan", "axes", "'w'"):
+            rx.make_plan(params, 0.5, axes={"w": rx.Axes((0,), (outputs,))})
 
 
 def test_the_scale_of_first_weights_follows_the_axes_of_the_plan():
