@@ -40,9 +40,9 @@ def unstructured(axes: Axes | None = None) -> Structure:
     return Structure("unstructured", _same, _same, _same, partial(_in_layer, stack), stack=stack, bind=bind)
 
 
-@arguments(axes=rules.optional(rules.axes))
-def block(height: int, width: int, axes: Axes | None = None) -> Structure:
-    """Tiles of `height` inputs x `width` outputs; all tiles of a leaf compete.
+@arguments(axes=rules.optional(rules.axes), fan_in=rules.flag)
+def block(height: int, width: int, axes: Axes | None = None, *, fan_in: bool = False) -> Structure:
+    """Tiles of `height` inputs x `width` outputs; all tiles of a leaf compete, or those of each column of tiles.
 
     Each spatial position of a convolution kernel has its own tiles. `block(1, 16)`: 16 outputs share an input. Of
     several input or output axes, as those of attention, the last one is tiled.
@@ -51,6 +51,8 @@ def block(height: int, width: int, axes: Axes | None = None) -> Structure:
       height: inputs to a tile, at least 1; must divide the input axis.
       width: outputs to a tile, at least 1; must divide the output axis.
       axes: of the weight. Default: (..., in, out); `make_plan` puts in what it knows.
+      fan_in: each column of tiles keeps the same number, and tiles compete within it: where columns are multiplied
+        side by side, the fullest one is what the others wait for.
 
     Raises:
       ValueError: sizes below 1; when planned, a leaf with fewer than 2 axes, or that does not divide.
@@ -61,7 +63,7 @@ def block(height: int, width: int, axes: Axes | None = None) -> Structure:
     (3, 2)
     """
     height, width = checks.plain(height), checks.plain(width)
-    name = f"block({shown(height)}, {shown(width)})"
+    name = f"block({shown(height)}, {shown(width)}{', fan_in' if fan_in else ''})"
     _check_sizes(name, height, width)
     stack = partial(_stack, axes)
     return Structure(
@@ -69,9 +71,9 @@ def block(height: int, width: int, axes: Axes | None = None) -> Structure:
         pool=partial(_pool_block, height, width, axes),
         expand=partial(_expand_block, height, width, axes),
         units=partial(_units_of_block, height, width, axes),
-        axes=partial(_in_layer, stack),
+        axes=partial(_summed, axes) if fan_in else partial(_in_layer, stack),
         stack=stack,
-        bind=partial(block, height, width) if axes is None else None,
+        bind=partial(block, height, width, fan_in=fan_in) if axes is None else None,
         needs_axes=axes is None,
     )
 

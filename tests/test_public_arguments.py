@@ -101,7 +101,7 @@ CALLS = {
     # structures, distributions, plans
     "unstructured": {"axes": AXES},
     "fan_in": {"axes": AXES},
-    "block": {"height": 2, "width": 2, "axes": AXES},
+    "block": {"height": 2, "width": 2, "axes": AXES, "fan_in": True},
     "channel": {"axis": -1, "axes": AXES},
     "n_of_m": {"n": 2, "m": 4, "axis": -2, "axes": AXES},
     "proportional": {"numbers": {"w": 1.0}},

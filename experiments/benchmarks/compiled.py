@@ -19,7 +19,10 @@ import optax
 
 import rigl_jax as rx
 from experiments.benchmarks import ahead, rewiring, timing
+from experiments.benchmarks.device.timings import random_tiles
 from rigl_jax import topology
+from rigl_jax.execution import kernels
+from rigl_jax.execution.kernels import mosaic
 from rigl_jax.topology import topk
 
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -36,12 +39,36 @@ def programs(scale: int) -> Iterator[tuple[str, int, Program]]:
         rewire = lambda m, d, g: topology.rewire(rx.unstructured(), m, d, g, m.size // 30)  # noqa: E731
         yield f"rewire {size}, {bits}", digit, (rewire, (mask, scores, scores), {})
     yield from ((name, 4, program) for name, program in steps(4096 // scale))
+    yield from ((name, 4, program) for name, program in tiles(scale))
     params = rewiring.resnet50() if scale == 1 else rewiring.mlp()
     plan = rx.make_plan(params, 0.9)
     masks = rx.trees.map_sparse(lambda _, p: p.update(dtype=bool), plan, params)
     rewire_all = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
     name = "ResNet-50" if scale == 1 else "an MLP"
     yield f"rewire the {len(plan)} leaves of {name}, 4 bits a pass", 4, (rewire_all, (masks, params, params), {})
+
+
+def tiles(scale: int) -> Iterator[tuple[str, Program]]:
+    """The three products of a layer in bfloat16: dense, with tiles in plain XLA, and by our kernels."""
+    width, batch = 4096 // scale, 1024
+    x = jax.ShapeDtypeStruct((batch, width), jnp.bfloat16)
+    at = mosaic.tile_pattern(random_tiles(width, width, 128, 0.9, 0))
+    values = jax.ShapeDtypeStruct((at.tiles.nnz,), jnp.bfloat16)
+    variants: dict[str, tuple[Any, Any, Any]] = {
+        "dense": (lambda x, w, _: x @ w, jax.ShapeDtypeStruct((width, width), jnp.bfloat16), ()),
+        "10 % of its 128 x 128 tiles, plain XLA": (kernels.matmul, values, at.tiles),
+        "10 % of its 128 x 128 tiles, our kernels": (mosaic.matmul, values, at),
+    }
+    for name, (product, weight, pattern) in variants.items():
+
+        def all_three(x: Any, w: Any, dy: Any, at: Any, product: Any = product) -> Any:
+            y, pull = jax.vjp(lambda x, w: product(x, w, at), x, w)
+            return y, *pull(dy)
+
+        yield (
+            f"y and both gradients, {width} x {width}, batch {batch}, bfloat16, {name}",
+            (all_three, (x, weight, x, pattern), {}),
+        )
 
 
 def steps(width: int) -> Iterator[tuple[str, Program]]:

@@ -13,7 +13,7 @@ import rigl_jax as rx
 from experiments.benchmarks import ahead
 from rigl_jax import topology
 from rigl_jax.execution import kernels
-from rigl_jax.execution.kernels import pallas
+from rigl_jax.execution.kernels import mosaic, pallas
 
 F32 = jnp.float32
 WEIGHTS = {name: jax.ShapeDtypeStruct((256, 256), F32) for name in ("a", "b")}
@@ -88,6 +88,27 @@ def test_whole_tiles_compile_for_a_tpu(dtype):
     values = jax.ShapeDtypeStruct((pattern.nnz,), dtype)
     text = ahead.compile("v5e", jax.grad(loss, argnums=(0, 1)), X.update(dtype=dtype), values).as_text()
     assert text.count("tpu_custom_call") >= 2  # the gradients of the input and of the values
+
+
+@pytest.mark.parametrize(
+    ("dtype", "side", "kernels_each"), [("bfloat16", 128, 1), ("float16", 64, 1), ("float32", 128, 2)]
+)
+def test_tiles_on_a_gpu(dtype, side, kernels_each):
+    """y and both gradients: a kernel each, in float32 also a transposing one, and nothing stored between them."""
+    needs("h100")
+    mask = np.kron(np.tril(np.ones((4, 4))), np.ones((side, side))).astype(bool)
+    with ahead.pretended("h100"):
+        pattern = mosaic.tile_pattern(kernels.make_block_pattern(mask, (side, side)))
+
+    def all_three(x, values, dy, pattern):
+        y, pull = jax.vjp(lambda x, values: mosaic.matmul(x, values, pattern), x, values)
+        return y, *pull(dy)
+
+    x, values = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((256, 4 * side), (pattern.tiles.nnz,)))
+    compiled = ahead.compile("h100", all_three, x, values, x, pattern)
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 3
+    assert ahead.launches(compiled).kernels <= 3 * kernels_each
+    assert dtype == "float32" or ahead.temporary(compiled) == 0
 
 
 @pytest.mark.parametrize("target", ahead.TARGETS)

@@ -18,6 +18,7 @@ TABLE = [
     (unstructured(), CONV, CONV, 1, 1),
     (block(4, 2), CONV, (3, 3, 2, 2), 8, 1),
     (block(8, 3), DENSE, (2, 4), 24, 1),
+    (block(4, 2, fan_in=True), CONV, (3, 3, 2, 2), 8, 2),
     (n_of_m(2, 4), CONV, (3, 3, 2, 4, 4), 1, 72),
     (n_of_m(1, 4, axis=-1), DENSE, (16, 3, 4), 1, 48),
     (n_of_m(2, 3, axis=0), CONV, (1, 3, 3, 8, 4), 1, 96),
@@ -33,11 +34,11 @@ def naive_unit_ids(structure, shape):
     """Which unit and which group each weight belongs to, from the words of the docs."""
     index = np.indices(shape)
     name, *sizes = structure.name.replace("axis=", "").replace(",", "").replace("(", " ").replace(")", "").split()
-    sizes = [int(s) for s in sizes]
+    sizes = [int(s) for s in sizes if s != "fan_in"]
     flat = np.arange(np.prod(shape)).reshape(shape)
     if name == "block":
         tiles = [*index[:-2], index[-2] // sizes[0], index[-1] // sizes[1]]
-        return np.ravel_multi_index(tiles, shape), np.zeros(shape, int)
+        return np.ravel_multi_index(tiles, shape), tiles[-1] * ("fan_in" in structure.name)
     if name == "n_of_m":
         axis = (sizes[2] if len(sizes) > 2 else -2) % len(shape)
         groups = [i // sizes[1] if k == axis else i for k, i in enumerate(index)]
@@ -56,6 +57,11 @@ def test_units_and_groups(structure, shape, units, size, groups):
     assert np.prod(shape) == np.prod(units) * size
     in_group = np.prod([units[axis] for axis in structure.axes(units)])
     assert np.prod(units) == groups * in_group
+
+
+def test_columns_of_tiles_keep_the_same_number():
+    mask = topology.prune(block(2, 4, fan_in=True), jnp.arange(8.0 * 12).reshape(8, 12), 3)
+    np.testing.assert_array_equal(np.asarray(mask)[::2].sum(0), np.full(12, 3))
 
 
 @pytest.mark.parametrize(("structure", "shape", "units", "size", "groups"), TABLE, ids=IDS)

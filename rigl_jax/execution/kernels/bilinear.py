@@ -50,6 +50,10 @@ class Bilinear(NamedTuple):
         """Y = f(x, values). x and values have one floating dtype; the result has it too."""
         return _bind(self.primitive, "forward", x, values, pattern, options)
 
+    def lowered_by(self, run: Run, platform: str) -> None:
+        """From now on the products run so on that platform."""
+        mlir.register_lowering(self.primitive, _lowered(run), platform=platform)
+
     def transposed(self, x: Array, values: Array, pattern: Any, options: Hashable) -> Array:
         """The product with the transposed weight, which is also the gradient of the input."""
         return _bind(self.primitive, "input_gradient", x, values, pattern, options)
@@ -67,24 +71,25 @@ def bilinear(name: str, shape: Shape, run: Run, run_cpu: Run) -> Bilinear:
         pattern = jax.tree.unflatten(treedef, leaves)
         return a.update(shape=shape(kind, a.shape, b.shape, pattern, options), weak_type=False)
 
-    def lowered(chosen: Run) -> Any:
-        def call(a: Array, b: Array, *leaves: Array, kind: Kind, treedef: Any, options: Hashable) -> Array:
-            return chosen(kind, a, b, jax.tree.unflatten(treedef, leaves), options)
-
-        return mlir.lower_fun(call, multiple_results=False)
-
     def run_eagerly(*operands: Array, **params: Any) -> Array:
         with jax.disable_jit(False):  # like primitives of JAX, which always run through jit
             return compiled(**params)(*operands)
 
     primitive.def_impl(run_eagerly)
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, lowered(run))
-    mlir.register_lowering(primitive, lowered(run_cpu), platform="cpu")
+    mlir.register_lowering(primitive, _lowered(run))
+    mlir.register_lowering(primitive, _lowered(run_cpu), platform="cpu")
     ad.primitive_jvps[primitive] = functools.partial(_jvp, primitive)
     ad.primitive_transposes[primitive] = functools.partial(_transpose, primitive)
     batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
     return Bilinear(primitive)
+
+
+def _lowered(run: Run) -> Any:
+    def call(a: Array, b: Array, *leaves: Array, kind: Kind, treedef: Any, options: Hashable) -> Array:
+        return run(kind, a, b, jax.tree.unflatten(treedef, leaves), options)
+
+    return mlir.lower_fun(call, multiple_results=False)
 
 
 def _bind(primitive: Primitive, kind: Kind, a: Array, b: Array, pattern: Any, options: Hashable) -> Array:

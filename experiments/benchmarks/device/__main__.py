@@ -1,0 +1,66 @@
+"""Measures the library on an accelerator that is there for minutes.
+
+    python -m experiments.benchmarks.device --seconds 540 [--out FOLDER] [--only NAME ...] [--toy]
+    python -m experiments.benchmarks.device --read FOLDER/device.jsonl
+
+FOLDER (default: $OUT, else the current folder) gets `device.jsonl` and `device.log`, what the steps wrote on stderr.
+The table is printed last, and again by `--read`. `--toy` runs every step at sizes for a CPU, to rehearse: its times
+mean nothing. The study reads Fashion-MNIST from the folder $FASHION_MNIST, if that is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from experiments.benchmarks.device.driver import Step, drive, read, table
+
+# In order of value. A limit is about twice the time that is expected; what is late is cut off or not started.
+STEPS = (
+    Step("environment", 40, "versions, the card, and the ceilings of memory and of products"),
+    Step("selection", 60, "select and rewire, bit for bit those of the CPU"),
+    Step("masks", 40, "masks of a short RigL run, those of the CPU"),
+    Step("tiles_forward", 40, "y = x @ W for W of tiles, against float64"),
+    Step("tiles_dx", 30, "its gradient of x"),
+    Step("tiles_dvalues", 30, "its gradient of the tiles"),
+    Step("contracts", 150, "the suite's tests of topology, methods, packed runs and kernels"),
+    Step("masked_step", 70, "a training step: dense, masked, deciding in the graph"),
+    Step("rewiring", 60, "selections and rewirings of 25 M weights and of ResNet-50"),
+    Step("tiles", 110, "tiles against the dense product, in the same dtype"),
+    Step("unstructured", 50, "single weights and 2:4 against the dense product"),
+    Step("batch_1", 40, "products with one example"),
+    Step("memory", 30, "peak memory of packed and dense training"),
+    Step("mlp_block", 60, "a training step of a transformer's MLP block with tiles"),
+    Step("study", 300, "accuracy of dense, static, SET and RigL, if minutes are left"),
+)
+
+
+def main() -> None:
+    """Runs the steps, or prints what earlier ones found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=540, help="for all steps together (default 540)")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "."), help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps, in their order")
+    parser.add_argument("--toy", action="store_true", help="sizes for a CPU: a rehearsal")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="print the table of an earlier run and run nothing")
+    arguments = parser.parse_args()
+    if arguments.read is not None:
+        print(table(read(arguments.read)))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is killed with the driver
+    # Where there is no such device, as in a rehearsal, JAX takes the CPU that it is told to take.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu" if arguments.toy else "cuda,cpu")
+    toy = ["--toy"] if arguments.toy else []
+    command = lambda name: [sys.executable, "-m", "experiments.benchmarks.device.steps", name, *toy]  # noqa: E731
+    steps = [step for step in STEPS if arguments.only is None or step.name in arguments.only]
+    if arguments.toy:  # a busy CPU compiles for minutes
+        steps = [step._replace(seconds=20 * step.seconds) for step in steps]
+    lines = drive(steps, arguments.seconds, arguments.out, command)
+    print(table(lines), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Steps that say whether the library is right on a device. Rows have an `equal` or an error; nothing is timed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+
+import rigl_jax as rx
+from experiments.benchmarks.device import timings
+from experiments.io.environment import environment as environment_of
+from rigl_jax import topology
+from rigl_jax.execution import kernels
+from rigl_jax.execution.kernels import mosaic
+
+Rows = Iterator[dict[str, Any]]
+TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def environment(toy: bool) -> Rows:
+    """Versions, the card, and its two ceilings: copied bytes and multiplied numbers a second."""
+    yield {key: str(value) for key, value in environment_of().items()}
+    n = 1 << (20 if toy else 28)
+    x = jax.random.normal(jax.random.key(0), (n,))
+    took = timings.time_of(lambda x: x + 1, [(x,)])
+    yield {"ceiling": "copy", **took, "TB_per_s": round(8e-6 * n / took["us"], 3)}
+    for dtype, precision in (("bfloat16", "default"), ("float32", "default"), ("float32", "highest")):
+        side = 256 if toy else 8192
+        a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
+        took = timings.time_of(lambda a, b, p=precision: jnp.matmul(a, b, precision=p), [(a, b)])
+        yield {"ceiling": f"{dtype}, {precision}", **took, "TFLOP_per_s": round(2e-6 * side**3 / took["us"], 1)}
+
+
+def best(scores: np.ndarray, k: int, among: np.ndarray | None = None) -> np.ndarray:
+    """The definition of `topology.select`: a stable sort, NaN last, those that are no candidates after all others."""
+    x = -scores.astype(np.float32)
+    places = np.argsort(x, kind="stable") if among is None else np.lexsort((x, ~among))
+    count = len(x) if among is None else int(among.sum())
+    found = np.zeros(len(x), bool)
+    found[places[: min(max(k, 0), count)]] = True
+    return found
+
+
+def drawn(rng: np.random.Generator, n: int, dtype: str, *, ties: bool) -> np.ndarray:
+    """Scores with infinities, NaN and zeros of both signs; with `ties` of a few values only."""
+    x = rng.standard_normal(n, dtype=np.float32)
+    if ties:
+        x = np.round(2 * x)
+    strange = rng.random(n, dtype=np.float32) < 0.01
+    x[strange] = rng.choice(np.array([np.nan, np.inf, -np.inf, 0.0, -0.0], np.float32), int(strange.sum()))
+    return x.astype(TYPES[dtype])
+
+
+def selection(toy: bool) -> Rows:
+    """`select` of 25 M scores, and the rewiring of many leaves, against stable sorts by NumPy."""
+    n = 10_000 if toy else 25_000_000
+    rng = np.random.default_rng(0)
+    select = jax.jit(topology.select)
+    for dtype in TYPES:
+        for ties in (True, False):
+            scores = drawn(rng, n, dtype, ties=ties)
+            order = best(scores, n // 10)
+            for k in (n // 10, 1, n):
+                wanted = order if k == n // 10 else best(scores, k) if k == 1 else np.ones(n, bool)
+                got = np.asarray(select(jnp.asarray(scores), jnp.int32(k)))
+                yield {"select": dtype, "ties": ties, "k": k, "equal": bool((got == wanted).all())}
+    yield from _rewired(toy, rng)
+
+
+def _rewired(toy: bool, rng: np.random.Generator) -> Rows:
+    """`drop_and_grow` of leaves of many sizes, which are searched together on one accelerator."""
+    sizes = [int(s) for s in rng.integers(100, 1000 if toy else 1_000_000, 6 if toy else 30)]
+    params = {f"leaf_{i}": jax.ShapeDtypeStruct((s,), jnp.float32) for i, s in enumerate(sizes)}
+    plan = rx.make_plan(params, 0.9, rules=((".*", rx.unstructured()),))
+    masks = topology.random_masks(plan, jax.random.key(0), params)
+    # Finite scores: a leaf in which one is NaN or +inf would keep its mask.
+    drop, grow = (
+        {n: np.round(4 * rng.standard_normal(p.shape)).astype(np.float32) for n, p in params.items()} for _ in "ab"
+    )
+    got, _ = jax.jit(lambda m, d, g: topology.drop_and_grow(plan, m, d, g, 0.25))(masks, drop, grow)
+    equal = 0
+    for name, leaf in plan.items():
+        mask, n_drop = np.asarray(masks[name]), leaf.n_active // 4
+        kept = best(drop[name], leaf.n_active - n_drop, mask)
+        equal += int((np.asarray(got[name]) == (kept | best(grow[name], n_drop, ~kept))).all())
+    yield {"drop_and_grow": f"{len(plan)} leaves", "equal": equal == len(plan), "leaves_equal": equal}
+
+
+def digests(toy: bool) -> Rows:
+    """Masks of a short RigL run, as digests by step.
+
+    The gradients are drawn, and the learning rate is a power of two, so that no step rounds otherwise elsewhere.
+    """
+    rng = np.random.default_rng(0)
+    side = 32 if toy else 1024
+    draw = lambda: {name: rng.standard_normal((side, side), dtype=np.float32) for name in "abc"}  # noqa: E731
+    params = jax.tree.map(jnp.asarray, draw())
+    algorithm = rx.rigl(rx.make_plan(params, 0.9, distribution=rx.uniform), period=3, fraction=0.25)
+    tx = rx.sparsify(optax.sgd(2.0**-4), algorithm, key=jax.random.key(0))
+    state = tx.init(params)
+    params = rx.apply_masks(params, state.masks)
+    update = jax.jit(tx.update)
+    for step in range(10):
+        updates, state = update(jax.tree.map(jnp.asarray, draw()), state, params)
+        params = optax.apply_updates(params, updates)
+        masks = b"".join(np.packbits(np.asarray(mask)).tobytes() for mask in jax.tree.leaves(state.masks))
+        yield {"at": step, "digest": hashlib.sha256(masks).hexdigest()[:16]}
+
+
+def masks(toy: bool) -> Rows:
+    """The digests of this device against those of a process on the CPU."""
+    command = [sys.executable, "-m", "experiments.benchmarks.device.steps", "digests", *(["--toy"] if toy else [])]
+    there = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    found = re.findall(r'"digest": "(\w+)"', there.stdout)
+    own = [row["digest"] for row in digests(toy)]
+    yield {"steps": len(own), "different_masks": len(set(own)), "equal": own == found}
+
+
+def tiles(kind: str, toy: bool) -> Rows:
+    """One product with tiles against float64: the largest error, relative to the root mean square of the result."""
+    sides = (16,) if toy else (128, 64)
+    for dtype in ("bfloat16", "float16", "float32"):
+        for side in sides:
+            for batch in (3 * side + 5, 1):
+                rng = np.random.default_rng(0)
+                mask = np.kron(rng.random((6, 5)) < 0.4, np.ones((side, side), bool))
+                mask[:, :side] = False  # a column without a tile
+                at = mosaic.tile_pattern(kernels.make_block_pattern(mask, (side, side)))
+                draw = lambda *s, rng=rng, dtype=dtype: jnp.asarray(rng.standard_normal(s), dtype)  # noqa: E731
+                x, values, dy = draw(batch, 6 * side), draw(at.tiles.nnz), draw(batch, 5 * side)
+                y, pull = jax.vjp(lambda x, v, at=at: mosaic.matmul(x, v, at), x, values)
+                got = y if kind == "forward" else pull(dy)[kind == "dvalues"]
+                weight = np.asarray(kernels.scatter(values, at.tiles), np.float64)
+                x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+                if kind == "dvalues":
+                    wanted = np.asarray(kernels.gather(jnp.asarray(x64.T @ dy64, jnp.float32), at.tiles), np.float64)
+                else:
+                    wanted = x64 @ weight if kind == "forward" else dy64 @ weight.T
+                error = np.abs(np.asarray(got, np.float64) - wanted).max() / np.sqrt((wanted**2).mean())
+                sound = bool(error < {"float32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}[dtype])
+                yield {
+                    "product": kind,
+                    "dtype": dtype,
+                    "tile": side,
+                    "batch": batch,
+                    "error": float(error),
+                    "sound": sound,
+                }
+
+
+TESTS = (
+    *(
+        f"tests/rigl_jax/test_{name}.py"
+        for name in ("topology", "structures", "sparsify", "rigl", "together", "unsound")
+    ),
+    *(f"tests/execution/test_{name}.py" for name in ("kernels_reference", "packed", "run", "pallas", "mosaic")),
+    *(f"tests/contracts/test_{name}.py" for name in ("algorithms", "criteria")),
+)
+
+
+def contracts(toy: bool) -> Rows:
+    """Files of the suite, side by side, each reported when it ends. Tests that need more devices are skipped."""
+    files = ("tests/rigl_jax/test_structures.py",) if toy else TESTS
+    settings = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+    def tested(file: str) -> dict[str, Any]:
+        plugins = ["-p", "no:cacheprovider", "-p", "experiments.benchmarks.device.one_device", "-n", "0"]
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=line", "-rf", *plugins, file]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **settings})
+        sys.stderr.write(done.stdout[-3000:])
+        count = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", done.stdout[-300:])}
+        failures = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+        return {"tests": file, "code": done.returncode, "found": count, "failures": failures[:20]}
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(tested, file) for file in files]):
+            yield done.result()
