@@ -49,7 +49,7 @@ def results(records: Records, model: str) -> str:
             continue
         record = records[Cell(model, method, SEEDS[0])]
         against = [
-            "" if method == rival else verdict(paired(found, values(records, model, rival)))
+            "" if method == rival else verdict(paired(found, values(records, model, rival)), 3)
             for rival in ("static", "rigl")
         ]
         explored = f"{100 * record['explored']:.0f} %" if "explored" in record else ""
