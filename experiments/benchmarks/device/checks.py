@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import itertools
 import os
 import re
 import subprocess
@@ -108,7 +109,7 @@ def digests(toy: bool) -> Rows:
     params = jax.tree.map(jnp.asarray, draw())
     algorithm = rx.rigl(rx.make_plan(params, 0.9, distribution=rx.uniform), period=3, fraction=0.25)
     tx = rx.sparsify(optax.sgd(2.0**-4), algorithm, key=jax.random.key(0))
-    state = tx.init(params)
+    state: Any = tx.init(params)
     params = rx.apply_masks(params, state.masks)
     update = jax.jit(tx.update)
     for step in range(10):
@@ -131,60 +132,70 @@ def masks(toy: bool) -> Rows:
 
 def tiles(kind: str, toy: bool) -> Rows:
     """One product with tiles against float64: the largest error, relative to the root mean square of the result."""
-    sides = (16,) if toy else (128, 64)
-    for dtype in ("bfloat16", "float16", "float32"):
-        for side in sides:
-            for batch in (3 * side + 5, 1):
-                rng = np.random.default_rng(0)
-                mask = np.kron(rng.random((6, 5)) < 0.4, np.ones((side, side), bool))
-                mask[:, :side] = False  # a column without a tile
-                at = mosaic.tile_pattern(kernels.make_block_pattern(mask, (side, side)))
-                draw = lambda *s, rng=rng, dtype=dtype: jnp.asarray(rng.standard_normal(s), dtype)  # noqa: E731
-                x, values, dy = draw(batch, 6 * side), draw(at.tiles.nnz), draw(batch, 5 * side)
-                y, pull = jax.vjp(lambda x, v, at=at: mosaic.matmul(x, v, at), x, values)
-                got = y if kind == "forward" else pull(dy)[kind == "dvalues"]
-                weight = np.asarray(kernels.scatter(values, at.tiles), np.float64)
-                x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
-                if kind == "dvalues":
-                    wanted = np.asarray(kernels.gather(jnp.asarray(x64.T @ dy64, jnp.float32), at.tiles), np.float64)
-                else:
-                    wanted = x64 @ weight if kind == "forward" else dy64 @ weight.T
-                error = np.abs(np.asarray(got, np.float64) - wanted).max() / np.sqrt((wanted**2).mean())
-                sound = bool(error < {"float32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}[dtype])
-                yield {
-                    "product": kind,
-                    "dtype": dtype,
-                    "tile": side,
-                    "batch": batch,
-                    "error": float(error),
-                    "sound": sound,
-                }
+    bounds = {"bfloat16": 5e-2, "float16": 1e-2, "float32": 1e-2}
+    for (dtype, bound), side in itertools.product(bounds.items(), (16,) if toy else (128, 64)):
+        for batch in (3 * side + 5, 1):
+            error = _error(kind, dtype, side, batch)
+            row = {"product": kind, "dtype": dtype, "tile": side, "batch": batch, "error": error}
+            yield {**row, "sound": error < bound}
 
 
-TESTS = (
+def _error(kind: str, dtype: str, side: int, batch: int) -> float:
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.random((6, 5)) < 0.4, np.ones((side, side), bool))
+    mask[:, :side] = False  # a column without a tile
+    at = mosaic.tile_pattern(kernels.make_block_pattern(mask, (side, side)))
+    sizes = (batch, 6 * side), (at.tiles.nnz,), (batch, 5 * side)
+    x, values, dy = (jnp.asarray(rng.standard_normal(size), dtype) for size in sizes)
+    y, pull = jax.vjp(lambda x, values: mosaic.matmul(x, values, at), x, values)
+    got = y if kind == "forward" else pull(dy)[kind == "dvalues"]
+    weight = np.asarray(kernels.scatter(values, at.tiles), np.float64)
+    x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    if kind == "dvalues":
+        wanted = np.asarray(kernels.gather(jnp.asarray(x64.T @ dy64, jnp.float32), at.tiles), np.float64)
+    else:
+        wanted = x64 @ weight if kind == "forward" else dy64 @ weight.T
+    return round(float(np.abs(np.asarray(got, np.float64) - wanted).max() / np.sqrt((wanted**2).mean())), 8)
+
+
+ALGORITHMS = "tests/contracts/test_algorithms.py"
+FILES = (
     *(
         f"tests/rigl_jax/test_{name}.py"
-        for name in ("topology", "structures", "sparsify", "rigl", "together", "unsound")
+        for name in ("topology", "together", "sparsify", "rigl", "unsound", "structures")
     ),
     *(f"tests/execution/test_{name}.py" for name in ("kernels_reference", "packed", "run", "pallas", "mosaic")),
-    *(f"tests/contracts/test_{name}.py" for name in ("algorithms", "criteria")),
+    "tests/contracts/test_criteria.py",
 )
 
 
-def contracts(toy: bool) -> Rows:
-    """Files of the suite, side by side, each reported when it ends. Tests that need more devices are skipped."""
-    files = ("tests/rigl_jax/test_structures.py",) if toy else TESTS
-    settings = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+def _selected() -> list[list[str]]:
+    """What the processes of pytest are given. The contracts of all algorithms take long, so each has a process."""
+    found = [[file] for file in FILES]
+    for name in rx.ALGORITHMS:
+        longer = [f" and not {other}" for other in rx.ALGORITHMS if name in other and name != other]
+        found.append([ALGORITHMS, "-k", name + "".join(longer)])
+    return found
 
-    def tested(file: str) -> dict[str, Any]:
-        plugins = ["-p", "no:cacheprovider", "-p", "experiments.benchmarks.device.one_device", "-n", "0"]
-        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=line", "-rf", *plugins, file]
+
+def contracts(toy: bool) -> Rows:
+    """Tests of the suite, side by side, each part reported when it ends. Those that need more devices are skipped."""
+    settings = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    plugins = ["-p", "no:cacheprovider", "-p", "experiments.benchmarks.device.one_device", "-n", "0"]
+
+    def tested(chosen: list[str]) -> dict[str, Any]:
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=line", "-rf", *plugins, *chosen]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **settings})
         sys.stderr.write(done.stdout[-3000:])
-        count = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", done.stdout[-300:])}
+        counts = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout[-300:])
         failures = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
-        return {"tests": file, "code": done.returncode, "found": count, "failures": failures[:20]}
+        found = {
+            what: next((int(n) for n, kind in counts if kind == what), 0) for what in ("passed", "failed", "skipped")
+        }
+        return {"tests": " ".join(chosen), "code": done.returncode, **found, "failures": failures[:20]}
 
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(tested, file) for file in files]):
+        for done in concurrent.futures.as_completed(
+            [pool.submit(tested, c) for c in _selected()[: 2 if toy else None]]
+        ):
             yield done.result()

@@ -37,7 +37,7 @@ def digits() -> Data:
     """The digits of scikit-learn, which need no file: 8 x 8 pixels."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
     x, y = (found.images[order] / 16).astype(np.float32)[..., None], found.target[order].astype(np.int32)
     return x[:1400], y[:1400], x[1400:], y[1400:]

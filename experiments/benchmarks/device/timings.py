@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -154,6 +155,10 @@ SHAPES = {"A": (1024, 4096, 4096), "B": (1024, 4096, 16384), "C": (8192, 2048, 2
 SPARSITIES = (0.9, 0.95, 0.8, 0.98)
 
 
+def _draw(dtype: str, seed: int, *shape: int) -> Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
 def _dx(dy: Array, values: Array, at: Any) -> Array:
     return mosaic.matmul(dy, values, at, transpose=True)
 
@@ -168,7 +173,7 @@ def tiles(toy: bool) -> Rows:
     dense: dict[Any, dict[str, float]] = {}
     for dtype, side in itertools.product(("bfloat16", "float32"), (16,) if toy else (128, 64)):
         for sparsity, (name, (batch, inputs, outputs)) in itertools.product(SPARSITIES, shapes.items()):
-            draw = lambda i, *shape, dtype=dtype: jax.random.normal(jax.random.key(i), shape, dtype)  # noqa: E731
+            draw = functools.partial(_draw, dtype)
             sets = [(draw(i, batch, inputs), draw(10 + i, batch, outputs)) for i in range(2)]
             if (dtype, name) not in dense:
                 weights = [draw(20 + i, inputs, outputs) for i in range(2)]
@@ -213,7 +218,7 @@ def unstructured(toy: bool) -> Rows:
             cases: dict[str, Any] = {
                 f"single weights, {s:.0%}": rng.random((inputs, outputs)) >= s for s in (0.9, 0.98)
             }
-            patterns = {name: kernels.make_pattern(mask) for name, mask in cases.items()}
+            patterns: dict[str, Any] = {name: kernels.make_pattern(mask) for name, mask in cases.items()}
             half = np.tile([[1], [0], [1], [0]], (inputs // 4, outputs)).astype(bool)
             patterns["2:4"] = kernels.make_nm_pattern(half, 2, 4)
             side = 16 if toy else 128
@@ -229,7 +234,7 @@ def batch_1(toy: bool) -> Rows:
     """One example, y alone; four weights in turn, so that none stays in the cache."""
     inputs, outputs = (64, 64) if toy else (4096, 16384)
     for dtype in ("float32", "bfloat16"):
-        draw = lambda i, *shape, dtype=dtype: jax.random.normal(jax.random.key(i), shape, dtype)  # noqa: E731
+        draw = functools.partial(_draw, dtype)
         sets = [(draw(i, 1, inputs), draw(10 + i, inputs, outputs)) for i in range(4)]
         dense = time_of(jnp.matmul, sets)
         yield {"dtype": dtype, "weights": "dense", **dense, "ratio": 1.0}

@@ -157,7 +157,7 @@ class _Operand(NamedTuple):
     """What one side of the products reads: an array, the blocks of it that a step takes, and how they lie."""
 
     array: Array
-    block: tuple[int | None, ...]
+    block: tuple[Any, ...]
     flip: bool  # whether a block is transposed before it is multiplied
 
 
