@@ -100,15 +100,14 @@ def _select(scores: Array, k: Any, among: Array | None, axes: tuple[int, ...], d
     return above | _first(tied, k - count_true(above, axes), axes, digit)
 
 
+def one_cpu() -> bool:
+    """Whether this process has a single device, a CPU. On several XLA would gather the arrays for a custom call."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def _on_one_cpu(scores: Array) -> bool:
-    """Whether the native selection is used. On several devices XLA would gather the arrays for a custom call."""
-    if (
-        scores.size == 0
-        or scores.dtype == jnp.float64
-        or jax.default_backend() != "cpu"
-        or jax.device_count() > 1
-        or trees.explicit_sharding(scores) is not None
-    ):
+    """Whether the native selection is used."""
+    if scores.size == 0 or scores.dtype == jnp.float64 or not one_cpu() or trees.explicit_sharding(scores) is not None:
         return False
     return native.library() is not None
 

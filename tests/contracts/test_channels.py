@@ -66,7 +66,7 @@ def test_a_halved_model_is_the_same_function_of_smaller_params_and_trains(kind):
     assert small.weights[1] == sum(leaf.size for leaf in jax.tree.leaves(small.params)) < small.weights[0]
     assert small.macs == (rx.flops(apply, params, x).total, rx.flops(small.apply, small.params, x).total)
     draw = Draw(9)
-    along = jax.tree.map(lambda leaf: draw(*leaf.shape), small.params)
+    along = jax.tree.map(lambda leaf: draw.drawn(*leaf.shape), small.params)
 
     def total(apply):
         return lambda p: (lambda out: ((out**2).mean(), out))(apply(p, x))

@@ -135,13 +135,19 @@ def test_a_batch_without_examples_is_refused(name):
 
 @each
 def test_types_of_weights(name):
-    """Twice the precision changes no mask; half of it changes no count."""
+    """Twice the precision changes no mask. Half of it is traced: counts are exact whatever the scores are."""
     expected = rx.prune(plan(), PARAMS, lambda params, batch: scores(name)).masks
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (PARAMS, BATCH))
         chex.assert_trees_all_equal(rx.prune(plan(), wide[0], made(name), wide[1]).masks, expected)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), (PARAMS, BATCH))
+    found = jax.eval_shape(made(name), *half)
+    assert all(found[leaf].shape == s and jnp.issubdtype(found[leaf].dtype, jnp.floating) for leaf, s in SHAPES.items())
+
+
+def test_weights_keep_their_type():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (PARAMS, BATCH))
-    pruned = rx.prune(plan(), half[0], made(name), half[1])
+    pruned = rx.prune(plan(), half[0], made("taylor"), half[1])
     assert pruned.params["a"].dtype == jnp.bfloat16
     rx.check_masked(pruned.params, pruned.masks, plan())
 

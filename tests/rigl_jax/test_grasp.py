@@ -35,7 +35,7 @@ def exact():
     params = network()
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     slope = jax.grad(lambda v: loss(unravel(v)))
-    expected = flat * (jax.jacfwd(slope)(flat) @ slope(flat))
+    expected = jax.jit(lambda flat: flat * (jax.jacfwd(slope)(flat) @ slope(flat)))(flat)
     found = jax.jit(lambda p: scores.gradient_flow(loss)(Signals(p, None, 0, KEY)))(params)
     return np.asarray(expected), found, unravel
 
@@ -50,8 +50,8 @@ def test_the_score_predicts_the_loss_of_gradient_norm():
     """Shrinking one weight by a little changes |g|^2 by -2 times that share of the score."""
     params = network()
     norm = lambda p: sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(p)))  # noqa: E731
-    slope = jax.grad(norm)(params)
-    found = scores.gradient_flow(loss)(Signals(params, None, 0, KEY))
+    slope = jax.jit(jax.grad(norm))(params)
+    found = jax.jit(lambda p: scores.gradient_flow(loss)(Signals(p, None, 0, KEY)))(params)
     for name in params:
         np.testing.assert_allclose(slope[name] * params[name], 2 * found[name], rtol=2e-4, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """Imports point one way: the library knows no model, data set or config; inside it, modules form no cycle."""
 
 import ast
+import functools
 import pathlib
 import tomllib
 
@@ -11,14 +12,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 LIBRARY_MAY_IMPORT = {"jax", "numpy", "optax", "scipy", "rigl_jax"}
 
 
+@functools.cache
 def imported(path):
     """Absolute module names imported anywhere in a file, `from a import b` as a.b."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def modules(package):

@@ -13,6 +13,8 @@ from rigl_jax.algorithms.itop import ItopState
 from rigl_jax.topology import apportion
 from tests.errors import refused
 
+pytestmark = pytest.mark.eight_devices
+
 SHAPE = (2**15, 2**15)
 FLOATS = {name: jax.ShapeDtypeStruct(SHAPE, jnp.float32) for name in "abcd"}
 MASKS = {name: jax.ShapeDtypeStruct(SHAPE, jnp.bool_) for name in "abcd"}
@@ -33,8 +35,9 @@ HALF = rx.make_plan(FLOATS, 0.4, rx.uniform)  # more active than int32 holds
     ],
 )
 def test_shares_are_exact_however_much_room_there_is(amount, weights, room, expected):
-    room = room if isinstance(room, np.ndarray) else jnp.array(room)
-    shares = apportion.redistribute(amount, jnp.array(weights, jnp.float32), room)
+    traced = () if isinstance(room, np.ndarray) else (np.array(room, np.int32),)
+    share = jax.jit(lambda weights, room=room: apportion.redistribute(amount, weights, room))
+    shares = share(np.float32(weights), *traced)
     assert shares.dtype == jnp.int32
     found = np.asarray(shares, np.int64)
     assert found.sum() == amount

@@ -15,7 +15,7 @@ import rigl_jax as rx
 from rigl_jax import native, topology
 from rigl_jax.topology import topk
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason=native.reason())
+pytestmark = [pytest.mark.eight_devices, pytest.mark.skipif(native.library() is None, reason=native.reason())]
 
 
 def oracle(scores, k, among):
@@ -80,7 +80,7 @@ def test_under_vmap_each_member_selects_for_itself():
 @pytest.fixture
 def on_one_cpu(monkeypatch):
     """As where there is one device; these tests have eight."""
-    monkeypatch.setattr(topk, "_on_one_cpu", lambda scores: True)
+    monkeypatch.setattr(topk, "one_cpu", lambda: True)
 
 
 def trained(method, structure=None):
@@ -105,42 +105,13 @@ def trained(method, structure=None):
     return params, state.masks
 
 
-@pytest.mark.parametrize(
-    "structure", [rx.unstructured(), rx.block(4, 2), rx.n_of_m(2, 4), rx.fan_in()], ids=lambda s: s.name
-)
+@pytest.mark.parametrize("structure", [rx.unstructured(), rx.block(4, 2)], ids=lambda s: s.name)
 def test_training_goes_through_the_same_masks(structure, request):
+    """Of one method, over several steps; `test_sharding.py` compares the first masks and a step of every method."""
     method = functools.partial(rx.rigl, period=1, skip_step=False)
     expected = trained(method, structure)
     request.getfixturevalue("on_one_cpu")
     chex.assert_trees_all_equal(trained(method, structure), expected)
-
-
-METHODS = {
-    "set": functools.partial(rx.set_, period=1),
-    "deep_r": rx.deep_r,
-    "dsr": functools.partial(rx.dsr, period=1),
-    "gmp": functools.partial(rx.gmp, start=0, stop=4, period=1),
-    "granet": functools.partial(rx.granet, stop=4, period=1),
-    "srigl": functools.partial(rx.srigl, period=1, stop=4),
-    "top_kast": rx.top_kast,
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_kind_of_method_goes_through_the_same_masks(name, request):
-    structure = rx.fan_in() if name == "srigl" else None
-    expected = trained(METHODS[name], structure)
-    asked = []
-    request.getfixturevalue("on_one_cpu")
-    selected, monkeypatch = topk._selected, request.getfixturevalue("monkeypatch")
-
-    def watched(*args, alone, **options):
-        asked.append(alone)
-        return selected(*args, alone=alone, **options)
-
-    monkeypatch.setattr(topk, "_selected", watched)
-    chex.assert_trees_all_equal(trained(METHODS[name], structure), expected)
-    assert any(asked), "the native selection was not asked"
 
 
 def test_one_group_on_one_cpu_is_selected_natively(on_one_cpu):

@@ -117,7 +117,7 @@ def test_set_grows_uniformly_over_free_positions():
     algorithm = rx.set_(rx.make_plan(params, 1 - 40 / 96), fraction=optax.constant_schedule(0.25))
     state = algorithm.init(jax.random.key(0), params)._replace(masks=masks)
     grow = lambda key: algorithm.update(state, Signals(params, grads, jnp.int32(0), key)).state.masks["w"]  # noqa: E731
-    hits = np.asarray(jax.vmap(grow)(jax.random.split(jax.random.key(0), 2000)).sum(0))
+    hits = np.asarray(jax.jit(jax.vmap(grow))(jax.random.split(jax.random.key(0), 2000))).sum(0)
     kept = oracles.top(np.abs(params["w"]), 30, masks["w"])
     p = 10 / 66
     chi2 = ((hits[~kept] - 2000 * p) ** 2 / (2000 * p * (1 - p))).sum() * 65 / 66

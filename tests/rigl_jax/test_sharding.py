@@ -7,6 +7,7 @@ whatever operation, shows as an array of its whole size.
 import functools
 import math
 import re
+from typing import NamedTuple
 
 import chex
 import jax
@@ -17,8 +18,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax import structures
+from rigl_jax import native, structures
 from rigl_jax.algorithms import METHODS
+from rigl_jax.topology import topk
+
+pytestmark = pytest.mark.eight_devices
 
 SIZE = 1024  # of every kernel, so that one number tells a whole weight from a part of it
 SHAPES = {"dense": (32, 32), "conv": (2, 2, 16, 16)}
@@ -39,11 +43,19 @@ def loss(params):
     return sum(jnp.sum(p**2) for p in jax.tree.leaves(params)) / 2
 
 
-def build(algorithm, rules=None, **options):
-    plan = rx.make_plan(PARAMS, 0.5, rx.uniform, rules=rules)
-    options = {"period": 2, "fraction": 0.5, "stop": 6, "loss": loss, **options}
-    method = METHODS[algorithm].example(plan, **options)
-    return rx.sparsify(optax.sgd(0.125, momentum=0.5), method, key=jax.random.key(0))
+class Case(NamedTuple):
+    method: rx.Algorithm
+    tx: optax.GradientTransformationExtraArgs
+    params: dict
+    grads: list
+
+
+def build(algorithm, rules=None, leaves=("dense", "conv", "bias")):
+    params, *grads = ({name: tree[name] for name in leaves} for tree in (PARAMS, *GRADS))
+    plan = rx.make_plan(params, 0.5, rx.uniform, rules=rules)
+    method = METHODS[algorithm].example(plan, period=2, fraction=0.5, stop=6, loss=loss)
+    tx = rx.sparsify(optax.sgd(0.125, momentum=0.5), method, key=jax.random.key(0))
+    return Case(method, tx, params, grads)
 
 
 def make_mesh(shape, kind=AxisType.Auto):
@@ -79,24 +91,34 @@ def train(tx, params, grads):
     return found, params, state
 
 
-def expected_of(tx):
-    found, params, _ = jax.jit(functools.partial(train, tx))(PARAMS, GRADS)
-    return jax.device_get((found, params))
+def expected_of(case):
+    """On one device, and selected as there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "one_cpu", lambda: True)
+        traced = jax.jit(functools.partial(train, case.tx)).trace(case.params, case.grads)
+    assert native.library() is None or "rigl_select" in str(traced.jaxpr), "the native selection was not asked"
+    return jax.device_get(traced.lower().compile()(case.params, case.grads)[:2])
 
 
 @functools.cache
 def on_one_device(algorithm):
-    return expected_of(build(algorithm))
+    """What is trained, and the result. Where leaves keep their counts they have nothing to do with each other: one will
+    do, but for RigL, which stands for these.
+    """
+    case = build(algorithm)
+    if case.method.keeps_counts and algorithm != "rigl":
+        case = build(algorithm, leaves=("dense", "bias"))
+    return case, expected_of(case)
 
 
-def check_spread(tx, mesh, expected):
+def check_spread(mesh, case, expected):
     """One program for all, so that it is compiled once: what is nowhere in it is in none of its steps."""
-    run = functools.partial(train, tx)
+    run, arrays = functools.partial(train, case.tx), (case.params, case.grads)
     place = functools.partial(jax.tree.map, functools.partial(sharding, mesh))
-    shapes = jax.eval_shape(run, PARAMS, GRADS)
-    compiled = jax.jit(run, out_shardings=place(shapes)).lower(spread(mesh, PARAMS), spread(mesh, GRADS)).compile()
+    shapes = jax.eval_shape(run, *arrays)
+    compiled = jax.jit(run, out_shardings=place(shapes)).lower(*spread(mesh, arrays)).compile()
     assert largest(compiled) < SIZE
-    masks, params = jax.device_get(compiled(spread(mesh, PARAMS), spread(mesh, GRADS))[:2])
+    masks, params = jax.device_get(compiled(*spread(mesh, arrays))[:2])
     chex.assert_trees_all_equal(masks, expected[0])
     chex.assert_trees_all_close(params, expected[1], atol=1e-5)
 
@@ -112,12 +134,12 @@ def test_gathering_would_be_seen():
 
 @pytest.mark.parametrize("algorithm", rx.ALGORITHMS)
 def test_every_algorithm_on_a_mixed_mesh_as_on_one_device(algorithm):
-    check_spread(build(algorithm), make_mesh((2, 4)), on_one_device(algorithm))
+    check_spread(make_mesh((2, 4)), *on_one_device(algorithm))
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_every_shape_of_mesh_gives_the_masks_of_one_device(shape):
-    check_spread(build("rigl"), make_mesh(shape), on_one_device("rigl"))
+    check_spread(make_mesh(shape), *on_one_device("rigl"))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +147,8 @@ def test_every_shape_of_mesh_gives_the_masks_of_one_device(shape):
 )
 def test_structures_are_not_gathered_either(dense, conv):
     """Shards here hold whole units; the float sums over units that lie on several devices are exact by choice."""
-    tx = build("rigl", [("dense/kernel", dense), ("conv/kernel", conv), ("bias", None)])
-    check_spread(tx, make_mesh((2, 4)), expected_of(tx))
+    case = build("rigl", [("dense/kernel", dense), ("conv/kernel", conv), ("bias", None)])
+    check_spread(make_mesh((2, 4)), case, expected_of(case))
 
 
 @pytest.mark.parametrize("algorithm", ["top_kast", "deep_r"])
@@ -134,11 +156,11 @@ def test_a_mesh_with_explicit_axes(algorithm):
     """Shardings are then part of types; `jax.make_mesh` makes such a mesh where nothing else is said."""
     mesh = make_mesh((2, 4), AxisType.Explicit)
     with jax.set_mesh(mesh):
-        check_spread(build(algorithm), mesh, on_one_device(algorithm))
+        check_spread(mesh, *on_one_device(algorithm))
 
 
 def test_the_branch_in_the_graph_does_not_gather():
-    tx, mesh = build("rigl"), make_mesh((2, 4))
+    tx, mesh = build("rigl").tx, make_mesh((2, 4))
     params, state = spread(mesh, PARAMS), spread(mesh, rewired_at_once()[1])
     step = jax.jit(lambda g, s, p: tx.update(g, s, p)[0])
     assert largest(step.lower(spread(mesh, GRADS[0]), state, params).compile()) < SIZE
@@ -155,7 +177,7 @@ def per_device(count):
 
 @functools.cache
 def rewired_at_once():
-    tx = build("set")
+    tx = build("set").tx
     state = jax.jit(tx.init)(PARAMS)
     _, after = jax.jit(functools.partial(tx.update, rewire=True))(GRADS[1], state, PARAMS)
     return tx, jax.device_get(state), jax.device_get(after.masks)

@@ -11,6 +11,9 @@ import rigl_jax as rx
 from rigl_jax import topology
 from tests import oracles
 from tests.errors import refused
+from tests.traces import jit_once
+
+pytestmark = pytest.mark.eight_devices
 
 # Few distinct shapes: each is compiled once and then serves every example.
 SIZES = (1, 2, 7, 40)
@@ -113,7 +116,7 @@ def test_the_search_of_accelerators_finds_the_same(dtype, monkeypatch):
 
 
 def test_select_traces_once_for_every_k():
-    select = jax.jit(chex.assert_max_traces(topology.select, 1))
+    select = jit_once(topology.select)
     for k in range(5):
         assert int(select(jnp.arange(6.0), k).sum()) == k
 

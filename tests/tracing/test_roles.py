@@ -1,5 +1,6 @@
 """Which leaves are kernels and which of their axes are what: by names, by modules, by a trace; the same everywhere."""
 
+import functools
 import pickle
 
 import equinox as eqx
@@ -39,6 +40,7 @@ class LinenNet(linen.Module):
         return linen.Dense(3, name="head")(x), y
 
 
+@functools.cache
 def linen_net():
     net = LinenNet()
     params = jax.eval_shape(net.init, KEY, IDS, IMAGES)["params"]
@@ -80,6 +82,7 @@ class NnxNet(nnx.Module):
         return self.head(x), self.conv(self.dw(self.grey(images)))
 
 
+@functools.cache
 def nnx_net():
     graph, params = nnx.split(NnxNet(nnx.Rngs(0)), nnx.Param)
     names = {
@@ -122,6 +125,7 @@ class EquinoxNet(eqx.Module):
         return jax.vmap(self.head)(x), self.conv(self.dw(self.grey(image)))
 
 
+@functools.cache
 def equinox_net():
     params, static = eqx.partition(EquinoxNet(), eqx.is_inexact_array)
     names = {
@@ -454,33 +458,34 @@ STRUCTURES = [rx.unstructured, lambda axes=None: rx.block(2, 3, axes), lambda ax
 STRUCTURES += [rx.fan_in, lambda axes=None: rx.channel(axes=axes)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def pruned_and_rewired(structure, drop, grow):
+    kept = topology.prune(structure, drop, 2)
+    return kept, topology.rewire(structure, kept, drop, grow, 2)
+
+
 @pytest.mark.parametrize("make", STRUCTURES, ids=lambda make: make().name)
 def test_a_structure_along_other_axes_is_that_of_the_transposed_weight(make):
-    drop, grow = jax.random.uniform(KEY, (2, 3, 8, 6))
+    drop, grow = np.random.default_rng(0).random((2, 3, 8, 6), np.float32)
     there = make().bind(rx.Axes((-1,), (0,), window=(1,)))  # (out, window, in)
-    plain = make()
-    turned = lambda x: jnp.transpose(x, (2, 0, 1))  # noqa: E731
-    kept = topology.prune(plain, drop, 2)
-    np.testing.assert_array_equal(topology.prune(there, turned(drop), 2), turned(kept))
-    expected = topology.rewire(plain, kept, drop, grow, 2)
-    found = topology.rewire(there, turned(kept), turned(drop), turned(grow), 2)
-    np.testing.assert_array_equal(found.mask, turned(expected.mask))
+    turned = lambda x: np.transpose(x, (2, 0, 1))  # noqa: E731
+    kept, after = pruned_and_rewired(make(), drop, grow)
+    found, found_after = pruned_and_rewired(there, turned(drop), turned(grow))
+    np.testing.assert_array_equal(found, turned(kept))
+    np.testing.assert_array_equal(found_after.mask, turned(after.mask))
     assert pickle.loads(pickle.dumps(there)).units((6, 3, 8)) == there.units((6, 3, 8))
 
 
 @pytest.mark.parametrize("make", STRUCTURES, ids=lambda make: make().name)
 def test_each_layer_of_a_stack_is_on_its_own(make):
-    scale = jnp.array([1e-3, 1.0, 1e3]).reshape(1, 3, 1, 1)  # by the leaf, the first layer would lose all
-    drop, grow = jax.random.uniform(KEY, (2, 3, 8, 6)) * scale
-    stacked = make().bind(rx.Axes((1,), (2,), stack=(0,)))
-    kept = topology.prune(stacked, drop, 2)
-    found = topology.rewire(stacked, kept, drop, grow, 2)
+    scale = np.float32([1e-3, 1.0, 1e3]).reshape(1, 3, 1, 1)  # by the leaf, the first layer would lose all
+    drop, grow = np.random.default_rng(0).random((2, 3, 8, 6), np.float32) * scale
+    kept, after = pruned_and_rewired(make().bind(rx.Axes((1,), (2,), stack=(0,))), drop, grow)
     for i in range(3):
-        one = topology.prune(make(), drop[i], 2)
+        one, alone = pruned_and_rewired(make(), drop[i], grow[i])
         np.testing.assert_array_equal(kept[i], one)
-        alone = topology.rewire(make(), one, drop[i], grow[i], 2)
-        np.testing.assert_array_equal(found.mask[i], alone.mask)
-        np.testing.assert_array_equal(found.kept[i], alone.kept)
+        np.testing.assert_array_equal(after.mask[i], alone.mask)
+        np.testing.assert_array_equal(after.kept[i], alone.kept)
 
 
 ONE_WAY = [
@@ -495,12 +500,18 @@ ONE_WAY = [
 
 @pytest.mark.parametrize(("structure", "shape", "axes", "summed"), ONE_WAY)
 def test_constant_fan_in_is_constant_under_srigl_and_rigl(structure, shape, axes, summed):
-    params = {"w": jax.random.normal(KEY, shape)}
-    plan = rx.make_plan(params, 0.5, rx.uniform, rules=[("w", structure)], axes={"w": axes})
-    signals = rx.Signals(params, {"w": jax.random.normal(jax.random.key(1), shape)}, jnp.int32(0), KEY)
-    for algorithm in (rx.rigl(plan), rx.srigl(plan, min_salient=0.0)):
-        masks = jax.jit(lambda a=algorithm: a.update(a.init(KEY, params), signals).state.masks)()
-        counts = np.asarray(masks["w"].sum(summed))
+    drawn = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    plan = rx.make_plan({"w": drawn[0]}, 0.5, rx.uniform, rules=[("w", structure)], axes={"w": axes})
+    algorithms = rx.rigl(plan), rx.srigl(plan, min_salient=0.0)
+
+    @jax.jit
+    def rewired(weights, grads):
+        masks = algorithms[0].init(KEY, weights).masks
+        signals = rx.Signals(weights, grads, 0, KEY)
+        return [a.update(a.init(KEY, weights)._replace(masks=masks), signals).state.masks for a in algorithms]
+
+    for masks in rewired({"w": drawn[0]}, {"w": drawn[1]}):
+        counts = np.asarray(masks["w"]).sum(summed)
         assert set(counts.ravel().tolist()) == {plan["w"].n_active}
 
 

@@ -1,0 +1,1 @@
+from tests.one_cpu import one_cpu  # noqa: F401
