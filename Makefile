@@ -14,9 +14,9 @@ JAX_TESTS := tests/tracing tests/channels tests/execution tests/coreset tests/co
 	$(addprefix tests/rigl_jax/test_,sparsify.py frameworks.py types.py modes.py eager.py sharding.py nesting.py stacks.py \
 	serialisation.py topology.py selection.py native_select.py native_build.py gates.py landscape.py growth.py \
 	training_extras.py m_fac_optimizer.py every_optimizer.py)
-# Those of what native kernels do where they are built: sparse products, and the selection of masks. Tests on 8 devices,
-# which select in plain JAX anyway, are not repeated.
-CORE_TESTS := tests/execution $(addprefix tests/rigl_jax/test_,topology.py selection.py structures.py pruning.py rigl.py)
+# Those of what native kernels do where they are built: sparse products, and the selection of masks. Tests that select in
+# plain JAX anyway, marked `eight_devices`, are not repeated.
+CORE_TESTS := tests/execution $(addprefix tests/rigl_jax/test_,selection.py pruning.py rigl.py dsr.py)
 # Files are spread over the cores; plain `pytest FILE` runs in one process.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The newest Python on this machine, on the path or from pyenv, that the newest JAX runs on; empty if there is none.
