@@ -1,5 +1,7 @@
 """The kernels of tiles for GPUs: interpreted against NumPy, and their form for other platforms."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,23 @@ def test_other_platforms():
     dx, dvalues = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, values)
     for got, wanted in zip((y, dx, dvalues), expected(x, values, dy, pattern).values(), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "ours"), [("8.0", False), ("9.0", True), (None, True)])
+def test_the_kernels_are_for_hopper(monkeypatch, capability, ours):
+    x, values, _, pattern = case(64, "float32", 3)
+    made = []
+    monkeypatch.setattr(mosaic, "run", lambda *args: made.append("ours"))
+    monkeypatch.setattr(mosaic, "_plain", lambda *args: made.append("plain"))
+
+    def devices(platform):
+        if capability is None:
+            raise RuntimeError(f"no {platform}")
+        return [types.SimpleNamespace(compute_capability=capability)]
+
+    monkeypatch.setattr(jax, "devices", devices)
+    mosaic._run_cuda("forward", x, values, mosaic.TilePattern(pattern, *[None] * 4), None)
+    assert made == ["ours" if ours else "plain"]
 
 
 def test_errors():

@@ -77,8 +77,8 @@ def tile_pattern(pattern: BlockPattern) -> TilePattern:
 def matmul(x: Array, values: Array, pattern: BlockPattern | TilePattern, *, transpose: bool = False) -> Array:
     """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in], as `block.matmul`; derivatives of any order.
 
-    On CUDA by the kernels of this module where they take the tiles and the dtype, elsewhere by `block.matmul`. Sums are
-    in float32; the result has the promoted dtype.
+    On Hopper GPUs by the kernels of this module where they take the tiles and the dtype, elsewhere in plain XLA. Sums
+    are in float32; the result has the promoted dtype.
 
     Args:
       x: floating [..., in]. The batch is filled up to a multiple of 64 or 128.
@@ -129,8 +129,16 @@ def takes(pattern: BlockPattern, dtype: Any, batch: int) -> bool:
     return all(side in SIDES for side in pattern.tile) and str(dtype) in DTYPES and 0 not in (batch, pattern.nnz)
 
 
+def _on_hopper() -> bool:
+    """Whether the GPUs are of the generation that the kernels are written for."""
+    try:
+        return all(device.compute_capability == "9.0" for device in jax.devices("cuda"))
+    except RuntimeError:  # none is here: the program is compiled for another machine
+        return True
+
+
 def _run_cuda(kind: Kind, a: Array, b: Array, pattern: TilePattern, options: Any) -> Array:
-    if not takes(pattern.tiles, a.dtype, a.shape[0]):
+    if not (takes(pattern.tiles, a.dtype, a.shape[0]) and _on_hopper()):
         return _plain(kind, a, b, pattern, options)
     return run(kind, a, b, pattern)
 
