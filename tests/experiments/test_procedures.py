@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rigl_jax as rx
 from experiments.coordinates import coordinate_sweep
 from experiments.models.downsampling import downsampled, pool_filters, pool_input
 from experiments.models.mimo import mimo, mimo_batch, mimo_loss, mimo_predict
@@ -63,6 +64,8 @@ def test_pooled_filters_on_pooled_images():
     np.testing.assert_array_equal(pulled, 1)
     apply = lambda k, x: convolved(x, k, 1).mean((1, 2))  # noqa: E731
     np.testing.assert_array_equal(downsampled(apply, False)(kernel, image), apply(kernel, image))
+    whole, little = (rx.flops(apply, *at).total for at in ((kernel, image), (pool_filters(kernel, 2), small)))
+    assert whole / little == (7 * 7 * 4 * 4) / (4 * 4 * 2 * 2)
 
 
 def test_sweeps_end_where_no_single_change_helps():

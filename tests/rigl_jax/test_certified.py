@@ -69,6 +69,17 @@ def test_an_affine_map_has_exact_bounds():
     np.testing.assert_allclose(bounds.outputs.high[0], values.max(0), rtol=1e-5)
 
 
+def test_a_pruned_weight_narrows_the_interval_that_it_was_part_of(wide):
+    """The other units of its layer keep theirs; those before the layer do, too."""
+    pruned = found({**PARAMS, "w": PARAMS["w"].at[:8, 2].set(0)}, X, 0.05)
+    for before, after in zip(wide.relus[:2], pruned.relus[:2], strict=True):
+        np.testing.assert_array_equal(after.high - after.low, before.high - before.low)
+    before, after = (bounds.relus[2].high - bounds.relus[2].low for bounds in (wide, pruned))
+    kept = np.arange(6) != 2
+    np.testing.assert_array_equal(after[:, kept], before[:, kept])
+    assert float(after[0, 2]) < float(before[0, 2])
+
+
 @pytest.mark.parametrize("apply", [lambda p, x: x @ x.T, lambda p, x: jax.nn.softmax(x), lambda p, x: jnp.sin(x)])
 def test_what_has_no_rule_is_refused(apply):
     with refused("interval_bounds", "apply"):
