@@ -67,7 +67,7 @@ def claimed(claims: Sequence[Claim]) -> str:
     for claim in claims:
         found.setdefault(claim.text, {}).setdefault(outcome(claim), []).append(claim.at)
     told = {
-        text: "; ".join(f"{what} at {', '.join(at)}" if any(at) else what for what, at in outcomes.items())
+        text: "; ".join(f"{what} ({', '.join(at)})" if any(at) else what for what, at in outcomes.items())
         for text, outcomes in found.items()
     }
     return pages.table(["claim", "came out"], [list(row) for row in told.items()], left=[True, True])

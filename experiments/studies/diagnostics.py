@@ -27,6 +27,7 @@ from experiments.studies import diagnostics_ensembles as ensembles
 from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
 from experiments.studies import diagnostics_layers as layers
+from experiments.studies import diagnostics_members as members
 from experiments.studies import diagnostics_ternary as ternary
 from experiments.studies.method_training import load
 from experiments.studies.pruning import FACTS
@@ -59,13 +60,15 @@ def cells(models: Sequence[str] = MODELS) -> Iterator[Cell]:
             *(("certified", name, level) for name, method in certified.METHODS.items() for level in method.levels),
             ("ternary", "float", 0.0),
             *(("ternary", start, 0.0) for start in ternary.STARTS),
+            *(("ensembles", "deep", level) for level in (0.0, members.SPARSITY)),
+            *(("ensembles", "mimo", rho) for rho in members.RHO),
             *measured,
             *(("rigl", name, level) for level in layers.SPARSITIES for name in layers.DISTRIBUTIONS),
         ],
         LENET: [
             ("ensembles", "costs", 0.0),
             ("ensembles", "deep", 0.0),
-            *(("ensembles", "mimo", rho) for rho in ensembles.RHO),
+            *(("ensembles", "mimo", rho) for rho in members.RHO),
         ],
         FASHION: measured,
     }
@@ -86,6 +89,9 @@ def runners(model: str, source: str) -> Mapping[str, Run]:
             "certified": lambda cell: certified.run(bench, cell.method, cell.level),
             "ternary": lambda cell: (
                 ternary.floats(small) if cell.method == "float" else ternary.sweeps(small, cell.method)
+            ),
+            "ensembles": lambda cell: (members.deep if cell.method == "deep" else members.mimo_networks)(
+                problem, cell.level
             ),
             "layers": lambda cell: layers.measured(deep),
             **{

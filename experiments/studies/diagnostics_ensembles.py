@@ -21,12 +21,11 @@ from experiments.models.mimo import mimo, mimo_batch, mimo_loss, mimo_predict
 from experiments.studies import pruning_cells as kinds
 from experiments.studies import pruning_training as pruning
 from experiments.studies.data_training import SEEDS
+from experiments.studies.diagnostics_members import MEMBERS
 from experiments.studies.method_training import Images, optimizer
 from experiments.studies.pruning_training import MODELS, Bench
 
-MODEL, MEMBERS = "lenet_300_100", 3
-RHO = (0.0, 0.6)
-"""Shares of the rows of a batch that are the same for all members of MIMO."""
+MODEL = "lenet_300_100"
 SPARSITIES = (0.9, 0.95)
 """Of RigL and EDST in the pruning study."""
 

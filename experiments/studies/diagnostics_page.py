@@ -13,20 +13,20 @@ import numpy as np
 
 from experiments import pages
 from experiments.studies import diagnostics_certified as certified
-from experiments.studies import diagnostics_ensembles as ensembles
 from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
 from experiments.studies import diagnostics_layers as layers
+from experiments.studies import diagnostics_members as members
 from experiments.studies import diagnostics_tables as tables
 from experiments.studies import diagnostics_ternary as ternary
 from experiments.studies.claims import Claim, claimed, facts
 from experiments.studies.data_training import SEEDS, TRAIN
-from experiments.studies.diagnostics import DIGITS, FASHION, PEOPLE, Cell, cells, read
+from experiments.studies.diagnostics import DIGITS, FASHION, LENET, PEOPLE, Cell, cells, read
 from experiments.studies.diagnostics_tables import Records
 from experiments.studies.method_page import LEVEL
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnostics_results.md"
-NAMES = {DIGITS: "digits", FASHION: "Fashion-MNIST"}
+NAMES = {DIGITS: "digits", FASHION: "Fashion-MNIST", LENET: "Fashion-MNIST"}
 WAYS = {"static": "static masks", "rigl": "RigL"}
 
 
@@ -85,17 +85,21 @@ def _flow_claims(records: Records) -> list[Claim]:
 
 
 def _ensemble_claims(records: Records) -> list[Claim]:
-    found = {name: values for name, (_, values, _) in tables.of_ensembles(records).items()}
-    part = lambda name, i: None if found[name] is None else found[name][:, i]  # noqa: E731
-    first = f"mimo_{ensembles.RHO[0]:g}"
-    lines = []
-    for name, other, text in (
+    lines, first = [], f"mimo_{members.RHO[0]:g}"
+    pairs = [
         ("deep", "dense", "A deep ensemble has {} than one network (Lakshminarayanan 2017)"),
         (first, "dense", "MIMO has {} than one network (Havasi 2021)"),
+        (first, "deep", "MIMO has {} than the deep ensemble"),
+        ("rigl_deep", "dense", "An ensemble of RigL's networks at 90 % has {} than one dense network"),
         ("edst_0.9", "deep", "EDST at 90 % has {} than the dense deep ensemble"),
-    ):
-        for i, fact in enumerate(("a higher accuracy", "a lower NLL", "a lower ECE")):
-            lines.append(Claim(text.format(fact), part(name, i), part(other, i), lower=i > 0))
+    ]
+    for model in (DIGITS, LENET):
+        found = {name: each.values for name, each in tables.of_ensembles(records, model).items()}
+        for ours, theirs, text in pairs:
+            for i, fact in enumerate(("a higher accuracy", "a lower NLL", "a lower ECE")):
+                if {ours, theirs} <= found.keys():
+                    pair = (None if found[name] is None else found[name][:, i] for name in (ours, theirs))
+                    lines.append(Claim(text.format(fact), *pair, lower=i > 0, at=NAMES[model]))
     return lines
 
 
@@ -203,14 +207,20 @@ not enough. Features are between -{fairness.LIMIT:g} and {fairness.LIMIT:g}; 8 b
 
 
 def _others(records: Records) -> str:
-    return f"""## Ensembles in one network
+    return f"""## Ensembles
 
-LeNet-300-100 on Fashion-MNIST, trained as in [the study of pruning](pruning_results.md), from whose records the dense
-networks, RigL and EDST are. MIMO trains for as many steps, each member on each image once an epoch; the authors repeat
-every image four times in a batch. FLOPs are multiplications of weights, one dense network = 1. The first layer is most
-of this network, so that three inputs nearly triple its cost; in the authors' wide ResNet they are nearly free.
+FLOPs are multiplications of weights, one dense network = 1. MIMO trains for as many steps as one network, each member
+on each image once an epoch; the authors repeat every image four times in a batch. The first layer is most of these
+networks, so that three inputs multiply their cost; in the authors' wide ResNet they are nearly free.
 
-{tables.ensembles_of_three(records)}
+### digits
+
+{tables.ensembles_of_three(records, DIGITS)}
+### LeNet-300-100 on Fashion-MNIST
+
+Trained as in [the study of pruning](pruning_results.md), from whose records the dense networks, RigL and EDST are.
+
+{tables.ensembles_of_three(records, LENET)}
 {_distributions(records)}## Ternary weights by coordinate descent
 
 Digits, {"-".join(map(str, ternary.HIDDEN))} hidden units, in the style of CoNNTrA, of whose text only the abstract was

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from experiments.studies import diagnostics_ensembles as ensembles
 from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
 from experiments.studies import diagnostics_layers as layers
+from experiments.studies import diagnostics_members as members
 from experiments.studies import diagnostics_ternary as ternary
 from experiments.studies import pruning
 from experiments.studies.claims import against, facts, percent
@@ -103,29 +104,71 @@ def _of_pruning(method: str, sparsity: float, records: Mapping[pruning.Cell, Map
     return np.array([records[cell]["after"]["test"] for cell in wanted])
 
 
-def of_ensembles(records: Records) -> dict[str, tuple[str, np.ndarray | None, str]]:
-    """`{name: (label, facts [seeds, 3], name of the costs)}`."""
-    known, members = pruning.read(), ensembles.MEMBERS
+class Ensemble(NamedTuple):
+    """A row of a table of ensembles.
+
+    Attributes:
+      label: of the row.
+      values: accuracy, NLL and ECE, float64[seeds, 3]; None where it was not run.
+      cost: of an answer and of the training, one dense network = 1; None if it was not counted.
+    """
+
+    label: str
+    values: np.ndarray | None
+    cost: Mapping[str, float] | None
+
+
+COUNT = members.MEMBERS
+ONE = {"answer": 1.0, "training": 1.0}
+
+
+def of_ensembles(records: Records, model: str) -> dict[str, Ensemble]:
+    """All rows of a model by name."""
+    return _of_digits(records) if model == DIGITS else _of_lenet(records)
+
+
+def _of_lenet(records: Records) -> dict[str, Ensemble]:
+    known, counted = pruning.read(), records.get(Cell(LENET, "ensembles", "costs", 0.0))
+    cost = lambda name: None if counted is None else counted["found"][name]  # noqa: E731
     own = lambda method, level=0.0: facts(records, Cell(LENET, "ensembles", method, level), "test")  # noqa: E731
     found = {
-        "dense": ("dense", _of_pruning("dense", 0.0, known), "dense"),
-        "deep": (f"deep ensemble, {members} dense", own("deep"), "deep"),
+        "dense": Ensemble("dense", _of_pruning("dense", 0.0, known), ONE),
+        "deep": Ensemble(f"deep ensemble, {COUNT} dense", own("deep"), cost("deep")),
     }
-    for rho in ensembles.RHO:
-        found[f"mimo_{rho:g}"] = (f"MIMO, {members} members, rho {rho:g}", own("mimo", rho), "mimo")
+    for rho in members.RHO:
+        found[f"mimo_{rho:g}"] = Ensemble(f"MIMO, {COUNT} members, rho {rho:g}", own("mimo", rho), cost("mimo"))
     for sparsity in ensembles.SPARSITIES:
-        for method, label in (("rigl", "RigL, one run"), ("edst", f"EDST, {members} members")):
-            text = f"{label}, {100 * sparsity:g} %"
-            found[f"{method}_{sparsity:g}"] = (text, _of_pruning(method, sparsity, known), f"{method}_{sparsity:g}")
+        for method, label in (("rigl", "RigL, one run"), ("edst", f"EDST, {COUNT} members")):
+            name, values = f"{method}_{sparsity:g}", _of_pruning(method, sparsity, known)
+            found[name] = Ensemble(f"{label}, {100 * sparsity:g} %", values, cost(name))
     return found
 
 
-def ensembles_of_three(records: Records) -> str:
+def _of_digits(records: Records) -> dict[str, Ensemble]:
+    found = {}
+    for name, label, sparsity in (
+        ("", "dense", 0.0),
+        ("rigl_", f"RigL, {100 * members.SPARSITY:g} %", members.SPARSITY),
+    ):
+        cell = Cell(DIGITS, "ensembles", "deep", sparsity)
+        cost = records[cell]["found"]["cost"] if cell in records else None
+        one = None if cost is None else {each: value / COUNT for each, value in cost.items()}
+        single, joined = (facts(records, cell, part) for part in ("single", "test"))
+        found["rigl" if sparsity else "dense"] = Ensemble(label, single, one)
+        found[name + "deep"] = Ensemble(f"deep ensemble, {COUNT} of it", joined, cost)
+    for rho in members.RHO:
+        cell = Cell(DIGITS, "ensembles", "mimo", rho)
+        cost = records[cell]["found"]["cost"] if cell in records else None
+        found[f"mimo_{rho:g}"] = Ensemble(f"MIMO, {COUNT} members, rho {rho:g}", facts(records, cell, "test"), cost)
+    return found
+
+
+def ensembles_of_three(records: Records, model: str) -> str:
     """Accuracy, NLL, ECE, and what an answer and the training cost."""
-    costs, rows = records.get(Cell(LENET, "ensembles", "costs", 0.0)), []
-    for label, values, cost in of_ensembles(records).values():
+    rows = []
+    for label, values, cost in of_ensembles(records, model).values():
         if values is not None:
-            spent = [f"{costs['found'][cost][each]:.2f}" if costs else "" for each in ("answer", "training")]
+            spent = [f"{cost[each]:.2f}" if cost else "" for each in ONE]
             measured = percent(values[:, 0], 2), pages.spread(values[:, 1], 4), percent(values[:, 2], 2)
             rows.append([label, *measured, *spent])
     head = ["accuracy, %", "NLL", "ECE, %", "FLOPs of an answer", "FLOPs of training"]

@@ -101,8 +101,9 @@ def make_fit(problem: Problem, loss: Loss = cross_entropy, algorithm: rx.Algorit
 
 
 def train(
-    fit: Fit, start: Trained | None = None, *, steps: int | None = None, option: Any = 0.0, order: int = 1
-) -> Trained:
+    fit: Fit, start: Trained | None = None, *, steps: int | None = None, option: Any = 0.0, order: int = 1,
+    member: int = 0,
+) -> Trained:  # fmt: skip
     """Networks of all seeds after training.
 
     Args:
@@ -111,11 +112,14 @@ def train(
       steps: fewer than those of the problem.
       option: of the loss.
       order: tells apart the orders of examples.
+      member: tells apart the networks of an ensemble, each with its own start and order.
     """
     steps = steps or fit.problem.steps
     index, _ = training.everything(fit.problem, len(SEEDS))
-    batches = training.shuffled(training.keys(order), index, steps=fit.problem.steps, batch=fit.problem.batch)
-    params, state = fit.init(jax.random.key_data(training.keys(0)))
+    batches = training.shuffled(
+        training.keys(order + 1000 * member), index, steps=fit.problem.steps, batch=fit.problem.batch
+    )
+    params, state = fit.init(jax.random.key_data(training.keys(1000 * member)))
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool) if p.ndim > 2 else None, params)
     if start is not None:
         params, masks = start.params, masks if start.masks is None else start.masks
