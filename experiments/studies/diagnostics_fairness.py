@@ -47,7 +47,7 @@ def fairness(sparsity: float) -> dict[str, Any]:
     found = []
     for i, x in enumerate(seen):
         own = training.take(params, i)
-        test = training.Images(x[people.TRAIN :], data[i][1][people.TRAIN :])
+        test = training.Images(jnp.asarray(x[people.TRAIN :]), jnp.asarray(data[i][1][people.TRAIN :]))
         counts = {str(parts): verified(own, boxes(parts)) for parts in PARTS}
         found.append({"test": training.accuracy(own, test), "parts": counts})
     return jax.tree.map(lambda *values: rounded(values), *found)

@@ -81,7 +81,8 @@ def dense_masks(sizes: Sequence[int]) -> Any:
 
 def layers(params: Any) -> Layers:
     """Kernels and biases in float64, on the host."""
-    return [tuple(np.asarray(params[name][part], np.float64) for part in ("kernel", "bias")) for name in sorted(params)]
+    of = lambda name, part: np.asarray(params[name][part], np.float64)  # noqa: E731
+    return [(of(name, "kernel"), of(name, "bias")) for name in sorted(params)]
 
 
 def outputs(net: Layers, x: np.ndarray) -> list[np.ndarray]:
@@ -144,8 +145,8 @@ def flow() -> dict[str, Any]:
     train = jax.jit(jax.vmap(functools.partial(fit, masks=dense_masks(sizes), start=None, sizes=sizes)))
     params = train(training.keys(52), x, y)
     found = [
-        _cut(layers(training.take(params, i)), *(part[TRAIN:] for part in people), np.random.default_rng([seed, 53]))
-        for i, (seed, people) in enumerate(zip(SEEDS, data, strict=True))
+        _cut(layers(training.take(params, i)), x[TRAIN:], y[TRAIN:], z[TRAIN:], np.random.default_rng([seed, 53]))
+        for i, (seed, (x, y, z)) in enumerate(zip(SEEDS, data, strict=True))
     ]
     return jax.tree.map(lambda *values: rounded(values), *found)
 

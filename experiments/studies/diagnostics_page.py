@@ -44,9 +44,10 @@ def _certified_claims(records: Records) -> list[Claim]:
         "Removing half of the units by NRS is better than by norm (Li 2022)": (("stability", 0.5), ("units", 0.5)),
         "Under certified training RigL at 90 % is higher than dense": (("certified_rigl", 0.9), ("certified", 0.0)),
     }
+    of = lambda who, radius: tables.certified_fact(records, who[0], who[1], "certified", radius)  # noqa: E731
     return [
-        Claim(text, *(tables.certified_fact(records, *name, "certified", radius) for name in pair), at=f"{radius:g}")
-        for text, pair in pairs.items()
+        Claim(text, of(ours, radius), of(theirs, radius), at=f"{radius:g}")
+        for text, (ours, theirs) in pairs.items()
         for radius in certified.RADII[1:3]
     ]
 
@@ -98,8 +99,8 @@ def _ensemble_claims(records: Records) -> list[Claim]:
         for ours, theirs, text in pairs:
             for i, fact in enumerate(("a higher accuracy", "a lower NLL", "a lower ECE")):
                 if {ours, theirs} <= found.keys():
-                    pair = (None if found[name] is None else found[name][:, i] for name in (ours, theirs))
-                    lines.append(Claim(text.format(fact), *pair, lower=i > 0, at=NAMES[model]))
+                    a, b = (None if (v := found[name]) is None else v[:, i] for name in (ours, theirs))
+                    lines.append(Claim(text.format(fact), a, b, lower=i > 0, at=NAMES[model]))
     return lines
 
 

@@ -86,12 +86,14 @@ def verdicts(records: Records) -> str:
     for sparsity in fairness.SPARSITIES:
         cell = Cell(PEOPLE, "fairness", "magnitude", sparsity)
         for parts in fairness.PARTS:
-            of = lambda *path, cell=cell: facts(records, cell, *path)  # noqa: E731
-            found = {name: of("parts", str(parts), name) for name in (*fairness.VERDICTS, "settled", "seconds")}
+            found = {
+                name: facts(records, cell, "parts", str(parts), name)
+                for name in (*fairness.VERDICTS, "settled", "seconds")
+            }
             shown = [percent(found[name], 0) for name in (*fairness.VERDICTS, "settled")]
             label = "dense" if not sparsity else f"magnitude, {100 * sparsity:g} %"
             seconds = pages.spread(found["seconds"], 2)
-            rows.append([label, str(parts**3), percent(of("test")), *shown, seconds])
+            rows.append([label, str(parts**3), percent(facts(records, cell, "test")), *shown, seconds])
     head = ["boxes", "test accuracy, %", *(f"{name}, %" for name in fairness.VERDICTS)]
     return _table(["network", *head, "ReLUs that intervals settle, %", "seconds a box"], rows, 2)
 

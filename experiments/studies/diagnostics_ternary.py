@@ -82,10 +82,9 @@ def _measured(problem: Problem, params: Any) -> dict[str, list[float]]:
 @functools.partial(jax.vmap, in_axes=(0, None, None))
 def _facts(params: Params, train: training.Images, test: training.Images) -> dict[str, Array]:
     kernels = [layer["kernel"] for layer in params.values()]
-    zeros, size = sum(jnp.sum(kernel == 0) for kernel in kernels), sum(kernel.size for kernel in kernels)
     return {
         "loss": jnp.mean(training.losses(params, *train)),
         "train": training.accuracy(params, train),
         "test": training.accuracy(params, test),
-        "zeros": zeros / size,
+        "zeros": jnp.mean(jnp.concatenate([kernel.ravel() == 0 for kernel in kernels])),
     }
