@@ -47,5 +47,6 @@ def synflow(
     >>> jax.tree.map(jnp.ravel, algorithm.init(jax.random.key(0), params).masks)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    criterion = criteria.synflow(losses.at("synflow", of_params("synflow", loss)))
+    flow = losses.at("synflow", of_params("synflow", loss))
+    criterion = criteria.synflow(lambda params, batch: [flow(params, batch)])  # outputs of which R is the sum
     return prune_at_init("synflow", plan, lambda key: criterion, None, rounds, jointly, min_active)

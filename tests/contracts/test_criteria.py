@@ -112,7 +112,7 @@ def test_ties_go_to_the_lower_index(name):
     params = {leaf: jnp.ones(shape) for leaf, shape in SHAPES.items()}
     total = lambda params, x=None: sum(jnp.sum(params[leaf] ** 2) for leaf in SHAPES) / 2  # noqa: E731
     planned = {leaf: layer for leaf, layer in plan().items() if leaf in SHAPES}
-    masks = rx.prune(planned, params, made(name, total, total), jnp.ones((1, 8))).masks
+    masks = rx.prune(planned, params, made(name, total, lambda params, x: [total(params)]), jnp.ones((1, 8))).masks
     for leaf, layer in planned.items():
         np.testing.assert_array_equal(masks[leaf].ravel(), np.arange(layer.size) < layer.n_active)
 
