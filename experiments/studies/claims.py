@@ -53,10 +53,12 @@ class Claim(NamedTuple):
 
 def outcome(claim: Claim) -> str:
     """Whether a claim came out."""
-    pair = paired(claim.ours, claim.theirs)
-    if pair is None:
+    if claim.ours is None or claim.theirs is None:
         return "not run"
-    if not pair[1] < LEVEL:
+    if np.array_equal(claim.ours, claim.theirs):
+        return "not told apart"  # a t-test of no differences is no number
+    pair = paired(claim.ours, claim.theirs)
+    if pair is None or not pair[1] < LEVEL:
         return "not told apart"
     return "yes" if (pair[0] < 0) == claim.lower else "the opposite"
 

@@ -262,7 +262,8 @@ Hidden layers of {hidden[DIGITS]} units on digits, {hidden[FASHION]} on the firs
 Ranks and learned noise tolerances are measured on dense networks with {layers.EXAMPLES} training images; a distribution
 has their means over the seeds, the inverse of the tolerance. "Accuracy lost" is that of the dense network without the
 {100 * layers.ALONE:g} % smallest weights of the layer alone. O-information is the mean of {layers.TRIPLETS} triplets of
-what ReLUs read: above 0 redundant, below 0 synergistic.
+what ReLUs read: above 0 redundant, below 0 synergistic. Sparse networks begin with the weights of dense ones, not
+scaled up; where the accuracy is 10 % they did not learn.
 
 {digits}Test accuracy, percent, {WAYS["rigl"]}:
 

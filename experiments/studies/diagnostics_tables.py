@@ -217,7 +217,7 @@ def ternary_weights(records: Records) -> str:
     places = [("float, by gradients", "float", ("float",)), ("the same, rounded", "float", ("rounded",))]
     starts = {"rounded": "rounded weights", "random": "random weights"}
     places += [
-        (f"{label}, {n} sweep{'s' if n > 1 else ''}", start, ("sweeps", n))
+        (f"{label}, {n} sweep{'' if n == 1 else 's'}", start, ("sweeps", n))
         for start, label in starts.items()
         for n in range(start == "rounded", ternary.SWEEPS + 1)
     ]
