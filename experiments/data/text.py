@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def prepared(name: str, data_dir: str | None = None) -> dict[str, bytes]:
             f"load: the text {name!r} is not prepared in {root}; type: python -m experiments.import_text --name {name} "
             "--source FILE_OR_FOLDER"
         )
-    builder = tfds.builder(name, data_dir=root)
+    builder: Any = tfds.builder(name, data_dir=root)
     if "text" not in (builder.info.features or {}) or not set(PARTS) <= set(builder.info.splits):
         raise ValueError(f"load: {name!r} must have the feature text and the splits {', '.join(PARTS)}")
     return {part: b"".join(piece["text"] for piece in builder.as_data_source(part)) for part in PARTS}

@@ -75,7 +75,7 @@ def tradeoff(runs: Iterable[Run]) -> Figure | None:
         figure, [[axes]] = drawing.new_figure(1, 1, 6.4, 4.2)
         for text, places in found.items():
             points = sorted(places.items())
-            bars = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for _, values in points]
+            bars = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for _, values in points]
             look = {"color": looks[text].colour, "marker": looks[text].marker, "linestyle": looks[text].dash}
             x = [sparsities.index(sparsity) for sparsity, _ in points]
             axes.errorbar(x, [np.mean(values) for _, values in points], bars, label=text, capsize=2, **look)
