@@ -14,6 +14,7 @@ from jax import lax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, Masks, PyTree, Rewired, Signals
+from rigl_jax.branches import either
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind, shown
 from rigl_jax.restart import check_restartable, restart
@@ -80,12 +81,12 @@ def sparsify(
 
     Returns:
       A transformation. `update(grads, state, params, rewire=None, **extra)` needs params; further keywords go to
-      `inner`. `rewire=None` decides inside the compiled program (`lax.cond` on `algorithm.due(state.step)`), and in
+      `inner`. `rewire=None` decides inside the compiled program (by `algorithm.due(state.step)`), and in
       Python where nothing is compiled: such a loop compiles its operations once and is right for small experiments. A
       Python bool decides outside, so that a training loop can compile two steps without a conditional and choose by
-      `algorithm.due(step)`. Both give the same result. Prefer the second where steps are short and the state is
-      donated: XLA on CPU copies donated buffers around a conditional. Under `vmap` a conditional becomes a select
-      that rewires on every step: pass a bool there.
+      `algorithm.due(step)`. Both give the same result. On CPUs the first is no conditional but two loops of at most
+      one round (`rigl_jax.branches`), and costs little. Elsewhere a conditional becomes under `vmap` a select that
+      rewires on every step: pass a bool there.
 
     Raises:
       ValueError: params missing, or not those of the plan; a state of another algorithm, optimizer or set of leaves;
@@ -155,11 +156,10 @@ def _update(
     signals = Signals(params, grads, state.step, now, extra)
     seen = algorithm.observe(state.algorithm, signals)
     checks.has_masks("sparsify", "observe", seen)
-    rewired, ordinary = (functools.partial(step, bridge, signals, seen, state.inner) for step in (_rewire, _ordinary))
     if rewire is None:
-        after, updates, optimizer = lax.cond(algorithm.due(state.step), rewired, ordinary)
+        after, updates, optimizer = _decide(bridge, signals, seen, state.inner)
     else:
-        after, updates, optimizer = rewired() if rewire else ordinary()
+        after, updates, optimizer = (_rewire if rewire else _ordinary)(bridge, signals, seen, state.inner)
     return updates, SparseState(state.step + 1, state.key, after, optimizer)
 
 
@@ -173,6 +173,23 @@ def _check_update(bridge: _Bridge, grads: PyTree, state: Any, params: PyTree, re
     checks.gradients("sparsify", grads, params)
     checks.algorithm_state("sparsify", bridge.algorithm, state.algorithm)
     checks.optimizer_state("sparsify", shapes_of(bridge.inner.init, params), state.inner)
+
+
+def _decide(bridge: _Bridge, signals: Signals, state: Any, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
+    """`_rewire` or `_ordinary`, as the algorithm says at this step. The updates take the place of the gradients."""
+    due, changed = bridge.algorithm.due(signals.step), (state, signals.grads, optimizer)
+
+    def on(step: Callable[..., Any]) -> Callable[..., Any]:
+        def changes(changed: Any, params: PyTree) -> Any:
+            state, grads, optimizer = changed
+            return step(bridge, signals._replace(params=params, grads=grads), state, optimizer)
+
+        return changes
+
+    trained = _shapes(bridge.train, signals.grads, state, optimizer, signals.params, **signals.extra)
+    if trees.types(trained) == trees.types((signals.grads, optimizer)):
+        return either(due, on(_rewire), on(_ordinary), changed, signals.params)
+    return lax.cond(due, on(_rewire), on(_ordinary), changed, signals.params)
 
 
 def _ordinary(bridge: _Bridge, signals: Signals, state: Any, optimizer: PyTree) -> tuple[Any, PyTree, PyTree]:
@@ -209,6 +226,11 @@ def _train(
     return updates, after
 
 
+def _shapes(train: Callable[..., Any], *given: Any, **extra: Any) -> Any:
+    # `train` itself where it can be, so that JAX remembers the shapes.
+    return shapes_of(functools.partial(train, **extra) if extra else train, *given)
+
+
 def _pause(
     train: Callable[..., Any], grads: PyTree, state: Any, optimizer: PyTree, params: PyTree, **extra: Any
 ) -> tuple[PyTree, PyTree]:
@@ -217,8 +239,7 @@ def _pause(
     With gradients wider than the weights, moments become as wide on the first step, and the branches of a conditional
     must agree.
     """
-    # `train` itself where it can be, so that JAX remembers the shapes.
-    shapes, after = shapes_of(functools.partial(train, **extra) if extra else train, grads, state, optimizer, params)
+    shapes, after = _shapes(train, grads, state, optimizer, params, **extra)
     unchanged = jax.tree.map(
         lambda now, then: now if jnp.result_type(now) == then.dtype else jnp.asarray(now, then.dtype), optimizer, after
     )

@@ -81,6 +81,16 @@ def uncovered(masks: PyTree, tree: PyTree) -> list[str]:
     return [_name(p) for p in paths if p and not any(_name(p[:i]) in known for i in range(len(p), 0, -1))]
 
 
+def types(tree: PyTree) -> tuple[Any, list[Any]]:
+    """Structure, shapes and types of a tree of arrays or `jax.ShapeDtypeStruct`, to be compared with another's.
+
+    >>> types({"w": jnp.ones(3)}) == types({"w": jax.ShapeDtypeStruct((3,), "float32")})
+    True
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+
 def map_sparse(f: Callable[..., Any], plan: Plan, tree: PyTree, *trees: PyTree) -> PyTree:
     """`f(leaf, x, *xs)` where the plan has a `LayerPlan`, None elsewhere. The trees are parallel to params."""
 

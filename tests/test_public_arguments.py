@@ -477,7 +477,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         (
             "topology.sound",
-            "topology.settle",
+            "topology.rewire_in_turn",
             "topology.hold",
             "topology.full_masks",
             "topology.ranking",

@@ -11,6 +11,7 @@ from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.algorithms.static import MaskState
 from rigl_jax.base import Algorithm, Array, LayerPlan, Plan, PyTree, Rewired, Score, Signals
 from rigl_jax.messages import shown
+from rigl_jax.topology.together import Selections
 
 
 def srigl(
@@ -79,13 +80,12 @@ def srigl(
     def update(state: MaskState, signals: Signals) -> Rewired:
         share, weights, gradients = fraction_at(signals.step), drop(signals), grow(signals)
 
-        def one(leaf: LayerPlan, mask: Array, weights: Array, gradients: Array) -> topology.Rewiring:
+        def one(leaf: LayerPlan, mask: Array, weights: Array, gradients: Array) -> Selections[topology.Rewiring]:
             may_ablate = leaf.structure.sparsity is None and leaf.name not in whole
             least = max(1, int(min_salient * leaf.n_active)) if may_ablate else None
             return topology.rewire_ablating(leaf, mask, weights, gradients, share, least)
 
-        rewirings = trees.map_sparse(one, plan, state.masks, weights, gradients)
-        masks, _ = topology.settle(plan, state.masks, rewirings, weights, gradients)
+        masks, _ = topology.rewire_in_turn(plan, one, state.masks, weights, gradients)
         return Rewired(MaskState(masks))
 
     due = schedules.every(period, start=start, stop=stop)

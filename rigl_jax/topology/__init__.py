@@ -21,8 +21,8 @@ from rigl_jax.topology.tree import (
     hold,
     prune_tree,
     random_masks,
+    rewire_in_turn,
     rewire_tree,
-    settle,
     sound,
 )
 
@@ -44,9 +44,9 @@ __all__ = [
     "redistribute",
     "rewire",
     "rewire_ablating",
+    "rewire_in_turn",
     "rewire_tree",
     "select",
     "select_jointly",
-    "settle",
     "sound",
 ]

@@ -10,8 +10,9 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Structure
+from rigl_jax.topology.order import after
 from rigl_jax.topology.together import Selection, Selections, selected
-from rigl_jax.topology.topk import check_count, count_true, select
+from rigl_jax.topology.topk import check_count, count_true
 
 
 @arguments(structure=rules.structure, scores=rules.array(), n_active=rules.count)
@@ -110,7 +111,7 @@ def rewiring(
     if n_active is None:
         n_active = count_true(active, axes)
     n_grow = n_active - count_true(kept, axes)
-    grow = structure.pool(grow)
+    grow = structure.pool(*after(kept, grow))
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
     grown = yield Selection(grow, n_grow, axes, ~kept)
@@ -119,8 +120,8 @@ def rewiring(
 
 def rewire_ablating(
     layer: LayerPlan, mask: Array, drop: Array, grow: Array, fraction: Any, min_salient: int | None
-) -> Rewiring:
-    """SRigL's rewiring: groups with few salient units are removed, and the others share their weights.
+) -> Selections[Rewiring]:
+    """SRigL's rewiring, as a ranking: groups with few salient units are removed, and the others share their weights.
 
     Salient units are those that RigL would keep or grow. A group with fewer than `min_salient` of them loses all its
     units, but enough groups stay to hold the units of the layer: those with the most salient ones. Each group that is
@@ -142,18 +143,18 @@ def rewire_ablating(
 
     n = layer.count_units(active)
     n_drop = count(fraction, n)
-    kept = select(drop, n - n_drop, axes=together, among=active)
-    salient = kept | select(grow, n_drop, axes=together, among=~kept)
+    kept = yield Selection(drop, n - n_drop, together, active)
+    salient = kept | (yield Selection(grow, n_drop, together, ~kept))
 
     counts = jnp.sum(salient, axis=axes, keepdims=True, dtype=jnp.int32)
     fewest = -(-total // layer.group_size)  # groups that it takes to hold all units
     alive = counts >= (-1 if min_salient is None else min_salient)
-    alive = alive | select(counts.astype(jnp.float32), fewest, axes=together)
+    alive = alive | (yield Selection(counts.astype(jnp.float32), fewest, together))
     each = jnp.where(alive, total // layer.count_units(alive), 0)
 
-    kept = select(drop, each, axes=axes, among=kept)
+    kept = yield Selection(drop, each, axes, kept)
     missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
-    grown = select(grow, missing, axes=axes, among=~kept)
+    grown = yield Selection(grow, missing, axes, ~kept)
     return Rewiring(structure.expand(kept | grown, layer.shape), structure.expand(kept, layer.shape))
 
 

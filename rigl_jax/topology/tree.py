@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import listed
 from rigl_jax.topology.leaf import Rewiring, count, pruning, rewiring
+from rigl_jax.topology.order import after
 from rigl_jax.topology.together import Selections, map_selections
 
 
@@ -86,7 +87,7 @@ def drop_and_grow(
         n_drop = count(fraction, leaf.active_units // leaf.layers)
         return (yield from rewiring(leaf.structure, mask, drop, grow, n_drop, None, regrow_dropped))
 
-    return settle(plan, masks, map_selections(one, plan, masks, drop, grow), drop, grow)
+    return rewire_in_turn(plan, one, masks, drop, grow)
 
 
 @arguments(
@@ -123,25 +124,52 @@ def rewire_tree(
     def one(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> Selections[Rewiring]:
         return rewiring(leaf.structure, mask, drop, grow, n_drop[leaf.name], n_active.get(leaf.name), regrow_dropped)
 
-    rewirings = map_selections(one, plan, masks, drop, grow)
-    return settle(plan, masks if before is None else before, rewirings, drop, grow, together=together)
+    return rewire_in_turn(plan, one, masks, drop, grow, before=before, together=together)
 
 
-def settle(
-    plan: Plan, before: Masks, rewirings: PyTree, drop: PyTree, grow: PyTree, *, together: bool = False
+def rewire_in_turn(
+    plan: Plan,
+    one: Callable[[LayerPlan, Array, Array, Array], Selections[Rewiring]],
+    masks: Masks,
+    drop: PyTree,
+    grow: PyTree,
+    *,
+    before: Masks | None = None,
+    together: bool = False,
 ) -> tuple[Masks, Masks]:
-    """The masks of a tree of `Rewiring`, and the parts that were not dropped; unchanged where a score is not sound.
+    """`one(leaf, mask, drop, grow)` for each sparse leaf, and no mask changed where a score is not sound.
 
-    The scores that are read are the drop scores of units that were active, and the grow scores of units not kept.
+    The scores that are read are the drop scores of units that were active, and the grow scores of units not kept. On a
+    CPU one leaf follows another, so that what a rewiring needs is the memory of the largest leaf (`after`).
+
+    Args:
+      plan: from `make_plan`.
+      one: the rewiring of one leaf, as a ranking.
+      masks: the current masks.
+      drop: tree of scores parallel to params.
+      grow: tree of scores parallel to params.
+      before: what an unsound leaf gets. Default: the current masks.
+      together: see `hold`.
+
+    Returns:
+      The new masks, and the parts of them that were not dropped.
     """
-    is_one = lambda x: isinstance(x, Rewiring)  # noqa: E731
-    masks, kept, rest = (
-        jax.tree.map(part, rewirings, is_leaf=is_one)
-        for part in (lambda r: r.mask, lambda r: r.kept, lambda r: ~r.kept)
+    before, done, fine = masks if before is None else before, None, {}
+
+    def next_one(leaf: LayerPlan, *arrays: Array) -> Selections[Rewiring]:
+        nonlocal done
+        mask, drop, grow, old = after(done, *arrays)
+        new = yield from one(leaf, mask, drop, grow)
+        fine[leaf.name] = _sound(drop, old) & _sound(grow, ~new.kept)
+        done = new.mask
+        return new
+
+    rewired = map_selections(next_one, plan, masks, drop, grow, before)
+    new, kept = (
+        jax.tree.map(part, rewired, is_leaf=lambda x: isinstance(x, Rewiring))
+        for part in (lambda r: r.mask, lambda r: r.kept)
     )
-    drops, grows = sound(plan, drop, before), sound(plan, grow, rest)
-    both = {name: drops[name] & grows[name] for name in plan}
-    return hold(plan, both, masks, before, together=together), hold(plan, both, kept, before, together=together)
+    return hold(plan, fine, new, before, together=together), hold(plan, fine, kept, before, together=together)
 
 
 def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Array]:
@@ -155,8 +183,12 @@ def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Ar
       read: masks of the entries that are read. Default: all.
     """
     scored, read = trees.named_leaves(scores), trees.named_leaves(read)
-    fine = {name: scored[name] < jnp.inf for name in plan}
-    return {name: jnp.all(fine[name] | ~read[name] if name in read else fine[name]) for name in plan}
+    return {name: _sound(scored[name], read.get(name)) for name in plan}
+
+
+def _sound(scores: Array, read: Array | None) -> Array:
+    fine = scores < jnp.inf
+    return jnp.all(fine if read is None else fine | ~read)
 
 
 def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *, together: bool = False) -> Masks:
