@@ -3,17 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo docs notebooks package sanitize test test-examples test-plain test-newest jax-newest test-library fashion_mnist figures soak lint format clean
+.PHONY: help demo docs notebooks package sanitize test test-examples test-plain test-newest test-library fashion_mnist figures soak lint format clean
 # What docstrings, pages and notebooks show. `.ci/run` runs it once, on the newest JAX, which is what users install.
 EXAMPLES := tests/test_docstrings.py tests/test_docs.py tests/test_notebooks.py
 # The tests of the library itself, without those that train through configs.
 LIBRARY_TESTS := $(EXAMPLES) tests/rigl_jax tests/contracts tests/tracing tests/channels tests/execution tests/coreset
-# Those that a new JAX may break: what reads jaxprs, runs on devices or holds for all methods, not the methods one by one.
-JAX_TESTS := tests/tracing tests/channels tests/execution tests/coreset tests/contracts/test_algorithms.py \
-	tests/contracts/test_criteria.py tests/contracts/test_channels.py tests/contracts/test_coreset.py \
-	$(addprefix tests/rigl_jax/test_,sparsify.py frameworks.py types.py modes.py eager.py sharding.py nesting.py stacks.py \
-	serialisation.py topology.py selection.py native_select.py native_build.py gates.py landscape.py growth.py \
-	training_extras.py m_fac_optimizer.py every_optimizer.py)
 # Those of what native kernels do where they are built: sparse products, and the selection of masks. Tests that select in
 # plain JAX anyway, marked `eight_devices`, are not repeated.
 CORE_TESTS := tests/execution $(addprefix tests/rigl_jax/test_,selection.py pruning.py rigl.py dsr.py)
@@ -72,11 +66,8 @@ test-examples: $(VENV)/installed-experiments-notebooks-tests  ## Run the example
 test-plain: $(VENV)/installed-experiments-notebooks-tests  ## Test the core of the library without its native kernels, in plain JAX
 	RIGL_JAX_NATIVE=0 $(PYTEST) $(CORE_TESTS)
 
-jax-newest:  # `make test-newest` of these and the examples alone; the examples run in any case
-	$(if $(NEWEST),$(MAKE) test-newest LIBRARY_TESTS="$(EXAMPLES) $(JAX_TESTS)",@echo "$(NO_NEWEST)" && $(MAKE) test-examples)
-
 test-newest:  ## Test the library in .venv-newest, on the newest Python of this machine and the newest JAX
-	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "$(NO_NEWEST)")
+	$(if $(NEWEST),$(MAKE) test-library VENV=.venv-newest PYTHON=$(NEWEST),@echo "$(NO_NEWEST)" && $(MAKE) test-examples)
 
 test-library: $(VENV)/installed-experiments-notebooks-tests
 	$(NATIVE)
