@@ -213,7 +213,7 @@ CALLS = {
         x=np.ones((1, 4, 4, 2), F), values=np.ones(8, F), pattern=KERNEL, strides=(1, 1), padding="SAME", level="auto"
     ),
     # costs and paths
-    "channels.groups": {"apply": product, "params": PARAMS, "inputs": X, "ignore": "v"},
+    "channels.groups": {"apply": product, "params": PARAMS, "inputs": X, "ignore": "w"},
     "channels.scores": call(groups=GROUPS, params=PARAMS, criterion=rx.criteria.magnitude, batch=None, reduce="sum"),
     "channels.select": call(
         groups=GROUPS,
@@ -538,7 +538,7 @@ ALLOWED = {
     # empty trees and tables have nothing that could be wrong
     ("a dict",): """uniform shapes, erk shapes, erdos_renyi shapes, micronet_bits shapes, micronet_bits density,
         make_plan sparsities, make_plan axes, topology.rewire_tree n_active, channels.shrink keep,
-        channels.select groups, tracing.capture leaves, tracing.capture add,
+        channels.groups ignore, channels.select groups, tracing.capture leaves, tracing.capture add,
         diagnostics.gradient_ranks leaves, diagnostics.noise_tolerance leaves""",
     TREES: "sparsity tree, execution.nbytes tree",
     # one leaf; a loss's own affair; dense; axes of 1 go anywhere
@@ -547,7 +547,6 @@ ALLOWED = {
         tracing.to_matrix weight, diagnostics.agn y, diagnostics.dead_rate activations""",
     ("None",): "channels.singe mu, channels.ema before",
     ("a word",): "channels.slimming leaves, channels.only leaves, channels.nrs scales, kernels.check who",
-    ("a word", "a dict"): "channels.groups ignore",
 }
 MAY = {name: kinds for kinds, names in ALLOWED.items() for name in " ".join(names.split()).split(", ")}
 """What is not refused, beside None where it is the default."""

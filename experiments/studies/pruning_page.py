@@ -23,7 +23,7 @@ from experiments.report import drawing
 from experiments.studies import pruning_tables as tables
 from experiments.studies.method_page import LEVEL, paired
 from experiments.studies.method_training import BATCH
-from experiments.studies.pruning import BUDGETS, CHOICE, SPARSITIES, STUDIES, Cell, cells, choose, read
+from experiments.studies.pruning import BUDGETS, CHOICE, SEEDS, SPARSITIES, STUDIES, Cell, cells, choose, read
 from experiments.studies.pruning_cells import CRITERIA, PERIOD
 from experiments.studies.pruning_tables import ACCURACY, ECE, LOSS, TICKETS, Fact, Place, Runs, fact, percent, values
 from experiments.studies.pruning_training import EXAMPLES, MODELS
@@ -207,7 +207,10 @@ All but the dense network of equal FLOPs train for as many steps as the dense on
 """
 
 
-_SEEDS = ", ".join(f"{spec['seeds']} of {TITLES[model].split()[0]}" for model, spec in MODELS.items())
+_SEEDS = ", ".join(
+    f"{spec['seeds']}{' or more' if spec['seeds'] < len(SEEDS) else ''} of {TITLES[model].split()[0]}"
+    for model, spec in MODELS.items()
+)
 METHOD = f"""Networks are trained on the first 50,000 images of Fashion-MNIST with SGD (momentum 0.9, Nesterov, weight
 decay 5e-4 on kernels) at a batch of {BATCH} and a learning rate that falls by a cosine. The last 10,000 training images
 are for validation, and the test images are looked at once for each network. Kernels are pruned, biases are not. Counts
