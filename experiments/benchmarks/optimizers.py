@@ -91,7 +91,7 @@ def main() -> None:
             step, start, train = runs(problem, make, sparse)
             found = {rate: jax.device_get(train(training.keys(0, SEEDS), rate)) for rate in rates}
             rate = min(found, key=lambda rate: (found[rate][0].mean(), rate))
-            row = {"optimizer": name, "sparsity": SPARSITY if sparse else 0.0, "rate": rate}
+            row: dict[str, Any] = {"optimizer": name, "sparsity": SPARSITY if sparse else 0.0, "rate": rate}
             row["rates"] = {str(rate): [int(n) for n in found[rate][0]] for rate in rates}
             rows.append(row | {"test_accuracy": [round(float(a), 4) for a in found[rate][1]]})
             once = jax.jit(functools.partial(step, rate=rate, rows=batch))

@@ -38,7 +38,7 @@ RECORDS = store.FOLDER / "channels"
 SEEDS = (0, 1, 2)
 SHARES = (0.25, 0.5, 0.1)
 """Of MACs that are left, in the order in which they are run."""
-SCOPES: Mapping[str, Mapping[str, str]] = {
+SCOPES: Mapping[str, Mapping[str, Any]] = {
     "layer": {"scope": "layer"},
     "global_mean": {"scope": "global", "normalize": "mean"},
     "global": {"scope": "global"},

@@ -51,8 +51,8 @@ def _certified_claims(records: Records) -> list[Claim]:
         for radius in certified.RADII[1:3]
     ]
     attacked, clean = (
-        [tables.certified_fact(records, name, level, *fact) for name, level in (("magnitude", 0.9), ("longer", 0.0))]
-        for fact in (("attacked", certified.EPS), ("test",))
+        [tables.certified_fact(records, *who, fact, radius) for who in (("magnitude", 0.9), ("longer", 0.0))]
+        for fact, radius in (("attacked", certified.EPS), ("test", None))
     )
     lines.append(Claim("Pruning 90 % by magnitude raises the accuracy under attack", attacked[0], attacked[1]))
     return [*lines, Claim("It costs accuracy on plain images", clean[0], clean[1], lower=True)]
