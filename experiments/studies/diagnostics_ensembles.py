@@ -71,7 +71,7 @@ def _train(bench: Bench, apply: Any, rho: float, params: Any, batches: Array, ke
         params, state = now
         rows = batches[i]
         x, y = mimo_batch(jax.random.fold_in(key, i), images.x[rows], images.y[rows], MEMBERS, rho)
-        grads = jax.grad(lambda params: mimo_loss(apply(params, x), y))(params)
+        grads = jax.grad(lambda params: mimo_loss(apply(params, x), y) / MEMBERS)(params)
         updates, state = optimizer(bench.original(i)).update(grads, state, params)
         return optax.apply_updates(params, updates), state
 

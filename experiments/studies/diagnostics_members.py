@@ -64,7 +64,7 @@ def _loss(
     del option
     key = jax.random.fold_in(jax.random.key(55), jnp.round(progress * steps).astype(jnp.int32))
     x, y = mimo_batch(key, x, y, MEMBERS, rho)
-    return mimo_loss(apply(params, x), y)
+    return mimo_loss(apply(params, x), y) / MEMBERS
 
 
 def _measured(problem: Problem, logits: Array) -> list[list[float]]:

@@ -217,7 +217,8 @@ def _others(records: Records) -> str:
     return f"""## Ensembles
 
 FLOPs are multiplications of weights, one dense network = 1. MIMO trains for as many steps as one network, each member
-on each image once an epoch; the authors repeat every image four times in a batch. The first layer is most of these
+on each image once an epoch, by the mean of their losses: by the sum, at the rate of one network, it diverges. The
+authors repeat every image four times in a batch. The first layer is most of these
 networks, so that three inputs multiply their cost; in the authors' wide ResNet they are nearly free.
 
 ### digits
