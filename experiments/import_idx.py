@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from experiments import texts
-from experiments.data import idx, sources
+from experiments.data import idx, sources, writer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,10 +48,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--source must name the folder with the IDX files of {name!r}")
     if options.source is None and not Path(source).is_dir():
         raise ValueError(f"{source} is not there; type: apt-get install {special.package}, or give --source FOLDER")
-    data_dir = os.path.expanduser(options.data_dir or os.fspath(tfds.core.constants.DATA_DIR))
-    there = [path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json")]
-    if there:
-        print(f"{there[0]} is there already; remove it to import again")
+    data_dir = os.fspath(writer.data_root(options.data_dir))
+    if there := writer.written(name, data_dir):
+        print(f"{there} is there already; remove it to import again")
         return 0
     tfds.disable_progress_bar()  # its three nested bars; ours says the same in one
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:

@@ -19,7 +19,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from experiments import texts
-from experiments.data import text
+from experiments.data import text, writer
 
 KJV = "kjv"
 
@@ -47,10 +47,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--name must be lower-case letters, digits and underscores, got {name!r}")
     if options.source is None and name != KJV:
         raise ValueError(f"--source must name the file or the folder with the text of {name!r}")
-    data_dir = os.path.expanduser(options.data_dir or os.fspath(tfds.core.constants.DATA_DIR))
-    there = [path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json")]
-    if there:
-        print(f"{there[0]} is there already; remove it to import again")
+    data_dir = os.fspath(writer.data_root(options.data_dir))
+    if there := writer.written(name, data_dir):
+        print(f"{there} is there already; remove it to import again")
         return 0
     tfds.disable_progress_bar()
     if options.source is None:

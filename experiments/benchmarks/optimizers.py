@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,19 +68,6 @@ def runs(problem: training.Problem, make: Callable[[float], optax.GradientTransf
     return step, start, jax.jit(jax.vmap(one, in_axes=(0, None)))
 
 
-def processor_seconds(calls: Mapping[str, timing.Call], rounds: int = 20, each: int = 20) -> dict[str, list[float]]:
-    """Seconds of the processor for a call, in turns; with other work on the machine a clock says less."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(1 + rounds):
-        for name, call in calls.items():
-            start = time.process_time()
-            for _ in range(each):
-                jax.block_until_ready(call())
-            if turn:
-                seconds[name].append((time.process_time() - start) / each)
-    return seconds
-
-
 def main() -> None:
     """Trains, times, and writes the record."""
     problem, rows = training.digits(), []
@@ -96,7 +83,7 @@ def main() -> None:
             rows.append(row | {"test_accuracy": [round(float(a), 4) for a in found[rate][1]]})
             once = jax.jit(functools.partial(step, rate=rate, rows=batch))
             calls[name] = timing.contender(once, jax.jit(start)(rate, jax.random.key(0)))
-        seconds = processor_seconds(calls)
+        seconds = timing.interleave(calls, rounds=400, warmup=20, clock=time.process_time)
         for row, times in zip(rows[-len(calls) :], seconds.values(), strict=True):
             row["step_ratio"] = round(timing.ratio(times, seconds["SGD, momentum 0.9"]), 2)
             print(row)

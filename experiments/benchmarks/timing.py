@@ -30,7 +30,12 @@ def contender(step: Callable[..., Any], state: Any, *arguments: Any) -> Call:
 
 
 def interleave(
-    contenders: Mapping[str, Call], *, rounds: int = 30, warmup: int = 2, before: Callable[[Call], Any] | None = None
+    contenders: Mapping[str, Call],
+    *,
+    rounds: int = 30,
+    warmup: int = 2,
+    before: Callable[[Call], Any] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, in turns, so that a slow moment of the machine hits all alike.
 
@@ -39,16 +44,17 @@ def interleave(
       rounds: timed calls of each.
       warmup: untimed calls of each at the start.
       before: is given each call just before it is timed.
+      clock: in seconds; `time.process_time` is that of the processor, which tells more beside other work.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, call in contenders.items():
             if before is not None:
                 jax.block_until_ready(before(call))
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(call())
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -138,8 +138,9 @@ def _base(dataset: str) -> str:
 
 def _builder(tfds, dataset: str, data_dir: str | None):
     """The TFDS builder of a set that is ready to be read, or an error with the command that prepares it."""
-    # os.path also takes ~; TFDS itself resolves the default from $TFDS_DATA_DIR.
-    root = Path(os.path.expanduser(data_dir or os.fspath(tfds.core.constants.DATA_DIR)))
+    from experiments.data import writer  # loads TFDS, as the caller has
+
+    root = writer.data_root(data_dir)
     # Looking for the folder first spares TFDS a search on the network, and the user its log lines.
     if not (root / _base(dataset)).is_dir():
         raise ValueError(_absent(tfds, dataset, data_dir, root))

@@ -77,7 +77,9 @@ def prepared(name: str, data_dir: str | None = None) -> dict[str, bytes]:
     """
     import tensorflow_datasets as tfds
 
-    root = os.path.expanduser(data_dir or os.fspath(tfds.core.constants.DATA_DIR))
+    from experiments.data import writer
+
+    root = os.fspath(writer.data_root(data_dir))
     if not (Path(root) / name.split(":")[0].split("/")[0]).is_dir():
         raise ValueError(
             f"load: the text {name!r} is not prepared in {root}; type: python -m experiments.import_text --name {name} "

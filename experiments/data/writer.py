@@ -38,6 +38,17 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError  # never called: the splits are iterables, but the base class is abstract
 
 
+def data_root(data_dir: str | None) -> Path:
+    """The folder of TFDS's sets; the default if None."""
+    # os.path also takes ~; TFDS itself resolves the default from $TFDS_DATA_DIR.
+    return Path(os.path.expanduser(data_dir or os.fspath(tfds.core.constants.DATA_DIR)))
+
+
+def written(name: str, data_dir: str) -> Path | None:
+    """Where a set of that name is, None if it is not there."""
+    return next((path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json")), None)
+
+
 def official(name: str, data_dir: str) -> tfds.core.DatasetInfo | None:
     """Features, version and texts of TFDS's own class of that name; None for a name of your own."""
     try:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from experiments.io.environment import environment
 
 FOLDER = Path(__file__).parents[1] / "records"
 """Each study has a folder of its own in it, with a file for each model."""
 SOURCE = "/usr/share/datasets/fashion-mnist"
+FACTS = ("git_commit", "processor", "jax", "time")
+"""What a line says of where it was made."""
+CLOCKS: Mapping[str, Callable[[], float]] = {"seconds": time.monotonic, "cpu_seconds": time.process_time}
+"""What a line can say of how long its cell took."""
 
 
 def read(folder: Path, cell: Any) -> dict[Any, dict[str, Any]]:
@@ -24,6 +31,33 @@ def append(folder: Path, record: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{record['model']}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def run(
+    folder: Path,
+    wanted: Iterable[Any],
+    find: Callable[[Any], Mapping[str, Any]],
+    *,
+    clock: str,
+    tell: str | None = None,
+) -> None:
+    """Runs cells in turn; the record of each is on disk before the next begins.
+
+    Args:
+      folder: of the records.
+      wanted: NamedTuples with a field `model`.
+      find: `cell -> facts`, which the record holds beside the fields of the cell.
+      clock: one of `CLOCKS`, which is a field of the record too.
+      tell: a fact that is printed beside cell and time.
+    """
+    now = CLOCKS[clock]
+    for cell in wanted:
+        started, facts = now(), environment()
+        record = {**cell._asdict(), **find(cell)}
+        record[clock] = round(now() - started, 1)
+        append(folder, record | {"environment": {name: facts[name] for name in FACTS}})
+        told = () if tell is None else (record.get(tell),)
+        print(time.strftime("%H:%M:%S"), *cell, *told, record[clock], flush=True)
 
 
 def parser(about: str, folder: Path, models: Iterable[str]) -> argparse.ArgumentParser:

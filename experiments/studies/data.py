@@ -13,19 +13,16 @@ dataset-fashion-mnist`, or `--source FOLDER`.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.io.environment import environment
 from experiments.studies import cells as store
 from experiments.studies import data_dynamic as dynamic
 from experiments.studies import data_labels as labels
 from experiments.studies import data_noise as noise
 from experiments.studies import data_training as training
 from experiments.studies.data_sampling import sampling
-from experiments.studies.pruning import FACTS
 
 RECORDS = store.FOLDER / "data"
 MODELS = ("digits_mlp", "fashion_mlp")
@@ -102,12 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in options.model or MODELS:
         wanted = [c for c in cells([model]) if c not in done and (not options.study or c.study in options.study)]
         run = runners(model, options.source) if wanted else {}
-        for cell in wanted:
-            started, facts = time.monotonic(), environment()
-            found = run[cell.study](cell)
-            record = {**cell._asdict(), "found": found, "seconds": round(time.monotonic() - started, 1)}
-            store.append(options.records, record | {"environment": {name: facts[name] for name in FACTS}})
-            print(time.strftime("%H:%M:%S"), *cell, record["seconds"], flush=True)
+        store.run(options.records, wanted, lambda cell, run=run: {"found": run[cell.study](cell)}, clock="seconds")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.io.environment import environment
 from experiments.studies import cells as store
 from experiments.studies import data_training as training
 from experiments.studies import diagnostics_certified as certified
@@ -30,7 +28,6 @@ from experiments.studies import diagnostics_layers as layers
 from experiments.studies import diagnostics_members as members
 from experiments.studies import diagnostics_ternary as ternary
 from experiments.studies.method_training import load
-from experiments.studies.pruning import FACTS
 from experiments.studies.pruning_training import make_bench
 
 RECORDS = store.FOLDER / "diagnostics"
@@ -126,12 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("fairness is left out: z3 is not installed, pip install 'rigl_jax[verify]'", flush=True)
             wanted = [cell for cell in wanted if cell.study != "fairness"]
         run = runners(model, options.source) if wanted else {}
-        for cell in wanted:
-            started, facts = time.monotonic(), environment()
-            found = run[cell.study](cell)
-            record = {**cell._asdict(), "found": found, "seconds": round(time.monotonic() - started, 1)}
-            store.append(options.records, record | {"environment": {name: facts[name] for name in FACTS}})
-            print(time.strftime("%H:%M:%S"), *cell, record["seconds"], flush=True)
+        store.run(options.records, wanted, lambda cell, run=run: {"found": run[cell.study](cell)}, clock="seconds")
 
 
 if __name__ == "__main__":

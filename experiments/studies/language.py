@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,6 @@ import optax
 
 import rigl_jax as rx
 from experiments.data import text
-from experiments.io.environment import environment
 from experiments.models.language import GPT, CharGRU
 from experiments.studies import cells as store
 from experiments.studies.method_training import Data, Images, Run, compile_run, forward, solve
@@ -74,7 +72,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """`text` is the TFDS set, `rate` the peak of the learning rate, from which it falls by a cosine unless it
 is `constant`. Rates were not tuned. `wikitext103` has the numbers of the paper's appendix."""
 PLANNED = ("char_gru", "gpt")
-FACTS = ("git_commit", "processor", "jax", "time")
 
 
 class Cell(NamedTuple):
@@ -190,20 +187,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     done, text_of = read(options.records), functools.cache(functools.partial(load, data_dir=options.data_dir))
     prepared = functools.lru_cache(1)(lambda model, method: (run := prepare(model, method), bits(run)))
-    for cell in cells(options.model or PLANNED, options.method or tuple(METHODS)):
-        if cell in done:
-            continue
-        started, facts = time.process_time(), environment()
+
+    def find(cell: Cell) -> dict[str, Any]:
         (run, entropy), data, spec = prepared(cell.model, cell.method), text_of(cell.model), MODELS[cell.model]
         state, found = solve(run, data, cell.seed)
         for part in ("validation", "test"):
             found[f"{part}_bits"] = round(float(entropy(state.params, getattr(data, part))), 4)
         settings = {"steps": run.steps} | {name: spec[name] for name in ("batch", "length", "rate", "l2")}
         settings |= {"sparsity": SPARSITY, "parameters": sum(p.size for p in jax.tree.leaves(state.params))}
-        record = {**cell._asdict(), "settings": settings, **found}
-        record |= {"cpu_seconds": round(time.process_time() - started, 1)}
-        store.append(options.records, record | {"environment": {name: facts[name] for name in FACTS}})
-        print(time.strftime("%H:%M:%S"), *cell, found["test_bits"], record["cpu_seconds"], flush=True)
+        return {"settings": settings, **found}
+
+    wanted = (c for c in cells(options.model or PLANNED, options.method or tuple(METHODS)) if c not in done)
+    store.run(options.records, wanted, find, clock="cpu_seconds", tell="test_bits")
 
 
 if __name__ == "__main__":

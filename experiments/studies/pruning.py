@@ -36,8 +36,6 @@ SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 BUDGETS = (0.25, 0.5, 1.0)
 """Epochs of retraining; criteria are compared at the second."""
 STUDIES = ("retraining", "criteria", "ensembles", "lottery")
-FACTS = ("git_commit", "processor", "jax", "time")
-"""What a line says of where it was made."""
 
 
 class Cell(NamedTuple):
@@ -158,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = run(bench, rigl, cell, schedule)
             facts = environment()
             record = {**cell._asdict(), "schedule": schedule, **found, "seconds": round(time.monotonic() - started, 1)}
-            record["environment"] = {name: facts[name] for name in FACTS}
+            record["environment"] = {name: facts[name] for name in store.FACTS}
             done[cell] = record
             store.append(options.records, record)
             print(time.strftime("%H:%M:%S"), *cell, record.get("after"), record["seconds"], flush=True)

@@ -13,7 +13,6 @@ experiments/records/solutions/lenet_300_100.jsonl. The data are those of `experi
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ import numpy as np
 import optax
 
 import rigl_jax as rx
-from experiments.io.environment import environment
 from experiments.models import MLP
 from experiments.studies import cells as store
 from experiments.studies.method_training import (
@@ -78,7 +76,6 @@ EXAMPLES, CURVE_STEPS, CURVE_RATE, OTHERS = 2000, 60, 0.01, 5000
 """Training images whose loss curves descend; steps and rate of Adam on the control points; validation images, on which
 a path is looked at too: curves learn the training images that bend them."""
 PLACES = 21
-FACTS = ("git_commit", "processor", "jax", "time")
 
 
 class Cell(NamedTuple):
@@ -285,15 +282,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     bench, done = make_bench(load(options.source)), read(options.records)
     settings = {"steps": STEPS, "batch": BATCH, "rate": RATE}  # those of the search differ: see LONGER, OFTEN
-    for cell in cells(options.seed or SEEDS):
-        if cell in done or (options.part and cell.part not in options.part):
-            continue
-        started, facts = time.process_time(), environment()
-        found = KINDS[cell.part](bench, cell.method, cell.seed)
-        record = {**cell._asdict(), "settings": settings, **found}
-        record |= {"cpu_seconds": round(time.process_time() - started, 1)}
-        store.append(options.records, record | {"environment": {name: facts[name] for name in FACTS}})
-        print(time.strftime("%H:%M:%S"), *cell, record.get("test"), record["cpu_seconds"], flush=True)
+    wanted = (c for c in cells(options.seed or SEEDS) if c not in done and c.part in (options.part or KINDS))
+    find = lambda cell: {"settings": settings, **KINDS[cell.part](bench, cell.method, cell.seed)}  # noqa: E731
+    store.run(options.records, wanted, find, clock="cpu_seconds", tell="test")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rigl_jax import trees
 from rigl_jax.base import Array
+from rigl_jax.topology.topk import one_cpu
 
 
 def after(done: Array | None, *arrays: Array) -> tuple[Array, ...]:
@@ -19,8 +20,7 @@ def after(done: Array | None, *arrays: Array) -> tuple[Array, ...]:
     >>> [x.tolist() for x in after(jnp.ones(3), jnp.arange(2))]
     [[0, 1]]
     """
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if not alone or not isinstance(done, jax.core.Tracer) or done.size == 0 or trees.explicit_sharding(done):
+    if not one_cpu() or not isinstance(done, jax.core.Tracer) or done.size == 0 or trees.explicit_sharding(done):
         return arrays
     one = done[(slice(0, 1),) * done.ndim]
     known = jnp.sum(one, dtype=jnp.int32) >= 0

@@ -54,8 +54,13 @@ def trace_model(who: str, apply: Callable[..., Any], *args: Any) -> Program:
     try:
         return trace(apply, *args)
     except Exception as error:  # the model may raise anything
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{who}: apply(params, *inputs) could not be traced: {why}") from error
+        raise untraceable(who, error) from error
+
+
+def untraceable(who: str, error: Exception) -> ValueError:
+    """What is raised where tracing a user's function raises an error."""
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{who}: apply(params, *inputs) could not be traced: {why}")
 
 
 def trace(apply: Callable[..., Any], *args: Any) -> Program:

@@ -15,6 +15,7 @@ from typing import Any
 from rigl_jax import checks, messages, trees
 from rigl_jax.base import Axes, PyTree, Role, Shape
 from rigl_jax.tracing.named_roles import named_roles
+from rigl_jax.tracing.program import untraceable
 from rigl_jax.tracing.uses import INPUT, OUTPUT, STACK, Data, Use, traced, weights
 
 FEW_AXES = "fewer than two axes"
@@ -43,8 +44,7 @@ def roles(params: PyTree, apply: Callable[..., Any] | None = None, inputs: Seque
         try:
             shapes, program, _ = traced(params, apply, tuple(inputs))
         except Exception as error:  # the model may raise anything
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"roles: apply(params, *inputs) could not be traced: {why}") from error
+            raise untraceable("roles", error) from error
         for name, role in _traced_roles(shapes, program).items():
             found[name] = _with_stack(role, found[name])
     shapes = {name: tuple(p.shape) for name, p in trees.named_leaves(params).items() if hasattr(p, "shape")}

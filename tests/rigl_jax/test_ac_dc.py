@@ -1,5 +1,7 @@
 """AC/DC: its phases, and what happens to weights and moments where they meet."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,16 +10,14 @@ import pytest
 
 import rigl_jax as rx
 from rigl_jax.base import Signals
-from tests import oracles
+from tests import draws, oracles
 from tests.traces import jit_once
 
 KEY = jax.random.key(0)
 SHAPES = {"a": (8, 10), "b": (10, 2)}
 
 
-def drawn(seed):
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+drawn = functools.partial(draws.normal, SHAPES)
 
 
 PARAMS = jax.device_put(drawn(1000))

@@ -1,5 +1,7 @@
 """Gradual pruning: the cubic, its exact ends, and frozen and recovering masks."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,16 +12,14 @@ import pytest
 import rigl_jax as rx
 from rigl_jax import schedules
 from rigl_jax.base import Signals
-from tests import oracles
+from tests import draws, oracles
 from tests.traces import jit_once
 
 KEY = jax.random.key(0)
 SHAPES = {"a": (8, 10), "b": (10, 4)}
 
 
-def drawn(seed):
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+drawn = functools.partial(draws.normal, SHAPES)
 
 
 PARAMS = jax.device_put(drawn(1000))

@@ -11,15 +11,14 @@ import pytest
 import rigl_jax as rx
 from rigl_jax import topology
 from rigl_jax.algorithms import METHODS
+from tests import draws
 
 SHAPES = {"a": (6, 5), "b": (5, 4), "c": (8, 3)}
 RULES = [("c", rx.fan_in()), (".*", rx.unstructured())]
 COMMON = {"period": 1, "stop": 6, "fraction": 0.5}
 
 
-def drawn(seed):
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+drawn = functools.partial(draws.normal, SHAPES)
 
 
 def square(params):
