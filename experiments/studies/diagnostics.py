@@ -1,4 +1,4 @@
-"""Diagnostics and other systems at work: certified accuracy, flow and fairness, MIMO, layers, ternary weights.
+"""Diagnostics and other systems: certified accuracy, flow, fairness, MIMO, layers, ternary weights, resolution.
 
     python -m experiments.studies.diagnostics                 # all cells that have no record yet
     python -m experiments.studies.diagnostics --model people --study fairness
@@ -26,18 +26,21 @@ from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
 from experiments.studies import diagnostics_layers as layers
 from experiments.studies import diagnostics_members as members
+from experiments.studies import diagnostics_resolution as resolution
 from experiments.studies import diagnostics_ternary as ternary
 from experiments.studies.method_training import load
 from experiments.studies.pruning_training import make_bench
 
 RECORDS = store.FOLDER / "diagnostics"
 DIGITS, PEOPLE, FASHION, LENET = "digits_mlp", "people", "fashion_mlp", ensembles.MODEL
-MODELS = (PEOPLE, DIGITS, LENET, FASHION)
-STUDIES = ("certified", "flow", "fairness", "layers", "static", "rigl", "ensembles", "ternary")
+CONVOLUTIONS = {"digits_conv": DIGITS, "fashion_conv": FASHION}
+"""Convolutional networks, by the model whose data they have."""
+MODELS = (PEOPLE, DIGITS, LENET, FASHION, *CONVOLUTIONS)
+STUDIES = ("certified", "flow", "fairness", "layers", "static", "rigl", "ensembles", "ternary", "resolution")
 
 
 class Cell(NamedTuple):
-    """What one record stands for. `level` is a sparsity, a weight of NRS or MIMO's share of equal rows; else 0."""
+    """A record stands for it. `level` is a sparsity, a weight of NRS, a share of equal rows or small steps; or 0."""
 
     model: str
     study: str
@@ -68,6 +71,7 @@ def cells(models: Sequence[str] = MODELS) -> Iterator[Cell]:
             *(("ensembles", "mimo", rho) for rho in members.RHO),
         ],
         FASHION: measured,
+        **{model: [("resolution", *way) for way in resolution.cells()] for model in CONVOLUTIONS},
     }
     return (Cell(model, *cell) for model in models for cell in of_model[model])
 
@@ -95,6 +99,13 @@ def runners(model: str, source: str) -> Mapping[str, Run]:
                 how: lambda cell, how=how: layers.sparse(deep, how, cell.method, cell.level)
                 for how in ("static", "rigl")
             },
+        }
+    if model in CONVOLUTIONS:
+        made = resolution.make_bench(training.digits() if CONVOLUTIONS[model] == DIGITS else training.fashion(source))
+        return {
+            "resolution": lambda cell: (
+                resolution.seconds(made) if cell.method == "seconds" else resolution.run(made, cell.method, cell.level)
+            )
         }
     lenet = make_bench(model, load(source))
     ways = {"costs": ensembles.costs, "deep": ensembles.deep}

@@ -14,6 +14,7 @@ from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
 from experiments.studies import diagnostics_layers as layers
 from experiments.studies import diagnostics_members as members
+from experiments.studies import diagnostics_resolution as resolution
 from experiments.studies import diagnostics_ternary as ternary
 from experiments.studies import pruning
 from experiments.studies.claims import against, facts, percent
@@ -230,3 +231,24 @@ def ternary_weights(records: Records) -> str:
     return _table(
         ["weights", "training loss", "training accuracy, %", "test accuracy, %", "weights that are 0, %"], rows
     )
+
+
+def resolutions(records: Records, model: str) -> str:
+    """Test accuracy by the steps that are small, and what training costs, whole steps alone = 1."""
+    of = lambda way, share, fact: facts(records, Cell(model, "resolution", way, share), fact)  # noqa: E731
+    timed = {way: of("seconds", 0.0, way) for way in ("random", "images")}
+    rows = []
+    for way, share in resolution.cells():
+        if way == "seconds":
+            continue
+        test, small, cost = (of(way, share, fact) for fact in ("test", "small", "cost"))
+        ratio, used = timed["images" if way == "images" else "random"], ""
+        if way == "short" and cost is not None:
+            used = f"{cost.mean():.2f}"
+        elif ratio is not None and small is not None:
+            used = f"{1 - small.mean() * (1 - np.median(ratio)):.2f}"
+        shown = resolution.WAYS[way].format(f"{100 * share:g} %")
+        difference = "" if test is None else against(test, of("whole", 0.0, "test"))
+        rows.append([shown, percent(test), difference, "" if cost is None else f"{cost.mean():.2f}", used])
+    head = ["small steps", "test accuracy, %", "against none", "FLOPs of training", "CPU seconds"]
+    return _table(head, rows)

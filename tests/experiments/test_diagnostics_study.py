@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.models.downsampling import pool_filters
 from experiments.studies import (
     data_training,
     diagnostics,
@@ -14,6 +15,7 @@ from experiments.studies import (
     diagnostics_flow,
     diagnostics_layers,
     diagnostics_page,
+    diagnostics_resolution,
     diagnostics_ternary,
     diagnostics_training,
 )
@@ -106,6 +108,34 @@ def test_a_sweep_lowers_the_loss_and_keeps_weights_ternary(problem):
     for name, layer in after.items():
         assert len(np.unique(np.abs(layer["kernel"]))) <= 2
         assert float(jnp.abs(layer["kernel"]).max()) == pytest.approx(float(jnp.abs(params[name]["kernel"]).max()))
+
+
+def test_pooled_filters_lie_on_pooled_pixels():
+    """On images of constant 2 x 2 blocks, zeros at the edges included, nothing is lost."""
+    kernel, small = (jnp.asarray(DRAW.normal(size=size), jnp.float32) for size in ((5, 5, 2, 3), (2, 4, 4, 6)))
+
+    @jax.jit
+    def run(kernel, small):  # channels, height, width, images
+        layer = {"kernel": kernel, "bias": jnp.zeros(3)}
+        large = jnp.repeat(jnp.repeat(small, 2, 1), 2, 2)
+        axes = ("CHWN", "HWIO", "CHWN")
+        xla = jax.lax.conv_general_dilated(large, kernel, (1, 1), "SAME", dimension_numbers=axes)
+        ours = [diagnostics_resolution._convolved(layer, large, stride) for stride in (1, 2)]
+        return xla, *ours, diagnostics_resolution._convolved(pool_filters(layer, 2), small, 1)
+
+    xla, whole, strided, pooled = run(kernel, small)
+    np.testing.assert_allclose(whole, xla, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(strided, xla[:, ::2, ::2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled, strided, rtol=1e-4, atol=1e-5)
+
+
+def test_small_steps_are_as_many_as_asked_for():
+    steps = diagnostics_resolution.small_steps
+    assert steps("first", 0.25, 8, 0).tolist() == [True] * 2 + [False] * 6
+    assert not steps("short", 0.5, 8, 0).any()
+    drawn = [steps("random", 0.75, 4000, seed) for seed in (0, 1)]
+    np.testing.assert_allclose([each.mean() for each in drawn], 0.75, atol=0.03)
+    assert (drawn[0] != drawn[1]).any()
 
 
 def test_the_page_of_diagnostics_is_up_to_date():
