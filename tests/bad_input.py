@@ -217,6 +217,7 @@ COMPUTE = [
     ("w float32", lambda: rx.pack(W, W)),
     ("w", lambda: jax.eval_shape(lambda masks: rx.pack(W, masks), M)),
     ("choose w 3", lambda: rx.pack(W, M, choose=lambda name, mask: 3)),
+    ("run_packed", lambda: rx.run_packed(product)(W, X)),
     ("batch", lambda: rx.run_packed(product, batch=NamedSharding(TWO, PartitionSpec(None, "data")))),
     (
         "sharding",

@@ -226,6 +226,18 @@ def test_the_index_lists_every_page_and_the_command_line_every_config():
     assert configs == {path.stem for path in ROOT.glob("configs/*.py")} - {"__init__", "common"}
 
 
+def test_the_changelog_goes_by_version():
+    """What docs/versions.md says of it: unreleased changes first, then releases by number and date, newest first."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *releases = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    numbers = [re.fullmatch(r"(\d+)\.(\d+)\.(\d+) \(\d{4}-\d\d-\d\d\)", name) for name in releases]
+    assert first == "Unreleased"
+    assert all(numbers)
+    order = [tuple(map(int, number.groups())) for number in numbers]
+    assert order == sorted(order, reverse=True)
+    assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed"}
+
+
 def test_generated_pages_and_tables_are_those_of_the_records(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert gallery.PAGE.read_text() == gallery.page()

@@ -63,8 +63,9 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
         function on its own part.
 
     Returns:
-      `run(*args, **kwargs)`: arguments as for `apply`, with any number of `Packed` in them, at any depth; numbers and
-      strings stay static, as in a call that is not jitted.
+      `run(*args, **kwargs)`: arguments as for `apply`, with one `Packed` or more in them, at any depth; numbers and
+      strings stay static, as in a call that is not jitted. Without any it raises an error: dense params would be
+      multiplied as they are, with all their zeros.
 
     >>> from rigl_jax.execution import pack
     >>> packed = pack({"w": jnp.eye(3)}, {"w": jnp.eye(3, dtype=bool)})
@@ -82,6 +83,11 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
 
     @functools.wraps(apply)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if not any(map(_is_packed, jax.tree.leaves((args, kwargs), is_leaf=_is_packed))):
+            raise ValueError(
+                "run_packed: expected packed weights, rx.pack(params, masks), among the arguments, got none; "
+                "for dense params call the function itself"
+            )
         return run_with(Context(batch=batch), apply, *args, **kwargs)
 
     return run
