@@ -36,7 +36,8 @@ class Packed(NamedTuple):
     `a._replace(values=jax.tree.map(jnp.add, a.values, b.values))`, if both have the same masks.
 
     Attributes:
-      values: parallel to params. float[nnz] for a packed leaf, the dense array for any other.
+      values: parallel to params. float[nnz] for a packed leaf, the dense array for any other. The last values of a
+        leaf whose count changes during training may be padding: 0, see `packed_training`.
       patterns: parallel to params. A pattern of `execution.kernels` for a packed leaf, `Whole` for a masked leaf that
         is stored dense, None for a leaf without a mask.
     """
@@ -105,26 +106,6 @@ def make_patterns(params: PyTree, masks: Masks, choose: Choose) -> PyTree:
         return None if mask is None else _checked_pattern(choose, name, mask)
 
     return jax.tree.map(one, trees.names(params), masks)
-
-
-def same_kernels(like: Packed, otherwise: Choose) -> Choose:
-    """A `choose` with the kernels of `like`, so that a step compiled for it can be used again if no count changed.
-
-    `otherwise` chooses for a leaf that was stored dense and whose count changes (a method that prunes during training),
-    and for one whose mask no longer fits its kernel (if it had runs by chance).
-    """
-    old = dict(zip(trees.named_leaves(like.values), leaf_patterns(like), strict=True))
-
-    def choose(name: str, mask: np.ndarray) -> Any:
-        pattern = old[name]
-        if isinstance(pattern, Whole):
-            return None if int(jnp.sum(pattern.mask)) == mask.sum() else otherwise(name, mask)
-        try:
-            return kernels.rebuild(pattern, mask)
-        except ValueError:
-            return otherwise(name, mask)
-
-    return choose
 
 
 def unpack(packed: Packed) -> PyTree:
@@ -253,7 +234,8 @@ def _checked_pattern(choose: Choose, name: str, mask: Array) -> Any:
     pattern = choose(name, host)
     if pattern is None:
         return Whole(jnp.asarray(mask))
-    if not isinstance(pattern, kernels.AnyPattern) or tuple(pattern.shape) != host.shape or pattern.nnz != host.sum():
+    known = isinstance(pattern, kernels.AnyPattern) and tuple(pattern.shape) == host.shape
+    if not known or kernels.count(pattern) != host.sum():
         raise ValueError(f"pack: choose must give a pattern of the mask of leaf {name!r}, got {kind(pattern)}")
     return pattern
 

@@ -222,21 +222,24 @@ def _carried(part: Array, move: _Move | None) -> Array:
 
 
 def _move(values: Array, pattern: kernels.Pattern, gradient: Factors, share: float, block: int) -> _Move:
-    n_drop = int(topology.count(share, pattern.nnz))
     place = kernels.pattern.places(pattern)
+    n_drop = int(topology.count(share, len(place)))
     order = np.argsort(kernels.pattern.dense_index(pattern, place))
-    kept = np.asarray(topology.select(jnp.abs(values)[order], pattern.nnz - n_drop))
+    kept = np.asarray(topology.select(jnp.abs(values)[order], len(place) - n_drop))
     stay = np.sort(place[order[kept]])
     grown, sound = _top(gradient, n_drop, exclude=stay, pattern=pattern, block=block)
     if not (sound and bool(jnp.all(jnp.isfinite(values)))):
         return _Move(pattern, jnp.arange(pattern.nnz, dtype=jnp.int32))
-    after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, block=pattern.block)
+    sizes = {"block": pattern.block, "block_t": pattern.block_t, "capacity": pattern.nnz}
+    after = kernels.make_pattern_at(np.sort(np.concatenate([stay, grown])), pattern.shape, **sizes)
     ascending = np.argsort(place)
     new = kernels.pattern.places(after)
     old = place[ascending]
     found = np.minimum(np.searchsorted(old, new), len(old) - 1)
     lived = old[found] == new
-    return _Move(after, jnp.asarray(np.where(lived, ascending[found], -1).astype(np.int32)))
+    origin = np.full(pattern.nnz, -1, np.int32)  # padding comes from nowhere
+    origin[: len(new)] = np.where(lived, ascending[found], -1)
+    return _Move(after, jnp.asarray(origin))
 
 
 @functools.partial(jax.jit, static_argnames="rows")

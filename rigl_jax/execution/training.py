@@ -17,19 +17,21 @@ import optax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, InPatterns, PyTree
+from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import (
     Choose,
     Packed,
+    Whole,
     best_pattern,
     checked,
     gather_leaf,
     leaf_patterns,
     make_patterns,
     masks_of,
-    same_kernels,
     scatter_leaf,
     unpack,
 )
+from rigl_jax.execution.repacking import same_kernels
 from rigl_jax.messages import kind, shown
 from rigl_jax.transform import SparseState, sparsify
 
@@ -43,7 +45,7 @@ class PackedTraining(NamedTuple):
         For jit, with packed and state donated; outside of jit every step checks the patterns. Extra keywords go to the
         inner optimizer. The caller must ask `algorithm.due(step)`: `update` never rewires, also on a step that is due.
       rewire: `(grads, state, packed) -> (packed, state)`: a step that is due; `grads` are dense, parallel to params,
-        taken at `unpack(packed)`. On the host. If the counts stay the same, nothing is compiled again.
+        taken at `unpack(packed)`. On the host. Nothing is compiled again while the sizes of the values stay the same.
       pack: `(params, state, like=None) -> (packed, state)`: continues a masked run, on the host. `like` is a `Packed`
         whose kernels are used again.
       unpack: `(packed, state) -> (params, state)`: the exact inverse. A masked run continues from there with
@@ -66,6 +68,10 @@ def packed_training(
     sharding: jax.sharding.Sharding | None = None,
 ) -> PackedTraining:
     """`sparsify` for packed weights: the same arguments, the same masks, the same weights up to float rounding.
+
+    Where a method changes the counts (GMP, GraNet, DSR), the arrays keep their sizes until a quarter of what they hold
+    is padding, or a leaf does not fit: a network that is pruned to 5 % of its weights is compiled about ten times, in
+    however many steps it is pruned. Padding is 0, has no gradient, and takes part in no product.
 
     The optimizer gets values only, so its state has the size of the active weights. It must treat weights one by one,
     or together only through sums (clipping by a global norm, LAMB): one that uses a weight as a matrix (Adafactor,
@@ -168,7 +174,10 @@ def _pack(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> 
 
 def _enter(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
     """The packed form of a masked run, with the kernels of `like` where they fit."""
-    patterns = make_patterns(params, state.masks, run.choose if like is None else same_kernels(like, run.choose))
+    choose = run.choose
+    if like is not None:
+        choose = same_kernels(like, state.masks, choose, padded=not run.algorithm.keeps_counts)
+    patterns = make_patterns(params, state.masks, choose)
     if (sharding := run.sharding) is not None:
         patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
     if like is None:
@@ -203,7 +212,13 @@ def _update(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extr
     checks.gradients(who, grads, values, of="packed.values")
     updates, optimizer = run.inner.update(grads, state.inner, values, **extra)
     values = optax.apply_updates(values, updates)
+    if not run.algorithm.keeps_counts:
+        values = jax.tree.map(_without_padding, values, packed.patterns)
     return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
+
+
+def _without_padding(values: Array, pattern: Any) -> Array:
+    return values if pattern is None or isinstance(pattern, Whole) else kernels.clear_padding(values, pattern)
 
 
 def _rewire(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:

@@ -41,10 +41,12 @@ LENGTH = {"shorter": lambda a: a[:-1], "longer": longer, "empty": lambda a: a[:0
 def cases(level):
     """(name, pattern, x, dy, product)."""
     rng = np.random.default_rng(0)
-    for name, height, batch in (("one row", 1, 1), ("matrix", 1, 40), ("one row of runs", 16, 1), ("runs", 8, 40)):
+    matrices = {"one row": (1, 1), "matrix": (1, 40), "one row of runs": (16, 1), "runs": (8, 40), "padded": (1, 40)}
+    for name, (height, batch) in matrices.items():
         mask = np.repeat(rng.random((60, 96 // height)) < 0.3, height, axis=1)
         mask[[19, 39, 59]] = True  # the last row of each block
-        pattern = kernels.make_pattern(mask, height=height, block=20)
+        capacity = int(mask.sum()) // height + 5 * (name == "padded")
+        pattern = kernels.make_pattern(mask, height=height, block=20, capacity=capacity)
         x, dy = jnp.ones((batch, 60)), jnp.ones((batch, 96))
         yield name, pattern, x, dy, lambda x, v, p: kernels.matmul(x, v, p, level=level)
     for name, strides in (("conv", (1, 1)), ("strided conv", (2, 2))):

@@ -44,7 +44,7 @@ def packed_step(training, loss, traces=None):
     return step
 
 
-def check_together(loss, params, algorithm, inner, inputs):
+def check_together(loss, params, algorithm, inner, inputs, traces=None):
     """Takes a masked and a packed run through the same steps: masks are equal, weights to float tolerance.
 
     A rewiring makes nothing compile anew where it keeps the number of values.
@@ -54,7 +54,7 @@ def check_together(loss, params, algorithm, inner, inputs):
     packed, packed_state = training.init(params)
     state = tx.init(params)
     params = rx.apply_masks(params, state.masks)
-    traces = []
+    traces = [] if traces is None else traces
     masked, ordinary, dense = masked_step(tx, loss), packed_step(training, loss, traces), dense_gradient(loss)
     chex.assert_trees_all_equal(masks_of(packed), state.masks)
     sizes = set()

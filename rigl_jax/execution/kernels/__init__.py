@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
@@ -39,8 +40,10 @@ __all__ = [
     "as_matrix",
     "backends",
     "check",
+    "clear_padding",
     "conv",
     "coordinates",
+    "count",
     "gather",
     "make_block_pattern",
     "make_nm_pattern",
@@ -91,13 +94,13 @@ class _Family(NamedTuple):
 
     module: Any
     matmul: Callable[..., Array]
-    rebuild: Callable[[Any, np.ndarray], MatrixPattern]
+    rebuild: Callable[[Any, np.ndarray, int | None], MatrixPattern]
 
 
 _FAMILIES: dict[type, _Family] = {
-    Pattern: _Family(pattern, linear.matmul, lambda at, mask: make_pattern(mask, height=at.height, block=at.block)),
-    BlockPattern: _Family(block, block.matmul, lambda at, mask: make_block_pattern(mask, at.tile)),
-    NMPattern: _Family(n_of_m, n_of_m.matmul, lambda at, mask: make_nm_pattern(mask, at.n, at.m, width=at.width)),
+    Pattern: _Family(pattern, linear.matmul, pattern.rebuild),
+    BlockPattern: _Family(block, block.matmul, lambda at, mask, room: make_block_pattern(mask, at.tile)),
+    NMPattern: _Family(n_of_m, n_of_m.matmul, lambda at, mask, room: make_nm_pattern(mask, at.n, at.m, width=at.width)),
 }
 
 
@@ -129,13 +132,43 @@ def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, 
     return _FAMILIES[type(at)].matmul(x, values, at, transpose=transpose, **options)
 
 
-@arguments(at=_ANY, mask=rules.host_array())
-def rebuild(at: AnyPattern, mask: np.ndarray) -> AnyPattern:
-    """The pattern of another mask for the kernel of `at`; with as many active weights, all static sizes are equal."""
+@arguments(at=_ANY, mask=rules.host_array(), capacity=rules.optional(rules.whole(0)))
+def rebuild(at: AnyPattern, mask: np.ndarray, *, capacity: int | None = None) -> AnyPattern:
+    """The pattern of another mask for the kernel of `at`; with as many entries, all static sizes are equal.
+
+    Args:
+      at: the pattern.
+      mask: bool of its shape.
+      capacity: how many entries a `Pattern` is to have room for, see `make_pattern`. Other patterns have no padding.
+    """
     if isinstance(at, Folded):
         mask = mask.reshape(as_matrix(at.shape, at.split))
-        return dataclasses.replace(at, matrix=_FAMILIES[type(at.matrix)].rebuild(at.matrix, mask))
-    return _FAMILIES[type(at)].rebuild(at, mask)
+        return dataclasses.replace(at, matrix=_FAMILIES[type(at.matrix)].rebuild(at.matrix, mask, capacity))
+    return _FAMILIES[type(at)].rebuild(at, mask, capacity)
+
+
+@arguments(at=_ANY)
+def count(at: AnyPattern) -> int:
+    """How many of the values are of weights, and not of padding; on the host.
+
+    >>> count(make_pattern(np.eye(4, dtype=bool), capacity=6))
+    4
+    """
+    at = at.matrix if isinstance(at, Folded) else at
+    return pattern.count(at) * at.height if isinstance(at, Pattern) else at.nnz
+
+
+@arguments(values=rules.array(1), at=_ANY)
+def clear_padding(values: Array, at: AnyPattern) -> Array:
+    """The values [nnz], with 0 in the places that are padding.
+
+    >>> clear_padding(jnp.ones(4), make_pattern(np.eye(2, dtype=bool), capacity=4)).tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    at = at.matrix if isinstance(at, Folded) else at
+    if not isinstance(at, Pattern):
+        return values
+    return jnp.where(jnp.arange(at.nnz) < at.starts[-1] * at.height, values, jnp.zeros((), values.dtype))
 
 
 @arguments(dense=rules.array(), at=_ANY)

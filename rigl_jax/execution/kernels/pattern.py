@@ -5,12 +5,11 @@ with rows (channel, tap), tap = ky * kw + kx. `values` is a flat vector in *stor
 then by output, then by row. The forward kernel reads it from start to end, and the gradient of the values has the same
 order. A block contains as many rows as fit into the L1 cache together with their activations; an index within a block
 fits into 16 bits. All sizes that determine the shape of a kernel are static, so a rewiring that keeps the number of
-weights compiles nothing again.
+weights compiles nothing again; nor does one that changes it, if the arrays hold room for more entries (`capacity`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import math
@@ -23,14 +22,14 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import checks, native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import arrays
+from rigl_jax.execution.kernels import arrays, sorting
+from rigl_jax.execution.kernels.sorting import MOST
 from rigl_jax.messages import kind, shown
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)
 RUN_BLOCK = 1024  # RUN_BLOCK in native/kernels.h
 LARGEST_BLOCK = 1 << 16  # an index within a block has 16 bits
-MOST = (1 << 31) - 2  # rows, entries, segments: they are counted in int32
 FIELDS = ("indices", "starts", "indices_t", "starts_t", "order_t")
 
 
@@ -47,12 +46,15 @@ class Pattern:
     // height. Segment s = block number * units + unit contains the entries starts[s] to starts[s + 1]. The transposed
     order, in which the gradient of the input reads them, exchanges input channels and outputs (taps stay in the rows).
 
+    Entries from starts[-1] on are padding, room for more: their index is 65535, they belong to no segment, no product
+    reads their values, and the gradient of these is 0.
+
     Attributes:
-      indices: uint16[entries], row within its block of rows.
+      indices: uint16[capacity], row within its block of rows.
       starts: int32[blocks * units + 1].
-      indices_t: uint16[entries], the same for the transposed order (empty if height > 1: those kernels need none).
+      indices_t: uint16[capacity], the same for the transposed order (empty if height > 1: those kernels need none).
       starts_t: int32[transposed blocks * channels + 1].
-      order_t: int32[entries], the entry that comes k-th in the transposed order.
+      order_t: int32[capacity], the entry that comes k-th in the transposed order.
       shape: of the dense weight, (in, out) or (kh, kw, in, out); static.
       height: 1, 4, 8 or 16; static.
       block: rows in a block; static.
@@ -86,12 +88,22 @@ class Pattern:
 
     @property
     def nnz(self) -> int:
-        """Number of values: entries * height."""
+        """Number of values, those of padding included: capacity * height."""
         return self.indices.shape[0] * self.height
 
 
-@arguments(mask=rules.host_array(), height=rules.whole(1), block=rules.optional(rules.whole(1)))
-def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None) -> Pattern:
+_SIZES = {"height": rules.whole(1), **dict.fromkeys(("block", "block_t", "capacity"), rules.optional(rules.whole(0)))}
+
+
+@arguments(mask=rules.host_array(), **_SIZES)
+def make_pattern(
+    mask: np.ndarray,
+    *,
+    height: int = 1,
+    block: int | None = None,
+    block_t: int | None = None,
+    capacity: int | None = None,
+) -> Pattern:
     """The pattern of a mask, on the host: about 10 ms for 1024 x 1024 at 90 % sparsity.
 
     Args:
@@ -99,9 +111,12 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
       height: 1, or for a matrix 4, 8, 16 consecutive outputs that share an input (a block structure of 1 x height).
       block: rows in a block (for a convolution a multiple of kh * kw), at most 65536; None chooses by density. Give
         `mask.shape[0]` for a matrix that is used on single examples: short segments are slow at batch size 1.
+      block_t: the same for the transposed order, whose rows are outputs.
+      capacity: how many entries (runs of `height`) the arrays hold, the rest of them padding. None: no padding.
 
     Raises:
-      ValueError: another rank or height, a number of outputs that height does not divide, or a mask that cuts runs.
+      ValueError: another rank or height, a number of outputs that height does not divide, a mask that cuts runs, or
+        more entries than the capacity.
 
     >>> make_pattern(np.eye(4, dtype=bool)).nnz
     4
@@ -114,17 +129,19 @@ def make_pattern(mask: np.ndarray, *, height: int = 1, block: int | None = None)
     runs = matrix[..., 0]
     if height > 1 and not (matrix == runs[..., None]).all():
         raise ValueError(f"make_pattern: mask must be made of whole runs of {height} outputs; some are cut")
-    return make_pattern_at(np.flatnonzero(runs), mask.shape, height=height, block=block)
+    entries = np.flatnonzero(runs)
+    return make_pattern_at(entries, mask.shape, height=height, block=block, block_t=block_t, capacity=capacity)
 
 
-@arguments(
-    entries=rules.host_array(1),
-    shape=rules.shape,
-    height=rules.whole(1),
-    block=rules.optional(rules.whole(1)),
-)
+@arguments(entries=rules.host_array(1), shape=rules.shape, **_SIZES)
 def make_pattern_at(
-    entries: np.ndarray, shape: tuple[int, ...], *, height: int = 1, block: int | None = None
+    entries: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    height: int = 1,
+    block: int | None = None,
+    block_t: int | None = None,
+    capacity: int | None = None,
 ) -> Pattern:
     """The pattern of ascending positions row * units + unit, for weights whose dense mask would not fit into memory.
 
@@ -133,54 +150,28 @@ def make_pattern_at(
       shape: (in, out) or (kh, kw, in, out) of the dense weight.
       height: as in `make_pattern`.
       block: as in `make_pattern`.
+      block_t: as in `make_pattern`.
+      capacity: as in `make_pattern`.
 
     Raises:
-      ValueError: positions that are not such integers; a shape, height or block as in `make_pattern`; more than 2^31
-        rows, outputs, positions, or segments (blocks * units).
+      ValueError: positions that are not such integers, or are more than the capacity; a shape, height or block as in
+        `make_pattern`; more than 2^31 rows, outputs, positions, or segments (blocks * units).
 
     >>> make_pattern_at(np.array([0, 5]), (2, 3)).nnz
     2
     """
     _check_shape("make_pattern_at", shape, height)
     taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
-    entries = _positions(entries, channels * taps * units)
+    entries = sorting.positions(entries, channels * taps * units)
     density = len(entries) / max(1, channels * taps * units)
     block = best_block(channels, taps, density, height) if block is None else block
-    block_t = best_block(units, taps, density, 1)
+    block_t = best_block(units, taps, density, 1) if block_t is None else block_t
     _check_blocks("make_pattern_at", shape, height, block, block_t)
-    parts = map(jnp.asarray, _index(entries, shape, height, block, block_t))
+    room = 0 if capacity is None else capacity - len(entries)
+    if room < 0 or len(entries) + room > MOST:
+        raise ValueError(f"make_pattern_at: capacity must be {len(entries)} to {MOST} here, got {capacity}")
+    parts = map(jnp.asarray, sorting.index(entries, shape, height, block, block_t, room))
     return Pattern(*parts, shape=tuple(shape), height=height, block=block, block_t=block_t)
-
-
-def _index(
-    entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int
-) -> tuple[np.ndarray, ...]:
-    """The five arrays of a `Pattern`."""
-    taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
-    rows = (entries // max(1, units)).astype(np.int32)
-    outs = (entries - rows.astype(entries.dtype) * units).astype(np.int32)
-    indices, starts, position = _sort(rows, outs, block, -(-channels * taps // block), units)
-    if height > 1:
-        return indices, starts, np.empty(0, np.uint16), np.zeros(1, np.int32), np.empty(0, np.int32)
-    channel = rows // np.int32(taps)
-    rows_t = outs if taps == 1 else outs * np.int32(taps) + (rows - channel * np.int32(taps))
-    indices_t, starts_t, position_t = _sort(rows_t, channel, block_t, -(-units * taps // block_t), channels)
-    order_t = np.empty(len(rows), np.int32)
-    order_t[position_t] = position
-    return indices, starts, indices_t, starts_t, order_t
-
-
-def _positions(entries: np.ndarray, size: int) -> np.ndarray:
-    """Entries as int64, if they are ascending positions in [0, size)."""
-    given = np.asarray(entries)
-    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
-        raise ValueError(f"make_pattern_at: entries must be int[n], got {given.dtype} of shape {given.shape}")
-    if given.size > MOST:
-        raise ValueError(f"make_pattern_at: entries must be at most {MOST}, got {given.size}")
-    if given.size and not (given[0] >= 0 and int(given[-1]) < size and bool((given[1:] > given[:-1]).all())):
-        span = f"from {given.min()} to {given.max()}"
-        raise ValueError(f"make_pattern_at: entries must ascend, each once, within [0, {size}), got {span}")
-    return given.astype(np.int64)
 
 
 def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
@@ -233,8 +224,9 @@ def check_content(who: str, pattern: Pattern) -> None:
 def _is_own(pattern: Pattern, given: Sequence[np.ndarray]) -> bool:
     """Whether arrays of the right sizes are those that `make_pattern_at` builds from their entries."""
     indices, starts = given[:2]
-    if int(starts[0]) != 0 or int(starts[-1]) != len(indices) or not (starts[1:] >= starts[:-1]).all():
+    if not 0 == starts[0] <= starts[-1] <= len(indices) or not (starts[1:] >= starts[:-1]).all():
         return False
+    indices, room = indices[: starts[-1]], len(indices) - starts[-1]
     segment = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     block, unit = np.divmod(segment, max(1, pattern.units))
     if not (indices < np.minimum(pattern.block, pattern.rows - block * pattern.block)).all():
@@ -242,7 +234,7 @@ def _is_own(pattern: Pattern, given: Sequence[np.ndarray]) -> bool:
     entries = np.sort((block * pattern.block + indices) * pattern.units + unit)
     if not (entries[1:] > entries[:-1]).all():
         return False
-    made = _index(entries, pattern.shape, pattern.height, pattern.block, pattern.block_t)
+    made = sorting.index(entries, pattern.shape, pattern.height, pattern.block, pattern.block_t, room)
     return all(map(np.array_equal, given, made))
 
 
@@ -267,18 +259,45 @@ def best_block(channels: int, taps: int, density: float, height: int) -> int:
 
 @arguments(pattern=rules.one_of(Pattern, "a Pattern"))
 def coordinates(pattern: Pattern) -> tuple[Array, Array]:
-    """Row and unit of every entry in storage order, int32[entries] each; works under jit."""
+    """Row and unit of every entry in storage order, int32[capacity] each; works under jit.
+
+    Those of padding are outside of the weight: the number of rows, and of units.
+    """
     n = pattern.indices.shape[0]
     segments = jnp.arange(pattern.starts.shape[0] - 1, dtype=jnp.int32)
     segment = jnp.repeat(segments, jnp.diff(pattern.starts), total_repeat_length=n)
-    units = max(1, pattern.units)
-    return segment // units * pattern.block + pattern.indices.astype(jnp.int32), segment % units
+    units, active = max(1, pattern.units), jnp.arange(n, dtype=jnp.int32) < pattern.starts[-1]
+    rows = segment // units * pattern.block + pattern.indices.astype(jnp.int32)
+    return jnp.where(active, rows, pattern.rows), jnp.where(active, segment % units, pattern.units)
 
 
 def places(pattern: Pattern) -> np.ndarray:
-    """int64[entries]: row * units + unit of every entry in storage order, as `make_pattern_at` counts; on the host."""
-    rows, units = coordinates(pattern)
-    return np.asarray(rows, np.int64) * pattern.units + np.asarray(units, np.int64)
+    """int64[entries]: row * units + unit of every entry in storage order, as `make_pattern_at` counts; on the host.
+
+    Without padding, which comes last.
+    """
+    rows, units = (np.asarray(x, np.int64)[: count(pattern)] for x in coordinates(pattern))
+    return rows * pattern.units + units
+
+
+def rebuild(pattern: Pattern, mask: np.ndarray, capacity: int | None) -> Pattern:
+    """The pattern of another mask, with the same blocks."""
+    sizes = {"height": pattern.height, "block": pattern.block, "block_t": pattern.block_t}
+    return make_pattern(mask, **sizes, capacity=capacity)
+
+
+def count(pattern: Pattern) -> int:
+    """How many entries are no padding; on the host."""
+    return int(pattern.starts[-1])
+
+
+def ends_sound(starts: Array, indices: Array) -> Array:
+    """Whether the segments end with the entries, or where padding begins: a bool scalar, under jit too."""
+    n = indices.shape[0]
+    full, padded = starts[-1] == n, starts[-1] < n
+    if n == 0:
+        return (starts[0] == 0) & full
+    return (starts[0] == 0) & (full | (starts[-1] >= 0) & padded & (indices[-1] == sorting.PADDING))
 
 
 def dense_index(pattern: Pattern, place: np.ndarray) -> np.ndarray:
@@ -302,37 +321,17 @@ def _swapped(place: np.ndarray, units: int, first: int, second: int) -> np.ndarr
 
 @jax.jit
 def gather(dense: Array, pattern: Pattern) -> Array:
-    """The values of a dense weight in storage order, [nnz]; the inverse of `scatter` where the mask is True."""
+    """The values of a dense weight in storage order, [nnz], 0 for padding; the inverse of `scatter` on the mask."""
     rows, units = coordinates(pattern)
-    matrix = dense.reshape(-1, *pattern.shape[-2:]).swapaxes(0, 1)
-    return matrix.reshape(-1, pattern.units, pattern.height)[rows, units].reshape(-1)
+    matrix = dense.reshape(-1, *pattern.shape[-2:]).swapaxes(0, 1).reshape(-1, pattern.units, pattern.height)
+    return matrix.at[rows, units].get(mode="fill", fill_value=0).reshape(-1)
 
 
 @jax.jit
 def scatter(values: Array, pattern: Pattern) -> Array:
     """The dense weight of values [nnz] in storage order; zeros elsewhere."""
     rows, units = coordinates(pattern)
-    values = arrays.intact(values, (pattern.starts[0] == 0) & (pattern.starts[-1] == pattern.indices.shape[0]))
+    values = arrays.intact(values, ends_sound(pattern.starts, pattern.indices))
     matrix = jnp.zeros((pattern.rows, pattern.units, pattern.height), values.dtype)
-    matrix = matrix.at[rows, units].set(values.reshape(-1, pattern.height), unique_indices=True)
+    matrix = matrix.at[rows, units].set(values.reshape(-1, pattern.height), mode="drop", unique_indices=True)
     return matrix.reshape(pattern.shape[-2], pattern.taps, pattern.shape[-1]).swapaxes(0, 1).reshape(pattern.shape)
-
-
-def _sort(rows: np.ndarray, units: np.ndarray, block: int, blocks: int, unit_count: int) -> tuple[np.ndarray, ...]:
-    """(indices, starts, position of each entry) of entries sorted by (block of rows, unit), stable."""
-    library = native.library()
-    if library is not None:
-        position, indices = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint16)
-        starts = np.empty(blocks * unit_count + 1, np.int32)
-        sizes = [ctypes.c_int64(size) for size in (block, blocks, unit_count)]
-        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (rows, units, position, indices, starts)]
-        if library.rigl_sort(ctypes.c_int64(len(rows)), *pointers[:2], *sizes, *pointers[2:]):
-            raise ValueError(f"make_pattern: rows and units must lie within {blocks} x {block} and {unit_count}")
-        return indices, starts, position
-    segment = rows // block * np.int64(unit_count) + units
-    order = np.argsort(segment, kind="stable")
-    starts = np.zeros(blocks * unit_count + 1, np.int32)
-    np.cumsum(np.bincount(segment, minlength=blocks * unit_count), out=starts[1:])
-    position = np.empty(len(rows), np.int32)
-    position[order] = np.arange(len(rows), dtype=np.int32)
-    return (rows % block)[order].astype(np.uint16), starts, position

@@ -17,7 +17,7 @@ from jax.experimental import sparse
 
 from rigl_jax.execution.kernels import arrays
 from rigl_jax.execution.kernels.bilinear import Kind, varying_alike
-from rigl_jax.execution.kernels.pattern import Pattern, coordinates, gather, scatter
+from rigl_jax.execution.kernels.pattern import Pattern, coordinates, ends_sound, gather, scatter
 
 Array = jax.Array
 DENSE_LIMIT = 1 << 26  # the largest weight, or gradient, that is made dense for a call: 256 MiB in f32
@@ -68,7 +68,7 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
 def _csr(values: Array, indices: Array, starts: Array, shape: tuple[int, int], x: Array) -> Array:
     # jaxlib's kernel does not check indices, so they are clipped: it must not read outside of the arrays.
     n = indices.shape[0]
-    values = arrays.intact(values, (starts[0] == 0) & (starts[-1] == n))
+    values = arrays.intact(values, ends_sound(starts, indices))
     indices, starts = jnp.minimum(indices.astype(jnp.int32), shape[1] - 1), jnp.clip(starts, 0, n)
     matrix = sparse.BCSR((values, indices, starts), shape=shape)
     return (matrix @ x.T).T
@@ -85,7 +85,8 @@ def _values_gradient(x: Array, dy: Array, pattern: Pattern) -> Array:
     columns, runs = x.T, dy.T.reshape(pattern.units, pattern.height, -1)
 
     def dots(entry: tuple[Array, Array]) -> Array:
-        return runs[entry[1]] @ columns[entry[0]]
+        row, unit = entry
+        return jnp.where(row < pattern.rows, runs[unit] @ columns[row], 0)  # 0 for padding
 
     return jax.lax.map(dots, (rows, units), batch_size=_slab(x, pattern)).reshape(-1)
 
@@ -96,7 +97,7 @@ def _by_entries(kind: Kind, a: Array, values: Array, pattern: Pattern) -> Array:
     rows, units = coordinates(pattern)
     runs = values.reshape(-1, pattern.height)
     n, size = len(runs), min(_slab(a, pattern), max(1, len(runs)))
-    # Padded entries have the value 0 and add nothing.
+    # What is added here has the value 0, and padding of the pattern lies outside of the sums: neither adds anything.
     slabs = [jnp.pad(x, [(0, -n % size)] + [(0, 0)] * (x.ndim - 1)) for x in (rows, units, runs)]
     slabs = [x.reshape(-1, size, *x.shape[1:]) for x in slabs]
     if kind == "forward":

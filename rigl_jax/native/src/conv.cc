@@ -144,7 +144,7 @@ void split_phases(ffi::ThreadPool& pool, Reader& r, const Taps& taps, int64_t en
           if (phase_of[r.indices[i]] == phase) indices[next] = r.indices[i], values[next++] = r.values[i];
       }
   });
-  starts[blocks * phases * r.units] = (int32_t)entries;
+  starts[blocks * phases * r.units] = r.starts[blocks * r.units];
   r.indices = indices, r.starts = starts, r.values = values;
 }
 
@@ -182,6 +182,7 @@ ffi::Error ValuesGradient(ffi::ThreadPool pool, F32 planes, F32 dy_planes, U16 i
       g.top + g.height > g.padded_height || g.left + g.width > g.padded_width ||
       (int64_t)dy_planes.element_count() < room_of(*k, g.batch, g.padded_height, g.channels, g.padded_width))
     return invalid("sizes of the planes");
+  clear_padding(dvalues, starts, 1);
   r.offsets = offset_table(taps, r, k->lanes);
   const int64_t blocks = blocks_of(r);
   // The sums of about 1024 entries stay in the L2 cache, and there are tasks for every thread.

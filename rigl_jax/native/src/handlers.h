@@ -45,14 +45,25 @@ inline int64_t times(std::initializer_list<int64_t> sizes) {
   return product;
 }
 
-// The arrays of a pattern of `blocks` * `units` segments, with values for `entries` runs of `height`.
+constexpr uint16_t kPadding = 0xffff;  // PADDING in kernels/sorting.py
+
+// The arrays of a pattern of `blocks` * `units` segments, with values for `entries` runs of `height`. The last of these
+// may be padding, which no segment holds.
 inline ffi::Error check_arrays(const U16& indices, const S32& starts, int64_t values, int64_t blocks, int64_t units,
                                int64_t height) {
   const int64_t entries = indices.element_count(), segments = times({blocks, units});
   if (entries > kMost || (int64_t)starts.element_count() - 1 != segments) return invalid("length of starts");
   if (values != times({entries, height})) return invalid("number of values");
-  if (starts.typed_data()[0] != 0 || starts.typed_data()[segments] != entries) return invalid("ends of starts");
+  const int64_t end = starts.typed_data()[segments];
+  if (starts.typed_data()[0] != 0 || end < 0 || end > entries) return invalid("ends of starts");
+  if (end < entries && indices.typed_data()[entries - 1] != kPadding) return invalid("ends of starts");
   return ffi::Error::Success();
+}
+
+// The gradient of the values of padding: 0.
+inline void clear_padding(F32Result& dvalues, const S32& starts, int64_t height) {
+  const int64_t used = starts.typed_data()[starts.element_count() - 1] * height;
+  std::fill(dvalues->typed_data() + used, dvalues->typed_data() + dvalues->element_count(), 0.0f);
 }
 
 // values[order[i]] for every i, in scratch memory of this thread; null if an order is out of range.

@@ -112,6 +112,7 @@ ffi::Error Dots(ffi::ThreadPool pool, F32 x, F32 dy, U16 indices, S32 starts, F3
   if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
   if (batch < 1 || batch > kMost || !holds_tiles(x, batch, rows, *k) || !holds_tiles(dy, batch, outputs, *k))
     return tiles_invalid();
+  clear_padding(dvalues, starts, height);
   const int64_t blocks = block_count(p), chunk = chunk_of(p, blocks, pool.num_threads());
   const int64_t chunks = (p.units + chunk - 1) / chunk;
   return checked(pool, blocks * chunks, batch * entries, [&](int64_t task) {

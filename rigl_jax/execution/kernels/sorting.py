@@ -1,0 +1,68 @@
+"""The arrays of a `Pattern`, made on the host: positions of nonzeros, sorted as the kernels read them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy as np
+
+from rigl_jax import native
+
+MOST = (1 << 31) - 2  # rows, entries, segments: they are counted in int32
+PADDING = 0xFFFF  # the index of an entry that is only room for later ones
+
+
+def index(
+    entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int, room: int = 0
+) -> tuple[np.ndarray, ...]:
+    """The five arrays of a `Pattern`, with `room` entries of padding at the end."""
+    taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
+    rows = (entries // max(1, units)).astype(np.int32)
+    outs = (entries - rows.astype(entries.dtype) * units).astype(np.int32)
+    indices, starts, position = _sort(rows, outs, block, -(-channels * taps // block), units)
+    if height > 1:
+        return _padded(indices, room), starts, np.empty(0, np.uint16), np.zeros(1, np.int32), np.empty(0, np.int32)
+    channel = rows // np.int32(taps)
+    rows_t = outs if taps == 1 else outs * np.int32(taps) + (rows - channel * np.int32(taps))
+    indices_t, starts_t, position_t = _sort(rows_t, channel, block_t, -(-units * taps // block_t), channels)
+    order_t = np.arange(len(rows) + room, dtype=np.int32)  # padding stays where it is
+    order_t[position_t] = position
+    return _padded(indices, room), starts, _padded(indices_t, room), starts_t, order_t
+
+
+def _padded(indices: np.ndarray, room: int) -> np.ndarray:
+    return np.pad(indices, (0, room), constant_values=PADDING) if room else indices
+
+
+def positions(entries: np.ndarray, size: int) -> np.ndarray:
+    """Entries as int64, if they are ascending positions in [0, size)."""
+    given = np.asarray(entries)
+    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        raise ValueError(f"make_pattern_at: entries must be int[n], got {given.dtype} of shape {given.shape}")
+    if given.size > MOST:
+        raise ValueError(f"make_pattern_at: entries must be at most {MOST}, got {given.size}")
+    if given.size and not (given[0] >= 0 and int(given[-1]) < size and bool((given[1:] > given[:-1]).all())):
+        span = f"from {given.min()} to {given.max()}"
+        raise ValueError(f"make_pattern_at: entries must ascend, each once, within [0, {size}), got {span}")
+    return given.astype(np.int64)
+
+
+def _sort(rows: np.ndarray, units: np.ndarray, block: int, blocks: int, unit_count: int) -> tuple[np.ndarray, ...]:
+    """(indices, starts, position of each entry) of entries sorted by (block of rows, unit), stable."""
+    library = native.library()
+    if library is not None:
+        position, indices = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint16)
+        starts = np.empty(blocks * unit_count + 1, np.int32)
+        sizes = [ctypes.c_int64(size) for size in (block, blocks, unit_count)]
+        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (rows, units, position, indices, starts)]
+        if library.rigl_sort(ctypes.c_int64(len(rows)), *pointers[:2], *sizes, *pointers[2:]):
+            raise ValueError(f"make_pattern: rows and units must lie within {blocks} x {block} and {unit_count}")
+        return indices, starts, position
+    segment = rows // block * np.int64(unit_count) + units
+    order = np.argsort(segment, kind="stable")
+    starts = np.zeros(blocks * unit_count + 1, np.int32)
+    np.cumsum(np.bincount(segment, minlength=blocks * unit_count), out=starts[1:])
+    position = np.empty(len(rows), np.int32)
+    position[order] = np.arange(len(rows), dtype=np.int32)
+    return (rows % block)[order].astype(np.uint16), starts, position
