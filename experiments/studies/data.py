@@ -21,17 +21,18 @@ from experiments.studies import cells as store
 from experiments.studies import data_dynamic as dynamic
 from experiments.studies import data_labels as labels
 from experiments.studies import data_noise as noise
+from experiments.studies import data_pairs as pairs
 from experiments.studies import data_training as training
 from experiments.studies.data_sampling import sampling
 
 RECORDS = store.FOLDER / "data"
 MODELS = ("digits_mlp", "fashion_mlp")
 NOISE = (0.1, 0.2)
-STUDIES = ("noise", "coresets", "dynamic", "active", "imbalanced", "self_training", "sampling")
+STUDIES = ("noise", "coresets", "dynamic", "active", "imbalanced", "self_training", "sampling", "pairs")
 
 
 class Cell(NamedTuple):
-    """What one record stands for. `level` is the share of flipped labels or of kept examples, or how many teachers."""
+    """What one record stands for. `level`: the share of wrong labels or of kept examples, or how many teachers."""
 
     model: str
     study: str
@@ -43,6 +44,7 @@ def cells(models: Sequence[str] = MODELS) -> Iterator[Cell]:
     """Every cell, in the order in which they are run."""
     for model in models:
         yield from (Cell(model, "noise", "scores", level) for level in NOISE)
+        yield Cell(model, "pairs", "confident", pairs.SHARE)
         if model == "digits_mlp":
             yield from (Cell(model, "active", name, 0) for name in labels.SELECTORS)
             yield from (Cell(model, "imbalanced", name, 0) for name in labels.IMBALANCED)
@@ -82,6 +84,7 @@ def runners(model: str, source: str) -> Mapping[str, Run]:
         "imbalanced": lambda cell: labels.active(problem, pools["imbalanced"], cell.method),
         "self_training": lambda cell: labels.self_trained(problem, cell.method, int(cell.level)),
         "sampling": lambda cell: sampling(problem, dense),
+        "pairs": lambda cell: pairs.pairs(problem),
     }
 
 

@@ -41,7 +41,7 @@ class DeadRate(NamedTuple):
 def dead_rate(activations: Any) -> DeadRate:
     """The dead neuron rate of a layer (Liu et al. 2023, AP): the mean share of units whose output is 0 on an example.
 
-    Defined from the paper's abstract; the authors' code does not compute it. AP is `rx.criteria.ap`.
+    Defined from the paper's abstract; the authors' code does not compute it. AP is `rx.criteria.activating`.
 
     Args:
       activations: [examples, ..., units], outputs of a ReLU. A channel of an image counts where it is 0 everywhere.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import claims, data, data_noise, data_page, data_training
+from experiments.studies import claims, data, data_noise, data_page, data_pairs, data_training
 from experiments.studies.data_training import Images, Problem
 
 
@@ -46,6 +46,22 @@ def test_examples_are_read_pass_by_pass_each_by_its_weight(problem):
     expected = data_training.losses(first, problem.train.x[rows], y[0][rows])
     np.testing.assert_allclose(moved.stats.mean[0, rows], expected, rtol=1e-5)
     assert int(moved.stats.seen.sum()) == 4
+
+
+def test_pairs_become_alike_but_for_those_that_do_not_count():
+    """Two clusters; of the pairs that count for nothing half have the other name, and are told by their scores."""
+    cluster = jnp.arange(40) % 2
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 4)), jnp.float32) / 4 + 2 * cluster[:, None] - 1
+    images = Images(x, cluster)
+    problem = Problem(images, images, np.asarray(x), (4, 16, 2), batch=10, epochs=10, rate=0.1)
+    names = jnp.where(jnp.arange(40) < 10, 1 - cluster, cluster)
+    weight = (jnp.arange(40) >= 20).astype(jnp.float32)
+    seeds = len(data_training.SEEDS)
+    names, weight = (jnp.tile(a[None], (seeds, 1)) for a in (names, weight))
+    params = data_pairs.train(problem, data_training.keys(0), names, weight, epochs=10)
+    scores = data_pairs._scores(params, x, names)
+    assert float(scores[:, 10:].min()) > 0.5 > float(scores[:, :10].max())
+    assert data_pairs._accuracy(params, images).tolist() == [1.0] * seeds
 
 
 def test_claims_come_out_as_numbers_say():
