@@ -33,7 +33,7 @@ import rigl_jax as rx
 from experiments.io.environment import environment
 from experiments.models import MODELS as NETWORKS
 from experiments.studies import cells as store
-from experiments.studies.method_training import LANGEVIN, OPTIMIZER, Run, compile_run, load, measure
+from experiments.studies.method_training import LANGEVIN, OPTIMIZER, Run, compile_run, load, measure, params_of
 
 RECORDS = store.FOLDER / "method_table"
 SPARSITIES = (0.9, 0.95, 0.98, 0.8, 0.99)
@@ -42,13 +42,18 @@ _GRID = 2000  # scales for the widths of a small dense network
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "lenet_300_100": {
-        "network": "mlp", "features": (300, 100), "steps": 5850, "batch": 128, "rate": 0.1, "dense": None,
+        "network": "mlp", "options": {"features": (300, 100)}, "steps": 5850, "batch": 128, "rate": 0.1, "dense": None,
         "seeds": (0, 1, 2, 3, 4), "leaves_out": (), "sparsities": SPARSITIES,
     },
     "lenet5": {
-        "network": "lenet5", "features": (6, 16, 120, 84), "steps": 2000, "batch": 32, "rate": 0.05,
+        "network": "lenet5", "options": {"features": (6, 16, 120, 84)}, "steps": 2000, "batch": 32, "rate": 0.05,
         "dense": "conv1/kernel", "seeds": (0, 1, 2), "leaves_out": ("snfs", "dsr", "deep_r"),
         "sparsities": (0.98, 0.95),
+    },
+    "wrn10_1": {
+        "network": "wide_resnet", "options": {"depth": 10, "width": 1, "dropout": 0.0}, "steps": 2000, "batch": 32,
+        "rate": 0.1, "dense": "params/conv1/kernel", "seeds": (0, 1, 2),
+        "leaves_out": ("small_dense", "snip", "snfs", "granet", "srigl", "dsr", "deep_r"), "sparsities": (0.95, 0.98),
     },
 }  # fmt: skip
 """`rate` is the peak of the learning rate, `dense` the kernel that stays dense. `leaves_out` and `sparsities` make the
@@ -119,30 +124,42 @@ def _every(model: str, methods: Sequence[str], sparsities: Sequence[float], mult
 
 def small_features(model: str, weights: int) -> tuple[int, ...]:
     """Widths of the dense network of the same shape with at most that many weights; every layer keeps a unit."""
-    spec = MODELS[model]
+    widths = MODELS[model]["options"]["features"]
 
     def scaled(k: float) -> tuple[int, ...]:
-        return tuple(max(1, round(k * width)) for width in spec["features"])
+        return tuple(max(1, round(k * width)) for width in widths)
 
     def size(k: int) -> int:
-        return _n_weights(_shapes(NETWORKS[spec["network"]](10, features=scaled(k / _GRID))))
+        return _n_weights(_shapes(_module(model, features=scaled(k / _GRID))))
 
     return scaled(max(1, bisect.bisect_right(range(_GRID), weights, key=size) - 1) / _GRID)
 
 
+def _module(model: str, **options: Any) -> nn.Module:
+    spec = MODELS[model]
+    return NETWORKS[spec["network"]](10, **{**spec["options"], **options})
+
+
 def _shapes(module: nn.Module) -> Any:
-    return jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))["params"]
+    image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    return params_of(jax.eval_shape(module.init, jax.random.key(0), image))
 
 
 def _n_weights(params: Any) -> int:
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params) if len(p.shape) > 1)
 
 
-def prepare(cell: Cell, steps: int | None = None) -> tuple[Run, dict[str, Any]]:
-    """The compiled run of a cell, of the model's length or of `steps`, and its settings for the record."""
-    spec, options, noisy = MODELS[cell.model], dict(METHODS[cell.method]), cell.method == "deep_r"
-    steps = (steps or spec["steps"]) * cell.multiplier
-    module, algorithm = NETWORKS[spec["network"]](10, features=spec["features"]), None
+def prepare(cell: Cell, steps: int | None = None, **changes: Any) -> tuple[Run, dict[str, Any]]:
+    """The compiled run of a cell and its settings for the record.
+
+    Args:
+      cell: what is run.
+      steps: of a training whose multiplier is 1; the model's if not given.
+      **changes: another `rate`, and options of the method in place of those in `METHODS`.
+    """
+    spec, options, noisy = MODELS[cell.model], {**METHODS[cell.method], **changes}, cell.method == "deep_r"
+    steps, rate = (steps or spec["steps"]) * cell.multiplier, options.pop("rate", spec["rate"])
+    module, algorithm = _module(cell.model), None
     shapes = _shapes(module)
     for option in options.keys() & {"start", "stop"}:
         options[option] = int(steps * options[option])
@@ -152,12 +169,12 @@ def prepare(cell: Cell, steps: int | None = None) -> tuple[Run, dict[str, Any]]:
         plan = rx.make_plan(shapes, cell.sparsity, rx.erk, rules=[*rules, (".*kernel", structure), (".*", None)])
         if cell.method == "small_dense":
             pruned = sum(math.prod(leaf.shape) - leaf.n_active for leaf in plan.values())
-            module = NETWORKS[spec["network"]](10, features=small_features(cell.model, _n_weights(shapes) - pruned))
+            module = _module(cell.model, features=small_features(cell.model, _n_weights(shapes) - pruned))
         else:
             algorithm = rx.ALGORITHMS[cell.method](plan, **options)
-    settings = {"steps": steps, "batch": spec["batch"], "rate": spec["rate"], **OPTIMIZER, **options}
-    settings |= {"features": list(module.features), **(LANGEVIN if noisy else {})}
-    return compile_run(module, algorithm, steps, spec["rate"], noisy=noisy, batch=spec["batch"]), settings
+    settings = {"steps": steps, "batch": spec["batch"], "rate": rate, **OPTIMIZER, **options}
+    settings |= {name: getattr(module, name) for name in spec["options"]} | (LANGEVIN if noisy else {})
+    return compile_run(module, algorithm, steps, rate, noisy=noisy, batch=spec["batch"]), settings
 
 
 def read(folder: Path = RECORDS) -> dict[Cell, dict[str, Any]]:

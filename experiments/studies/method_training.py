@@ -1,4 +1,8 @@
-"""One run of the method table: a compiled loop for consecutive steps of one kind, the data set on the device."""
+"""One run of the method table: a compiled loop for consecutive steps of one kind, the data set on the device.
+
+Params of a network that normalises by batches are `{"params": weights, "batch_stats": running averages}`, the averages
+without a gradient; of any other network they are the weights.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,14 @@ from jax import Array, lax
 
 import rigl_jax as rx
 from experiments.data import idx
-from experiments.models import LeNet5
+from experiments.models import LeNet5, WideResNet
 
 BATCH, VALIDATION = 128, 10_000
 OPTIMIZER = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 LANGEVIN = {"l1": 1e-5, "noise": 1e-5}
 """DeepR's drift, and the standard deviation of its noise as a multiple of the learning rate, as in its MNIST script."""
 Apply = Callable[[Any, Array], Array]
+Fit = Callable[[Any, Array], tuple[Array, Any]]
 Inner = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
@@ -115,11 +120,41 @@ def compile_run(
       batch: images a step.
       inner: the optimizer of a schedule; that of all studies by default.
     """
-    apply, schedule = forward(module), optax.cosine_decay_schedule(rate, steps)
+    schedule = optax.cosine_decay_schedule(rate, steps)
     transform = functools.partial(_transform, algorithm, schedule, inner or optimizer, noisy)
-    train = jax.jit(functools.partial(_train, apply, transform), static_argnames="rewire", donate_argnums=0)
+    step = functools.partial(_step, fitting(module), transform)
     init = jax.jit(functools.partial(_init, module, transform, shape))
-    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, apply)), batch)
+    tests = forward(module)
+    if isinstance(module, WideResNet):  # XLA on CPU takes about 20 times as long for a convolution inside of a loop
+        one = jax.jit(step, static_argnames="rewire", donate_argnums=0)
+        right = jax.jit(functools.partial(_right, tests))
+        return Run(steps, module, algorithm, init, functools.partial(_one_by_one, one),
+                   functools.partial(_mean_of_parts, right), batch)  # fmt: skip
+    train = jax.jit(functools.partial(_looped, step), static_argnames="rewire", donate_argnums=0)
+    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, tests)), batch)
+
+
+def variables(params: Any) -> Any:
+    """What `module.apply` takes."""
+    return params if "batch_stats" in params else {"params": params}
+
+
+def params_of(made: Any) -> Any:
+    """The params of what `module.init` gives."""
+    return made if "batch_stats" in made else made["params"]
+
+
+def fitting(module: nn.Module) -> Fit:
+    """`(params, images) -> (logits, new running averages)` in training; None where a network has no averages."""
+    if not isinstance(module, WideResNet):
+        apply = forward(module)
+        return lambda params, x: (apply(params, x), None)
+
+    def fit(params: Any, x: Array) -> tuple[Array, Any]:
+        logits, new = module.apply(params, x, train=True, mutable=["batch_stats"])
+        return logits, new["batch_stats"]
+
+    return fit
 
 
 def forward(module: nn.Module) -> Apply:
@@ -128,7 +163,7 @@ def forward(module: nn.Module) -> Apply:
     In a loop, XLA on CPU takes about five times as long for a small convolution as for the product of its patches.
     """
     if not isinstance(module, LeNet5):
-        return lambda params, x: jnp.asarray(module.apply({"params": params}, x))
+        return lambda params, x: jnp.asarray(module.apply(variables(params), x))
 
     def product(layer: Any, x: Array) -> Array:
         kernel = layer["kernel"].reshape(len(x), -1)
@@ -173,7 +208,7 @@ def _transform(
 
 def _init(module: nn.Module, transform: Callable[..., Any], shape: tuple[int, ...], seed: Array) -> State:
     first, masks = jax.random.split(jax.random.key(seed))
-    params = module.init(first, jnp.zeros((1, *shape)))["params"]
+    params = params_of(module.init(first, jnp.zeros((1, *shape))))
     opt_state = transform(masks).init(params)
     if not isinstance(opt_state, rx.SparseState):
         return State(params, opt_state, None, None, jnp.zeros(2))
@@ -182,25 +217,34 @@ def _init(module: nn.Module, transform: Callable[..., Any], shape: tuple[int, ..
     return State(rx.apply_masks(params, opt_state.masks), opt_state, explored, born, jnp.zeros(2))
 
 
-def _train(
-    apply: Apply, transform: Callable[..., Any], state: State, data: Images, order: Array, start: Any, stop: Any,
-    *, rewire: bool,
-) -> State:  # fmt: skip
-    """The steps from `start` up to `stop`, all of one kind; `order` is int32[steps, batch]."""
-    tx = transform(jax.random.key(0))  # the key is in the state
+def _step(
+    fit: Fit, transform: Callable[..., Any], state: State, data: Images, order: Array, i: Any, *, rewire: bool
+) -> State:
+    """Step `i`; `order` is int32[steps, batch]."""
+    tx, rows = transform(jax.random.key(0)), order[i]  # the key is in the state
 
-    def loss(params: Any, rows: Array) -> Array:
-        logits = apply(params, data.x[rows])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, data.y[rows]).mean()
+    def loss(params: Any) -> tuple[Array, Any]:
+        logits, moved = fit(params, data.x[rows])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.y[rows]).mean(), moved
 
-    def step(i: Array, state: State) -> State:
-        grads = jax.grad(loss)(state.params, order[i])
-        extra = {} if state.explored is None else {"rewire": rewire}
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
-        new = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-        return _followed(state, new) if rewire else new
+    grads, moved = jax.grad(loss, has_aux=True)(state.params)
+    extra = {} if state.explored is None else {"rewire": rewire}
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+    params = optax.apply_updates(state.params, updates)
+    new = state._replace(params=params if moved is None else params | {"batch_stats": moved}, opt_state=opt_state)
+    return _followed(state, new) if rewire else new
 
-    return lax.fori_loop(start, stop, step, state)
+
+def _looped(step: Any, state: State, data: Images, order: Array, start: Any, stop: Any, *, rewire: bool) -> State:
+    """The steps from `start` up to `stop`, all of one kind, in one compiled loop."""
+    return lax.fori_loop(start, stop, lambda i, now: step(now, data, order, i, rewire=rewire), state)
+
+
+def _one_by_one(step: Any, state: State, data: Images, order: Array, start: int, stop: int, *, rewire: bool) -> State:
+    """The same without a loop in the program."""
+    for i in range(start, stop):
+        state = step(state, data, order, i, rewire=rewire)
+    return state
 
 
 def _followed(old: State, new: State) -> State:
@@ -218,14 +262,26 @@ def _total(masks: Any) -> Array:
     return sum((jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks)), jnp.float32(0))
 
 
+PART = 1000
+"""Images that are looked at together."""
+
+
+def _right(apply: Apply, params: Any, part: Images) -> Array:
+    return jnp.sum(jnp.argmax(apply(params, part.x), -1) == part.y)
+
+
 def accuracy(apply: Apply, params: Any, images: Images) -> Array:
     """Share of right answers, float32 scalar."""
+    parts = jax.tree.map(lambda x: x.reshape(-1, PART, *x.shape[1:]), images)
+    return jnp.sum(lax.map(functools.partial(_right, apply, params), parts)) / images.y.size
 
-    def right(part: Images) -> Array:
-        return jnp.sum(jnp.argmax(apply(params, part.x), -1) == part.y)
 
-    parts = jax.tree.map(lambda x: x.reshape(-1, 1000, *x.shape[1:]), images)
-    return jnp.sum(lax.map(right, parts)) / images.y.size
+def _mean_of_parts(right: Callable[..., Array], params: Any, images: Images) -> float:
+    """The same without a loop in the program."""
+    starts = range(0, len(images.y), PART)
+    return sum(int(right(params, Images(images.x[i : i + PART], images.y[i : i + PART]))) for i in starts) / len(
+        images.y
+    )
 
 
 def segments(algorithm: rx.Algorithm | None, steps: int) -> list[tuple[bool, int, int]]:
@@ -262,7 +318,7 @@ def solve(
     """The state of one seed after its training, and the fields of its record; `begin` changes the first state."""
     state, batches = begin(run.init(seed)), order(seed, run.steps, len(data.train.y), run.batch)
     image = jax.ShapeDtypeStruct((1, *data.train.x.shape[1:]), jnp.float32)
-    counted = rx.flops(lambda params, x: run.module.apply({"params": params}, x), state.params, image)
+    counted = rx.flops(lambda params, x: run.module.apply(variables(params), x), state.params, image)
     sizes = {name: p.size for name, p in rx.trees.named_leaves(state.params).items()}
     forward, costs = counted.total, []
     for rewire, first, last in segments(run.algorithm, run.steps):
