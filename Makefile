@@ -86,6 +86,7 @@ figures: $(VENV)/installed-experiments  ## Make every table and figure of the re
 	$(BIN)/python -m experiments.benchmarks.page
 	$(BIN)/python -m experiments.studies.paper_tables
 	$(BIN)/python -m experiments.studies.method_page
+	$(BIN)/python -m experiments.studies.tuning_page
 	$(BIN)/python -m experiments.studies.mnist1d_page
 	$(BIN)/python -m experiments.studies.solutions_page
 	$(BIN)/python -m experiments.studies.language_page

@@ -1,15 +1,15 @@
-"""Every method at every sparsity on Fashion-MNIST: LeNet-300-100 and LeNet-5, ERK; one process, resumable.
+"""Every method at every sparsity on Fashion-MNIST: two LeNets and a small WRN, ERK; one process, resumable.
 
     python -m experiments.studies.method_table                  # all planned cells that have no record yet
     python -m experiments.studies.method_table --whole          # also those that the plan leaves out
     python -m experiments.studies.method_table --model lenet5 --method rigl --sparsity 0.98
 
 A cell is a model, a method and a sparsity. A finished cell is one line of experiments/records/method_table/MODEL.jsonl,
-and a second start runs the cells that are missing. Cells of LeNet-5 have three seeds and fewer steps than those of
-LeNet-300-100, which have five, and the plan holds fewer of them. The first 50,000 images are for training, the last
-10,000 for validation, and the 10,000 test images are used once, after the last step. All methods have the same initial
-weights, order of the images, optimizer, learning rate, and period: masks change every 100 steps until 3/4 of training.
-So the runs of one seed are paired.
+and a second start runs the cells that are missing. Cells of LeNet-5 and WRN-10-1 have three seeds and fewer steps than
+those of LeNet-300-100, which have five, and the plan holds fewer of them. The first 50,000 images are for training, the
+last 10,000 for validation, and the 10,000 test images are used once, after the last step. All methods have the same
+initial weights, order of the images, optimizer, learning rate, and period: masks change every 100 steps until 3/4 of
+training. So the runs of one seed are paired.
 
 The data are the four IDX files of Fashion-MNIST: `apt-get install dataset-fashion-mnist`, or `--source FOLDER`.
 """
@@ -115,7 +115,8 @@ def _planned(model: str, methods: Sequence[str], multiplier: int) -> Iterator[Ce
 
 
 def _every(model: str, methods: Sequence[str], sparsities: Sequence[float], multiplier: int) -> Iterator[Cell]:
-    for method, sparsity in itertools.product(methods, sparsities):
+    widths = "features" in MODELS[model]["options"]  # what a small dense network has fewer of
+    for method, sparsity in itertools.product([m for m in methods if widths or m != "small_dense"], sparsities):
         if method != "dense":
             yield Cell(model, method, sparsity, multiplier)
         elif sparsity == MODELS[model]["sparsities"][0]:

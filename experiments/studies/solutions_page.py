@@ -146,7 +146,6 @@ def barriers(records: Records) -> str:
     told = f"The training loss is {ends[0]:.3f} at the static solution and {ends[1]:.3f} at the pruned one.\n\n"
     head = ["path", "largest training loss", "above the worse end", "largest validation loss", "above the worse end"]
     around = rises["cubic, sparse"] < rises["linear"] / 2
-    around = rises["cubic, sparse"] < rises["linear"] / 2
     found_here = "less than half as high as" if around else "at least half as high as"
     told_after = f"\nHere the barrier on the curve in the sparse space is {found_here} that on the line,\n"
     told_after += "so the paper's finding does not come out.\n" if around else "as the paper finds.\n"

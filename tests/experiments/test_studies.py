@@ -1,5 +1,6 @@
 """The studies: exact figures of the paper's arithmetic, and a table of methods on data of the right shape."""
 
+import functools
 import json
 
 import jax
@@ -21,6 +22,8 @@ from experiments.studies import (
     mnist1d_data,
     mnist1d_page,
     paper_tables,
+    tuning,
+    tuning_page,
 )
 from experiments.studies.paper_tables import ER, ERK, ERK_1, ERK_D, UNIFORM, UNIFORM_1, UNIFORM_D
 
@@ -170,6 +173,31 @@ def test_networks_of_the_study_of_channels_train_as_they_are_pruned(model):
     assert all(moved.values()), moved
 
 
+def test_steps_one_by_one_are_the_loop_and_averages_have_no_gradient():
+    """What a network of convolutions takes instead of loops, on a network that both can run."""
+    data, module = images(2000), MODELS["mlp"](10, features=(20, 12))
+    run = method_training.compile_run(module, None, 4, 0.1)
+    schedule = optax.cosine_decay_schedule(0.1, 4)
+    step = functools.partial(
+        method_training._step,
+        method_training.fitting(module),
+        lambda key: optax.with_extra_args_support(method_training.optimizer(schedule)),
+    )
+    batches = method_training.order(0, 4, 2000)
+    looped = run.train(run.init(0), data, batches, 0, 4, rewire=False)
+    single = jax.jit(step, static_argnames="rewire")
+    got = method_training._one_by_one(single, run.init(0), data, batches, 0, 4, rewire=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got.params, looped.params)
+    right = functools.partial(method_training._right, method_training.forward(module))
+    parts = method_training._mean_of_parts(right, looped.params, data)
+    assert parts == pytest.approx(float(run.accuracy(looped.params, data)))
+
+    wide = MODELS["wide_resnet"](10, depth=10, width=1, dropout=0.0)
+    params = method_table._shapes(wide)
+    _, averages = jax.eval_shape(method_training.fitting(wide), params, data.x[:2])
+    assert jax.tree.structure(averages) == jax.tree.structure(params["batch_stats"])
+
+
 def test_small_dense_networks_hold_no_more_weights_than_sparse_ones():
     for model, weights in (("lenet_300_100", 26_621), ("lenet5", 4_558), ("lenet5", 594)):
         features = method_table.small_features(model, weights)
@@ -179,7 +207,7 @@ def test_small_dense_networks_hold_no_more_weights_than_sparse_ones():
 
 def test_cells_and_records_name_each_other(tmp_path):
     planned, cells = list(method_table.cells()), list(method_table.cells(whole=True))
-    assert len(set(cells)) == len(cells) == 2 * (1 + 11 * 5)
+    assert len(set(cells)) == len(cells) == 2 * (1 + 11 * 5) + 1 + 10 * 5
     assert {cell.sparsity for cell in cells[:31]} == {0.0, 0.9, 0.95, 0.98}
     assert set(planned) < set(cells)
     assert {cell.sparsity for cell in planned if cell.model == "lenet5"} == {0.0, 0.95, 0.98}
@@ -205,6 +233,17 @@ def test_lenet5_as_products_is_lenet5():
         return method_training.forward(module)(variables["params"], x), module.apply(variables, x)
 
     np.testing.assert_allclose(*both(jax.random.key(0)), rtol=1e-4, atol=1e-5)
+
+
+def test_tuning_has_one_budget_and_keeps_the_best_of_it():
+    records = tuning.read()
+    assert {len(tuning.choices(model, method)) for model in tuning.MODELS for method in tuning.METHODS} == {6}
+    assert tuning_page.PAGE.read_text() == tuning_page.page(records)
+    assert records.keys() <= set(tuning.cells())
+    for record in records.values():
+        best = max(record["tried"], key=lambda entry: entry["validation"])
+        assert best == record["chosen"] | {"validation": best["validation"]}
+        assert record["chosen"].items() <= record["settings"].items()
 
 
 def test_mnist1d_is_that_of_the_package():
