@@ -2,8 +2,8 @@
 
     python -m experiments.demo             # or: make demo
 
-Ends in a table and a page of pictures in `runs/demo/`. Runs that are finished are not repeated, one that was
-interrupted is resumed; `--fresh` starts all of them again.
+Ends in a table and a page of pictures in `runs/demo/`, and measures a step of a larger network dense, masked and
+packed. Finished runs are not repeated, an interrupted one is resumed; `--fresh` starts all of them again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from configs import digits_mlp
-from experiments import report, texts
+from experiments import real_sparsity, report, texts
 from experiments.io import run_directory
 from experiments.io.lock import locked
 from experiments.train import train
@@ -105,8 +105,14 @@ def conclude(todo: Sequence[Trial], workdir: Path, console: Console) -> dict[str
     chance += "." if len({trial.seed for trial in todo}) > 1 else "; --seeds 3 tells more."
     look = f"Look at: do SET and RigL, which move connections, win back what Static loses to Dense? {chance}"
     console.print(f"\n{look}", highlight=False)
-    console.print("Next: the same on Fashion-MNIST, with [bold]make fashion_mnist[/bold].", highlight=False)
     return paths
+
+
+def really_sparse(console: Console, variant: str = "") -> None:
+    """Measures what masks cost and what packed execution saves, on a network that is large enough to tell."""
+    console.print()
+    real_sparsity.show(console, *([(32, 32)] if variant == "smoke" else []))
+    console.print("Next: the same on Fashion-MNIST, with [bold]make fashion_mnist[/bold].", highlight=False)
 
 
 def demo(
@@ -155,7 +161,9 @@ def demo(
             soft_wrap=True,
         )
     run_all(todo, console, variant)
-    return conclude(todo, Path(workdir), console)
+    paths = conclude(todo, Path(workdir), console)
+    really_sparse(console, variant)
+    return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

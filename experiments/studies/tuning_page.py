@@ -109,8 +109,9 @@ optimizer are those of [results.md](results.md). Every method has the same budge
 with a seed that is not used again, and the best on the 10,000 validation images is kept. SET and RigL try
 {rates} times the network's rate, each with masks that change
 {tried};
-static masks try {pairs} times the rate. M = 2 and M = 5 keep the setting and train so many times as long, the decay of the rate and of the fraction
-stretched with it, until 3/4 of which the masks change at the same period.
+static masks try {pairs} times the rate. M = 2 and M = 5 keep the setting and train so
+many times as long; the decay of the rate and that of the fraction are stretched, the period is not. Masks change until
+3/4 of the training.
 
 Test accuracy in percent, mean and standard deviation over seeds; differences in points of the same M, with the p-value
 of a paired t-test over seeds, bold below 0.05. "Ever active" is a share of the weights of the sparse layers; "grown

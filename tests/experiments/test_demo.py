@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from experiments import demo
+from experiments import demo, real_sparsity
 from tests.errors import refused
 from tests.experiments.runs import ONE
 
@@ -34,9 +34,20 @@ def test_ends_in_a_table_and_a_picture(done):
     assert "98 %, ERK" in text
     assert str(paths["page"]) in text.replace("\n", "")
     assert "make fashion_mnist" in text
+    assert all(name in text for name in ("Masked  ", "Packed  ", "Weights and state, MB"))
     summary = json.loads((workdir / "rigl-s0" / "summary.json").read_text())
     assert (summary["method"], summary["sparsity"], summary["dataset"]) == ("rigl", 0.98, "digits")
     assert f"{100 * summary['test_accuracy']:.2f}" in text
+
+
+def test_a_step_three_ways():
+    costs = real_sparsity.measure((32, 32), rounds=1)
+    weights = 784 * 32 + 32 * 32 + 32 * 10
+    dense = 4 * (3 * (weights + 74) + 1)  # values, two moments, a counter
+    assert costs["dense"].nbytes == dense
+    assert dense + weights <= costs["masked"].nbytes < dense + weights + 100  # a byte a mask; key and counter
+    assert costs["packed"].nbytes < dense / 5
+    assert all(cost.milliseconds > 0 for cost in costs.values())
 
 
 def test_a_second_time_nothing_is_trained_and_it_says_so(done):
