@@ -1,7 +1,7 @@
 """Networks and training of `experiments.studies.channels`: all steps in one compiled loop for each set of widths.
 
 A network is a pair of functions that read their widths off the params: `plain` for groups, scores and `rx.channels`,
-and `fast`, the same with convolutions as products of patches, for training (see `method_training.forward`).
+and `fast`, the same with convolutions as products of patches, for training (see `method_networks.forward`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import optax
 from jax import Array, lax
 
 from experiments.models import LeNet5
-from experiments.studies.method_training import Images, accuracy, forward, optimizer
+from experiments.studies.method_networks import forward
+from experiments.studies.method_training import Images, accuracy, optimizer
 
 Params = Any
 MOMENTUM = 0.9  # of the running statistics

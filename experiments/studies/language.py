@@ -33,7 +33,8 @@ import rigl_jax as rx
 from experiments.data import text
 from experiments.models.language import GPT, CharGRU
 from experiments.studies import cells as store
-from experiments.studies.method_training import Data, Images, Run, compile_run, forward, solve
+from experiments.studies.method_networks import forward
+from experiments.studies.method_training import Data, Images, Run, compile_run, solve
 
 RECORDS = store.FOLDER / "language"
 SEEDS = (0, 1, 2)

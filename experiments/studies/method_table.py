@@ -33,7 +33,8 @@ import rigl_jax as rx
 from experiments.io.environment import environment
 from experiments.models import MODELS as NETWORKS
 from experiments.studies import cells as store
-from experiments.studies.method_training import LANGEVIN, OPTIMIZER, Run, compile_run, load, measure, params_of
+from experiments.studies.method_networks import params_of
+from experiments.studies.method_training import LANGEVIN, OPTIMIZER, Run, compile_run, load, measure
 
 RECORDS = store.FOLDER / "method_table"
 SPARSITIES = (0.9, 0.95, 0.98, 0.8, 0.99)

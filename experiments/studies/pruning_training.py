@@ -13,7 +13,8 @@ from jax import Array, lax
 
 import rigl_jax as rx
 from experiments.models import MODELS as NETWORKS
-from experiments.studies.method_training import BATCH, Data, Images, forward, optimizer, order, segments
+from experiments.studies.method_networks import forward
+from experiments.studies.method_training import BATCH, Data, Images, optimizer, order, segments
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "lenet_300_100": {"network": "mlp", "features": (300, 100), "epochs": 3, "rate": 0.1, "seeds": 5, "budgets": True},

@@ -25,18 +25,8 @@ import optax
 import rigl_jax as rx
 from experiments.models import MLP
 from experiments.studies import cells as store
-from experiments.studies.method_training import (
-    BATCH,
-    Data,
-    Images,
-    Run,
-    State,
-    compile_run,
-    forward,
-    load,
-    optimizer,
-    solve,
-)
+from experiments.studies.method_networks import forward
+from experiments.studies.method_training import BATCH, Data, Images, Run, State, compile_run, load, optimizer, solve
 
 MODEL = "lenet_300_100"
 RECORDS = store.FOLDER / "solutions"

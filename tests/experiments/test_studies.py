@@ -15,6 +15,7 @@ from experiments.studies import (
     channels,
     channels_page,
     channels_training,
+    method_networks,
     method_page,
     method_table,
     method_training,
@@ -180,7 +181,7 @@ def test_steps_one_by_one_are_the_loop_and_averages_have_no_gradient():
     schedule = optax.cosine_decay_schedule(0.1, 4)
     step = functools.partial(
         method_training._step,
-        method_training.fitting(module),
+        method_networks.fitting(module),
         lambda key: optax.with_extra_args_support(method_training.optimizer(schedule)),
     )
     batches = method_training.order(0, 4, 2000)
@@ -188,13 +189,13 @@ def test_steps_one_by_one_are_the_loop_and_averages_have_no_gradient():
     single = jax.jit(step, static_argnames="rewire")
     got = method_training._one_by_one(single, run.init(0), data, batches, 0, 4, rewire=False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got.params, looped.params)
-    right = functools.partial(method_training._right, method_training.forward(module))
+    right = functools.partial(method_training._right, method_networks.forward(module))
     parts = method_training._mean_of_parts(right, looped.params, data)
     assert parts == pytest.approx(float(run.accuracy(looped.params, data)))
 
     wide = MODELS["wide_resnet"](10, depth=10, width=1, dropout=0.0)
     params = method_table._shapes(wide)
-    _, averages = jax.eval_shape(method_training.fitting(wide), params, data.x[:2])
+    _, averages = jax.eval_shape(method_networks.fitting(wide), params, data.x[:2])
     assert jax.tree.structure(averages) == jax.tree.structure(params["batch_stats"])
 
 
@@ -230,7 +231,7 @@ def test_lenet5_as_products_is_lenet5():
     @jax.jit
     def both(key):
         variables = module.init(key, x)
-        return method_training.forward(module)(variables["params"], x), module.apply(variables, x)
+        return method_networks.forward(module)(variables["params"], x), module.apply(variables, x)
 
     np.testing.assert_allclose(*both(jax.random.key(0)), rtol=1e-4, atol=1e-5)
 
