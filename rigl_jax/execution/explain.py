@@ -43,8 +43,8 @@ class Explained(NamedTuple):
       density: share of active weights.
       break_even: density at which sparse and dense would take equally long, from a line through two measured densities;
         0 if sparse is never faster.
-      dense_ms, sparse_ms: median milliseconds. Of a leaf that is stored dense, sparse_ms is the time that a kernel for
-        its mask would take.
+      dense_ms, sparse_ms: median milliseconds; of stacked layers, those of one. Of a leaf that is stored dense,
+        sparse_ms is the time that a kernel for its mask would take.
     """
 
     name: str
@@ -169,6 +169,8 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
 
 def name_of(pattern: Any) -> str:
     """The name of a pattern's kernel in tables."""
+    if isinstance(pattern, kernels.Stacked):
+        return f"{pattern.shape[0]} layers of {name_of(_matrix(pattern))}"
     pattern = _matrix(pattern)
     if isinstance(pattern, kernels.BlockPattern):
         return "blocks {} x {}".format(*pattern.tile)
@@ -180,7 +182,9 @@ def name_of(pattern: Any) -> str:
 
 
 def _matrix(pattern: Any) -> Any:
-    """The pattern that is timed: that of the matrix for a folded weight."""
+    """The pattern that is timed: that of the matrix for a folded weight, that of the first layer for a stack."""
+    if isinstance(pattern, kernels.Stacked):
+        pattern = jax.tree.map(lambda a: a[0], pattern.layers)
     return pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
 
 

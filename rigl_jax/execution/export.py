@@ -235,7 +235,7 @@ def _parts(name: str, values: Any, pattern: Any) -> dict[str, np.ndarray]:
         kept = kept.ravel()[places]
     else:
         size, places = math.prod(pattern.shape), _places(pattern)
-        order = np.argsort(places)
+        order = np.argsort(places)[np.sum(places < 0) :]
         kept, places = kept[order], places[order]
     index = np.int32 if size <= np.iinfo(np.int32).max else np.int64
     if places.size * index().itemsize <= size / 8:
@@ -246,13 +246,16 @@ def _parts(name: str, values: Any, pattern: Any) -> dict[str, np.ndarray]:
 
 
 def _places(pattern: Any) -> np.ndarray:
-    """int64[nnz]: where in the raveled dense weight each packed value belongs."""
+    """int64[nnz]: where in the raveled dense weight each packed value belongs; -1 for padding."""
     if isinstance(pattern, kernels.Pattern):
         first = kernels.pattern.dense_index(pattern, kernels.pattern.places(pattern)) * pattern.height
-        return (first[:, None] + np.arange(pattern.height)).ravel()
+        active = (first[:, None] + np.arange(pattern.height)).ravel()
+        return np.pad(active, (0, pattern.nnz - active.size), constant_values=-1)
     numbers = np.asarray(kernels.scatter(jnp.arange(1, pattern.nnz + 1, dtype=jnp.int32), pattern)).ravel()
-    places = np.flatnonzero(numbers)
-    return places[np.argsort(numbers[places])]
+    places = np.full(pattern.nnz, -1)
+    active = np.flatnonzero(numbers)
+    places[numbers[active] - 1] = active
+    return places
 
 
 LAID_OUT = 1 << 28
@@ -295,8 +298,8 @@ def _rebuilt(name: str, leaf: stored.Stored, old: Any, choose: Choose | None) ->
         whole = np.zeros(leaf.shape, leaf.values.dtype)
         whole.reshape(-1)[leaf.places] = leaf.values
         return jnp.asarray(whole), Whole(jnp.asarray(mask))
-    values = np.empty_like(leaf.values)
-    values[np.argsort(_places(pattern))] = leaf.values
+    values, places = np.zeros(pattern.nnz, leaf.values.dtype), _places(pattern)
+    values[np.argsort(places)[np.sum(places < 0) :]] = leaf.values
     return jnp.asarray(values), pattern
 
 

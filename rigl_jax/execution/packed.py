@@ -22,7 +22,7 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Masks, PyTree
+from rigl_jax.base import Array, Masks, Plan, PyTree
 from rigl_jax.execution import kernels
 from rigl_jax.messages import kind, shown
 
@@ -62,7 +62,7 @@ Choose = Callable[[str, np.ndarray], Any]
 """`(leaf name, mask) -> pattern, or None to store the leaf dense`: chooses the kernel of a leaf."""
 
 
-def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packed:
+def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None, plan: Plan | None = None) -> Packed:
     """Packs every masked leaf, on the host.
 
     Args:
@@ -70,6 +70,8 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packe
       masks: parallel to params, bool[*shape] or None, as `state.masks`.
       choose: the pattern of each leaf; default `best_pattern`. Pass `lambda name, mask: None` to store all dense, or
         your own choice of kernels.
+      plan: tells which leaves are stacks of layers that `lax.scan` or `nn.scan` uses, layers first: `best_pattern` then
+        chooses for their layers. Without it a stack of matrices is taken for a weight of three axes.
 
     Returns:
       The packed weights. `unpack` gives `apply_masks(params, masks)` back, bit for bit.
@@ -84,7 +86,9 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None) -> Packe
     [[0.0, 2.0], [0.0, 0.0]]
     """
     checks.optional_functions("pack", choose=choose)
-    patterns = make_patterns(params, masks, choose or best_pattern)
+    if plan is not None:
+        checks.plan("pack", plan)
+    patterns = make_patterns(params, masks, choose or best_choice(plan))
     packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
     if choose is not None:
         _check_choice(masks, masks_of(packed))
@@ -204,6 +208,33 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
         return kernels.make_block_pattern(mask, (32, 32))
     heights = [h for h in (16, 8, 4) if mask.ndim == 2 and mask.shape[1] % h == 0 and _in_runs(mask, h)]
     return kernels.make_pattern(mask, height=(*heights, 1)[0])
+
+
+def best_choice(plan: Plan | None) -> Choose:
+    """`best_pattern`, for each layer of the leaves that the plan says are stacks."""
+    stacks = {name: leaf.axes.stack for name, leaf in (plan or {}).items() if leaf.axes is not None and leaf.axes.stack}
+
+    def choose(name: str, mask: np.ndarray) -> Any:
+        if name not in stacks:
+            return best_pattern(name, mask)
+        return _best_stack(name, mask) if {axis % mask.ndim for axis in stacks[name]} == {0} else None
+
+    return choose
+
+
+def _best_stack(name: str, mask: np.ndarray) -> Any:
+    if not len(mask):
+        return None
+    fullest = mask[np.argmax(mask.sum(axis=tuple(range(1, mask.ndim))))]
+    like = best_pattern(name, fullest)
+    if like is None:
+        return None
+    matrix = like.matrix if isinstance(like, kernels.Folded) else like
+    runs = getattr(matrix, "height", 1)
+    if runs > 1 and not _in_runs(mask.reshape(-1, mask.shape[-1]), runs):
+        runs = 1
+    single = kernels.make_pattern(fullest.reshape(matrix.shape), height=runs)
+    return kernels.make_stacked(mask, single if matrix is like else dataclasses.replace(like, matrix=single))
 
 
 DENSE_ABOVE = 0.4

@@ -71,9 +71,15 @@ def _needed(pattern: Any, mask: np.ndarray) -> int:
     return mask.size if pattern is None or isinstance(pattern, Whole) else int(mask.sum())
 
 
+def _matrix(pattern: Any) -> Any:
+    """The pattern that holds the entries: of a matrix, and of one layer."""
+    pattern = pattern.layer if isinstance(pattern, kernels.Stacked) else pattern
+    return pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
+
+
 def _capacity(pattern: Any) -> int | None:
-    """How many entries a pattern has room for; None for one that is never padded."""
-    matrix = pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
+    """How many entries a pattern (of a stack: each layer) has room for; None for one that is never padded."""
+    matrix = _matrix(pattern)
     return matrix.nnz // matrix.height if isinstance(matrix, kernels.Pattern) else None
 
 
@@ -81,6 +87,6 @@ def _with_room(pattern: Any, mask: np.ndarray) -> Any:
     capacity = None if pattern is None else _capacity(pattern)
     if capacity is None:
         return pattern
-    height = pattern.nnz // max(1, capacity)
-    room = min(math.ceil(ROOM * capacity), mask.size // max(1, height))
-    return kernels.rebuild(pattern, mask, capacity=max(capacity, room))
+    matrix = _matrix(pattern)
+    most = math.prod(matrix.shape) // matrix.height
+    return kernels.rebuild(pattern, mask, capacity=max(capacity, min(math.ceil(ROOM * capacity), most)))

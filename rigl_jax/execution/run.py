@@ -49,7 +49,8 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
     WIO) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`.
-    For any other operation a packed weight is made dense, with a warning that names leaf and operation. Differentiable
+    Stacked layers are used one by one by the `scan` that goes through them. For any other operation a packed weight is
+    made dense, with a warning that names leaf and operation. Differentiable
     in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
     Args:
@@ -268,17 +269,23 @@ def _checkpoint(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
 def _scan(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     _refuse_observer(walker.context, operands, "scan")
     given, (inside, constants, carried) = eqn.params, primitives.scan(eqn)
-    consts = operands[:constants]
-    loop = [_as_array(x, "the carry or the stacked inputs of a scan") for x in operands[constants:]]
+    consts, rest = operands[:constants], operands[constants:]
+    start = [_as_array(x, "the carry of a scan") for x in rest[:carried]]
+    scanned = [_in_layers(x) for x in rest[carried:]]
 
     def body(carry: Any, xs: Any) -> Any:
         out = [_as_array(x, "the end of a scan") for x in walker(inside, [*consts, *carry, *xs])]
         return out[:carried], out[carried:]
 
-    carry, ys = jax.lax.scan(
-        body, loop[:carried], loop[carried:], given["length"], given["reverse"], unroll=given["unroll"]
-    )
+    carry, ys = jax.lax.scan(body, start, scanned, given["length"], given["reverse"], unroll=given["unroll"])
     return [*carry, *ys]
+
+
+def _in_layers(x: Any) -> Any:
+    """What a scan goes through: of stacked layers the weights, whose arrays have an axis of layers in front."""
+    if not (_is_weight(x) and isinstance(x.pattern, kernels.Stacked)):
+        return _as_array(x, "the stacked inputs of a scan")
+    return dataclasses.replace(x, values=x.values.reshape(x.shape[0], -1), pattern=x.pattern.layers)
 
 
 def _cond(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ from rigl_jax.execution.packed import (
     Choose,
     Packed,
     Whole,
-    best_pattern,
+    best_choice,
     checked,
     gather_leaf,
     leaf_patterns,
@@ -81,7 +81,8 @@ def packed_training(
       inner: any such optax optimizer.
       algorithm: a method that needs dense gradients on its rewirings at most, and keeps no weights behind its masks.
       key: as for `sparsify`.
-      choose: the kernel of each leaf; see `pack`.
+      choose: the kernel of each leaf; see `pack`. By default leaves that the plan says are stacks of layers are packed
+        layer by layer, for `lax.scan` and `nn.scan`.
       sharding: for several devices: the replicated sharding of the patterns, such as
         `NamedSharding(mesh, PartitionSpec())`. Params and state must have it too; see `batch` of `run_packed`. Every
         process builds the patterns by itself, from masks that it holds whole.
@@ -127,7 +128,7 @@ def packed_training(
         inner,
         algorithm,
         masked,
-        choose or best_pattern,
+        choose or best_choice(algorithm.plan),
         sharding,
         # One program, in which the positions of a pattern's values are computed once.
         gather=jax.jit(functools.partial(_gather, inner)),

@@ -7,7 +7,8 @@
 
 `Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs on native kernels on CPUs and
 in plain JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere.
-`Folded` is any of them for a weight of more axes that a model uses as a matrix. `backends()` lists what is available.
+`Folded` is any of them for a weight of more axes that a model uses as a matrix, `Stacked` a `Pattern` or `Folded` for
+each of the layers that a scan uses. `backends()` lists what is available.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import block, folded, linear, n_of_m, pattern
+from rigl_jax.execution.kernels import arrays, block, folded, linear, n_of_m, pattern, stacked
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
+from rigl_jax.execution.kernels.stacked import Stacked
+from rigl_jax.messages import shown
 
 __all__ = [
     "AnyPattern",
@@ -37,6 +40,7 @@ __all__ = [
     "Folded",
     "NMPattern",
     "Pattern",
+    "Stacked",
     "as_matrix",
     "backends",
     "check",
@@ -49,6 +53,7 @@ __all__ = [
     "make_nm_pattern",
     "make_pattern",
     "make_pattern_at",
+    "make_stacked",
     "matmul",
     "rebuild",
     "scatter",
@@ -85,7 +90,9 @@ def native_in_use() -> bool:
 
 
 MatrixPattern = Pattern | BlockPattern | NMPattern
-AnyPattern = MatrixPattern | Folded
+LayerPattern = MatrixPattern | Folded
+AnyPattern = LayerPattern | Stacked
+_LAYER = rules.one_of(LayerPattern, "a pattern of one layer, such as make_pattern gives")
 _ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
 
 
@@ -113,6 +120,12 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
       at: the pattern.
       content: also check the content of the arrays, on the host; that of traced arrays is not checked.
     """
+    if isinstance(at, Stacked):
+        stacked.check_sizes(who, at)
+        known = content and arrays.host(*jax.tree.leaves(at.layers)) is not None
+        for layer in _layers(at) if known else (at.layer,):
+            check(who, layer, content=known)
+        return
     if isinstance(at, Folded):
         folded.check_sizes(who, at)
         at = at.matrix
@@ -120,8 +133,14 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
     (family.check_content if content else family.check_sizes)(who, at)
 
 
-@arguments(x=rules.array(), values=rules.array(1), at=_ANY, transpose=rules.flag, level=rules.word)
-def matmul(x: Array, values: Array, at: AnyPattern, *, transpose: bool = False, level: str = "auto") -> Array:
+def _layers(at: Stacked) -> list[Any]:
+    """The pattern of each layer, on the host."""
+    host = jax.tree.map(np.asarray, at.layers)
+    return [jax.tree.map(lambda a, k=k: a[k], host) for k in range(at.shape[0])]
+
+
+@arguments(x=rules.array(), values=rules.array(1), at=_LAYER, transpose=rules.flag, level=rules.word)
+def matmul(x: Array, values: Array, at: LayerPattern, *, transpose: bool = False, level: str = "auto") -> Array:
     """x[..., in] @ W -> [..., out], or x[..., out] @ W.T -> [..., in]; see `matmul` of linear, block and n_of_m.
 
     For a `Folded`, `in` and `out` are those of its matrix. Only `Pattern` uses `level`.
@@ -139,12 +158,43 @@ def rebuild(at: AnyPattern, mask: np.ndarray, *, capacity: int | None = None) ->
     Args:
       at: the pattern.
       mask: bool of its shape.
-      capacity: how many entries a `Pattern` is to have room for, see `make_pattern`. Other patterns have no padding.
+      capacity: how many entries a `Pattern` is to have room for, see `make_pattern`; of a `Stacked`, each layer. Other
+        patterns have no padding.
     """
+    if isinstance(at, Stacked):
+        return make_stacked(mask, _layers(at)[0], capacity=capacity)
     if isinstance(at, Folded):
         mask = mask.reshape(as_matrix(at.shape, at.split))
         return dataclasses.replace(at, matrix=_FAMILIES[type(at.matrix)].rebuild(at.matrix, mask, capacity))
     return _FAMILIES[type(at)].rebuild(at, mask, capacity)
+
+
+@arguments(mask=rules.host_array(), like=_LAYER, capacity=rules.optional(rules.whole(0)))
+def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None = None) -> Stacked:
+    """The patterns of stacked layers, bool[layers, ...], on the host.
+
+    Args:
+      mask: one or more layers.
+      like: a `Pattern`, or a `Folded` of one, of any of these layers: all get its kernel and its blocks.
+      capacity: how many entries each layer has room for. Default: as many as the fullest has.
+
+    Raises:
+      ValueError: no layer, another kind of pattern, or a mask that does not fit its kernel.
+
+    >>> mask = np.stack([np.eye(4, dtype=bool), np.zeros((4, 4), bool)])
+    >>> stack = make_stacked(mask, make_pattern(mask[0]))
+    >>> stack.nnz, count(stack)
+    (8, 4)
+    """
+    matrix = like.matrix if isinstance(like, Folded) else like
+    if not isinstance(matrix, Pattern):
+        raise ValueError(f"make_stacked: like must be a Pattern, or a Folded of one, got {shown(like)}")
+    if mask.ndim < 3 or not len(mask):
+        raise ValueError(f"make_stacked: mask must have shape (layers, ...), with one or more, got {mask.shape}")
+    if capacity is None:
+        capacity = max(int(layer.sum()) for layer in mask) // matrix.height
+    layers = [rebuild(like, layer, capacity=capacity) for layer in mask]
+    return Stacked(jax.tree.map(lambda *a: jnp.stack(a), *layers), mask.shape)
 
 
 @arguments(at=_ANY)
@@ -154,6 +204,8 @@ def count(at: AnyPattern) -> int:
     >>> count(make_pattern(np.eye(4, dtype=bool), capacity=6))
     4
     """
+    if isinstance(at, Stacked):
+        return sum(map(count, _layers(at)))
     at = at.matrix if isinstance(at, Folded) else at
     return pattern.count(at) * at.height if isinstance(at, Pattern) else at.nnz
 
@@ -165,6 +217,8 @@ def clear_padding(values: Array, at: AnyPattern) -> Array:
     >>> clear_padding(jnp.ones(4), make_pattern(np.eye(2, dtype=bool), capacity=4)).tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
+    if isinstance(at, Stacked):
+        return jax.vmap(clear_padding)(values.reshape(at.shape[0], -1), at.layers).reshape(-1)
     at = at.matrix if isinstance(at, Folded) else at
     if not isinstance(at, Pattern):
         return values
@@ -177,6 +231,8 @@ def gather(dense: Array, at: AnyPattern) -> Array:
     if dense.shape != tuple(at.shape):
         raise ValueError(f"gather: dense must have the pattern's shape {tuple(at.shape)}, got {dense.shape}")
     check("gather", at)
+    if isinstance(at, Stacked):
+        return jax.vmap(gather)(dense, at.layers).reshape(-1)
     if isinstance(at, Folded):
         return gather(dense.reshape(as_matrix(at.shape, at.split)), at.matrix)
     return _FAMILIES[type(at)].module.gather(dense, at)
@@ -188,6 +244,8 @@ def scatter(values: Array, at: AnyPattern) -> Array:
     if values.shape != (at.nnz,):
         raise ValueError(f"scatter: values must have shape {(at.nnz,)}, got {values.shape}")
     check("scatter", at)
+    if isinstance(at, Stacked):
+        return jax.vmap(scatter)(values.reshape(at.shape[0], -1), at.layers)
     if isinstance(at, Folded):
         return scatter(values, at.matrix).reshape(at.shape)
     return _FAMILIES[type(at)].module.scatter(values, at)

@@ -1,0 +1,51 @@
+"""Layers stacked in one weight [layers, ...], as `lax.scan` and `nn.scan` hold them: a pattern for each layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from rigl_jax.execution.kernels.folded import Folded
+from rigl_jax.execution.kernels.pattern import Pattern
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["shape"])
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """The patterns of layers that a scan uses one after another. All have the same sizes, some with padding.
+
+    Values are those of the first layer, then those of the second, and so on.
+
+    Attributes:
+      layers: pattern of a layer, whose arrays have one more axis, of layers, in front.
+      shape: of the dense weight, layers first; static.
+    """
+
+    layers: Pattern | Folded
+    shape: tuple[int, ...]
+
+    @property
+    def layer(self) -> Any:
+        """The pattern of one layer, with shapes in the place of its arrays."""
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self.layers)
+
+    @property
+    def nnz(self) -> int:
+        """Number of values, those of padding included: layers * those of a layer."""
+        return self.shape[0] * self.layer.nnz
+
+
+def check_sizes(who: str, pattern: Stacked) -> None:
+    """ValueError if the layers do not have the number and the shape that the weight's shape implies; under jit too."""
+    arrays = jax.tree.leaves(pattern.layers)
+    if {getattr(a, "shape", ())[:1] for a in arrays} != {pattern.shape[:1]}:
+        found = [getattr(a, "shape", None) for a in arrays]
+        raise ValueError(f"{who}: a Stacked of shape {pattern.shape} needs {pattern.shape[0]} layers, got {found}")
+    if tuple(pattern.layers.shape) != tuple(pattern.shape[1:]):
+        raise ValueError(
+            f"{who}: a Stacked of shape {pattern.shape} needs patterns of its layers, "
+            f"got those of weights of shape {pattern.layers.shape}"
+        )
