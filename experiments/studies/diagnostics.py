@@ -1,4 +1,4 @@
-"""Diagnostics and other systems: certified accuracy, flow, fairness, MIMO, layers, ternary weights, resolution.
+"""Diagnostics and other systems: certified accuracy, flow, fairness, MIMO, layers, ternary weights, and more.
 
     python -m experiments.studies.diagnostics                 # all cells that have no record yet
     python -m experiments.studies.diagnostics --model people --study fairness
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from experiments.studies import cells as store
 from experiments.studies import data_training as training
 from experiments.studies import diagnostics_certified as certified
+from experiments.studies import diagnostics_dead as dead
 from experiments.studies import diagnostics_ensembles as ensembles
 from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
@@ -36,7 +37,7 @@ DIGITS, PEOPLE, FASHION, LENET = "digits_mlp", "people", "fashion_mlp", ensemble
 CONVOLUTIONS = {"digits_conv": DIGITS, "fashion_conv": FASHION}
 """Convolutional networks, by the model whose data they have."""
 MODELS = (PEOPLE, DIGITS, LENET, FASHION, *CONVOLUTIONS)
-STUDIES = ("certified", "flow", "fairness", "layers", "static", "rigl", "ensembles", "ternary", "resolution")
+STUDIES = ("certified", "flow", "fairness", "layers", "static", "rigl", "ensembles", "ternary", "resolution", "dead")
 
 
 class Cell(NamedTuple):
@@ -58,6 +59,7 @@ def cells(models: Sequence[str] = MODELS) -> Iterator[Cell]:
         PEOPLE: [("flow", "cut", 0.0), *(("fairness", "magnitude", level) for level in fairness.SPARSITIES)],
         DIGITS: [
             *(("certified", name, level) for name, method in certified.METHODS.items() for level in method.levels),
+            *(("dead", name, 0.0) for name in dead.METHODS),
             ("ternary", "float", 0.0),
             *(("ternary", start, 0.0) for start in ternary.STARTS),
             *(("ensembles", "deep", level) for level in (0.0, members.SPARSITY)),
@@ -95,6 +97,7 @@ def runners(model: str, source: str) -> Mapping[str, Run]:
                 problem, cell.level
             ),
             "layers": lambda cell: layers.measured(deep),
+            "dead": lambda cell: dead.rounds(problem, cell.method),
             **{
                 how: lambda cell, how=how: layers.sparse(deep, how, cell.method, cell.level)
                 for how in ("static", "rigl")

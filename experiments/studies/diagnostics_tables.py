@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import pages
 from experiments.studies import diagnostics_certified as certified
+from experiments.studies import diagnostics_dead as dead
 from experiments.studies import diagnostics_ensembles as ensembles
 from experiments.studies import diagnostics_fairness as fairness
 from experiments.studies import diagnostics_flow as flow
@@ -231,6 +232,31 @@ def ternary_weights(records: Records) -> str:
     return _table(
         ["weights", "training loss", "training accuracy, %", "test accuracy, %", "weights that are 0, %"], rows
     )
+
+
+def dead_fact(records: Records, name: str, fact: str, round_: int) -> np.ndarray | None:
+    """A fact of the networks of a round, float64[seeds]; `rate` is the sum of both shares of dead units."""
+    cell = Cell(DIGITS, "dead", name, 0.0)
+    if fact == "rate":
+        static, dynamic = (dead_fact(records, name, each, round_) for each in ("static", "dynamic"))
+        return None if static is None or dynamic is None else static + dynamic
+    return facts(records, cell, fact, round_)
+
+
+def dead_units(records: Records) -> str:
+    """Accuracy and dead units after some rounds of pruning."""
+    rows = []
+    for round_ in dead.SHOWN:
+        for name, label in dead.METHODS.items():
+            if round_ or name == "magnitude":
+                test, static, dynamic, rate = (
+                    dead_fact(records, name, fact, round_) for fact in ("test", "static", "dynamic", "rate")
+                )
+                against_base = "" if rate is None else against(rate, dead_fact(records, "magnitude", "rate", round_))
+                at = f"{100 * dead.sparsity(round_):.0f} %"
+                rows.append([at, label if round_ else "dense", *map(percent, (test, static, dynamic)), against_base])
+    head = ["test accuracy, %", "dead on all images, %", "else dead on an image, %", "both, against magnitude"]
+    return _table(["sparsity", "pruned by", *head], rows, labels=2)
 
 
 def resolutions(records: Records, model: str) -> str:

@@ -12,6 +12,7 @@ from experiments.studies import (
     data_training,
     diagnostics,
     diagnostics_certified,
+    diagnostics_dead,
     diagnostics_flow,
     diagnostics_layers,
     diagnostics_page,
@@ -108,6 +109,30 @@ def test_a_sweep_lowers_the_loss_and_keeps_weights_ternary(problem):
     for name, layer in after.items():
         assert len(np.unique(np.abs(layer["kernel"]))) <= 2
         assert float(jnp.abs(layer["kernel"]).max()) == pytest.approx(float(jnp.abs(params[name]["kernel"]).max()))
+
+
+def test_the_last_weights_of_a_round_go_by_how_far_they_moved(problem, monkeypatch):
+    """Of 16 weights 13 stay; of the 3 that go, one goes by the second rule: the least moved, if negative for AP."""
+    monkeypatch.setattr(diagnostics_dead, "AP", 0.4)
+    index = np.arange(24).reshape(4, 6)
+
+    def net(kernel):
+        return {
+            "dense_0": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.zeros(6)},
+            "dense_1": {"kernel": jnp.ones((6, 2)), "bias": jnp.zeros(2)},
+        }
+
+    end = (index + 1) / 24 * np.where(index % 2, -1, 1)
+    moved = np.where(index == 22, 0.1, np.where(index == 23, 0.2, 0.5))  # a positive weight, and a negative one
+    held = {"kernel": index >= 8, "bias": None}
+    masks = {"dense_0": held, "dense_1": {"kernel": np.ones((6, 2), bool), "bias": None}}
+    gone = {}
+    for method in diagnostics_dead.METHODS:
+        found = diagnostics_dead.pruned(problem, method, 3, net(end - moved), masks, net(end))["dense_0"]["kernel"]
+        gone[method] = np.flatnonzero(held["kernel"] & ~np.asarray(found)).tolist()
+    assert gone == {"magnitude": [8, 9, 10], "ap": [8, 9, 23], "moved": [8, 9, 22]}
+    one = {"dense_0": {"kernel": -jnp.ones((4, 2)), "bias": jnp.array([0.0, 99.0])}, "dense_1": {}}
+    np.testing.assert_array_equal(diagnostics_dead.hidden(one, jnp.ones((5, 4))) > 0, [[False, True]] * 5)
 
 
 def test_pooled_filters_lie_on_pooled_pixels():
