@@ -54,7 +54,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "small_dense": {},
 }
 """`start` and `stop` are shares of the training; `rigl_clock` is RigL with `rx.per_weight_adam`."""
-SHORT = {"text": "kjv", "length": 64, "batch": 16, "steps": 400, "period": {"gmp": 20, "other": 20}}
+SHORT = {"text": "kjv", "length": 64, "batch": 16, "steps": 2000, "period": {"gmp": 100, "other": 100}}
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "char_gru": SHORT | {
         "network": CharGRU, "options": {"embedding": 32, "width": 128, "readout": (64,)},
@@ -62,7 +62,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "gpt": SHORT | {
         "network": GPT, "options": {"width": 64, "layers": 2, "heads": 4, "context": 64},
-        "rate": 3e-3, "constant": False, "l2": 0.0, "leaves_out": ("gmp",),
+        "rate": 3e-3, "constant": False, "l2": 0.0, "leaves_out": (),
     },
     "wikitext103": {
         "text": "wikitext103", "length": 512, "batch": 32, "steps": 200_000, "period": {"gmp": 1000, "other": 100},

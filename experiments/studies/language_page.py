@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments import pages
+from experiments.studies.claims import Claim, claimed
 from experiments.studies.language import (
     CLIP,
     EVALUATED,
@@ -31,6 +32,12 @@ from experiments.studies.method_page import LABELS, paired, verdict
 PAGE = Path(__file__).parents[2] / "docs" / "language_results.md"
 TITLES = {"char_gru": "GRU", "gpt": "GPT"}
 NAMES = LABELS | {"rigl_clock": "RigL, a clock a weight"}
+SAID = (
+    ("RigL is better than static masks", "rigl", "static"),
+    ("RigL is better than SET", "rigl", "set"),
+    ("Pruning (GMP) is better than RigL", "gmp", "rigl"),
+)
+"""What the paper says, and the two methods that it is about: fewer bits are better."""
 Records = Mapping[Cell, Mapping[str, Any]]
 
 
@@ -56,6 +63,16 @@ def results(records: Records, model: str) -> str:
         rows.append([NAMES[method], pages.spread(found, 3), *against, explored])
     head = ["", "bits per character", "against static", "against RigL", "ever active"]
     return pages.table(head, rows) if rows else "Not run yet.\n"
+
+
+def outcomes(records: Records) -> str:
+    """Which claims came out."""
+    found = [
+        Claim(text, values(records, model, ours), values(records, model, theirs), lower=True, at=TITLES[model])
+        for text, ours, theirs in SAID
+        for model in PLANNED
+    ]
+    return claimed(found)
 
 
 def section(records: Records, model: str) -> str:
@@ -87,8 +104,8 @@ The text is the King James Bible of Debian's package `bible-kjv-text`, 4.1 milli
 
 The first 90 % are for training, then 5 % for validation and 5 % for testing. Windows of {length} characters follow one
 another, each read from a state of zero; {EVALUATED:,} windows of the test part are looked at once, after the last step.
-{steps} steps of {batch} windows ({steps * batch * length / 3_724_947:.2f} epochs) with Adam, gradients clipped to a
-norm of {CLIP:g}, and a rate that falls by a cosine: **a very short training**, in which all models are far from
+{steps:,} steps of {batch} windows ({steps * batch * length / 3_724_947:.2f} epochs) with Adam, gradients clipped to a
+norm of {CLIP:g}, and a rate that falls by a cosine: **a short training**, in which all models are far from
 converged. {len(SEEDS)} seeds; nothing was tuned.
 
 Sparsity as in the paper's experiment on WikiText-103: {100 * SPARSITY:.0f} %, uniform; a tenth of the weights moves at
@@ -102,8 +119,9 @@ is better than the one above the column; p of a paired t-test over {len(SEEDS)} 
 large differences. "Ever active" is a share of the weights of the sparse layers.
 
 The paper has a figure and no numbers. It says that SET is the worst of the methods that change masks, that RigL is the
-best of those that are sparse throughout, and that pruning is better than RigL.
+best of those that are sparse throughout, and that pruning is better than RigL. Here, with so short a training:
 
+{outcomes(records)}
 {"".join(section(records, model) for model in PLANNED)}## What was not run
 
 WikiText-103, which is not to be had here. `experiments.studies.language` has the paper's set-up, a GRU of
