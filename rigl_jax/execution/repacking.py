@@ -55,7 +55,7 @@ def same_kernels(like: Packed, masks: Masks, otherwise: Choose, *, padded: bool 
             after = otherwise(name, mask)
             return _with_room(after, mask) if grown and not anew else after
         try:
-            return kernels.rebuild(before, mask, capacity=_capacity(before) if padded else None)
+            return kernels.rebuild(before, mask, capacity=kernels.capacity(before) if padded else None)
         except ValueError:
             return otherwise(name, mask)
 
@@ -71,22 +71,9 @@ def _needed(pattern: Any, mask: np.ndarray) -> int:
     return mask.size if pattern is None or isinstance(pattern, Whole) else int(mask.sum())
 
 
-def _matrix(pattern: Any) -> Any:
-    """The pattern that holds the entries: of a matrix, and of one layer."""
-    pattern = pattern.layer if isinstance(pattern, kernels.Stacked) else pattern
-    return pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
-
-
-def _capacity(pattern: Any) -> int | None:
-    """How many entries a pattern (of a stack: each layer) has room for; None for one that is never padded."""
-    matrix = _matrix(pattern)
-    return matrix.nnz // matrix.height if isinstance(matrix, kernels.Pattern) else None
-
-
 def _with_room(pattern: Any, mask: np.ndarray) -> Any:
-    capacity = None if pattern is None else _capacity(pattern)
+    capacity = None if pattern is None else kernels.capacity(pattern)
     if capacity is None:
         return pattern
-    matrix = _matrix(pattern)
-    most = math.prod(matrix.shape) // matrix.height
+    most = capacity * mask.size // pattern.nnz
     return kernels.rebuild(pattern, mask, capacity=max(capacity, min(math.ceil(ROOM * capacity), most)))

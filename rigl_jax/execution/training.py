@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Algorithm, Array, InPatterns, PyTree
-from rigl_jax.execution import kernels
+from rigl_jax.execution import kernels, layout
 from rigl_jax.execution.packed import (
     Choose,
     Packed,
@@ -32,7 +31,7 @@ from rigl_jax.execution.packed import (
     unpack,
 )
 from rigl_jax.execution.repacking import same_kernels
-from rigl_jax.messages import kind, shown
+from rigl_jax.messages import kind
 from rigl_jax.transform import SparseState, sparsify
 
 
@@ -83,9 +82,11 @@ def packed_training(
       key: as for `sparsify`.
       choose: the kernel of each leaf; see `pack`. By default leaves that the plan says are stacks of layers are packed
         layer by layer, for `lax.scan` and `nn.scan`.
-      sharding: for several devices: the replicated sharding of the patterns, such as
-        `NamedSharding(mesh, PartitionSpec())`. Params and state must have it too; see `batch` of `run_packed`. Every
-        process builds the patterns by itself, from masks that it holds whole.
+      sharding: for several devices; see also `batch` of `run_packed`. `NamedSharding(mesh, PartitionSpec())` lays
+        patterns and values whole on each device. `NamedSharding(mesh, PartitionSpec("data"))` cuts them, and what the
+        optimizer keeps for them: each device holds its part, and for a product all have that leaf whole. Dense leaves
+        stay whole, and so do the starts of segments, which the devices rarely divide. Params and state must lie whole
+        on the devices; a rewiring has them so. Every process builds the patterns from masks that it holds whole.
 
     As in `sparsify`, the state decides the counts: one with masks of other counts than the plan's (`replace_masks`)
     keeps them. `check_masked(unpack(packed), masks_of(packed), plan)` checks this.
@@ -116,8 +117,7 @@ def packed_training(
     checks.algorithm("packed_training", algorithm)
     checks.optimizer("packed_training", inner)
     checks.optional_functions("packed_training", choose=choose)
-    if sharding is not None and not (isinstance(sharding, jax.sharding.Sharding) and sharding.is_fully_replicated):
-        raise ValueError(f"packed_training: sharding must lay arrays whole on each device, got {shown(sharding)}")
+    layout.check("packed_training", sharding)
     if not algorithm.active_only:
         raise ValueError(
             "packed_training: this method keeps weights behind its masks, or reads dense gradients on ordinary steps; "
@@ -131,8 +131,8 @@ def packed_training(
         choose or best_choice(algorithm.plan),
         sharding,
         # One program, in which the positions of a pattern's values are computed once.
-        gather=jax.jit(functools.partial(_gather, inner)),
-        scatter=jax.jit(functools.partial(_scatter, inner)),
+        gather=jax.jit(functools.partial(_gather, inner, sharding)),
+        scatter=jax.jit(functools.partial(_scatter, inner, sharding)),
         masked_step=jax.jit(functools.partial(masked.update, rewire=True)),
     )
     return PackedTraining(*(functools.partial(f, run) for f in (_init, _update, _rewire, _pack, _unpack)))
@@ -178,26 +178,32 @@ def _enter(run: _Run, params: PyTree, state: Any, like: Packed | None = None) ->
     choose = run.choose
     if like is not None:
         choose = same_kernels(like, state.masks, choose, padded=not run.algorithm.keeps_counts)
-    patterns = make_patterns(params, state.masks, choose)
-    if (sharding := run.sharding) is not None:
-        patterns = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), patterns)
+    patterns = make_patterns(params, state.masks, layout.divided(run.sharding, choose))
+    patterns = layout.placed(run.sharding, patterns)
     if like is None:
         _check_optimizer(run.inner, params, patterns)
     without = state.algorithm._replace(masks=InPatterns())
-    return run.gather(params, state._replace(algorithm=without), patterns)
+    values, state = run.gather(params, state._replace(algorithm=without), patterns)
+    return Packed(values, patterns), state
 
 
 def _gather(
-    inner: optax.GradientTransformation, params: PyTree, state: SparseState, patterns: PyTree
-) -> tuple[Packed, SparseState]:
-    packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
-    optimizer = map_inner(inner, lambda part, box: gather_leaf(part, box.content), state.inner, _boxes(packed))
-    return packed, state._replace(inner=optimizer)
+    inner: optax.GradientTransformation, sharding: Any, params: PyTree, state: SparseState, patterns: PyTree
+) -> tuple[PyTree, SparseState]:
+    def one(part: Array, pattern: Any) -> Array:
+        return layout.kept(sharding, gather_leaf(part, pattern), pattern)
+
+    packed = Packed(jax.tree.map(one, params, patterns), patterns)
+    optimizer = map_inner(inner, lambda part, box: one(part, box.content), state.inner, _boxes(packed))
+    return packed.values, state._replace(inner=optimizer)
 
 
-def _scatter(inner: optax.GradientTransformation, packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
+def _scatter(
+    inner: optax.GradientTransformation, sharding: Any, packed: Packed, state: SparseState
+) -> tuple[PyTree, SparseState]:
     optimizer = map_inner(inner, lambda part, box: scatter_leaf(part, box.content), state.inner, _boxes(packed))
-    return unpack(packed), state._replace(algorithm=state.algorithm._replace(masks=masks_of(packed)), inner=optimizer)
+    masked = state._replace(algorithm=state.algorithm._replace(masks=masks_of(packed)), inner=optimizer)
+    return layout.gathered(sharding, (unpack(packed), masked))
 
 
 def _unpack(
@@ -213,8 +219,12 @@ def _update(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extr
     checks.gradients(who, grads, values, of="packed.values")
     updates, optimizer = run.inner.update(grads, state.inner, values, **extra)
     values = optax.apply_updates(values, updates)
-    if not run.algorithm.keeps_counts:
+    if layout.cuts(run.sharding) or not run.algorithm.keeps_counts:
         values = jax.tree.map(_without_padding, values, packed.patterns)
+    if layout.cuts(run.sharding):
+        keep = functools.partial(layout.kept, run.sharding)
+        values = jax.tree.map(keep, values, packed.patterns)
+        optimizer = map_inner(run.inner, lambda part, box: keep(part, box.content), optimizer, _boxes(packed))
     return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "Stacked",
     "as_matrix",
     "backends",
+    "capacity",
     "check",
     "clear_padding",
     "conv",
@@ -208,6 +209,18 @@ def count(at: AnyPattern) -> int:
         return sum(map(count, _layers(at)))
     at = at.matrix if isinstance(at, Folded) else at
     return pattern.count(at) * at.height if isinstance(at, Pattern) else at.nnz
+
+
+@arguments(at=_ANY)
+def capacity(at: AnyPattern) -> int | None:
+    """How many entries a pattern has room for, of a `Stacked` each layer; None for a pattern that is never padded.
+
+    >>> capacity(make_pattern(np.eye(4, dtype=bool), capacity=6))
+    6
+    """
+    at = at.layer if isinstance(at, Stacked) else at
+    at = at.matrix if isinstance(at, Folded) else at
+    return at.nnz // at.height if isinstance(at, Pattern) else None
 
 
 @arguments(values=rules.array(1), at=_ANY)
