@@ -2,7 +2,7 @@
 
 A failed or impossible build (no C++ compiler, no jaxlib headers, an odd platform) never fails the install: the library
 then runs its kernels in plain JAX, says so when it first would have used them, and `python -m rigl_jax.native.build`
-builds them later.
+builds them later. Kernels for NVIDIA's GPUs are built too where nvcc is found, unless RIGL_JAX_CUDA=0 is set.
 """
 
 import importlib.util
@@ -41,10 +41,10 @@ class BuildKernels(build_ext):
         try:
             if os.environ.get("RIGL_JAX_NATIVE") == "0":  # the wheel for all platforms
                 raise RuntimeError("switched off by RIGL_JAX_NATIVE=0")
-            if build.fault():
-                build.build(target)
+            if ext.name.endswith("_cuda"):
+                self._take(target, build.CUDA_LIBRARY, build.fault(build.CUDA_LIBRARY, cuda=True), build.build_cuda)
             else:
-                self._copy(build.LIBRARY, target)
+                self._take(target, build.LIBRARY, build.fault(), build.build)
         except Exception as error:  # whatever it is, the install goes on without native kernels
             self.warn(f"rigl_jax: native kernels not built, plain JAX will serve: {error}")
             for left in (target, build.note_of(target)):  # of an older build
@@ -55,13 +55,20 @@ class BuildKernels(build_ext):
         for ext in self.extensions:
             made = pathlib.Path(self.build_lib, self.get_ext_filename(ext.name))
             if made.exists():
-                self._copy(made, build.LIBRARY)
+                self._copy(made, NATIVE / made.name)
 
     def get_outputs(self):
         """The note belongs to the library."""
         return [
             name for library in super().get_outputs() for name in (library, str(build.note_of(pathlib.Path(library))))
         ]
+
+    def _take(self, target, library, fault, make):
+        """The library in the sources' own folder if it is up to date, else a new one."""
+        if fault:
+            make(target)
+        else:
+            self._copy(library, target)
 
     @staticmethod
     def _copy(library, target):
@@ -76,12 +83,14 @@ class Wheel(bdist_wheel):
     """One wheel serves all Pythons of a platform: its library is no extension module."""
 
     def get_tag(self):
-        """py3-none and the platform, or any platform where the library was not built."""
-        built = pathlib.Path(self.bdist_dir, "rigl_jax", "native", "_native.so").exists()
+        """py3-none and the platform, or any platform where no library was built."""
+        built = any(pathlib.Path(self.bdist_dir, "rigl_jax", "native").glob("*.so"))
         return ("py3", "none", super().get_tag()[2] if built else "any")
 
 
+LIBRARIES = ["_native", "_cuda"] if build.cuda_wanted() else ["_native"]
+
 setup(
-    ext_modules=[Extension("rigl_jax.native._native", sources=[], optional=True)],
+    ext_modules=[Extension(f"rigl_jax.native.{name}", sources=[], optional=True) for name in LIBRARIES],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

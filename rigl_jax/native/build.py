@@ -1,9 +1,11 @@
 """Compile the native kernels: `python -m rigl_jax.native.build`, which does nothing where they are up to date.
 
-The source of products is compiled once for each instruction-set level, with that level's flags and no other, and that
-of selection holds clones of its loops: a wheel built on one machine runs on all, the level is chosen when it is loaded.
-Beside the library lies a note of what it was built from. `fault` compares the two with the sources and the jaxlib of
-now, so that an old or damaged library is never loaded.
+Two libraries: one for CPUs, and where nvcc is found one for NVIDIA's GPUs. For CPUs the source of products is compiled
+once for each instruction-set level, with that level's flags and no other, and that of selection holds clones of its
+loops: a wheel built on one machine runs on all, the level is chosen when it is loaded. For GPUs it holds code for
+Hopper, and PTX that the driver compiles for others since Ampere. Beside a library lies a note of what it was built
+from. `fault` compares the two with the sources and the jaxlib of now, so that an old or damaged library is never
+loaded.
 
 Imports nothing outside the standard library and nothing of rigl_jax, so that setup.py and make can run this file by its
 path before anything is installed.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -34,6 +37,9 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidde
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1")
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+CUDA_LIBRARY = HERE / "_cuda.so"
+CUDA_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+CUDA_DEVICES = ("-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_80,code=compute_80")
 
 
 class Unit(NamedTuple):
@@ -56,12 +62,27 @@ def units(machine: str) -> tuple[Unit, ...]:
     return (*handlers, *copies)
 
 
+CUDA_UNITS = (
+    Unit("select.cu", "select.cu", CUDA_DEVICES),
+    Unit("linear.cu", "linear.cu", CUDA_DEVICES),
+    Unit("handlers.cc", "handlers.cc"),  # no device code
+)
+
+
 def compiler() -> str:
     """The C++ compiler: $CXX, or the first of c++, g++, clang++ on the path. RuntimeError if there is none."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and shutil.which(name):
             return name
     raise RuntimeError("no C++ compiler found (looked at $CXX, c++, g++, clang++)")
+
+
+def cuda_compiler() -> str:
+    """NVIDIA's compiler: $NVCC, or nvcc on the path or in CUDA's usual folder. RuntimeError if there is none."""
+    for name in (os.environ.get("NVCC"), "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if name and shutil.which(name):
+            return name
+    raise RuntimeError("no nvcc found (looked at $NVCC, the path, /usr/local/cuda/bin)")
 
 
 def headers() -> pathlib.Path:
@@ -82,10 +103,12 @@ def ffi_version(include: pathlib.Path) -> list[int]:
     return [int(number[1]) for number in found if number]
 
 
-def stamp() -> str:
-    """Digest of the sources, and of how they are compiled on this kind of processor."""
-    digest = hashlib.sha256(repr((FLAGS, units(platform.machine()))).encode())
-    for source in sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h")):
+def stamp(cuda: bool = False) -> str:
+    """Digest of the sources of a library, and of how they are compiled on this kind of processor."""
+    how = (CUDA_FLAGS, CUDA_UNITS) if cuda else (FLAGS, units(platform.machine()))
+    digest = hashlib.sha256(repr(how).encode())
+    folder = SOURCES / "cuda" if cuda else SOURCES
+    for source in sorted(path for path in folder.iterdir() if path.suffix in (".cc", ".cu", ".h")):
         digest.update(f"{source.name}\n".encode() + source.read_bytes())
     return digest.hexdigest()
 
@@ -95,15 +118,15 @@ def note_of(library: pathlib.Path) -> pathlib.Path:
     return library.with_suffix(".json")
 
 
-def fault(library: pathlib.Path = LIBRARY) -> str:
+def fault(library: pathlib.Path = LIBRARY, *, cuda: bool = False) -> str:
     """Why a library is not to be loaded: it is not there, not readable, old, damaged, for another jaxlib. Or ""."""
     try:
-        return _fault(library)
+        return _fault(library, cuda)
     except OSError as error:
         return f"not readable, or its sources are not ({error})"
 
 
-def _fault(library: pathlib.Path) -> str:
+def _fault(library: pathlib.Path, cuda: bool) -> str:
     if not library.exists():
         return "not built"
     try:
@@ -111,7 +134,7 @@ def _fault(library: pathlib.Path) -> str:
         built, digest, ffi = note["stamp"], note["sha256"], list(map(int, note["ffi"]))
     except (OSError, ValueError, KeyError, TypeError):
         return f"built by another version, for no readable note {library.stem}.json lies beside {library}"
-    if built != stamp():
+    if built != stamp(cuda):
         return "built from other sources"
     if hashlib.sha256(library.read_bytes()).hexdigest() != digest:
         return "damaged"
@@ -125,27 +148,59 @@ def _fault(library: pathlib.Path) -> str:
 
 
 def build(target: pathlib.Path = LIBRARY, extra: Sequence[str] = ()) -> pathlib.Path:
-    """Compile and link the library to `target` and return it. RuntimeError says what is missing or what failed."""
+    """Compile and link the library for CPUs to `target` and return it.
+
+    Raises:
+      RuntimeError: says what is missing or what failed.
+    """
     if sys.platform == "win32":
         raise RuntimeError("the native kernels are not built on Windows")
-    command, include = compiler(), headers()
+    make = [compiler(), *FLAGS, *extra]
+    _build(target, SOURCES, units(platform.machine()), make, [compiler(), "-shared", *extra, "-pthread"], stamp())
+    return target
+
+
+def build_cuda(target: pathlib.Path = CUDA_LIBRARY) -> pathlib.Path:
+    """Compile and link the library for NVIDIA's GPUs to `target` and return it. It needs no driver and no GPU.
+
+    Raises:
+      RuntimeError: says what is missing or what failed.
+    """
+    command = cuda_compiler()
+    link = [command, "-shared", "-cudart", "static"]  # so that it loads where no CUDA is installed
+    _build(target, SOURCES / "cuda", CUDA_UNITS, [command, *CUDA_FLAGS], link, stamp(cuda=True))
+    return target
+
+
+def cuda_wanted() -> bool:
+    """Whether the library for GPUs is to be built here: nvcc is found, and RIGL_JAX_CUDA is not 0."""
+    if os.environ.get("RIGL_JAX_CUDA") == "0":
+        return False
+    with contextlib.suppress(RuntimeError):
+        return bool(cuda_compiler())
+    return False
+
+
+def _build(
+    target: pathlib.Path, sources: pathlib.Path, made_of: Sequence[Unit], make: list[str], link: list[str], digest: str
+) -> None:
+    include = headers()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def compiled(unit: Unit) -> str:
             made = os.path.join(folder, unit.name + ".o")
-            flags = (*FLAGS, *unit.flags, *extra, "-isystem", str(include))
-            _run([command, *flags, "-c", str(SOURCES / unit.source), "-o", made])
+            flags = (*unit.flags, "-isystem", str(include))
+            _run([*make, *flags, "-c", str(sources / unit.source), "-o", made])
             return made
 
-        note = {"stamp": stamp(), "ffi": ffi_version(include)}
-        objects = list(pool.map(compiled, units(platform.machine())))
+        note = {"stamp": digest, "ffi": ffi_version(include)}
+        objects = list(pool.map(compiled, made_of))
         linked = os.path.join(folder, "linked.so")
-        _run([command, "-shared", *extra, *objects, "-o", linked, "-pthread"])
+        _run([*link, *objects, "-o", linked])
         note["sha256"] = hashlib.sha256(pathlib.Path(linked).read_bytes()).hexdigest()
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(target, pathlib.Path(linked).read_bytes())  # a process that has the old library mapped keeps it
         _replace(note_of(target), json.dumps(note).encode())
-    return target
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
@@ -162,7 +217,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
-    """Build in place, beside this file, unless that library is up to date; 0 if it worked."""
+    """Build in place, beside this file, what is not up to date; 0 if there is a library for CPUs."""
     parser = argparse.ArgumentParser(prog="python -m rigl_jax.native.build", description="Compile the native kernels.")
     parser.add_argument("--force", action="store_true", help="build anew what is up to date")
     parser.add_argument("--sanitize", type=pathlib.Path, metavar="LIBRARY", help="build for `make sanitize`, to there")
@@ -170,13 +225,19 @@ def main() -> int:
     try:
         if arguments.sanitize:
             print(f"built {build(arguments.sanitize, SANITIZE)}")
-        elif arguments.force or fault():
-            print(f"built {build()}")
-        else:
-            print(f"up to date: {LIBRARY}")
+            return 0
+        print(f"built {build()}" if arguments.force or fault() else f"up to date: {LIBRARY}")
     except (RuntimeError, OSError) as error:
         print(f"rigl_jax: native kernels not built: {error}", file=sys.stderr)
         return 1
+    if cuda_wanted():
+        try:
+            if arguments.force or fault(CUDA_LIBRARY, cuda=True):
+                print(f"built {build_cuda()}")
+            else:
+                print(f"up to date: {CUDA_LIBRARY}")
+        except (RuntimeError, OSError) as error:
+            print(f"rigl_jax: kernels for GPUs not built, plain JAX will serve there: {error}", file=sys.stderr)
     return 0
 
 

@@ -3,7 +3,8 @@
 A selection on an accelerator starts some 60 kernels, whatever the size of the weight, and a rewiring makes two of them:
 the 54 leaves of a ResNet-50 would start thousands, each with little to do. There the keys of all leaves are laid out in
 rows, none of which holds keys of two leaves. A pass counts in the rows and adds up the rows of each leaf, so all
-leaves are searched by the kernels of one. The masks are the same.
+leaves are searched by the kernels of one. The native kernels for GPUs (`rigl_jax.native.cuda`) take many leaves as they
+are. The masks are the same.
 
 What ranks is written once, as a generator: it yields each `Selection` that it needs and is sent its result.
 """
@@ -22,8 +23,9 @@ from jax import lax
 
 from rigl_jax import trees
 from rigl_jax.base import Array, LayerPlan, Plan, PyTree
+from rigl_jax.native import cuda
 from rigl_jax.topology import apportion
-from rigl_jax.topology.topk import candidates, check_scores, digit_bits, largest, select
+from rigl_jax.topology.topk import candidates, check_scores, digit_bits, largest, native_platform, select
 
 ROW = 4096
 """Keys in a row. A leaf is filled up to whole rows."""
@@ -83,29 +85,32 @@ def _run(rankings: Sequence[Selections[T]], answer: Callable[[list[Selection]], 
 def select_each(asked: Sequence[Selection]) -> list[Array]:
     """`select` for each; those of one group each, in batches that share a dtype, by one search. For accelerators."""
     found: dict[int, Array] = {}
-    for batch in _batches(asked):
+    on_cuda = any(native_platform(one.scores) == "cuda" for one in asked)
+    # The native kernels make no keys.
+    batches = _batches(asked, 1 << 31, cuda.MOST_LEAVES) if on_cuda else _batches(asked, MOST, len(asked))
+    for batch in batches:
         for one in batch.values():
             check_scores("select", one.scores, one.among)
         k = jnp.stack([apportion.count(one.k).reshape(()) for one in batch.values()])
-        chosen = _selected_each([one.scores for one in batch.values()], k, [one.among for one in batch.values()])
-        found.update(zip(batch, chosen, strict=True))
+        scores, among = [one.scores for one in batch.values()], [one.among for one in batch.values()]
+        found.update(zip(batch, _selected_each(scores, k, among, on_cuda=on_cuda), strict=True))
     for i, one in enumerate(asked):
         if i not in found:
             found[i] = select(one.scores, one.k, axes=one.axes, among=one.among)
     return [found[i] for i in range(len(asked))]
 
 
-def _batches(asked: Sequence[Selection]) -> list[dict[int, Selection]]:
-    """Selections that are made by one search, by their position."""
+def _batches(asked: Sequence[Selection], most: int, most_leaves: int) -> list[dict[int, Selection]]:
+    """Selections that are made by one search, by their position: at most so many weights and leaves."""
     batches: list[dict[int, Selection]] = []
     open_batch: dict[Any, tuple[dict[int, Selection], int]] = {}
     for i, one in enumerate(asked):
         dtype, size = one.scores.dtype, one.scores.size
         whole = math.prod(one.scores.shape[axis] for axis in one.axes) == size
-        if not whole or not 0 < size <= MOST or trees.explicit_sharding(one.scores) is not None:
+        if not whole or not 0 < size <= most or dtype == jnp.float64 or trees.explicit_sharding(one.scores) is not None:
             continue
-        batch, total = open_batch.get(dtype, ({}, MOST))
-        if total + size > MOST:
+        batch, total = open_batch.get(dtype, ({}, most))
+        if total + size > most or len(batch) == most_leaves:
             batch, total = {}, 0
             batches.append(batch)
         batch[i] = one
@@ -114,8 +119,15 @@ def _batches(asked: Sequence[Selection]) -> list[dict[int, Selection]]:
 
 
 # Jitted for the same reason as the selection of one array.
-@functools.partial(jax.jit, inline=True)
-def _selected_each(scores: list[Array], k: Array, among: list[Array | None]) -> list[Array]:
+@functools.partial(jax.jit, static_argnames="on_cuda", inline=True)
+def _selected_each(scores: list[Array], k: Array, among: list[Array | None], *, on_cuda: bool) -> list[Array]:
+    if not on_cuda:
+        return _searched_each(scores, k, among)
+    return lax.platform_dependent(scores, k, among, cuda=cuda.select_each, default=_searched_each)
+
+
+def _searched_each(scores: list[Array], k: Array, among: list[Array | None]) -> list[Array]:
+    """By one search in plain JAX."""
     pairs = [candidates(s, a) for s, a in zip(scores, among, strict=True)]
     rows = [-(-s.size // ROW) for s in scores]
     filled = [

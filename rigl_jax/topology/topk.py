@@ -3,8 +3,8 @@
 Selection takes exactly k of n, with ties to the lower index, and k may be traced. It does not sort: the k-th largest
 score is found by a search over the bits of its float representation: with a counting pass for each bit on CPUs, for
 each four bits on accelerators, which count 15 numbers in the time that it takes to read the scores. Counts can be
-summed over devices, so a sharded weight is not gathered. On a single CPU a native kernel selects (`rigl_jax.native`):
-with the same result, faster and with less memory.
+summed over devices, so a sharded weight is not gathered. On a single CPU, and on a single GPU of NVIDIA, a native
+kernel selects where it was built (`rigl_jax.native`): with the same result, and with less memory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rigl_jax import checks, native, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import kind, shown
+from rigl_jax.native import cuda
 from rigl_jax.topology import apportion
 
 SMALL_GROUP = 16
@@ -40,7 +41,7 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
 
     Order: +inf, ..., +0.0 = -0.0, ..., -inf, NaN. Equal scores go to the lower index, in row-major order along
     `axes`. `lax.top_k` gives the same set, but sorts, needs a static k, and ranks -0.0 below +0.0 and NaN first. On
-    a single CPU one group is selected natively, where the kernels are built (`rigl_jax.native`).
+    a single CPU or NVIDIA GPU one group is selected natively, where the kernels are built (`rigl_jax.native`).
 
     Args:
       scores: float[*units]: f32, bf16 or f16; f64 under `jax_enable_x64`.
@@ -70,21 +71,29 @@ def select(scores: Array, k: Any, *, axes: tuple[int, ...] | None = None, among:
     counts = tuple(1 if axis in axes else size for axis, size in enumerate(scores.shape))
     if jnp.broadcast_shapes(jnp.shape(k), counts) != counts:
         raise ValueError(f"select: k must be one number for each group, of shape {counts}, got {jnp.shape(k)}")
-    alone = len(set(axes)) == scores.ndim and _on_one_cpu(scores)
-    return _selected(scores, apportion.count(k), among, axes=axes, alone=alone, digit=digit_bits())
+    on = native_platform(scores) if len(set(axes)) == scores.ndim else None
+    return _selected(scores, apportion.count(k), among, axes=axes, on=on, digit=digit_bits())
+
+
+_NATIVE: dict[str, Callable[[Array, Array, Array | None], Array]] = {
+    "cpu": native.select,
+    "cuda": lambda scores, k, among: cuda.select_each([scores], k.reshape(1), [among])[0],
+}
 
 
 # Jitted, so that outside of jit it is compiled once for each shape; inside of jit it is inlined.
-@functools.partial(jax.jit, static_argnames=("axes", "alone", "digit"), inline=True)
-def _selected(scores: Array, k: Array, among: Array | None, *, axes: tuple[int, ...], alone: bool, digit: int) -> Array:
-    if not alone:
+@functools.partial(jax.jit, static_argnames=("axes", "on", "digit"), inline=True)
+def _selected(
+    scores: Array, k: Array, among: Array | None, *, axes: tuple[int, ...], on: str | None, digit: int
+) -> Array:
+    if on is None:
         return _select(scores, k, among, axes, digit)
     return lax.platform_dependent(
         scores,
         k.reshape(()),
         *(() if among is None else (among,)),
-        cpu=lambda scores, k, among=None: native.select(scores, k, among),
         default=lambda scores, k, among=None: _select(scores, k, among, axes, digit),
+        **{on: lambda scores, k, among=None: _NATIVE[on](scores, k, among)},
     )
 
 
@@ -105,11 +114,13 @@ def one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def _on_one_cpu(scores: Array) -> bool:
-    """Whether the native selection is used."""
-    if scores.size == 0 or scores.dtype == jnp.float64 or not one_cpu() or trees.explicit_sharding(scores) is not None:
-        return False
-    return native.library() is not None
+def native_platform(scores: Array) -> str | None:
+    """The platform whose native kernels select from all of an array: "cpu", "cuda", or None."""
+    if scores.size == 0 or scores.dtype == jnp.float64 or trees.explicit_sharding(scores) is not None:
+        return None
+    if one_cpu():
+        return "cpu" if native.library() is not None else None
+    return "cuda" if jax.default_backend() == "gpu" and jax.device_count() == 1 and cuda.serves() else None
 
 
 @arguments(scores=rules.sequence, k=rules.count, among=rules.optional(rules.sequence))

@@ -14,6 +14,7 @@ from experiments.benchmarks import ahead
 from rigl_jax import topology
 from rigl_jax.execution import kernels
 from rigl_jax.execution.kernels import mosaic, pallas
+from rigl_jax.native import cuda
 
 F32 = jnp.float32
 WEIGHTS = {name: jax.ShapeDtypeStruct((256, 256), F32) for name in ("a", "b")}
@@ -51,7 +52,13 @@ def test_a_masked_step_is_a_dense_step(target):
     assert ahead.temporary(made["masked"]) <= ahead.temporary(made["dense"]) + 4 * 256
 
 
-def test_a_selection_reads_the_scores_once_for_every_four_bits():
+@pytest.fixture
+def plain_jax(monkeypatch):
+    """Without the native kernels for GPUs."""
+    monkeypatch.setattr(cuda, "serves", lambda: False)
+
+
+def test_a_selection_reads_the_scores_once_for_every_four_bits(plain_jax):
     needs("h100")
     compiled = ahead.compile("h100", lambda s: topology.select(s, 1000), jax.ShapeDtypeStruct((1 << 20,), F32))
     found = ahead.launches(compiled)
@@ -112,7 +119,7 @@ def test_tiles_on_a_gpu(dtype, side, kernels_each):
 
 
 @pytest.mark.parametrize("target", ahead.TARGETS)
-def test_leaves_are_rewired_by_one_search(target):
+def test_leaves_are_rewired_by_one_search(target, plain_jax):
     """One for what is dropped, one for what is grown, whatever the number of leaves."""
     needs(target)
     plan = rx.make_plan(WEIGHTS, 0.9)
@@ -120,6 +127,31 @@ def test_leaves_are_rewired_by_one_search(target):
     rewire = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
     compiled = ahead.compile(target, rewire, masks, WEIGHTS, WEIGHTS)
     assert ahead.launches(compiled).open_loops == 2 or target == "v5e"  # of ties; on a TPU rounds are not written down
+
+
+@pytest.mark.skipif(cuda.library() is None, reason=cuda.reason())
+def test_the_native_kernels_on_a_gpu():
+    """One selection for what is dropped of all leaves and one for what is grown; a call for each of three products."""
+    needs("h100")
+    plan = rx.make_plan(WEIGHTS, 0.9)
+    masks = {name: jax.ShapeDtypeStruct(w.shape, bool) for name, w in WEIGHTS.items()}
+    rewire = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
+    compiled = ahead.compile("h100", rewire, masks, WEIGHTS, WEIGHTS)
+    assert compiled.as_text().count('custom_call_target="rigl_cuda_select"') == 2
+    assert ahead.launches(compiled).open_loops == 0
+    assert ahead.launches(compiled).kernels < 60
+    assert ahead.temporary(compiled) < 2 * 4 * cuda.PER_LEAF * len(WEIGHTS) + 5 * 256 * 256 * len(WEIGHTS)
+
+    pattern = kernels.make_pattern(np.random.default_rng(0).random((256, 256)) < 0.3)
+
+    def all_three(x, values, dy):
+        y, pull = jax.vjp(lambda x, values: kernels.matmul(x, values, pattern, level="cuda"), x, values)
+        return y, *pull(dy)
+
+    compiled = ahead.compile("h100", all_three, X, jax.ShapeDtypeStruct((pattern.nnz,), F32), X)
+    text = compiled.as_text()
+    assert [text.count(f'custom_call_target="rigl_cuda_{name}"') for name in ("gather", "dots")] == [2, 1]
+    assert ahead.temporary(compiled) < 2 * 4 * 128 * 256 + 4096  # x and dy, feature-major; no dense weight
 
 
 PROGRAM = """HloModule m
@@ -134,11 +166,12 @@ ENTRY %main (a: s32[]) -> s32[] {
   %a = s32[] parameter(0)
   %w = s32[] while(%a), condition=%body, body=%body, backend_config={"known_trip_count":{"n":"8"}}
   %o = s32[] while(%w), condition=%body, body=%body
-  ROOT %t = s32[] conditional(%o, %a, %a), branch_computations={%inner, %body}
+  %c = s32[] custom-call(%o), custom_call_target="rigl_cuda_dots"
+  ROOT %t = s32[] conditional(%c, %a, %a), branch_computations={%inner, %body}
 }
 """
 
 
 def test_counting_of_kernels_in_loops_and_branches():
     program = type("Program", (), {"as_text": lambda self: PROGRAM})()
-    assert ahead.launches(program) == ahead.Launches(kernels=17, open_loops=1, in_open_loops=2)
+    assert ahead.launches(program) == ahead.Launches(kernels=20, open_loops=1, in_open_loops=2)

@@ -1,5 +1,6 @@
 """The native library is loaded only if it was built from these sources, for this jaxlib, and is whole."""
 
+import ctypes
 import fnmatch
 import json
 import os
@@ -14,7 +15,8 @@ import tomllib
 import pytest
 
 from rigl_jax import native
-from rigl_jax.native import build
+from rigl_jax.execution import backends
+from rigl_jax.native import build, cuda
 
 built = pytest.mark.skipif(native.library() is None, reason=native.reason())
 
@@ -152,7 +154,52 @@ def test_what_the_levels_share_is_for_every_processor():
 def test_packages_hold_every_source_and_what_it_is_built_with():
     project = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["rigl_jax.native"]
-    sources = [f"src/{path.name}" for path in build.SOURCES.iterdir()]
+    sources = [str(path.relative_to(build.HERE)) for path in build.SOURCES.rglob("*.*")]
     assert all(any(fnmatch.fnmatch(source, pattern) for pattern in patterns) for source in sources)
     assert {f"src/{unit.source}" for unit in build.units("x86_64")} <= set(sources)
+    assert {f"src/cuda/{unit.source}" for unit in build.CUDA_UNITS} <= set(sources)
     assert any(need.startswith("jaxlib") for need in project["build-system"]["requires"])
+
+
+@pytest.mark.skipif(not build.cuda_wanted(), reason="no nvcc, or RIGL_JAX_CUDA=0")
+def test_nvcc_compiles_the_kernels_for_gpus(tmp_path):
+    """The library of this checkout, which `make` builds; another one where it is not up to date."""
+    library = build.CUDA_LIBRARY
+    if build.fault(library, cuda=True):
+        library = build.build_cuda(tmp_path / "_cuda.so")
+    assert build.fault(library, cuda=True) == ""
+    assert build.fault(library) == "built from other sources"  # it is not the one for CPUs
+    loaded = ctypes.CDLL(str(library))  # without a driver
+    assert all(hasattr(loaded, target) for target in cuda.TARGETS)
+    assert b"sm_90a" in library.read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["nothing built", "switched off"])
+def test_no_kernels_for_gpus_are_plain_jax_without_a_word(monkeypatch, caplog, capfd, tmp_path, missing):
+    monkeypatch.setattr(build, "CUDA_LIBRARY", tmp_path / "_cuda.so")
+    monkeypatch.setenv("RIGL_JAX_CUDA", "0" if missing == "switched off" else "1")
+    monkeypatch.setattr(cuda, "_load", cuda._load.__wrapped__)
+    found = backends()["cuda"]
+    assert not found.available
+    assert ("RIGL_JAX_CUDA=0" if missing == "switched off" else "not built") in found.detail
+    assert not cuda.serves.__wrapped__()
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("nvcc", "wanted"), [(None, False), ("false", True)])
+def test_a_build_goes_on_without_kernels_for_gpus(monkeypatch, capsys, tmp_path, nvcc, wanted):
+    """Silently without nvcc, with a line where it fails."""
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == nvcc else None)
+    monkeypatch.setenv("NVCC", nvcc or "")
+    monkeypatch.delenv("RIGL_JAX_CUDA", raising=False)
+    monkeypatch.setattr(build, "CUDA_LIBRARY", tmp_path / "_cuda.so")
+    monkeypatch.setattr(build, "fault", lambda *library, cuda=False: "not built" if cuda else "")
+    monkeypatch.setattr(sys, "argv", ["build"])
+    assert build.cuda_wanted() == wanted
+    assert build.main() == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("up to date: ")
+    assert said.err.startswith("rigl_jax: kernels for GPUs not built") if wanted else said.err == ""
+    monkeypatch.setenv("RIGL_JAX_CUDA", "0")
+    assert not build.cuda_wanted()

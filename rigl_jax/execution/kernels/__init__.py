@@ -5,10 +5,11 @@
     y = kernels.matmul(x, values, pattern)           # differentiable in x and values
     kernel = kernels.scatter(values, pattern)        # the dense weight again
 
-`Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs on native kernels on CPUs and
-in plain JAX elsewhere; `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere.
-`Folded` is any of them for a weight of more axes that a model uses as a matrix, `Stacked` a `Pattern` or `Folded` for
-each of the layers that a scan uses. `backends()` lists what is available.
+`Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs on native kernels on CPUs, on
+others on NVIDIA's GPUs where weights are sparse enough for them (`cuda.pays`), and in plain JAX elsewhere;
+`BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere. `Folded` is any of them
+for a weight of more axes that a model uses as a matrix, `Stacked` a `Pattern` or `Folded` for each of the layers that a
+scan uses. `backends()` lists what is available.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 from rigl_jax.execution.kernels.stacked import Stacked
 from rigl_jax.messages import shown
+from rigl_jax.native import cuda as cuda_library
 
 __all__ = [
     "AnyPattern",
@@ -72,7 +74,9 @@ class Backend(NamedTuple):
 
 
 def backends() -> dict[str, Backend]:
-    """What this process can run: native CPU kernels (and their instruction sets), and plain JAX.
+    """What this process can run: native CPU kernels (and their instruction sets), those for GPUs, and plain JAX.
+
+    `cuda` says whether the library for NVIDIA's GPUs is loaded, not whether there is a GPU.
 
     >>> backends()["jax"].available
     True
@@ -81,6 +85,9 @@ def backends() -> dict[str, Backend]:
     detail = f"{levels[-1]} in use, of {', '.join(levels)}" if levels else native.reason()
     return {
         "native": Backend(bool(levels), detail),
+        "cuda": Backend(
+            cuda_library.library() is not None, cuda_library.reason() or "selection, single weights, runs of 16"
+        ),
         "jax": Backend(True, "any platform: jaxlib's CSR product on the CPU, else a dense product"),
     }
 

@@ -1,4 +1,4 @@
-"""y = x @ W for a sparse W: native kernels on the CPU, plain JAX elsewhere, one differentiable function.
+"""y = x @ W for a sparse W: native kernels on CPUs and NVIDIA's GPUs, plain JAX elsewhere, one differentiable function.
 
 The native kernels read activations in tiles of 64 batch rows, feature-major, so that one weight is multiplied by 64
 contiguous floats. `rigl_tile` makes the tiles; the products write row-major results. In one compiled program x and dy
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import native
-from rigl_jax.execution.kernels import arrays, reference
+from rigl_jax.execution.kernels import arrays, cuda, reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
 
@@ -31,7 +31,8 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False
       values: floating [pattern.nnz].
       pattern: from `make_pattern`.
       transpose: x[..., out] @ W.T -> [..., in] instead.
-      level: "auto"; "jax" for the fallback; or the name of an instruction-set level, for tests.
+      level: "auto"; "jax" for the fallback; "cuda" for the kernels on GPUs also where they are not expected to be
+        faster than a dense product; or the name of an instruction-set level, for tests.
 
     Raises:
       ValueError: sizes that do not fit the pattern, or an unknown level.
@@ -43,7 +44,7 @@ def matmul(x: Array, values: Array, pattern: Pattern, *, transpose: bool = False
     check_sizes("matmul", pattern)
     inputs, outputs = (pattern.shape[-1], pattern.rows) if transpose else (pattern.rows, pattern.shape[-1])
     arrays.check_operands("matmul", x, values, inputs=inputs, nnz=pattern.nnz)
-    if level != "jax":
+    if level not in ("jax", "cuda"):
         native.level_number(level)
     dtype = jnp.result_type(x, values)
     product = _product.transposed if transpose else _product
@@ -65,11 +66,12 @@ def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, level: str) -> Ar
     if not served or 0 in (pattern.nnz, *a.shape):
         return reference.run_cpu(kind, a, b, pattern, level)
     native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
-    number = native.level_number(level)
+    number = native.level_number("auto" if level == "cuda" else level)
     return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, number).astype(a.dtype)
 
 
 _product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)
+_product.lowered_by(cuda.run_cuda, "cuda")
 
 
 def _tiled(x: Array, level: np.int64) -> Array:

@@ -1,0 +1,91 @@
+"""The library for NVIDIA's GPUs: found, loaded and registered with XLA once, or the reason why not.
+
+It is optional, and nothing warns where it is missing: plain JAX serves. `reason()` says why there is none. Set
+RIGL_JAX_CUDA=0 to do without it. A program calls it only where it is lowered for CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rigl_jax.native import build
+
+TARGETS = ("rigl_cuda_select", "rigl_cuda_gather", "rigl_cuda_scatter", "rigl_cuda_dots")
+OLDEST = 8.0  # compute capability that the library holds code for
+MOST_LEAVES = 64  # that one search takes; kLeaves in kernels.h
+PER_LEAF, BLOCKS = 2053, 1024  # words of a search's memory: kPerLeaf, kBlocks
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("RIGL_JAX_CUDA") == "0":
+        return None, "switched off by RIGL_JAX_CUDA=0"
+    if why := build.fault(build.CUDA_LIBRARY, cuda=True):
+        return None, f"{why}; `python -m rigl_jax.native.build` builds it where nvcc is found"
+    try:
+        loaded = ctypes.CDLL(str(build.CUDA_LIBRARY))
+        register(loaded, "CUDA")
+    except (OSError, AttributeError, RuntimeError) as error:
+        return None, f"built, but it does not load ({error})"
+    return loaded, ""
+
+
+def register(loaded: ctypes.CDLL, platform: str) -> None:
+    """Makes the handlers of a library known to XLA."""
+    for target in TARGETS:
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, target)), platform=platform)
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None."""
+    return _load()[0]
+
+
+def reason() -> str:
+    """Why there is no library, or the empty string."""
+    return _load()[1]
+
+
+@functools.cache
+def serves() -> bool:
+    """Whether programs for CUDA are to call the library: it is loaded, and the GPUs of this process can run it."""
+    if library() is None:
+        return False
+    try:
+        return all(float(device.compute_capability) >= OLDEST for device in jax.devices("cuda"))
+    except RuntimeError:  # none is here: the program is compiled for another machine
+        return True
+
+
+def select_each(scores: Sequence[jax.Array], k: jax.Array, among: Sequence[jax.Array | None]) -> list[jax.Array]:
+    """`topology.select` over all of each array of f32, bf16 or f16, all of one dtype and none empty.
+
+    Args:
+      scores: at most `MOST_LEAVES` arrays.
+      k: int32[arrays].
+      among: the candidates of each; None: all.
+    """
+    operands: list[jax.Array] = []
+    for array, candidates in zip(scores, among, strict=True):
+        operands.append(jax.lax.stop_gradient(array).reshape(-1))
+        operands.append(jnp.zeros(0, bool) if candidates is None else candidates.reshape(-1))
+    memory = jax.ShapeDtypeStruct((len(scores) * PER_LEAF + BLOCKS,), np.uint32)
+    results = [memory, *(jax.ShapeDtypeStruct((array.size,), np.bool_) for array in scores)]
+    taken = jax.ffi.ffi_call("rigl_cuda_select", results, vmap_method="broadcast_all")(k, *operands)[1:]
+    return [chosen.reshape(array.shape) for chosen, array in zip(taken, scores, strict=True)]
+
+
+def product(
+    target: str, shape: tuple[int, ...], dtype: Any, *operands: jax.Array, height: int, block: int
+) -> jax.Array:
+    """The result of one handler of a product. The second result is memory of the kernels."""
+    results = [jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((1,), np.uint32)]
+    return jax.ffi.ffi_call(target, results)(*operands, height=np.int64(height), block=np.int64(block))[0]
