@@ -45,9 +45,10 @@ def rounds(problem: Problem, method: str) -> dict[str, list[list[float]]]:
     first = fit.init(jax.random.key_data(training.keys(0)))[0]
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool) if p.ndim > 2 else None, first)
     found: dict[str, list[list[float]]] = {"test": [], "static": [], "dynamic": []}
+    params = first
     for round_ in range(ROUNDS + 1):
         if round_:
-            masks = _all_pruned(problem, method, round_, first, masks, params)  # noqa: F821
+            masks = _all_pruned(problem, method, round_, first, masks, params)
         start = Trained(rx.apply_masks(first, masks), masks)
         params = fitting.train(fit, start, steps=steps).params
         for name, values in _facts(params, problem.test).items():

@@ -178,7 +178,7 @@ def run(bench: Bench, way: str, share: float) -> dict[str, Any]:
         params = bench.train(bench.init(key), rows, small, steps, pooled=way != "images")
         few = float(small[:steps].sum())
         cost = (steps - few + few * bench.ratio["images" if way == "images" else "random"]) / total
-        for name, value in (("test", bench.accuracy(params)), ("small", few / steps), ("cost", cost)):
+        for name, value in (("test", float(bench.accuracy(params))), ("small", few / steps), ("cost", cost)):
             found[name].append(value)
     return {name: rounded(values) for name, values in found.items()}
 
