@@ -40,7 +40,7 @@ WAYS = {
     "random": "{} of the steps, drawn",
     "first": "the first {} of the steps",
     "images": "{} of the steps, drawn; whole filters",
-    "short": "none; as few steps as cost what {} small ones save",
+    "short": "none, but fewer steps: the FLOPs of {} small ones",
 }
 """Which steps are small."""
 REPEATS, TIMED = 5, 20
