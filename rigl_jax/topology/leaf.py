@@ -107,11 +107,12 @@ def rewiring(
     check_count("rewire: n_drop", n_drop)
     active = structure.active(mask)
     axes, layer = structure.axes(active.shape), structure.layer_axes(active.shape)
-    kept = yield Selection(structure.pool(drop), count_true(active, layer) - n_drop, layer, active)
-    if n_active is None:
-        n_active = count_true(active, axes)
+    # Counting takes half a copy of the weight, and a score a whole one: one after the other.
+    n_kept = count_true(active, layer) - n_drop
+    n_active = count_true(active, axes) if n_active is None else n_active
+    kept = yield Selection(structure.pool(*after(n_kept, drop)), n_kept, layer, active)
     n_grow = n_active - count_true(kept, axes)
-    grow = structure.pool(*after(kept, grow))
+    grow = structure.pool(*after(n_grow, grow))
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
     grown = yield Selection(grow, n_grow, axes, ~kept)
