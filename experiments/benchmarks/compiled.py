@@ -19,33 +19,59 @@ import optax
 
 import rigl_jax as rx
 from experiments.benchmarks import ahead, rewiring, timing
-from experiments.benchmarks.device.timings import random_tiles
+from experiments.benchmarks.device.timings import random_pattern, random_tiles
 from rigl_jax import topology
 from rigl_jax.execution import kernels
 from rigl_jax.execution.kernels import mosaic
+from rigl_jax.native import cuda
 from rigl_jax.topology import topk
 
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+BY = {"1 bit a pass": 1, "4 bits a pass": 4, "CUDA kernels": 0}
+"""How scores are selected: in plain JAX, with so many bits in a pass over the scores; 0: all by the native kernels."""
 
 
 def programs(scale: int) -> Iterator[tuple[str, int, Program]]:
-    """Name, bits that a pass of a selection finds, and the program with its arguments and options of `jax.jit`."""
+    """Name, bits that a pass finds (`BY`), and the program with its arguments and options of `jax.jit`."""
     scores = jax.ShapeDtypeStruct((25_000_000 // scale,), jnp.float32)
     size = f"{scores.size:,} weights"
-    for digit in (1, 4):
-        bits = f"{digit} bit{'s' * (digit > 1)} a pass"
-        yield f"select 10 % of {size}, {bits}", digit, (lambda s: topology.select(s, s.size // 10), (scores,), {})
+    for by, digit in BY.items():
+        yield f"select 10 % of {size}, {by}", digit, (lambda s: topology.select(s, s.size // 10), (scores,), {})
         mask = jax.ShapeDtypeStruct(scores.shape, bool)
         rewire = lambda m, d, g: topology.rewire(rx.unstructured(), m, d, g, m.size // 30)  # noqa: E731
-        yield f"rewire {size}, {bits}", digit, (rewire, (mask, scores, scores), {})
+        yield f"rewire {size}, {by}", digit, (rewire, (mask, scores, scores), {})
     yield from ((name, 4, program) for name, program in steps(4096 // scale))
     yield from ((name, 4, program) for name, program in tiles(scale))
+    yield from single_weights(scale)
     params = rewiring.resnet50() if scale == 1 else rewiring.mlp()
     plan = rx.make_plan(params, 0.9)
     masks = rx.trees.map_sparse(lambda _, p: p.update(dtype=bool), plan, params)
     rewire_all = lambda masks, drop, grow: topology.drop_and_grow(plan, masks, drop, grow, 0.3)  # noqa: E731
     name = "ResNet-50" if scale == 1 else "an MLP"
-    yield f"rewire the {len(plan)} leaves of {name}, 4 bits a pass", 4, (rewire_all, (masks, params, params), {})
+    for by in ("4 bits a pass", "CUDA kernels"):
+        yield f"rewire the {len(plan)} leaves of {name}, {by}", BY[by], (rewire_all, (masks, params, params), {})
+
+
+def _all_three(product: Callable[..., Any]) -> Callable[..., Any]:
+    """Y and both gradients."""
+
+    def all_three(x: Any, w: Any, dy: Any, at: Any) -> Any:
+        y, pull = jax.vjp(lambda x, w: product(x, w, at), x, w)
+        return y, *pull(dy)
+
+    return all_three
+
+
+def single_weights(scale: int) -> Iterator[tuple[str, int, Program]]:
+    """The three products of a layer in float32 with single weights: in plain JAX, and by our kernels."""
+    width, batch = 4096 // scale, 1024
+    x = jax.ShapeDtypeStruct((batch, width), jnp.float32)
+    at = random_pattern(width, width, 1, 0.9)
+    values = jax.ShapeDtypeStruct((at.nnz,), jnp.float32)
+    for name, digit in (("plain JAX", 4), ("CUDA kernels", 0)):
+        run = _all_three(lambda x, w, at: kernels.matmul(x, w, at, level="cuda"))
+        layer = f"{width} x {width}, batch {batch}, float32, 10 % of its weights, {name}"
+        yield f"y and both gradients, {layer}", digit, (run, (x, values, x, at), {})
 
 
 def tiles(scale: int) -> Iterator[tuple[str, Program]]:
@@ -60,15 +86,8 @@ def tiles(scale: int) -> Iterator[tuple[str, Program]]:
         "10 % of its 128 x 128 tiles, our kernels": (mosaic.matmul, values, at),
     }
     for name, (product, weight, pattern) in variants.items():
-
-        def all_three(x: Any, w: Any, dy: Any, at: Any, product: Any = product) -> Any:
-            y, pull = jax.vjp(lambda x, w: product(x, w, at), x, w)
-            return y, *pull(dy)
-
-        yield (
-            f"y and both gradients, {width} x {width}, batch {batch}, bfloat16, {name}",
-            (all_three, (x, weight, x, pattern), {}),
-        )
+        layer = f"{width} x {width}, batch {batch}, bfloat16, {name}"
+        yield f"y and both gradients, {layer}", (_all_three(product), (x, weight, x, pattern), {})
 
 
 def steps(width: int) -> Iterator[tuple[str, Program]]:
@@ -102,10 +121,11 @@ def main() -> None:
     rows = [] if arguments.quick else timing.rows("compiled")
     done = {row["program"] for row in rows}
     for name, digit, (function, operands, options) in programs(16 if arguments.quick else 1):
-        if name in done:
+        if name in done or (digit == 0 and cuda.library() is None):
             continue
         start = time.perf_counter()
-        with mock.patch.object(topk, "digit_bits", lambda digit=digit: digit):
+        native = mock.patch.object(cuda, "serves", return_value=digit == 0)
+        with mock.patch.object(topk, "digit_bits", lambda digit=digit: digit or 4), native:
             compiled = ahead.compile("h100", function, *operands, **options)
         seconds = time.perf_counter() - start
         found = ahead.launches(compiled)._asdict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -64,23 +65,28 @@ def drawn(rng: np.random.Generator, n: int, dtype: str, *, ties: bool) -> np.nda
 
 
 def selection(toy: bool) -> Rows:
-    """`select` of 25 M scores, and the rewiring of many leaves, against stable sorts by NumPy."""
+    """`select` of 25 M scores, and the rewiring of many leaves, against stable sorts by NumPy.
+
+    By the kernels of this device, where they are there, and in plain JAX.
+    """
     n = 10_000 if toy else 25_000_000
     rng = np.random.default_rng(0)
-    select = jax.jit(topology.select)
-    for dtype in TYPES:
-        for ties in (True, False):
-            scores = drawn(rng, n, dtype, ties=ties)
-            order = best(scores, n // 10)
-            for k in (n // 10, 1, n):
-                wanted = order if k == n // 10 else best(scores, k) if k == 1 else np.ones(n, bool)
-                got = np.asarray(select(jnp.asarray(scores), jnp.int32(k)))
-                yield {"select": dtype, "ties": ties, "k": k, "equal": bool((got == wanted).all())}
-    yield from _rewired(toy, rng)
+    for dtype, ties in itertools.product(TYPES, (True, False)):
+        scores = drawn(rng, n, dtype, ties=ties)
+        order = best(scores, n // 10)
+        for way, k in itertools.product(timings.ways(), (n // 10, n)):
+            with timings.selecting(way):
+                got = np.asarray(jax.jit(lambda s, k: topology.select(s, k))(jnp.asarray(scores), jnp.int32(k)))
+            wanted = order if k < n else np.ones(n, bool)
+            yield {"select": dtype, "way": way, "ties": ties, "k": k, "equal": bool((got == wanted).all())}
+    for way in timings.ways():
+        with timings.selecting(way):
+            yield from _rewired(toy, way)
 
 
-def _rewired(toy: bool, rng: np.random.Generator) -> Rows:
+def _rewired(toy: bool, way: str) -> Rows:
     """`drop_and_grow` of leaves of many sizes, which are searched together on one accelerator."""
+    rng = np.random.default_rng(1)
     sizes = [int(s) for s in rng.integers(100, 1000 if toy else 1_000_000, 6 if toy else 30)]
     params = {f"leaf_{i}": jax.ShapeDtypeStruct((s,), jnp.float32) for i, s in enumerate(sizes)}
     plan = rx.make_plan(params, 0.9, rules=((".*", rx.unstructured()),))
@@ -95,7 +101,7 @@ def _rewired(toy: bool, rng: np.random.Generator) -> Rows:
         mask, n_drop = np.asarray(masks[name]), leaf.n_active // 4
         kept = best(drop[name], leaf.n_active - n_drop, mask)
         equal += int((np.asarray(got[name]) == (kept | best(grow[name], n_drop, ~kept))).all())
-    yield {"drop_and_grow": f"{len(plan)} leaves", "equal": equal == len(plan), "leaves_equal": equal}
+    yield {"drop_and_grow": f"{len(plan)} leaves", "way": way, "equal": equal == len(plan), "leaves_equal": equal}
 
 
 def digests(toy: bool) -> Rows:
@@ -156,6 +162,36 @@ def _error(kind: str, dtype: str, side: int, batch: int) -> float:
     else:
         wanted = x64 @ weight if kind == "forward" else dy64 @ weight.T
     return round(float(np.abs(np.asarray(got, np.float64) - wanted).max() / np.sqrt((wanted**2).mean())), 8)
+
+
+def cuda_products(kind: str, toy: bool) -> Rows:
+    """One product with single weights or runs of 16 against float64, and what a damaged pattern gives."""
+    inputs, outputs = (40, 64) if toy else (1100, 1600)
+    for height, dtype, batch in itertools.product((1, 16), ("float32", "bfloat16"), (1, 5, 300)):
+        rng = np.random.default_rng(0)
+        runs = rng.random((inputs, outputs // height)) < 0.1
+        runs[:, 0] = False  # an output without a weight
+        at = kernels.make_pattern(np.repeat(runs, height, axis=1), height=height)
+        sizes = (batch, inputs), (at.nnz,), (batch, outputs)
+        x, values, dy = (jnp.asarray(rng.standard_normal(size), dtype) for size in sizes)
+        got = _product(kind, x, values, dy, at)
+        weight = np.asarray(kernels.scatter(values, at), np.float64)
+        x64, dy64 = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+        if kind == "dvalues":
+            wanted = np.asarray(kernels.gather(jnp.asarray(x64.T @ dy64, jnp.float32), at), np.float64)
+        else:
+            wanted = x64 @ weight if kind == "forward" else dy64 @ weight.T
+        error = float(np.abs(np.asarray(got, np.float64) - wanted).max() / np.sqrt((wanted**2).mean()))
+        row = {"product": kind, "height": height, "dtype": dtype, "batch": batch, "kernels": timings.on_cuda()}
+        yield {**row, "error": round(error, 8), "sound": error < (1e-4 if dtype == "float32" else 5e-2)}
+    if jax.default_backend() == "gpu":
+        damaged = dataclasses.replace(at, starts=at.starts.at[3].set(1 << 30))
+        yield {"product": kind, "damaged": bool(jnp.isnan(_product(kind, x, values, dy, damaged)).any())}
+
+
+def _product(kind: str, x: jax.Array, values: jax.Array, dy: jax.Array, at: kernels.Pattern) -> jax.Array:
+    y, pull = jax.vjp(lambda x, values: kernels.matmul(x, values, at, level="cuda"), x, values)
+    return y if kind == "forward" else pull(dy)[kind == "dvalues"]
 
 
 ALGORITHMS = "tests/contracts/test_algorithms.py"

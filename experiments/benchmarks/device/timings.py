@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from experiments.benchmarks import rewiring
 from rigl_jax import topology
 from rigl_jax.execution import kernels
 from rigl_jax.execution.kernels import block, mosaic
+from rigl_jax.native import cuda
 
 Array = jax.Array
 Rows = Iterator[dict[str, Any]]
@@ -77,6 +80,23 @@ def steps_of(contenders: dict[str, tuple[Callable[..., Any], Any]], chain: int, 
     return {name: float(np.median(ms[1:])) for name, ms in taken.items()}
 
 
+def ways() -> tuple[str, ...]:
+    """How selections can be made here."""
+    return ("native", "plain JAX") if on_cuda() else ("plain JAX",)
+
+
+def on_cuda() -> bool:
+    """Whether the library's CUDA kernels are used here."""
+    return jax.default_backend() == "gpu" and cuda.serves()
+
+
+@contextlib.contextmanager
+def selecting(way: str) -> Iterator[None]:
+    """Programs that are traced meanwhile select in one of the `ways`."""
+    with mock.patch.object(cuda, "serves", return_value=way == "native"):
+        yield
+
+
 def _training(optimizer: Any, loss: Callable[..., Array], x: Any, **options: Any) -> Callable[..., Any]:
     def step(carry: Any, x: Any) -> Any:
         params, state = carry
@@ -123,9 +143,12 @@ def rewirings(toy: bool) -> Rows:
     keys = jax.random.split(jax.random.key(0), 3)
     drop, grow = (jax.random.normal(key, (n,)) for key in keys[:2])
     mask = jax.random.uniform(keys[2], (n,)) < 0.1
-    yield {"program": f"select 10 % of {n:,}", **time_of(lambda s: topology.select(s, n // 10), [(drop,)])}
     rewire = lambda m, d, g: topology.rewire(rx.unstructured(), m, d, g, n // 30)  # noqa: E731
-    yield {"program": f"rewire {n:,}", **time_of(rewire, [(mask, drop, grow)])}
+    for way in ways():
+        with selecting(way):
+            select = time_of(lambda s: topology.select(s, n // 10), [(drop,)])
+            yield {"program": f"select 10 % of {n:,}", "way": way, **select}
+            yield {"program": f"rewire {n:,}", "way": way, **time_of(lambda *x: rewire(*x), [(mask, drop, grow)])}
     yield {"program": f"jax.lax.top_k, 10 % of {n:,}", **time_of(lambda s: jax.lax.top_k(s, n // 10), [(drop,)], 3)}
     yield {"program": f"jax.lax.sort of {n:,}", **time_of(jax.lax.sort, [(drop,)], 3)}
     shapes = rewiring.mlp() if toy else rewiring.resnet50()
@@ -139,7 +162,10 @@ def rewirings(toy: bool) -> Rows:
     magnitudes = lambda tree: jax.tree.map(jnp.abs, tree)  # noqa: E731
     rewire_all = lambda m, w, g: topology.drop_and_grow(plan, m, magnitudes(w), magnitudes(g), 0.3)  # noqa: E731
     leaves = f"{len(plan)} leaves of {sum(leaf.size for leaf in plan.values()):,} weights"
-    yield {"program": f"rewire {leaves}", **time_of(rewire_all, [(masks, weights, grads)])}
+    for way in ways():
+        with selecting(way):
+            taken = time_of(lambda *x: rewire_all(*x), [(masks, weights, grads)])
+        yield {"program": f"rewire {leaves}", "way": way, **taken}
 
 
 def random_tiles(inputs: int, outputs: int, side: int, sparsity: float, seed: int) -> Any:
@@ -205,39 +231,60 @@ def _forward_and_gradients(product: Callable[[Array, Array], Array]) -> Callable
     return run
 
 
+def random_pattern(inputs: int, outputs: int, height: int, sparsity: float, block: int | None = None) -> Any:
+    """A pattern of single weights, or of runs of outputs, drawn at random."""
+    runs = np.random.default_rng(0).random((inputs, outputs // height)) >= sparsity
+    return kernels.make_pattern(np.repeat(runs, height, axis=1), height=height, block=block)
+
+
 def unstructured(toy: bool) -> Rows:
-    """What `rx.pack` gives on this device today: y and both gradients, against the dense product."""
+    """Y and both gradients, against the dense product: by our kernels, and in plain JAX."""
     batch, inputs, outputs = (64, 64, 64) if toy else SHAPES["A"]
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
-    x, weight, dy = draw(0, batch, inputs), draw(1, inputs, outputs), draw(2, batch, outputs)
-    rng = np.random.default_rng(0)
-    for precision in ("default", "highest"):
+    half = np.tile([[1], [0], [1], [0]], (inputs // 4, outputs)).astype(bool)
+    plain = {"2:4": kernels.make_nm_pattern(half, 2, 4)}
+    plain["tiles, plain XLA, 90%"] = random_tiles(inputs, outputs, 16 if toy else 128, 0.9, 0)
+    ours = {(h, s): random_pattern(inputs, outputs, h, s) for h in (16, 1) for s in (0.9, 0.98)}
+    for dtype, precision in (("float32", "highest"), ("bfloat16", "default"), ("float32", "default")):
+        draw = lambda i, *shape, d=dtype: jax.random.normal(jax.random.key(i), shape, d)  # noqa: E731
+        x, weight, dy = draw(0, batch, inputs), draw(1, inputs, outputs), draw(2, batch, outputs)
         with jax.default_matmul_precision(precision):
             dense = time_of(_forward_and_gradients(jnp.matmul), [(x, weight, dy)])
-            yield {"float32, precision": precision, "pattern": "dense", **dense, "ratio": 1.0}
-            cases: dict[str, Any] = {
-                f"single weights, {s:.0%}": rng.random((inputs, outputs)) >= s for s in (0.9, 0.98)
-            }
-            patterns: dict[str, Any] = {name: kernels.make_pattern(mask) for name, mask in cases.items()}
-            half = np.tile([[1], [0], [1], [0]], (inputs // 4, outputs)).astype(bool)
-            patterns["2:4"] = kernels.make_nm_pattern(half, 2, 4)
-            side = 16 if toy else 128
-            patterns["tiles, plain XLA, 90%"] = random_tiles(inputs, outputs, side, 0.9, 0)
-            for name, at in patterns.items():
-                run = _forward_and_gradients(lambda x, v, at=at: kernels.matmul(x, v, at))
+            row = {"dtype": dtype, "precision": precision}
+            yield {**row, "pattern": "dense", **dense, "ratio": 1.0}
+            cases: list[tuple[str, Any, dict[str, str]]] = [
+                (f"{'single weights' if h == 1 else 'runs of 16'}, {s:.0%}, {level}", at, {"level": level})
+                for (h, s), at in ours.items()
+                for level in ("cuda", "jax")
+                if level == "cuda" or (h, s) == (1, 0.9)  # a dense product takes as long at every sparsity
+            ]
+            if precision == "default":
+                cases += [(name, at, {}) for name, at in plain.items()]
+            for name, at, options in cases:
+                run = _forward_and_gradients(lambda x, v, at=at, o=options: kernels.matmul(x, v, at, **o))
                 took = time_of(run, [(x, kernels.gather(weight, at), dy)])
-                ratio = round(dense["us"] / took["us"], 3)
-                yield {"float32, precision": precision, "pattern": name, **took, "ratio": ratio}
+                yield {**row, "pattern": name, **took, "ratio": round(dense["us"] / took["us"], 3)}
 
 
 def batch_1(toy: bool) -> Rows:
     """One example, y alone; four weights in turn, so that none stays in the cache."""
     inputs, outputs = (64, 64) if toy else (4096, 16384)
+    # In as few blocks of inputs as there may be: short segments are slow here.
+    patterns = {
+        (h, s): random_pattern(inputs, outputs, h, s, block=inputs if h == 1 else None)
+        for h, s in itertools.product((1, 16), (0.9, 0.98))
+    }
     for dtype in ("float32", "bfloat16"):
         draw = functools.partial(_draw, dtype)
         sets = [(draw(i, 1, inputs), draw(10 + i, inputs, outputs)) for i in range(4)]
         dense = time_of(jnp.matmul, sets)
         yield {"dtype": dtype, "weights": "dense", **dense, "ratio": 1.0}
+        for (height, sparsity), pattern in patterns.items():
+            copies = [jax.tree.map(jnp.copy, pattern) for _ in sets]
+            packed = [(x, kernels.gather(w, p), p) for (x, w), p in zip(sets, copies, strict=True)]
+            took = time_of(functools.partial(kernels.matmul, level="cuda"), packed)
+            name = "single weights" if height == 1 else "runs of 16"
+            row = {"dtype": dtype, "weights": f"{name}, {sparsity:.0%} sparse"}
+            yield {**row, **took, "ratio": round(dense["us"] / took["us"], 2)}
         for side, sparsity in itertools.product((16,) if toy else (128, 64), SPARSITIES):
             at = [mosaic.tile_pattern(random_tiles(inputs, outputs, side, sparsity, i)) for i in range(4)]
             tiled = [(x, kernels.gather(w, p.tiles), p) for (x, w), p in zip(sets, at, strict=True)]
