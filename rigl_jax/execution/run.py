@@ -214,18 +214,20 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     if plain and folded and specs == ((0, 2, 1), (2, 1, 0), (0, 2, 1)):
         y = _product(weight, _windows(x, weight.shape[0], given), False, context)
         return [y.astype(eqn.outvars[0].aval.dtype)]
-    fits = (
-        isinstance(weight.pattern, kernels.Pattern)
-        and specs == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-        and set(given["rhs_dilation"]) == {1}
-    )
+    fits = isinstance(weight.pattern, kernels.Pattern) and specs == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     if not (plain and fits):
         return _materialise(walker, eqn, operands)
-    strides, padding = tuple(given["window_strides"]), tuple(given["padding"])
-    y = _over(context, functools.partial(kernels.conv, strides=strides, padding=padding), x, weight)
+    strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
+    product = functools.partial(kernels.conv, strides=strides, padding=padding, dilation=dilation)
+    y = _over(context, product, x, weight)
     if context.observe is not None:
         patches = jax.lax.conv_general_dilated_patches(
-            x, weight.shape[:2], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x,
+            weight.shape[:2],
+            strides,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         y = context.observe(weight, patches, y)
     return [y.astype(eqn.outvars[0].aval.dtype)]

@@ -26,11 +26,12 @@ CASES = {
 }
 
 
-def dense_conv(x, kernel, strides, padding):
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def dense_conv(x, kernel, strides, padding, dilation=(1, 1)):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers)
 
 
-def check(case, level="auto", density=0.3, block=None):
+def check(case, level="auto", density=0.3, block=None, dilation=(1, 1)):
     image, window, out, strides, padding = case
     rng = np.random.default_rng(0)
     mask = rng.random((*window, image[3], out)) < density
@@ -39,10 +40,13 @@ def check(case, level="auto", density=0.3, block=None):
     x = rng.normal(size=image).astype(np.float32)
     pattern = make_pattern(mask, block=block)
 
+    def run_conv(x, v):
+        return conv(x, v, pattern, strides=strides, padding=padding, dilation=dilation, level=level)
+
     @jax.jit
     def run(x, values, dense):
-        y, pull = jax.vjp(lambda x, v: conv(x, v, pattern, strides=strides, padding=padding, level=level), x, values)
-        want, pull_dense = jax.vjp(lambda x, w: dense_conv(x, w, strides, padding), x, dense)
+        y, pull = jax.vjp(run_conv, x, values)
+        want, pull_dense = jax.vjp(lambda x, w: dense_conv(x, w, strides, padding, dilation), x, dense)
         dy = jnp.cos(jnp.arange(want.size, dtype=jnp.float32)).reshape(want.shape)
         return (y, *pull(dy)), (want, *pull_dense(dy))
 
@@ -55,6 +59,12 @@ def check(case, level="auto", density=0.3, block=None):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_geometry(case):
     check(case)
+
+
+@pytest.mark.parametrize("level", ["auto", "jax"])
+@pytest.mark.parametrize("name", ["same, stride 2", "valid", "explicit, uneven", "window larger than image"])
+def test_taps_that_lie_apart(name, level):
+    check(CASES[name], level, dilation=(1, 2) if name == "window larger than image" else (2, 3))
 
 
 @pytest.mark.parametrize("level", LEVELS)

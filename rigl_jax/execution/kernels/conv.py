@@ -39,6 +39,7 @@ class Geometry(NamedTuple):
     image: Pair
     strides: Pair
     padding: tuple[Pair, Pair]
+    dilation: Pair
     level: str
 
 
@@ -47,6 +48,7 @@ class Geometry(NamedTuple):
     values=rules.array(1),
     pattern=rules.one_of(Pattern, "a Pattern"),
     strides=rules.pair,
+    dilation=rules.pair,
     level=rules.word,
 )
 def conv(
@@ -56,12 +58,13 @@ def conv(
     *,
     strides: Pair = (1, 1),
     padding: str | Sequence[Pair] = "SAME",
+    dilation: Pair = (1, 1),
     level: str = "auto",
 ) -> Array:
     """x[batch, height, width, in] convolved with a sparse kernel HWIO -> [batch, out height, out width, out].
 
-    As `jax.lax.conv_general_dilated` with NHWC, HWIO, NHWC, one feature group and no dilation. Differentiable as
-    `matmul` is. A 1 x 1 kernel without padding is a matrix product.
+    As `jax.lax.conv_general_dilated` with NHWC, HWIO, NHWC and one feature group. Differentiable as `matmul`
+    is. A 1 x 1 kernel without padding is a matrix product.
 
     Args:
       x: floating [batch, height, width, in].
@@ -69,6 +72,7 @@ def conv(
       pattern: from `make_pattern` of a mask [kh, kw, in, out].
       strides: rows and columns, each at least 1.
       padding: "SAME", "VALID", or ((top, bottom), (left, right)), none negative.
+      dilation: pixels from one tap of the kernel to the next, rows and columns, each at least 1.
       level: as in `matmul`.
 
     Raises:
@@ -86,11 +90,11 @@ def conv(
     arrays.check_operands("conv", x, values, inputs=pattern.shape[2], nnz=pattern.nnz)
     if level != "jax":
         native.level_number(level)
-    pads = _explicit(padding, x.shape[1:3], pattern.shape[:2], strides)
+    pads = _explicit(padding, x.shape[1:3], _windows(pattern, dilation), strides)
     dtype = jnp.result_type(x, values)
     if pattern.taps == 1 and pads == ((0, 0), (0, 0)):
         return matmul(x[:, :: strides[0], :: strides[1]], values, pattern, level=level)
-    geometry = Geometry((x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, level)
+    geometry = Geometry((x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, (dilation[0], dilation[1]), level)
     return _product(x.astype(dtype), values.astype(dtype), pattern, geometry)
 
 
@@ -111,9 +115,16 @@ def _are_pads(padding: Any) -> bool:
     return pairs and all(isinstance(p, Sequence) and len(p) == 2 and all(map(checks.is_whole, p)) for p in padding)
 
 
+def _windows(pattern: Pattern, dilation: Pair) -> Pair:
+    """Height and width of what the kernel covers."""
+    height, width = ((taps - 1) * apart + 1 for taps, apart in zip(pattern.shape[:2], dilation, strict=True))
+    return height, width
+
+
 def out_size(geometry: Geometry, pattern: Pattern) -> Pair:
     """Height and width of the result."""
-    sizes = zip(geometry.image, geometry.padding, pattern.shape[:2], geometry.strides, strict=True)
+    windows = _windows(pattern, geometry.dilation)
+    sizes = zip(geometry.image, geometry.padding, windows, geometry.strides, strict=True)
     height, width = (max(0, (n + sum(pad) - k) // s + 1) for n, pad, k, s in sizes)
     return height, width
 
@@ -155,7 +166,7 @@ class _Margins(NamedTuple):
       padded: size of the planes of x.
       before_t: margin before dy in its planes.
       padded_t: size of the planes of dy.
-      shifts: for each tap, the row of the planes of x that it reads for output 0, which is the tap itself.
+      shifts: for each tap, the row of the planes of x that it reads for output 0.
       shifts_t: for each tap, the row of the planes of dy that it reads for the first input pixel of its phase.
       phases_t: for each tap, its phase: input pixel modulo stride.
     """
@@ -169,20 +180,19 @@ class _Margins(NamedTuple):
     phases_t: list[int]
 
 
-def _margins(size: int, out: int, window: int, stride: int, pad: int) -> _Margins:
-    phases = [(k - pad) % stride for k in range(window)]
+def _margins(size: int, out: int, count: int, apart: int, stride: int, pad: int) -> _Margins:
+    taps = [k * apart for k in range(count)]
+    phases = [(k - pad) % stride for k in taps]
     # Tap k connects input pixel stride * q + phase with output q + shift.
-    shifts = [(phase + pad - k) // stride for k, phase in enumerate(phases)]
+    shifts = [(phase + pad - k) // stride for k, phase in zip(taps, phases, strict=True)]
     before = max(0, -min(shifts))
     padded = before + max(out, -(-size // stride) + max(0, *shifts))
-    return _Margins(
-        pad, (out - 1) * stride + window, before, padded, list(range(window)), [before + s for s in shifts], phases
-    )
+    return _Margins(pad, (out - 1) * stride + taps[-1] + 1, before, padded, taps, [before + s for s in shifts], phases)
 
 
 def _axes(pattern: Pattern, geometry: Geometry) -> list[_Margins]:
     out, starts = out_size(geometry, pattern), (geometry.padding[0][0], geometry.padding[1][0])
-    sizes = zip(geometry.image, out, pattern.shape[:2], geometry.strides, starts, strict=True)
+    sizes = zip(geometry.image, out, pattern.shape[:2], geometry.dilation, geometry.strides, starts, strict=True)
     return [_margins(*axis) for axis in sizes]
 
 

@@ -51,7 +51,9 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
 
     def dense_conv(x: Array, kernel: Array) -> Array:
         numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, options.strides, options.padding, dimension_numbers=numbers)
+        return jax.lax.conv_general_dilated(
+            x, kernel, options.strides, options.padding, rhs_dilation=options.dilation, dimension_numbers=numbers
+        )
 
     if kind == "forward":
         return dense_conv(a, scatter(b, pattern))
