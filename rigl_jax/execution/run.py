@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array
-from rigl_jax.execution import kernels
+from rigl_jax.execution import kernels, stacks
 from rigl_jax.execution.packed import Packed, Whole
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import shown
@@ -49,7 +49,8 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
     WIO) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`.
-    Stacked layers are used one by one by the `scan` that goes through them. For any other operation a packed weight is
+    Stacked layers are used one by one, by the `scan` that goes through them or where `vmap` makes one product of all.
+    For any other operation a packed weight is
     made dense, with a warning that names leaf and operation. Differentiable
     in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
@@ -167,6 +168,10 @@ def _dot_general(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]
     dot = geometry.dot(eqn)
     side = 1 if _is_weight(operands[1]) else 0
     weight, x = operands[side], operands[1 - side]
+    if stacks.is_stack(weight) and not _is_weight(x):
+        _refuse_observer(walker.context, operands, "vmap")
+        y = stacks.product(walker, dot, side, weight, x)
+        return _materialise(walker, eqn, operands) if y is None else [y.astype(eqn.outvars[0].aval.dtype)]
     pairs = sorted(zip(dot.summed[side], dot.summed[1 - side], strict=True))
     own, others = [i for i, _ in pairs], [i for _, i in pairs]
     groups = list(range(weight.first)), list(range(weight.first, len(weight.shape)))
@@ -273,7 +278,10 @@ def _scan(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     given, (inside, constants, carried) = eqn.params, primitives.scan(eqn)
     consts, rest = operands[:constants], operands[constants:]
     start = [_as_array(x, "the carry of a scan") for x in rest[:carried]]
-    scanned = [_in_layers(x) for x in rest[carried:]]
+    scanned = [
+        stacks.in_layers(x) if stacks.is_stack(x) else _as_array(x, "the stacked inputs of a scan")
+        for x in rest[carried:]
+    ]
 
     def body(carry: Any, xs: Any) -> Any:
         out = [_as_array(x, "the end of a scan") for x in walker(inside, [*consts, *carry, *xs])]
@@ -281,13 +289,6 @@ def _scan(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
     carry, ys = jax.lax.scan(body, start, scanned, given["length"], given["reverse"], unroll=given["unroll"])
     return [*carry, *ys]
-
-
-def _in_layers(x: Any) -> Any:
-    """What a scan goes through: of stacked layers the weights, whose arrays have an axis of layers in front."""
-    if not (_is_weight(x) and isinstance(x.pattern, kernels.Stacked)):
-        return _as_array(x, "the stacked inputs of a scan")
-    return dataclasses.replace(x, values=x.values.reshape(x.shape[0], -1), pattern=x.pattern.layers)
 
 
 def _cond(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:

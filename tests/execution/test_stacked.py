@@ -18,6 +18,7 @@ LAYERS, WIDTH = 3, 16
 RNG = np.random.default_rng(0)
 PARAMS = {"stack": np.float32(0.25 * RNG.standard_normal((LAYERS, WIDTH, WIDTH)))}
 PLAN = rx.make_plan(PARAMS, 0.75, axes={"stack": rx.Axes((1,), (2,), stack=(0,))}, rules=[("stack", rx.unstructured())])
+MASKS = {"stack": RNG.random((LAYERS, WIDTH, WIDTH)) < np.array([0.1, 0.3, 0.2]).reshape(3, 1, 1)}
 X = np.float32(RNG.standard_normal((8, WIDTH)))
 
 
@@ -50,8 +51,7 @@ def test_each_layer_has_its_pattern():
 
 
 def test_a_file_holds_a_stack_whose_layers_are_padded(tmp_path):
-    masks = {"stack": RNG.random((LAYERS, WIDTH, WIDTH)) < np.array([0.1, 0.3, 0.2]).reshape(3, 1, 1)}
-    packed = rx.pack(PARAMS, masks, plan=PLAN)
+    packed = rx.pack(PARAMS, MASKS, plan=PLAN)
     save_safetensors(tmp_path / "stack.safetensors", packed)
     read = load_safetensors(tmp_path / "stack.safetensors", like=packed)
     chex.assert_trees_all_equal(read, packed)
@@ -89,6 +89,30 @@ def test_a_scanned_module_runs_packed():
 
 def _dense(model, packed):
     return jax.jit(lambda params: model.apply({"params": params}, X, None)[0])(rx.unpack(packed))
+
+
+@pytest.mark.filterwarnings("error:run_packed")
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda w, x: jax.vmap(lambda w, x: x @ w)(w, jnp.stack([x, 2 * x, 3 * x])),
+        lambda w, x: jax.vmap(lambda w, x: w @ x.T, (0, 1), 1)(w, jnp.stack([x, 2 * x, 3 * x], 1)),
+        lambda w, x: jax.vmap(lambda w: x @ w)(w),
+        lambda w, x: jax.vmap(lambda w: w @ x.T, out_axes=2)(w),
+    ],
+    ids=["each its own", "each its own, flipped", "all the same", "all the same, flipped"],
+)
+def test_vmap_over_layers_runs_packed(product):
+    """Experts, or layers of `eqx.filter_vmap`."""
+    packed = rx.pack(PARAMS, MASKS, plan=PLAN)
+    of = lambda params: jnp.sum(jnp.sin(product(params["stack"], X)))  # noqa: E731
+    wanted, gradient = jax.jit(jax.value_and_grad(of))(rx.unpack(packed))
+    run = lambda values: rx.run_packed(of)(packed._replace(values=values))  # noqa: E731
+    found, values = jax.jit(jax.value_and_grad(run))(packed.values)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        rx.unpack(packed._replace(values=values))["stack"], gradient["stack"] * MASKS["stack"], atol=1e-5
+    )
 
 
 def test_what_is_no_stack_is_refused():
