@@ -146,8 +146,9 @@ Networks are two convolutions of {resolution.SIDE} x {resolution.SIDE}, of {chan
 {channels[large]} for the first {TRAIN:,} images of Fashion-MNIST, and a mean over the image before the last layer. They
 train {resolution.EPOCHS[small]} and {resolution.EPOCHS[large]} epochs and are tested on whole images. The authors say
 that residual networks train in up to 23 % less time with hardly less accuracy. What training shorter gives is the last
-row. Costs of training are relative to whole steps alone; CPU seconds are those of {resolution.TIMED} steps of each kind
-on one thread, timed in turn.
+row: as many FLOPs, but less time, as small steps save fewer seconds than FLOPs. Costs of training are relative to whole
+steps alone; CPU seconds are those of {resolution.TIMED} steps of each kind on one thread, timed in turn while the
+machine did other work.
 
 {parts}"""
 
