@@ -50,6 +50,16 @@ def cells(values: dict[float, float]) -> list[str]:
     return [f"{values[s]:.1f}" if s in values else "" for s in SPARSITIES]
 
 
+def machine(*names: str) -> str:
+    """What records were measured on."""
+    said = []
+    for name in names:
+        about = timing.about(name)
+        level = f", kernels for {about['kernels'].split()[0].upper()}" if "kernels" in about else ""
+        said.append(f"{about['processor']}, {about.get('cores', about.get('threads'))} cores{level}")
+    return f"Measured on: {'; '.join(dict.fromkeys(said))}.\n"
+
+
 def aims(which: str) -> list[list[str]]:
     """The rows of what we set out to reach."""
     found = {kind: dict(zip(AIMED_AT, goals, strict=True)) for (name, kind), goals in GOALS.items() if name == which}
@@ -60,9 +70,8 @@ def linear() -> str:
     """Dense time / sparse time of a linear layer, one row a kernel and shape."""
     found = by_sparsity(record("linear")["rows"], ("kind", "batch", "in", "out"))
     rows = [[f"{KINDS[kind]}, {b} x {i} x {o}", *cells(v)] for (kind, b, i, o), v in found.items()]
-    return pages.table(
-        ["kernel, batch x in x out", *(f"{s:.0%}" for s in SPARSITIES)], sorted([*rows, *aims("linear")])
-    )
+    head = ["kernel, batch x in x out", *(f"{s:.0%}" for s in SPARSITIES)]
+    return pages.table(head, sorted([*rows, *aims("linear")])) + "\n" + machine("linear")
 
 
 def conv() -> str:
@@ -71,14 +80,15 @@ def conv() -> str:
     for title, column in (("XLA's convolution", "ratio"), ("XLA's im2col product", "gemm_ratio")):
         found = by_sparsity(record("conv")["rows"], ("batch", "size", "channels"), column)
         rows += [[f"{b} images, {n} x {n}, {c} channels, against {title}", *cells(v)] for (b, n, c), v in found.items()]
-    return pages.table(["layer", *(f"{s:.0%}" for s in SPARSITIES)], [*sorted(rows), *aims("conv")])
+    head = ["layer", *(f"{s:.0%}" for s in SPARSITIES)]
+    return pages.table(head, [*sorted(rows), *aims("conv")]) + "\n" + machine("conv")
 
 
 def gemv() -> str:
     """Batch 1, forward."""
     found = by_sparsity(record("gemv")["rows"], ("kind", "in", "out"))
     rows = [[f"{KINDS[kind]}, {i} x {o}", *cells(v)] for (kind, i, o), v in found.items()]
-    return pages.table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows)
+    return pages.table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows) + "\n" + machine("gemv")
 
 
 def training_step() -> str:
@@ -96,7 +106,7 @@ def training_step() -> str:
         for row in record("training_step")["rows"]
     ]
     head = ["model", "sparsity", "dense ms", "packed ms", "rewiring ms", "dense / packed", "state bytes / dense"]
-    return pages.table(head, rows)
+    return pages.table(head, rows) + "\n" + machine("training_step")
 
 
 def summary() -> str:
@@ -117,7 +127,7 @@ def summary() -> str:
         f"process of {row['peak_resident_bytes'] / 1e9:.2f} GB, to {100 * row['test_accuracy']:.1f} % on Fashion-MNIST "
         f"after {row['steps']} steps (`python -m experiments.benchmarks.wide`).\n"
     )
-    return pages.table(head, lines) + "\n" + note
+    return f"{pages.table(head, lines)}\n{note}\n{machine('training_step', 'wide')}"
 
 
 def masked_step() -> str:
@@ -132,9 +142,8 @@ def masked_step() -> str:
         ]
         for row in record("masked_step")["rows"]
     ]
-    return pages.table(
-        ["model", "optimizer", "static", "in graph", "cond around", "CPU: static", "CPU: in graph"], rows
-    )
+    head = ["model", "optimizer", "static", "in graph", "cond around", "CPU: static", "CPU: in graph"]
+    return pages.table(head, rows) + "\n" + machine("masked_step")
 
 
 def rewiring() -> str:
@@ -143,7 +152,7 @@ def rewiring() -> str:
         [f"{r['weights']}, {r['method']}", f"{r['sparse_weights']:,}", f"{r['ms']:.0f}", str(r["seconds_per_25M"])]
         for r in record("rewiring")["rows"]
     ]
-    memory = record("rewiring")["memory"]
+    memory = {row["order"]: row for row in record("rewiring_memory")["rows"]}
     extra = {name: m["temporary_beyond_dense_in_copies_of_the_largest_leaf"] for name, m in memory.items()}
     state = memory["default"]["state_bytes_per_weight_beyond_dense"]
     option = '`xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"`'
@@ -151,10 +160,11 @@ def rewiring() -> str:
         f"Memory of a masked Adam step beyond the dense one: {state} byte a weight for the masks, and temporary "
         f"buffers of {extra['default']['static']:.0f} copies of the largest leaf on a plain step, "
         f"{extra['default']['rewiring']:.1f} on a rewiring, {extra['default']['cond']:.1f} on a step that decides by "
-        f"itself: all four gradients at once, and what one leaf takes. XLA's own option to save memory, {option}, "
-        f"makes it {extra['memory']['rewiring']:.1f} and {extra['memory']['cond']:.1f}.\n"
+        "itself: all four gradients at once, the old masks, and the scores of one leaf. XLA's own option to save "
+        f"memory, {option}, makes it {extra['memory']['rewiring']:.1f} and {extra['memory']['cond']:.1f}.\n"
     )
-    return pages.table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows) + "\n" + note
+    table = pages.table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows)
+    return f"{table}\n{machine('rewiring')}\n{note}"
 
 
 def wide() -> str:
@@ -170,9 +180,8 @@ def wide() -> str:
         "loss of the first batch, of the last 20": f"{row['first_loss']}, {row['last_loss']}",
         "test accuracy": f"{100 * row['test_accuracy']:.1f} %",
     }
-    return pages.table(
-        ["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"], [[k, v] for k, v in lines.items()]
-    )
+    head = ["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"]
+    return pages.table(head, [[k, v] for k, v in lines.items()]) + "\n" + machine("wide")
 
 
 def compiled() -> str:

@@ -1,9 +1,10 @@
 """What one rewiring costs: time for RigL, SET, blocks and N:M, and memory beyond the dense step.
 
-    python -m experiments.benchmarks.rewiring [--quick]
+    python -m experiments.benchmarks.rewiring [--quick] [--memory]
 
-Timed is `Algorithm.update` alone, the part that a dense step does not have, with the old masks donated. Memory is what
-XLA's own plan for the compiled training step has: bytes of temporary buffers and of the state.
+Timed is `Algorithm.update` alone, the part that a dense step does not have, with the old masks donated. Memory (with
+`--memory`, that alone) is what XLA's own plan for the compiled training step has: bytes of temporary buffers and of the
+state. It is a record of its own, because it does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -130,16 +131,17 @@ def main() -> None:
     """Measures, prints and writes the record, row by row; a second start continues where the first stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, no record")
+    parser.add_argument("--memory", action="store_true", help="the memory alone, from XLA's plan; nothing is timed")
     arguments = parser.parse_args()
+    if arguments.memory:
+        plans = [{"order": name, **memory_of(mlp(), 128, options)} for name, options in SCHEDULERS.items()]
+        what = "XLA's plan for an Adam step of a 4 x 1024 x 1024 MLP, by each of its orders of operations"
+        timing.write("rewiring_memory", plans, what=what)
+        return
     rounds = 3 if arguments.quick else 9
     rows: list[dict[str, Any]] = [] if arguments.quick else timing.rows("rewiring")
     done = {(row["weights"], row["method"]) for row in rows}
-    memory = {name: memory_of(mlp(), 128, options) for name, options in SCHEDULERS.items()}
-    print(memory, flush=True)
-    what = (
-        "one call of Algorithm.update, median; memory as XLA plans it for an Adam step of a 4 x 1024 x 1024 MLP, by "
-        "its default order of operations and by that which saves memory"
-    )
+    what = "one call of Algorithm.update, median"
     for name, params in {"4 x 1024 x 1024": mlp(), "ResNet-50": resnet50()}.items():
         for method in METHODS:
             if (name, method) in done:
@@ -147,7 +149,7 @@ def main() -> None:
             rows.append({"weights": name, **time_of(method, params, rounds)})
             print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
             if not arguments.quick:  # after each row: a run may be cut off
-                timing.write("rewiring", rows, what=what, rounds=rounds, memory=memory)
+                timing.write("rewiring", rows, what=what, rounds=rounds)
 
 
 if __name__ == "__main__":
