@@ -1,7 +1,7 @@
 """The library for NVIDIA's GPUs: found, loaded and registered with XLA once, or the reason why not.
 
-It is optional, and nothing warns where it is missing: plain JAX serves. `reason()` says why there is none. Set
-RIGL_JAX_CUDA=0 to do without it. A program calls it only where it is lowered for CUDA.
+It is optional, and nothing warns where it is missing: plain JAX serves. `reason()` says why. Set RIGL_JAX_CUDA=0 to do
+without it. A program calls it only where it is lowered for CUDA.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 from rigl_jax.native import build
 
 TARGETS = ("rigl_cuda_select", "rigl_cuda_gather", "rigl_cuda_scatter", "rigl_cuda_dots")
-OLDEST = 8.0  # compute capability that the library holds code for
 MOST_LEAVES = 64  # that one search takes; kLeaves in kernels.h
 PER_LEAF, BLOCKS = 2053, 1024  # words of a search's memory: kPerLeaf, kBlocks
 
@@ -49,20 +48,24 @@ def library() -> ctypes.CDLL | None:
     return _load()[0]
 
 
-def reason() -> str:
-    """Why there is no library, or the empty string."""
-    return _load()[1]
-
-
 @functools.cache
-def serves() -> bool:
-    """Whether programs for CUDA are to call the library: it is loaded, and the GPUs of this process can run it."""
-    if library() is None:
-        return False
+def reason() -> str:
+    """Why programs for CUDA do not call the library, or the empty string."""
+    loaded, why = _load()
+    if loaded is None:
+        return why
     try:
-        return all(float(device.compute_capability) >= OLDEST for device in jax.devices("cuda"))
-    except RuntimeError:  # none is here: the program is compiled for another machine
-        return True
+        jax.devices("cuda")
+    except RuntimeError:  # none is here: a program is compiled for another machine
+        return ""
+    loaded.rigl_cuda_fault.restype = ctypes.c_char_p
+    fault = loaded.rigl_cuda_fault()
+    return "" if fault is None else f"built, but it does not run on this GPU ({fault.decode()})"
+
+
+def serves() -> bool:
+    """Whether programs for CUDA are to call the library: it is loaded, and runs on the GPU of this process, if any."""
+    return not reason()
 
 
 def select_each(scores: Sequence[jax.Array], k: jax.Array, among: Sequence[jax.Array | None]) -> list[jax.Array]:

@@ -45,6 +45,7 @@ def emulated(tmp_path_factory):
         objects = list(pool.map(compiled, build.CUDA_UNITS))
     subprocess.run([compiler, "-shared", *objects, "-o", folder / "emulated.so"], check=True)
     library = ctypes.CDLL(str(folder / "emulated.so"))
+    assert library.rigl_cuda_fault() == 0
     cuda.register(library, "cpu")
 
 
@@ -69,11 +70,11 @@ def test_selection(dtype):
     """Leaves of one score, of one block of threads and of several; nothing taken, all, more than there are."""
     rng = np.random.default_rng(0)
     scores = [
-        jnp.asarray(drawn(rng, n, ties), dtype) for n, ties in ((1, False), (31, True), (5000, False), (9001, True))
+        jnp.asarray(drawn(rng, n, ties), dtype) for n, ties in ((1, False), (31, True), (5000, False), (14_001, True))
     ]
-    among = [None if n == 5000 else rng.random(n) < 0.7 for n in (1, 31, 5000, 9001)]
+    among = [None if n == 5000 else rng.random(n) < 0.7 for n in (1, 31, 5000, 14_001)]
     select = jax.jit(lambda k: cuda.select_each(scores, k, among))
-    for counts in ((1, 3, 500, 4000), (0, -3, 5000, 9001), (7, 40, 4999, 1)):
+    for counts in ((1, 3, 500, 4000), (0, -3, 5000, 14_001), (7, 40, 4999, 1)):
         found = select(jnp.asarray(counts, jnp.int32))
         for x, k, candidates, taken in zip(scores, counts, among, found, strict=True):
             wanted = oracle(x, k, np.ones(x.size, bool) if candidates is None else candidates)

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
+import jax
 import pytest
 
 from rigl_jax import native
@@ -179,12 +181,21 @@ def test_no_kernels_for_gpus_are_plain_jax_without_a_word(monkeypatch, caplog, c
     monkeypatch.setattr(build, "CUDA_LIBRARY", tmp_path / "_cuda.so")
     monkeypatch.setenv("RIGL_JAX_CUDA", "0" if missing == "switched off" else "1")
     monkeypatch.setattr(cuda, "_load", cuda._load.__wrapped__)
+    monkeypatch.setattr(cuda, "reason", cuda.reason.__wrapped__)
     found = backends()["cuda"]
     assert not found.available
     assert ("RIGL_JAX_CUDA=0" if missing == "switched off" else "not built") in found.detail
-    assert not cuda.serves.__wrapped__()
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_gpu_or_driver_that_is_too_old_is_plain_jax(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda platform: ["a GPU"])
+    loaded = types.SimpleNamespace(rigl_cuda_fault=lambda: b"no kernel image is available")
+    monkeypatch.setattr(cuda, "_load", lambda: (loaded, ""))
+    assert "no kernel image" in cuda.reason.__wrapped__()
+    loaded.rigl_cuda_fault = lambda: None
+    assert cuda.reason.__wrapped__() == ""
 
 
 @pytest.mark.parametrize(("nvcc", "wanted"), [(None, False), ("false", True)])

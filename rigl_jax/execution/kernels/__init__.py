@@ -76,7 +76,7 @@ class Backend(NamedTuple):
 def backends() -> dict[str, Backend]:
     """What this process can run: native CPU kernels (and their instruction sets), those for GPUs, and plain JAX.
 
-    `cuda` says whether the library for NVIDIA's GPUs is loaded, not whether there is a GPU.
+    `cuda` says whether programs that are compiled for NVIDIA's GPUs get the kernels, not whether there is a GPU.
 
     >>> backends()["jax"].available
     True
@@ -85,9 +85,7 @@ def backends() -> dict[str, Backend]:
     detail = f"{levels[-1]} in use, of {', '.join(levels)}" if levels else native.reason()
     return {
         "native": Backend(bool(levels), detail),
-        "cuda": Backend(
-            cuda_library.library() is not None, cuda_library.reason() or "selection, single weights, runs of 16"
-        ),
+        "cuda": Backend(cuda_library.serves(), cuda_library.reason() or "selection, single weights, runs of 16"),
         "jax": Backend(True, "any platform: jaxlib's CSR product on the CPU, else a dense product"),
     }
 

@@ -1,7 +1,7 @@
 // CUDA as far as rigl_jax/native/src/cuda uses it, on the host, so that tests run the kernels where there is no GPU.
 //
 // Blocks run one after the other. The threads of a block are fibers of one thread: each runs until it waits for the
-// others of its block or warp. The order in which they run changes from round to round, so that a barrier that is missing
+// others of its block or warp. Warps run in an order that changes, and some lag behind, so that a barrier that is missing
 // shows. Errors stop the launch, and `cudaGetLastError` tells: an index outside of a Span, a barrier that not all threads
 // reach, a launch that a GPU would refuse. Shared memory of a launch holds NaN at first.
 #pragma once
@@ -108,21 +108,28 @@ inline void run_block() {
     f.context.uc_stack.ss_size = Fiber::kStack;
     makecontext(&f.context, entry, 0);
   }
-  std::vector<int> turns(size);
-  std::iota(turns.begin(), turns.end(), 0);
+  std::vector<int> warps(size / 32), lanes(32);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
   for (;;) {
-    std::shuffle(turns.begin(), turns.end(), order);
-    for (int i : turns)
-      if (fibers[i].state == State::Ready) {
-        current = i;
-        resume();
-        if (!error.empty()) return;
-      }
-    bool released = release(0, size, State::AtBlock), done = true;
-    for (int i = 0; i < size; i += 32) released |= release(i, i + 32, State::AtWarp);
-    for (int i = 0; i < size; i++) done &= fibers[i].state == State::Done;
-    if (done) return;
-    if (!released) {
+    std::shuffle(warps.begin(), warps.end(), order);
+    for (int warp : warps) {
+      if (order() % 2) continue;  // it lags behind
+      do {
+        std::shuffle(lanes.begin(), lanes.end(), order);
+        for (int lane : lanes) {
+          current = 32 * warp + lane;
+          if (fibers[current].state != State::Ready) continue;
+          resume();
+          if (!error.empty()) return;
+        }
+      } while (release(32 * warp, 32 * warp + 32, State::AtWarp));
+    }
+    const auto in = [](State state) {
+      return std::count_if(fibers.begin(), fibers.begin() + size, [&](const Fiber& f) { return f.state == state; });
+    };
+    if (in(State::Done) == size) return;
+    if (!in(State::Ready) && !release(0, size, State::AtBlock)) {
       error = "some threads wait at a barrier that others do not reach";
       return;
     }
@@ -216,6 +223,13 @@ template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, int64_t shared, cudaStream_t, A... arguments) {
   auto call = [&] { kernel(arguments...); };
   emulator::run(grid, threads, shared, [](void* f) { (*static_cast<decltype(call)*>(f))(); }, &call);
+}
+
+struct cudaFuncAttributes {};
+
+template <typename F>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F) {
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {

@@ -158,8 +158,14 @@ ffi::Error Dots(cudaStream_t stream, Any x, Any dy, U16 indices, S32 starts,
 
 }  // namespace
 
-// clang-format off
 #pragma GCC visibility push(default)
+// Why the kernels cannot run on this machine's GPU, or null. Called through ctypes.
+extern "C" const char* rigl_cuda_fault() {
+  const cudaError_t error = usable();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// clang-format off
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_cuda_select, Select, ffi::Ffi::Bind().Ctx<Stream>()
     .Arg<S32>().RemainingArgs().Ret<ffi::Buffer<ffi::U32>>().RemainingRets(), {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_cuda_gather, Gather, ffi::Ffi::Bind().Ctx<Stream>()

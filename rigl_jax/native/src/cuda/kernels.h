@@ -36,6 +36,9 @@ struct Matrix {
   int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
+// Whether the kernels can be loaded on this machine's GPU: not on one that is too old, nor with a driver that is.
+cudaError_t usable();
+
 // Arrays of activations are feature-major, [features, batch]; results are [batch, features]. `bad` is one word of memory.
 // Heights are 1 and 16. A damaged pattern gives NaN, and never a read or a write outside of the arrays.
 struct Product {

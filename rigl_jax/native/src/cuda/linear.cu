@@ -442,6 +442,11 @@ cudaError_t dots_of(cudaStream_t stream, const Product& p, const void* x, const 
 
 }  // namespace
 
+cudaError_t usable() {
+  cudaFuncAttributes found;
+  return cudaFuncGetAttributes(&found, check_pattern);
+}
+
 cudaError_t gather(cudaStream_t stream, const Product& p, const void* x, const void* values, void* y) {
   if (p.pattern.height == 1)
     return p.bf16 ? gather_of<Bf16, 1>(stream, p, x, values, y) : gather_of<float, 1>(stream, p, x, values, y);
