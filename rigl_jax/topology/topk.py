@@ -165,8 +165,16 @@ def _selected_jointly(scores: list[Array], k: Array, among: list[Array | None], 
         # Where there are more than int32 holds, the sum stops there, and k is no larger.
         return apportion.total(jnp.stack([count_true(which(key), tuple(range(key.ndim))).reshape(()) for key in keys]))
 
+    def at_least(t: Array) -> Array:
+        if digit == 1:
+            return total(lambda key: key >= t) >= k
+        trials = [t.reshape((1,) * key.ndim + t.shape) for key in keys]
+        pairs = zip(keys, trials, strict=True)
+        counts = [count_true(key[..., None] >= trial, tuple(range(key.ndim))).reshape(-1) for key, trial in pairs]
+        return jax.vmap(apportion.total, in_axes=1)(jnp.stack(counts)) >= k
+
     k = jnp.clip(k, 0, total(lambda key: key > 0))
-    threshold = largest(bits, lambda t: total(lambda key: key >= t) >= k, k, dtype=keys[0].dtype)
+    threshold = largest(bits, at_least, k, dtype=keys[0].dtype, digit=digit)
     need = k - total(lambda key: key > threshold)
     chosen = []
     for key in keys:

@@ -113,6 +113,9 @@ def test_the_search_of_accelerators_finds_the_same(dtype, monkeypatch):
     columns = jax.jit(lambda scores, k: topology.select(scores, k, axes=(0,)))(short, np.arange(33)[None])
     expected = [oracles.top(column, k) for k, column in enumerate(scores.T)]
     np.testing.assert_array_equal(columns, np.stack(expected, axis=1))
+    jointly = jax.jit(lambda k: topology.select_jointly([short[:7], short[7:]], k, among=[among[:7], among[7:]]))
+    for k in (0, 500, 1400):
+        np.testing.assert_array_equal(np.concatenate(jointly(k)), oracles.top(scores, k, among))
 
 
 def test_select_traces_once_for_every_k():
