@@ -61,15 +61,16 @@ def run(
 
 
 def parser(about: str, folder: Path, models: Iterable[str]) -> argparse.ArgumentParser:
-    """The flags that all studies have: `--source`, `--records`, `--model`.
+    """The flags that studies share: `--records`, and `--source` and `--model` where there are several models.
 
     Args:
       about: the docstring of the module; its first line is shown.
       folder: of the records, unless the flag says another.
-      models: names that `--model`, which may be repeated, can have.
+      models: names that `--model`, which may be repeated, can have; none for a study of generated data.
     """
     made = argparse.ArgumentParser(description=about.splitlines()[0])
-    made.add_argument("--source", default=SOURCE, help="folder of the four IDX files")
     made.add_argument("--records", type=Path, default=folder, help="folder of the records")
-    made.add_argument("--model", action="append", choices=list(models))
+    if names := list(models):
+        made.add_argument("--source", default=SOURCE, help="folder of the four IDX files")
+        made.add_argument("--model", action="append", choices=names)
     return made

@@ -2,6 +2,7 @@
 
     python -m experiments.studies.mnist1d                 # all cells that have no record yet: about an hour of one core
     python -m experiments.studies.mnist1d --part tickets
+    python -m experiments.studies.mnist1d --part table --method rigl --sparsity 0.98
 
 The network is the paper's of MNIST-1D: two hidden layers of 100 units, 15,000 weights. 3,000 signals are for training,
 1,000 for validation, and the 1,000 of the test part are looked at once, after the last step. Every method is tried
@@ -241,10 +242,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs every cell that has no record."""
     parser = store.parser(__doc__, RECORDS, ())
     parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--method", action="append", choices=dict.fromkeys(cell.method for cell in cells()))
+    parser.add_argument("--sparsity", action="append", type=float)
     options = parser.parse_args(argv)
     data, done = load(), read(options.records)
+    chosen = [(name, values) for name in ("part", "method", "sparsity") if (values := getattr(options, name))]
     for cell in cells():
-        if cell in done or (options.part and cell.part not in options.part):
+        if cell in done or not all(getattr(cell, name) in values for name, values in chosen):
             continue
         started, before = time.process_time(), environment()
         found = run_cell(cell, data)

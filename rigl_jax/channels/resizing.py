@@ -219,14 +219,13 @@ def _with_own_derivatives(
 ) -> list[Array]:
     """A call with derivatives of its own, on arrays that shrank. See `Around`.
 
-    Its rule is written for the full shapes. It is asked there, removed channels being 0, and only where a derivative is
-    taken; the call itself runs at the smaller shapes. Where it works element by element (ReLU), what is left lies
-    packed at the beginning instead of in its places: XLA then computes no more than that. What sums over channels that
-    were removed (a softmax) is differentiated operation by operation.
+    The call runs at the smaller shapes, but its rule is written for the full ones. Where both work element by element
+    (ReLU), the rule runs at the smaller shapes too. Any other rule is asked at the full shapes, and only where a
+    derivative is taken: what is left lies packed at the beginning if the call works element by element, else in its
+    places, removed channels being 0. What sums over channels that were removed (a softmax) is differentiated operation
+    by operation.
     """
-    packed = _by_element(call)
-
-    cut = functools.partial(_is_cut, places)
+    packed, cut = _by_element(call), functools.partial(_is_cut, places)
 
     def fill(x: Array, variable: Any) -> Array:
         shape = variable.aval.shape
@@ -251,6 +250,8 @@ def _with_own_derivatives(
     if mixes(call):
         return run(*operands)
     if call.primitive.name == "custom_jvp_call":
+        if packed and (rule := _rule(call)) is not None:
+            return _by_rule(rule, call, outs, run, operands)
         forward = jax.custom_jvp(run)
         forward.defjvp(lambda primals, tangents: jax.jvp(whole, primals, tangents))
         return forward(*operands)
@@ -259,16 +260,57 @@ def _with_own_derivatives(
     return backward(*operands)
 
 
+def _rule(call: Any) -> Program | None:
+    """`(operands, tangents) -> (results, tangents)` of a `custom_jvp` call, at the full shapes.
+
+    None unless it works element by element. Operands without tangents (integers) do not.
+    """
+    if call.primitive.name != "custom_jvp_call" or not all(
+        jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in call.invars
+    ):
+        return None
+    full = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in call.invars)
+    program = trace(lambda *both: jax.jvp(lambda *xs: tuple(primitives.bind(call, xs)), *both), full, full)
+    return program if _plain(program.equations, call.outvars[0].aval.shape) else None
+
+
+def _by_rule(
+    rule: Program, call: Any, outs: Sequence[Any], run: Callable[..., list[Array]], operands: Sequence[Any]
+) -> list[Array]:
+    """A call that works element by element, as its rule does, on arrays of any one shape and numbers. See `Around`."""
+    forward, which = jax.custom_jvp(run), [call.outvars.index(v) for v in outs]
+    shape = jnp.broadcast_shapes(*map(jnp.shape, operands))
+
+    def around(call: Any, outs: Sequence[Any], run: Callable[..., list[Array]], operands: Sequence[Any]) -> list[Array]:
+        inner = _rule(call)  # a rule may call the function again, for its value
+        return run(*operands) if inner is None else _by_rule(inner, call, outs, run, operands)
+
+    def spread(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
+        return [jnp.broadcast_to(xs[0], shape)]
+
+    @forward.defjvp
+    def push(primals: Any, tangents: Any) -> Any:
+        found = evaluate(rule, [*primals, *tangents], {"broadcast_in_dim": spread}, around)
+        return tuple([values[i] for i in which] for values in found)
+
+    return forward(*operands)
+
+
 def _by_element(call: Any) -> bool:
-    """Whether a call computes each element of its results from the same element of its operands."""
+    """Whether a call computes each element of its results from the same element of its operands, and from numbers."""
     shape = call.outvars[0].aval.shape
+    alike = {v.aval.shape for v in call.outvars} == {shape} and {v.aval.shape for v in call.invars} <= {shape, ()}
+    return alike and _plain(primitives.held(call)[0].jaxpr.eqns, shape)
+
+
+def _plain(equations: Sequence[Any], shape: tuple[int, ...]) -> bool:
+    """Whether all that is done is done element by element, to arrays of one shape and to numbers."""
 
     def plain(eqn: Any) -> bool:
         if (inner := primitives.called(eqn)) is not None:
-            return all(map(plain, inner.jaxpr.eqns))
+            return _plain(inner.jaxpr.eqns, shape)
         if eqn.primitive.name == "broadcast_in_dim":
             return not eqn.invars[0].aval.shape
-        return eqn.primitive.name in geometry.ELEMENTWISE and all(v.aval.shape == shape for v in eqn.outvars)
+        return eqn.primitive.name in geometry.ELEMENTWISE and {v.aval.shape for v in eqn.outvars} <= {shape, ()}
 
-    operands = {v.aval.shape for v in (*call.invars, *call.outvars)}
-    return operands == {shape} and all(map(plain, primitives.held(call)[0].jaxpr.eqns))
+    return all(map(plain, equations))

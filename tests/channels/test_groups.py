@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import rigl_jax as rx
+from tests.channels.models import Draw
 from tests.errors import refused
 
 
@@ -296,6 +297,26 @@ def test_derivatives_of_a_function_s_own_are_kept():
     small = rx.channels.shrink(two_layers, PARAMS, {"c": {0: [0, 1]}}, X)
     grad = jax.jit(jax.grad(lambda p: small.apply(p, 0 * X).sum()))(small.params)
     assert grad["b"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("act", [jax.nn.relu, jax.nn.softplus])
+def test_derivatives_of_elementwise_functions_are_those_of_the_smaller_model_at_its_shapes(act):
+    def apply(p, x):
+        return act(x @ p["a"]) @ p["b"]
+
+    params, x = {"a": Draw()(3, 7), "b": Draw()(7, 2)}, Draw(1).drawn(5, 3)
+    small = rx.channels.shrink(apply, params, {"a": {1: [1, 2, 4]}, "b": {0: [1, 2, 4]}}, x)
+
+    def twice(apply):
+        def bend(p):
+            slope = jax.grad(lambda p: jnp.square(apply(p, x)).sum())(p)
+            return sum(jnp.square(g).sum() for g in jax.tree.leaves(slope))
+
+        return jax.jit(jax.grad(bend))
+
+    found, wanted = twice(small.apply).lower(small.params), twice(apply)(small.params)
+    assert "5x7" not in found.as_text()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.compile()(small.params), wanted)
 
 
 # ---- frameworks
