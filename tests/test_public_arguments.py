@@ -177,7 +177,7 @@ CALLS = {
         min_active=1,
     ),
     # packed weights
-    "pack": {"params": PARAMS, "masks": MASKS, "choose": lambda name, mask: None},
+    "pack": {"params": PARAMS, "masks": MASKS, "choose": lambda name, mask: None, "plan": PLAN},
     "unpack": {"packed": PACKED},
     "run_packed": {"apply": product, "batch": NamedSharding(MESH, PartitionSpec("data"))},
     "packed_training": call(
@@ -198,8 +198,9 @@ CALLS = {
     "execution.rewire_streamed": call(inner=SGD, gradients=FACTORS, state=TRAINED, packed=PACKED, share=0.0, block=8),
     # kernels
     "kernels.check": {"who": "me", "at": AT, "content": False},
-    "kernels.make_pattern": {"mask": MASKS["w"], "height": 1, "block": 2},
-    "kernels.make_pattern_at": {"entries": np.array([0, 5]), "shape": (4, 4), "height": 1, "block": 2},
+    "kernels.make_pattern": {"mask": MASKS["w"], "height": 1, "block": 2, "block_t": 2, "capacity": 9},
+    "kernels.make_pattern_at": call(entries=np.array([0, 5]), shape=(4, 4), height=1, block=2, block_t=2, capacity=9),
+    "kernels.make_stacked": {"mask": MASKS["w"][None], "like": AT, "capacity": 9},
     "kernels.make_block_pattern": {"mask": np.ones((4, 4), bool), "tile": (2, 2)},
     "kernels.make_nm_pattern": {"mask": np.ones((4, 4), bool), "n": 2, "m": 2, "width": 1},
     "kernels.as_matrix": {"shape": (2, 2, 2), "split": 1},
@@ -207,10 +208,19 @@ CALLS = {
     "kernels.coordinates": {"pattern": AT},
     "kernels.gather": {"dense": ONES, "at": AT},
     "kernels.scatter": {"values": np.ones(4, F), "at": AT},
-    "kernels.rebuild": {"at": AT, "mask": MASKS["w"]},
+    "kernels.rebuild": {"at": AT, "mask": MASKS["w"], "capacity": 9},
+    "kernels.count": {"at": AT},
+    "kernels.capacity": {"at": AT},
+    "kernels.clear_padding": {"values": np.ones(4, F), "at": AT},
     "kernels.matmul": {"x": X, "values": np.ones(4, F), "at": AT, "transpose": False, "level": "auto"},
     "kernels.conv": call(
-        x=np.ones((1, 4, 4, 2), F), values=np.ones(8, F), pattern=KERNEL, strides=(1, 1), padding="SAME", level="auto"
+        x=np.ones((1, 4, 4, 2), F),
+        values=np.ones(8, F),
+        pattern=KERNEL,
+        strides=(1, 1),
+        padding="SAME",
+        dilation=(1, 1),
+        level="auto",
     ),
     # costs and paths
     "channels.groups": {"apply": product, "params": PARAMS, "inputs": X, "ignore": "w"},
