@@ -4,8 +4,9 @@
     python -m experiments.benchmarks.device --read FOLDER/device.jsonl
 
 FOLDER (default: $OUT, else the current folder) gets `device.jsonl` and `device.log`, what the steps wrote on stderr.
-The table is printed last, and again by `--read`. `--toy` runs every step at sizes for a CPU, to rehearse: its times
-mean nothing. The study reads Fashion-MNIST from the folder $FASHION_MNIST, if that is set.
+What it measures needs the CUDA kernels, built by `python -m rigl_jax.native.build` here or on a like machine; the first
+step says whether they are there. The table is printed last, and again by `--read`. `--toy` runs every step at sizes for
+a CPU, to rehearse: its times mean nothing. The study reads Fashion-MNIST from the folder $FASHION_MNIST, if it is set.
 """
 
 from __future__ import annotations

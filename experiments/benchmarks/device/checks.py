@@ -33,6 +33,8 @@ TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.fl
 def environment(toy: bool) -> Rows:
     """Versions, the card, and its two ceilings: copied bytes and multiplied numbers a second."""
     yield {key: str(value) for key, value in environment_of().items()}
+    for name, found in kernels.backends().items():
+        yield {"kernels": name, **found._asdict()}
     n = 1 << (20 if toy else 28)
     x = jax.random.normal(jax.random.key(0), (n,))
     took = timings.time_of(lambda x: x + 1, [(x,)])

@@ -245,13 +245,13 @@ def unstructured(toy: bool) -> Rows:
     plain["tiles, plain XLA, 90%"] = random_tiles(inputs, outputs, 16 if toy else 128, 0.9, 0)
     ours = {(h, s): random_pattern(inputs, outputs, h, s) for h in (16, 1) for s in (0.9, 0.98)}
     for dtype, precision in (("float32", "highest"), ("bfloat16", "default"), ("float32", "default")):
-        draw = lambda i, *shape, d=dtype: jax.random.normal(jax.random.key(i), shape, d)  # noqa: E731
+        draw = functools.partial(_draw, dtype)
         x, weight, dy = draw(0, batch, inputs), draw(1, inputs, outputs), draw(2, batch, outputs)
         with jax.default_matmul_precision(precision):
             dense = time_of(_forward_and_gradients(jnp.matmul), [(x, weight, dy)])
             row = {"dtype": dtype, "precision": precision}
             yield {**row, "pattern": "dense", **dense, "ratio": 1.0}
-            cases: list[tuple[str, Any, dict[str, str]]] = [
+            cases: list[tuple[str, Any, dict[str, Any]]] = [
                 (f"{'single weights' if h == 1 else 'runs of 16'}, {s:.0%}, {level}", at, {"level": level})
                 for (h, s), at in ours.items()
                 for level in ("cuda", "jax")

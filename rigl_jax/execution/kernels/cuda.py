@@ -48,7 +48,8 @@ def pays(kind: Kind, pattern: Pattern, dtype: Any, batch: int) -> bool:
     if pattern.rows * pattern.shape[-1] > reference.DENSE_LIMIT or (batch == 1 and kind == "forward"):
         return True
     density = pattern.nnz / (pattern.rows * pattern.shape[-1])
-    precision = str(jax.config.jax_default_matmul_precision)
+    config: Any = jax.config
+    precision = str(config.jax_default_matmul_precision)
     how = "bf16" if dtype == jnp.bfloat16 else "f32" if precision in ("highest", "float32") else "tf32"
     return density <= BREAK_EVEN[pattern.height, how]
 
