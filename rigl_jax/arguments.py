@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax import checks
+from rigl_jax import checks, contents
 from rigl_jax.base import Axes, LayerPlan, Structure
 from rigl_jax.messages import shown
 
@@ -27,8 +27,12 @@ Rule = Callable[[str, str, Any], Any]
 """`(function, argument, value) -> value`: raises a ValueError for a value of another kind."""
 
 
-def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def arguments(who: str | None = None, /, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Checks arguments by their rules before a function is called. One left out is not checked.
+
+    Args:
+      who: what errors call the function, if not by its name: such as the name of one that returned it.
+      **rules: for each argument.
 
     >>> @arguments(n=whole(1))
     ... def half(n): return n // 2
@@ -50,7 +54,7 @@ def arguments(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)  # Python says what is wrong with the call
             for name, check in rules.items():
                 if name in bound.arguments:
-                    bound.arguments[name] = check(function.__name__, name, bound.arguments[name])
+                    bound.arguments[name] = check(who or function.__name__, name, bound.arguments[name])
             return function(*bound.args, **bound.kwargs)
 
         return checked
@@ -82,7 +86,7 @@ def whole(least: int) -> Rule:
 share = rule("above 0, at most 1", lambda value: 0 < checks.real(value) <= 1, checks.plain)
 """A part of a whole that is not empty."""
 
-positive = rule("a number above 0", lambda value: checks.real(value) > 0, checks.plain)
+positive = rule("a finite number above 0", lambda value: checks.real(value) > 0, checks.plain)
 """One number, such as a rate or seconds."""
 
 
@@ -103,6 +107,31 @@ def host_array(rank: int | None = None) -> Rule:
         lambda value: not isinstance(value, jax.core.Tracer) and _is_array(value, rank, True),
         np.asarray,
     )
+
+
+def finite(rank: int | None = None, *, host: bool = False) -> Rule:
+    """`array` of real numbers, not empty; known values are finite, in float32 too."""
+    return contents.all_of(array(rank, host=host), contents.finite)
+
+
+def finite_host_array(rank: int | None = None) -> Rule:
+    """`host_array` of real numbers, not empty, all finite in float64."""
+    return contents.all_of(host_array(rank), lambda who, name, value: contents.finite(who, name, value, np.float64))
+
+
+def not_nan(rank: int | None = None, *, host: bool = False) -> Rule:
+    """`array` of real numbers, not empty; no known value is NaN."""
+    return contents.all_of(array(rank, host=host), contents.not_nan)
+
+
+def logits(rank: int, *, host: bool = False) -> Rule:
+    """`not_nan` with two classes or more along the last axis; probabilities are welcome, too."""
+    return contents.all_of(not_nan(rank, host=host), contents.classes)
+
+
+def probabilities(rank: int, *, host: bool = False) -> Rule:
+    """`array` of floats, not empty, two classes or more along the last axis; known values add up to 1 over it."""
+    return contents.all_of(array(rank, host=host), contents.probabilities)
 
 
 def _axes(rank: int | None) -> str:

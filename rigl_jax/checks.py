@@ -49,6 +49,8 @@ def number(who: str, name: str, value: Any, expected: str, fits: Callable[[float
       ValueError: `expected` says what was.
     """
     found = real(value)
+    if isinstance(plain(value), float) and math.isinf(value):
+        raise ValueError(f"{who}: {name} must be finite, got {shown(value)}")
     if math.isnan(found) or not fits(found):
         raise ValueError(f"{who}: {name} {expected}, got {shown(value)}")
     return found

@@ -24,6 +24,7 @@ GUIDES = (
     "choosing",
     "data_pruning",
     "devices",
+    "diagnostics",
     "faq",
     "frameworks",
     "language_models",

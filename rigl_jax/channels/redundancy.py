@@ -16,7 +16,7 @@ from rigl_jax.channels.first_order import gradients
 from rigl_jax.channels.gating import ChannelCriterion, Read, Scores, inputs_of, parted, tapped
 from rigl_jax.channels.grouping import Group
 from rigl_jax.criteria.losses import Loss
-from rigl_jax.linear_algebra import energy_rank
+from rigl_jax.linear_algebra import energy_rank, unit
 from rigl_jax.tracing import geometry
 
 
@@ -82,6 +82,7 @@ def effective_rank(loss: Loss, energy: float = 0.99) -> ChannelCriterion:
 
 def _novel(matrix: Array, energy: float) -> Array:
     """float[columns]: see `effective_rank`."""
+    matrix = matrix / unit([matrix])
     total = jnp.sum(jnp.square(matrix))
     rank = energy_rank(matrix, energy)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as given
-from rigl_jax import trees
+from rigl_jax import contents, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Masks, PyTree, Shape
 from rigl_jax.channels import folding, rules
@@ -74,8 +74,8 @@ def shrink(
     Args:
       apply: `(params, *inputs) -> outputs`, as it was given to `groups`.
       params: the weights. Of `jax.ShapeDtypeStruct`, for the shapes of a model that is to be read from a file.
-      keep: `{leaf: {axis: positions}}`, as `select` gives it: what is left of an axis. It is enough to name one axis
-        of a group; the other members follow.
+      keep: `{leaf: {axis: positions}}`, as `select` gives it: what is left of an axis. In place of positions also a
+        bool for each, True for what stays. It is enough to name one axis of a group; the other members follow.
       *inputs: arrays or `jax.ShapeDtypeStruct`, for their shapes.
       fold: whether constants of removed channels are added to biases.
       repeats: how often both models are timed, see `latency`; 0: not at all.
@@ -84,8 +84,8 @@ def shrink(
       The smaller model.
 
     Raises:
-      ValueError: `keep` names no such leaf or axis, keeps nothing of an axis, keeps part of a channel, or removes
-        channels that have to stay; names the leaf.
+      ValueError: `keep` names no such leaf or axis, keeps nothing of an axis or a position twice, keeps part of a
+        channel, or removes channels that have to stay; names the leaf.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -217,14 +217,17 @@ def _checked(keep: Any, shapes: Mapping[str, Shape]) -> Kept:
                 f"shrink: keep must be {{leaf: {{axis: positions}}}} of leaves of params, got {shown(name)}"
             )
         for axis, positions in axes.items():
-            at = np.unique(np.asarray(positions).reshape(-1))
             n = shapes[name][axis] if axis in range(len(shapes[name])) else 0
-            if not (len(at) and np.issubdtype(at.dtype, np.integer) and at[0] >= 0 and at[-1] < n):
+            at = np.asarray(positions).reshape(-1)
+            at = np.flatnonzero(at) if at.dtype == bool and at.shape == (n,) else at
+            if not (len(at) and np.issubdtype(at.dtype, np.integer)):
                 raise ValueError(
-                    f"shrink: keep[{name!r}][{axis}] must be positions of an axis of {shapes[name]}, at least one, "
-                    f"got {shown(positions)}"
+                    f"shrink: keep[{name!r}][{axis}] must be positions of an axis of {shapes[name]}, at least one, or "
+                    f"bool[{n}] with a True, got {shown(positions)}"
                 )
-            out.setdefault(name, {})[axis] = at.astype(np.int64)
+            where = f"keep[{name!r}][{axis}]"
+            contents.whole("shrink", where, at, n)
+            out.setdefault(name, {})[axis] = np.sort(contents.distinct("shrink", where, at)).astype(np.int64)
     return out
 
 

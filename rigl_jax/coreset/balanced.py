@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import topology
+from rigl_jax import contents, topology
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.coreset.scores import fits
+from rigl_jax.linear_algebra import unit
 from rigl_jax.messages import shown
 
 
-@arguments(embeddings=rules.array(2), kernel=rules.array(2), bias=rules.array(1))
+@arguments(embeddings=rules.finite(2), kernel=rules.finite(2), bias=rules.finite(1))
 def boundary_distance(embeddings: Array, kernel: Array, bias: Array) -> Array:
     """How far an embedding is from the boundary between its predicted class and every other one.
 
@@ -33,7 +34,8 @@ def boundary_distance(embeddings: Array, kernel: Array, bias: Array) -> Array:
       f32[n, classes]; inf for another class with the same weights.
 
     Raises:
-      ValueError: shapes do not fit, or there is one class only.
+      ValueError: shapes do not fit, or there is one class only; an array is empty, or not finite (seen outside of jit
+        only).
 
     >>> boundary_distance(jnp.array([[3.0, 1.0]]), jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.zeros(2)).tolist()
     [[3.0, 3.0]]
@@ -47,8 +49,10 @@ def boundary_distance(embeddings: Array, kernel: Array, bias: Array) -> Array:
 
 @jax.jit
 def _boundary_distance(embeddings: Array, kernel: Array, bias: Array) -> Array:
-    w = kernel.astype(jnp.float32)
-    logits = embeddings.astype(jnp.float32) @ w + bias.astype(jnp.float32)[None]
+    w, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
+    scale = unit([w, bias])  # distances stay as they are
+    w, bias = w / scale, bias / scale
+    logits = embeddings.astype(jnp.float32) @ w + bias[None]
     predicted = jnp.argmax(logits, axis=1)
     apart = jnp.sqrt(jnp.sum((w[:, :, None] - w[:, None]) ** 2, axis=0))[predicted]
     gap = jnp.max(logits, axis=1, keepdims=True) - logits
@@ -72,11 +76,12 @@ def balanced(distance: Array, k: int) -> Array:
       int32[k], class by class, ascending within a class. Ties go to the lower index.
 
     Raises:
-      ValueError: k is more than n.
+      ValueError: k is more than n, or there is no class.
 
     >>> balanced(jnp.array([[0.1, 0.3], [0.2, 0.1], [0.9, 0.8], [0.5, 0.4]]), 3).tolist()
     [0, 1, 3]
     """
+    contents.filled("balanced", "distance", distance)
     fits("balanced", k, distance.shape[0])
     return _balanced(distance, k)
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
+from rigl_jax import checks, contents
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import shown
@@ -40,13 +40,17 @@ def complexity_gap(x: Any, y: Any, *, jitter: float = 1e-6) -> np.ndarray:
     """
     if x.ndim < 2 or not x.size:
         raise ValueError(f"complexity_gap: x must be [n, ...], got {shown(x)}")
-    if y.shape != x.shape[:1] or not np.isin(y, (-1, 1)).all():
+    if y.shape != x.shape[:1]:
         raise ValueError(f"complexity_gap: y must be -1 or 1 for each of {x.shape[0]} examples, got {shown(y)}")
+    contents.every("complexity_gap", "y", "-1 or 1", y, lambda y: np.isin(y, (-1, 1)))
     jitter = checks.number("complexity_gap", "jitter", jitter, "must be above 0", lambda value: value > 0)
     flat = np.asarray(x, np.float64).reshape(len(x), -1)
+    largest = np.abs(flat).max(axis=1, keepdims=True, initial=0)
+    flat = flat / np.where((largest > 0) & np.isfinite(largest), largest, 1)  # no square over- or underflows
     length = np.linalg.norm(flat, axis=1, keepdims=True)
-    if not (np.isfinite(length) & (length > 0)).all():
-        raise ValueError("complexity_gap: x must be finite and not 0 in any example")
+    contents.every(
+        "complexity_gap", "the length of x", "finite and above 0", length[:, 0], lambda a: (a > 0) & (a < np.inf)
+    )
     t = np.clip((flat / length) @ (flat / length).T, -1, 1)
     kernel = t * (np.pi - np.arccos(t)) / (2 * np.pi)
     np.fill_diagonal(kernel, 0.5 + jitter)
@@ -80,9 +84,10 @@ def complexity_gap_per_class(x: Any, labels: Any, key: Array, *, repeats: int = 
     """
     if x.ndim < 2:
         raise ValueError(f"complexity_gap_per_class: x must be [n, ...], got {shown(x)}")
-    if labels.shape != x.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or len(np.unique(labels)) < 2:
+    contents.labels("complexity_gap_per_class", labels, len(x))
+    if len(found := np.unique(labels)) < 2:
         raise ValueError(
-            f"complexity_gap_per_class: labels must be int[{len(x)}] of two classes or more, got {shown(labels)}"
+            f"complexity_gap_per_class: labels must be of two classes or more, got {shown(found.tolist())}"
         )
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     scores = np.zeros(len(x))

@@ -13,21 +13,22 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.coreset.scores import finite, fits
+from rigl_jax.coreset.scores import fits
+from rigl_jax.linear_algebra import unit
 from rigl_jax.messages import shown
 
 Far = Callable[[Array], Array]
 """`index of an example -> float[n]`, the squared distance of every example to it."""
 
 
-@arguments(embeddings=rules.array(2), k=rules.whole(1))
+@arguments(embeddings=rules.finite(2), k=rules.whole(1))
 def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Array:
     """CoreSet (Sener & Savarese 2018), greedy: the example farthest from all that are labelled or chosen, k times.
 
     The largest distance to a chosen example is at most twice the least possible one (Gonzalez 1985).
 
     Args:
-      embeddings: float[n, features].
+      embeddings: float[n, features], of any scale; NumPy's float64 is converted to float32.
       k: how many.
       labelled: bool[n], examples that have labels already. They are not chosen. None: there are none, and the first
         choice is example 0. (DISTIL's code fails there.)
@@ -42,7 +43,6 @@ def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Arr
     [0, 2, 3]
     """
     n = embeddings.shape[0]
-    finite("k_center", embeddings=embeddings)
     if labelled is None:
         fits("k_center", k, n)
     else:
@@ -50,7 +50,9 @@ def k_center(embeddings: Array, k: int, *, labelled: Array | None = None) -> Arr
         if labelled.dtype != bool:
             raise ValueError(f"k_center: labelled must be bool[{n}], got {shown(labelled)}")
         if not isinstance(labelled, jax.core.Tracer):
-            fits("k_center", k, n - int(labelled.sum()))
+            left = n - int(labelled.sum())
+            if k > left:
+                raise ValueError(f"k_center: k must be at most {left}, as many of {n} have no label, got {k}")
     return _k_center(embeddings, k, labelled)
 
 
@@ -67,8 +69,14 @@ def _k_center(embeddings: Array, k: int, labelled: Array | None) -> Array:
 
 
 def _euclidean(embeddings: Array) -> Far:
-    x = jnp.asarray(embeddings, jnp.float32)
+    x = _scaled(embeddings)
     return lambda i: jnp.sum((x - x[i][None]) ** 2, axis=1)
+
+
+def _scaled(embeddings: Array) -> Array:
+    """In units in which no square of a distance overflows; which examples are far or near stays."""
+    x = jnp.asarray(embeddings, jnp.float32)
+    return x / unit([x])
 
 
 def _chosen(far: Far, pick: Callable[..., Array], near: Array, free: Array, keys: Array) -> Array:
@@ -94,14 +102,14 @@ def _plus_plus(key: Array, far: Far, n: int, first: Array, k: int) -> Array:
     return jnp.concatenate([first[None].astype(jnp.int32), rest])
 
 
-@arguments(key=rules.key, embeddings=rules.array(2), k=rules.whole(1))
+@arguments(key=rules.key, embeddings=rules.finite(2), k=rules.whole(1))
 def kmeans_pp(key: Array, embeddings: Array, k: int) -> Array:
     """k-means++ seeding (Arthur & Vassilvitskii 2007): each next example is drawn in proportion to its squared
     distance to the chosen ones, the first one uniformly.
 
     Args:
       key: PRNG key.
-      embeddings: float[n, features].
+      embeddings: float[n, features], of any scale; NumPy's float64 is converted to float32.
       k: how many.
 
     Returns:
@@ -114,7 +122,6 @@ def kmeans_pp(key: Array, embeddings: Array, k: int) -> Array:
     [0, 1, 2]
     """
     fits("kmeans_pp", k, embeddings.shape[0])
-    finite("kmeans_pp", embeddings=embeddings)
     return _kmeans_pp(key, embeddings, k)
 
 
@@ -125,7 +132,7 @@ def _kmeans_pp(key: Array, embeddings: Array, k: int) -> Array:
     return _plus_plus(key, _euclidean(embeddings), n, jax.random.randint(first, (), 0, n), k)
 
 
-@arguments(key=rules.key, probs=rules.array(2), embeddings=rules.array(2), k=rules.whole(1))
+@arguments(key=rules.key, probs=rules.probabilities(2), embeddings=rules.finite(2), k=rules.whole(1))
 def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     """BADGE (Ash et al. 2020): k-means++ on the gradients of the last layer for the predicted label.
 
@@ -136,15 +143,15 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     Args:
       key: PRNG key.
       probs: float[n, classes], probabilities.
-      embeddings: float[n, features], the inputs of the last layer.
+      embeddings: float[n, features], the inputs of the last layer; computed in float32.
       k: how many.
 
     Returns:
       int32[k], in the order of choice, as `kmeans_pp`.
 
     Raises:
-      ValueError: k is more than n; probs and embeddings of different numbers of examples, or not finite (seen outside
-        of jit only).
+      ValueError: k is more than n; probs and embeddings of different numbers of examples; probs that are no
+        probabilities, or embeddings that are not finite (seen outside of jit only).
 
     >>> probs, inputs = jnp.array([[1.0, 0.0], [0.6, 0.4], [0.9, 0.1]]), jnp.ones((3, 2))
     >>> badge(jax.random.key(0), probs, inputs, 1).tolist()
@@ -152,7 +159,6 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     """
     n = embeddings.shape[0]
     fits("badge", k, n)
-    finite("badge", probs=probs, embeddings=embeddings)
     if probs.shape[0] != n:
         raise ValueError(f"badge: probs must have a row for each of {n} embeddings, got {shown(probs)}")
     return _badge(key, probs, embeddings, k)
@@ -160,7 +166,7 @@ def badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
-    p, h = jnp.asarray(probs, jnp.float32), jnp.asarray(embeddings, jnp.float32)
+    p, h = jnp.asarray(probs, jnp.float32), _scaled(embeddings)
     a = p - jax.nn.one_hot(jnp.argmax(p, axis=1), p.shape[1], dtype=p.dtype)
     norms = jnp.sum(a**2, axis=1) * jnp.sum(h**2, axis=1)
 
@@ -170,7 +176,7 @@ def _badge(key: Array, probs: Array, embeddings: Array, k: int) -> Array:
     return _plus_plus(key, far, p.shape[0], jnp.argmax(norms), k)
 
 
-@arguments(key=rules.key, embeddings=rules.array(2), k=rules.whole(1), iterations=rules.whole(1))
+@arguments(key=rules.key, embeddings=rules.finite(2), k=rules.whole(1), iterations=rules.whole(1))
 def k_means(key: Array, embeddings: Array, k: int, *, iterations: int = 10) -> Array:
     """The examples nearest to the centres of k clusters (Lloyd's algorithm after `kmeans_pp`), big clusters first.
 
@@ -180,7 +186,7 @@ def k_means(key: Array, embeddings: Array, k: int, *, iterations: int = 10) -> A
 
     Args:
       key: PRNG key.
-      embeddings: float[n, features].
+      embeddings: float[n, features], of any scale; NumPy's float64 is converted to float32.
       k: how many.
       iterations: of Lloyd's algorithm. An empty cluster keeps its centre.
 
@@ -194,13 +200,12 @@ def k_means(key: Array, embeddings: Array, k: int, *, iterations: int = 10) -> A
     [1, 3]
     """
     fits("k_means", k, embeddings.shape[0])
-    finite("k_means", embeddings=embeddings)
     return _k_means(key, embeddings, k, iterations)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "iterations"))
 def _k_means(key: Array, embeddings: Array, k: int, iterations: int) -> Array:
-    x = jnp.asarray(embeddings, jnp.float32)
+    x = _scaled(embeddings)
 
     def distances(centres: Array) -> Array:
         # One centre after the other: all differences at once are n x k x features numbers.

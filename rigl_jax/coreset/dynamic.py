@@ -13,7 +13,7 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, topology
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.coreset.scores import fits, in_range, indices
+from rigl_jax.coreset.scores import fits, indices, of_examples, written
 from rigl_jax.messages import listed, shown
 
 
@@ -51,7 +51,8 @@ class Selector(NamedTuple):
       init: `() -> SampleStats`.
       select: `(stats, key) -> Chosen`.
       update: `(stats, index int[b], losses float[b]) -> stats`, for examples that were seen, each once a call.
-        A loss that is not finite changes nothing.
+        A loss that is not finite changes nothing. Indices out of range and repeated ones are refused outside of jit.
+        Under jit those out of range, such as -1 for padding, change nothing.
     """
 
     init: Callable[[], SampleStats]
@@ -138,17 +139,16 @@ def dynamic_pruning(
     def init() -> SampleStats:
         return SampleStats(jnp.zeros(n, jnp.float32), jnp.zeros(n, jnp.float32), jnp.zeros(n, bool))
 
-    @arguments(key=rules.key)
+    @arguments("dynamic_pruning: select", key=rules.key)
     def select(stats: SampleStats, key: Array) -> Chosen:
-        _check_stats("dynamic_pruning: select", stats, n)
+        of_examples("dynamic_pruning: select", "stats", SampleStats, stats, n)
         return _select(stats, key, c, rule, greedy, explored)
 
-    @arguments(index=rules.array(1), losses=rules.array(1))
+    @arguments("dynamic_pruning: update", index=rules.array(1), losses=rules.array(1))
     def update(stats: SampleStats, index: Array, losses: Array) -> SampleStats:
-        _check_stats("dynamic_pruning: update", stats, n)
+        of_examples("dynamic_pruning: update", "stats", SampleStats, stats, n)
         checks.same_shape("dynamic_pruning: update", index.shape, losses=losses)
-        in_range("dynamic_pruning: update", n, index=index)
-        return _update(stats, index, losses, float(rate))
+        return _update(stats, written("dynamic_pruning: update", index, n), losses, float(rate))
 
     return Selector(init, select, update)
 
@@ -174,12 +174,7 @@ def _update(stats: SampleStats, index: Array, losses: Array, rate: float) -> Sam
     new = (1 - rate) * old + rate * losses
     var = (1 - rate) * stats.var[index] + rate * (losses - new) * (losses - old)
     return SampleStats(
-        stats.mean.at[index].set(jnp.where(fine, new, stats.mean[index])),
-        stats.var.at[index].set(jnp.where(fine, var, stats.var[index])),
-        stats.seen.at[index].max(fine),
+        stats.mean.at[index].set(jnp.where(fine, new, stats.mean[index]), mode="drop"),
+        stats.var.at[index].set(jnp.where(fine, var, stats.var[index]), mode="drop"),
+        stats.seen.at[index].max(fine, mode="drop"),
     )
-
-
-def _check_stats(who: str, stats: Any, n: int) -> None:
-    if not isinstance(stats, SampleStats) or stats.mean.shape != (n,):
-        raise ValueError(f"{who}: stats must be the SampleStats of {n} examples, got {type(stats).__name__}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import topology
+from rigl_jax import checks, contents, topology
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
-from rigl_jax.coreset.scores import finite, fits, indices
+from rigl_jax.coreset.scores import fits, indices
 from rigl_jax.messages import shown
 
 
-@arguments(values=rules.array(1), inclusion=rules.array(1), n=rules.whole(1))
+@arguments(values=rules.not_nan(1), inclusion=rules.array(1), n=rules.whole(1))
 def horvitz_thompson(values: Array, inclusion: Array, n: int) -> Array:
     """An unbiased estimate of the mean over n examples, `sum(values / inclusion) / n` (Horvitz & Thompson 1952).
 
@@ -29,7 +28,8 @@ def horvitz_thompson(values: Array, inclusion: Array, n: int) -> Array:
       n: all examples.
 
     Raises:
-      ValueError: the shapes differ; inclusion is not above 0 and at most 1 (seen outside of jit only).
+      ValueError: the shapes differ, or n is less than k; inclusion is not above 0 and at most 1, or a value is NaN
+        (seen outside of jit only).
 
     >>> float(horvitz_thompson(jnp.array([3.0, 1.0]), jnp.array([1.0, 0.25]), 4))
     1.75
@@ -38,10 +38,9 @@ def horvitz_thompson(values: Array, inclusion: Array, n: int) -> Array:
         raise ValueError(
             f"horvitz_thompson: inclusion must have the shape of values, {values.shape}, got {shown(inclusion)}"
         )
-    if not isinstance(inclusion, jax.core.Tracer):
-        chances = np.asarray(inclusion)
-        if not ((chances > 0) & (chances <= 1)).all():
-            raise ValueError(f"horvitz_thompson: inclusion must be above 0 and at most 1, got {shown(inclusion)}")
+    if n < len(values):
+        raise ValueError(f"horvitz_thompson: n must be at least the number of values, {len(values)}, got {n}")
+    contents.every("horvitz_thompson", "inclusion", "above 0 and at most 1", inclusion, lambda p: (p > 0) & (p <= 1))
     return jnp.sum(values / inclusion) / n
 
 
@@ -59,7 +58,7 @@ class Sampled(NamedTuple):
 
 @arguments(
     key=rules.key,
-    predicted=rules.array(1),
+    predicted=rules.finite(1),
     k=rules.whole(1),
     bins=rules.whole(1),
     alpha=rules.scalar,
@@ -96,10 +95,10 @@ def adaptive_bins(
     fits("adaptive_bins", k, predicted.shape[0])
     if k < bins:
         raise ValueError(f"adaptive_bins: k must be at least the number of bins, {bins}, got {k}")
-    for name, value, most in (("alpha", alpha, math.inf), ("floor", floor, 1)):
-        if not isinstance(value, jax.core.Tracer) and not 0 <= value <= most:
-            raise ValueError(f"adaptive_bins: {name} must be from 0 to {most}, got {shown(value)}")
-    finite("adaptive_bins", predicted=predicted)
+    if not isinstance(alpha, jax.core.Tracer):
+        checks.number("adaptive_bins", "alpha", alpha, "must be at least 0", lambda x: x >= 0)
+    if not isinstance(floor, jax.core.Tracer):
+        checks.number("adaptive_bins", "floor", floor, "must be from 0 to 1", lambda x: 0 <= x <= 1)
     return _adaptive_bins(key, predicted, k, bins, jnp.asarray(alpha, jnp.float32), jnp.asarray(floor, jnp.float32))
 
 

@@ -15,10 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks, topology
+from rigl_jax import checks, contents, topology, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
+from rigl_jax.criteria import losses
+from rigl_jax.linear_algebra import unit
 from rigl_jax.messages import kind, shown
+
+EXACT = 2**24
+"""Whole numbers up to this one are exact in float32."""
 
 
 @arguments(scores=rules.array(1), k=rules.whole(1), offset=rules.whole(0))
@@ -28,7 +33,8 @@ def top(scores: Array, k: int, *, offset: int = 0) -> Array:
     Paul et al. (2021) keep the hardest examples; with label noise they leave out the very hardest by an offset.
 
     Args:
-      scores: float[n]; NaN ranks last.
+      scores: [n], floats, or whole numbers such as counts. NaN ranks last. NumPy's float64 and integers are converted
+        to float32, as JAX does unless `jax_enable_x64` is set: scores that are equal then are ties.
       k: how many.
       offset: how many of the highest to leave out.
 
@@ -36,13 +42,23 @@ def top(scores: Array, k: int, *, offset: int = 0) -> Array:
       int32[k], in ascending order. Equal scores go to the lower index.
 
     Raises:
-      ValueError: k + offset is more than n.
+      ValueError: k + offset is more than n; all scores are NaN, or whole numbers beyond 2**24 (seen outside of jit
+        only).
 
     >>> scores = jnp.array([0.1, 0.9, 0.5, 0.9, 0.2])
     >>> top(scores, 2).tolist(), top(scores, 2, offset=1).tolist()
     ([1, 3], [2, 3])
     """
     fits("top", k + offset, scores.shape[0], "k + offset" if offset else "k")
+    if jnp.issubdtype(scores.dtype, jnp.integer):
+        limit = f"at most {EXACT} in size, to be exact in float32"
+        scores = contents.every("top", "scores", limit, scores, lambda x: (x >= -EXACT) & (x <= EXACT))
+        scores = jnp.asarray(scores).astype(jnp.float32)
+    elif not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise ValueError(f"top: scores must be real numbers, got {shown(scores)}")
+    host = contents.known(scores)
+    if host is not None and np.isnan(host).all():
+        raise ValueError(f"top: scores must hold a number, got NaN in all {len(host)}")
     return _top(scores, k, offset)
 
 
@@ -62,30 +78,27 @@ def fits(who: str, k: int, n: int, name: str = "k") -> None:
         raise ValueError(f"{who}: {name} must be at most the number of examples, {n}, got {k}")
 
 
-def finite(who: str, **given: Array) -> None:
-    """Checks that arrays hold no NaN and no infinity; says nothing of what is traced.
+def written(who: str, index: Array, n: int) -> Array:
+    """Indices of n examples to be written to, each once; those out of range as n, which a write drops.
 
     Raises:
-      ValueError: one does; it is named.
+      ValueError: they are no whole numbers; one is out of range or there twice (seen outside of jit only).
     """
-    for name, array in given.items():
-        if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
-            raise ValueError(f"{who}: {name} must be finite, got NaN or infinity")
+    contents.distinct(who, "index", contents.whole(who, "index", index, n))
+    index = jnp.asarray(index)
+    return jnp.where((index >= 0) & (index < n), index.astype(jnp.int32), n)
 
 
-def in_range(who: str, n: int, **given: Array) -> None:
-    """Checks that arrays hold whole numbers from 0 to n - 1; of what is traced only that they are whole.
+def of_examples(who: str, name: str, kind_: type, state: Any, n: int) -> None:
+    """Checks that a state is of its type, and of n examples.
 
     Raises:
-      ValueError: one does not; it is named.
+      ValueError: says what was given.
     """
-    for name, array in given.items():
-        if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise ValueError(f"{who}: {name} must be whole numbers, got {shown(array)}")
-        if not isinstance(array, jax.core.Tracer) and array.size:
-            least, most = np.min(array), np.max(array)
-            if not 0 <= least <= most < n:
-                raise ValueError(f"{who}: {name} must be from 0 to {n - 1}, got {least} to {most}")
+    sizes = {jnp.shape(x) for x in state} if isinstance(state, kind_) else None
+    if sizes != {(n,)}:
+        found = kind(state) if sizes is None else f"that of arrays of shapes {sorted(sizes)}"
+        raise ValueError(f"{who}: {name} must be the {kind_.__name__} of {n} examples, got {found}")
 
 
 def indices(mask: Array, k: int) -> Array:
@@ -93,7 +106,7 @@ def indices(mask: Array, k: int) -> Array:
     return jnp.nonzero(mask, size=k)[0].astype(jnp.int32)
 
 
-@arguments(logits=rules.array(2), labels=rules.array(1))
+@arguments(logits=rules.logits(2), labels=rules.array(1))
 def el2n(logits: Array, labels: Array) -> Array:
     """EL2N (Paul et al. 2021): the length of `softmax(logits) - onehot(label)`, from 0 to the root of 2.
 
@@ -108,14 +121,13 @@ def el2n(logits: Array, labels: Array) -> Array:
       f32[n].
 
     Raises:
-      ValueError: labels are not one integer for each example; one is not a class (seen outside of jit only).
+      ValueError: fewer than two classes; labels are not one integer for each example; one is not a class, or a logit
+        is NaN (seen outside of jit only).
 
     >>> [round(float(x), 4) for x in el2n(jnp.array([[0.0, 0.0], [50.0, 0.0]]), jnp.array([0, 1]))]
     [0.7071, 1.4142]
     """
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"el2n: labels must be int{list(logits.shape[:1])}, one for each example, got {shown(labels)}")
-    in_range("el2n", logits.shape[1], labels=labels)
+    contents.labels("el2n", labels, *logits.shape)
     return _el2n(logits, labels)
 
 
@@ -134,33 +146,46 @@ def grand(loss: Callable[[PyTree, Any], Array], params: PyTree, batch: Any, *, c
     the input.
 
     Args:
-      loss: `(params, batch) -> scalar`. It gets batches of one example, so that its mean is the loss of that example.
-      params: all weights that count.
+      loss: `(params, batch) -> scalar`, in evaluation mode. It gets batches of one example, so that its mean is the
+        loss of that example. In training mode BatchNorm would normalise each example by itself, and scores would say
+        nothing.
+      params: all weights that count. Leaves that are no floats stay as they are.
       batch: tree of arrays with a first axis of n examples.
       chunk: examples whose gradients are computed together; memory is `chunk` times that of params.
 
     Returns:
-      f32[n].
+      f32[n]. No square over- or underflows: a score is 0 or inf only where float32 has no other number for it.
 
     Raises:
-      ValueError: batch has no array, or arrays with different numbers of examples.
+      ValueError: batch has no array, or arrays with different numbers of examples; loss gives no scalar; params hold
+        no floats.
 
     >>> loss = lambda params, x: jnp.mean((x @ params) ** 2) / 2
     >>> grand(loss, jnp.array([1.0, 0.0]), jnp.array([[1.0, 0.0], [3.0, 4.0]])).tolist()  # |w x| times the norm of x
     [1.0, 15.0]
     """
-    leaves = jax.tree.leaves(batch)
-    sizes = {leaf.shape[:1] if hasattr(leaf, "dtype") else () for leaf in leaves}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(f"grand: batch must be arrays with one first axis of examples, got {kind(batch)}")
-    if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)) or not jax.tree.leaves(params):
+    given = jax.tree.leaves(batch)
+    sizes = {leaf.shape[:1] if hasattr(leaf, "dtype") else () for leaf in given}
+    if len(sizes) != 1 or not sizes.isdisjoint({(), (0,)}):
+        found = [shown(leaf) for leaf in given[:3]] if len(sizes) > 1 else kind(batch)
+        raise ValueError(f"grand: batch must be arrays with one first axis of at least one example, got {found}")
+    if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
         raise ValueError(f"grand: params must be a tree of arrays, got {kind(params)}")
+    weights, join = trees.floats(params)
+    if not weights:
+        raise ValueError(f"grand: params must hold an array of floats, got {kind(params)}")
+    value = losses.at("grand", loss)
 
     def norm(example: Any) -> Array:
-        grads = jax.grad(loss)(params, jax.tree.map(lambda x: x[None], example))
-        return jnp.sqrt(sum(jnp.sum(g.astype(jnp.float32) ** 2) for g in jax.tree.leaves(grads)))
+        grads = jax.grad(lambda w: value(join(w), jax.tree.map(lambda x: x[None], example)))(weights)
+        return _length([g.astype(jnp.float32) for g in grads])
 
     return jax.lax.map(norm, batch, batch_size=chunk)
+
+
+def _length(grads: list[Array]) -> Array:
+    scale = unit(grads)
+    return scale * jnp.sqrt(sum(jnp.sum((g / scale) ** 2) for g in grads))
 
 
 class ForgettingState(NamedTuple):
@@ -182,7 +207,9 @@ class Forgetting(NamedTuple):
 
     Attributes:
       init: `() -> ForgettingState`.
-      update: `(state, index int[b], correct bool[b]) -> state`, for the examples of a minibatch, each once.
+      update: `(state, index int[b], correct bool[b]) -> state`, for the examples of a minibatch, each once. Indices
+        out of range and repeated ones are refused outside of jit. Under jit those out of range, such as -1 for
+        padding, change nothing.
       scores: `state -> f32[n]`, the number of events; inf for an example that was never right.
     """
 
@@ -212,15 +239,16 @@ def forgetting(n: int) -> Forgetting:
     def init() -> ForgettingState:
         return ForgettingState(jnp.zeros(n, bool), jnp.zeros(n, bool), jnp.zeros(n, jnp.int32))
 
-    @arguments(index=rules.array(1), correct=rules.array(1))
+    @arguments("forgetting: update", index=rules.array(1), correct=rules.array(1))
     def update(state: ForgettingState, index: Array, correct: Array) -> ForgettingState:
-        checks.same_shape("forgetting", index.shape, correct=correct)
-        in_range("forgetting", n, index=index)
+        of_examples("forgetting: update", "state", ForgettingState, state, n)
+        checks.same_shape("forgetting: update", index.shape, correct=correct)
         if correct.dtype != bool:
-            raise ValueError(f"forgetting: correct must be bool, got {shown(correct)}")
-        return _recorded(state, index, correct)
+            raise ValueError(f"forgetting: update: correct must be bool, got {shown(correct)}")
+        return _recorded(state, written("forgetting: update", index, n), correct)
 
     def scores(state: ForgettingState) -> Array:
+        of_examples("forgetting: scores", "state", ForgettingState, state, n)
         return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)
 
     return Forgetting(init, update, scores)
@@ -230,7 +258,7 @@ def forgetting(n: int) -> Forgetting:
 def _recorded(state: ForgettingState, index: Array, correct: Array) -> ForgettingState:
     forgot = state.correct[index] & ~correct
     return ForgettingState(
-        state.correct.at[index].set(correct),
-        state.learned.at[index].max(correct),
-        state.events.at[index].add(forgot.astype(jnp.int32)),
+        state.correct.at[index].set(correct, mode="drop"),
+        state.learned.at[index].max(correct, mode="drop"),
+        state.events.at[index].add(forgot.astype(jnp.int32), mode="drop"),
     )

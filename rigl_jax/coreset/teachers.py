@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
+from rigl_jax import checks, contents
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import kind, shown
@@ -35,13 +35,17 @@ class Pseudo(NamedTuple):
     accepted: Array
 
 
-@arguments(probs=rules.array(3), threshold=rules.scalar)
+@arguments(probs=rules.probabilities(3), threshold=rules.scalar)
 def pseudo_labels(probs: Array, threshold: float) -> Pseudo:
     """Labels by the mean prediction of several teachers, accepted where it is confident (after Ghosh et al. 2021).
 
     Args:
-      probs: float[teachers, n, classes].
+      probs: float[teachers, n, classes], probabilities.
       threshold: the least mean probability, from 0 to 1.
+
+    Raises:
+      ValueError: probs are no probabilities (seen outside of jit only), empty, or of one class; threshold is out of
+        range.
 
     >>> found = pseudo_labels(jnp.array([[[0.9, 0.1], [0.9, 0.1]], [[0.8, 0.2], [0.3, 0.7]]]), 0.8)
     >>> found.labels.tolist(), found.accepted.tolist()
@@ -58,7 +62,7 @@ def _unit(who: str, threshold: Any) -> None:
         checks.number(who, "threshold", threshold, "must be from 0 to 1", lambda value: 0 <= value <= 1)
 
 
-@arguments(scores=rules.array(2), threshold=rules.scalar)
+@arguments(scores=rules.finite(2), threshold=rules.scalar)
 def confident(scores: Array, threshold: float) -> Array:
     """The examples whose score, averaged over an ensemble, reaches a threshold (after Wang et al. 2021, EfficientCLIP).
 
@@ -72,6 +76,9 @@ def confident(scores: Array, threshold: float) -> Array:
 
     Returns:
       bool[n].
+
+    Raises:
+      ValueError: scores are empty, or not finite (seen outside of jit only).
 
     >>> confident(jnp.array([[0.75, 0.25], [0.5, 0.5]]), 0.5).tolist()
     [True, False]
@@ -108,14 +115,15 @@ def self_training(
     Args:
       fit: `(inputs, labels, key) -> predict`; called once for each teacher, then for the student.
       inputs: [n, ...].
-      labels: int[n].
+      labels: int[n], from 0.
       unlabelled: [m, ...], of the shape of inputs but for m.
       key: PRNG key.
       teachers: how many.
       threshold: of `pseudo_labels`.
 
     Raises:
-      ValueError: shapes that do not fit; a `fit` that does not give a function.
+      ValueError: shapes that do not fit; a `fit` that does not give a function to probabilities; a label that is none
+        of its classes.
 
     >>> def fit(x, y, key):  # the class of the nearest example
     ...     return lambda new: jax.nn.one_hot(y, 2)[jnp.argmin(abs(jnp.asarray(new) - x.T), axis=1)]
@@ -124,18 +132,32 @@ def self_training(
     >>> found.pseudo.labels.tolist(), found.student(np.array([[3.0]])).tolist()
     ([0, 1], [[1.0, 0.0]])
     """
-    if not inputs.ndim or labels.shape != inputs.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"self_training: labels must be one integer for each of the inputs, got {shown(labels)}")
-    if unlabelled.shape[1:] != inputs.shape[1:] or unlabelled.ndim != inputs.ndim:
-        raise ValueError(f"self_training: unlabelled must be like inputs, {shown(inputs)}, got {shown(unlabelled)}")
+    if not inputs.ndim or not len(inputs):
+        raise ValueError(f"self_training: inputs must be [n, ...], at least one, got {shown(inputs)}")
+    contents.labels("self_training", labels, len(inputs))
+    if unlabelled.ndim != inputs.ndim or unlabelled.shape[1:] != inputs.shape[1:] or not len(unlabelled):
+        raise ValueError(
+            f"self_training: unlabelled must be like inputs, {shown(inputs)}, at least one, got {shown(unlabelled)}"
+        )
     _unit("self_training", threshold)
     last, *first = jax.random.split(key, teachers + 1)
     trained = tuple(_trained(fit, inputs, labels, each) for each in first)
-    found = pseudo_labels(jnp.stack([predict(unlabelled) for predict in trained]), threshold)
+    probs = jnp.stack([_predicted(predict, unlabelled) for predict in trained])
+    contents.labels("self_training", labels, len(inputs), probs.shape[-1])
+    found = pseudo_labels(probs, threshold)
     pseudo = jax.device_get(found)
     both = np.concatenate([inputs, unlabelled[pseudo.accepted]])
     given = np.concatenate([labels, pseudo.labels[pseudo.accepted].astype(labels.dtype)])
     return SelfTrained(_trained(fit, both, given, last), trained, pseudo)
+
+
+def _predicted(predict: Predict, inputs: Any) -> Array:
+    probs = predict(inputs)
+    if jnp.ndim(probs) != 2 or len(probs) != len(inputs):
+        raise ValueError(
+            f"self_training: fit must return a function to [{len(inputs)}, classes] here, got {shown(probs)}"
+        )
+    return jnp.asarray(contents.probabilities("self_training", "what the function of fit returns", probs))
 
 
 def _trained(fit: Fit, inputs: Any, labels: Any, key: Array) -> Predict:

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
+from rigl_jax import checks, contents
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import shown
 
 SEVERITIES = (1, 2, 3, 4, 5)
+ROUNDING = 1e-3
+"""How far a pixel may be from [0, 1], as after resizing."""
 
 
 def _gaussian_noise(key: Array, x: Array, std: float) -> Array:
@@ -119,14 +121,23 @@ def corrupt(key: Any, images: Any, name: str, severity: int = 3) -> Array:
     Returns:
       float[n, height, width, channels], clipped to [0, 1].
 
+    Raises:
+      ValueError: images are no floats, or not in [0, 1] (seen outside of jit only; 0.001 more counts as rounding).
+
     >>> corrupt(jax.random.key(0), jnp.array([[[[0.25], [0.75]]]]), "contrast", 2).ravel().tolist()
     [0.375, 0.625]
     """
-    x = jnp.asarray(images)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"corrupt: images must be floats in [0, 1], got {shown(images)}")
+    x = _images("corrupt", images)
     function, strengths = CORRUPTIONS[name]
     return jnp.clip(function(key, x, strengths[int(severity) - 1]), 0, 1)
+
+
+def _images(who: str, images: Any) -> Array:
+    x = jnp.asarray(contents.filled(who, "images", images))
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{who}: images must be floats in [0, 1], got {shown(images)}")
+    expected = "in [0, 1], without a normalisation"
+    return contents.every(who, "images", expected, x, lambda x: (x >= -ROUNDING) & (x <= 1 + ROUNDING))
 
 
 @arguments(
@@ -159,15 +170,18 @@ def corrupted_accuracy(
     Returns:
       `{name: float64[severities]}`.
 
+    Raises:
+      ValueError: as `corrupt`; labels do not fit, or one is no class; apply gives no logits of two classes or more, or
+        NaN.
+
     >>> images, labels = jnp.array([[[[0.2]]], [[[0.9]]]]), jnp.array([0, 1])
     >>> bright = lambda x: jnp.stack([x.mean((1, 2, 3)), jnp.full(len(x), 0.45)], 1)[:, ::-1]  # above 0.45 or not
     >>> found = corrupted_accuracy(bright, images, labels, jax.random.key(0), names=["brightness"])
     >>> found["brightness"].tolist()
     [1.0, 1.0, 1.0, 1.0, 0.5]
     """
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != jnp.shape(images)[:1]:
-        raise ValueError(f"corrupted_accuracy: labels must be a whole number for each image, got {shown(labels)}")
+    images, labels = _images("corrupted_accuracy", images), jnp.asarray(labels)
+    contents.labels("corrupted_accuracy", labels, len(images))
     return {
         _named("corrupted_accuracy", "names", name): np.array(
             [
@@ -181,7 +195,9 @@ def corrupted_accuracy(
 
 def _right(apply: Callable[[Array], Array], images: Any, labels: Array, key: Array, name: str, severity: int) -> float:
     own = jax.random.fold_in(jax.random.fold_in(key, list(CORRUPTIONS).index(name)), severity)
-    return float(jnp.mean(jnp.argmax(apply(_jitted(own, images, name, severity)), axis=-1) == labels))
+    logits = contents.logits("corrupted_accuracy", "apply", apply(_jitted(own, images, name, severity)), len(labels))
+    contents.labels("corrupted_accuracy", labels, *logits.shape)
+    return float(jnp.mean(jnp.argmax(logits, axis=-1) == labels))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.special
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks
+from rigl_jax import checks, contents
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.linear_algebra import energy_rank
@@ -28,24 +28,31 @@ def effective_rank(matrix: Any, energy: float = 0.99) -> Array:
     2007). `rx.channels.effective_rank` has scores of channels from it.
 
     Args:
-      matrix: float[rows, columns].
+      matrix: float[rows, columns], of any scale: only ratios of singular values count. Computed in float32.
       energy: the share, above 0 and up to 1; within 1e-6 of it counts.
 
     Returns:
-      int32 scalar, from 0 to min(rows, columns).
+      int32 scalar, from 0 to min(rows, columns). Under jit 0 for a matrix with NaN or infinity, too.
 
     Raises:
-      ValueError: energy out of range.
+      ValueError: energy out of range; the matrix is empty, or not finite (seen outside of jit only).
 
     >>> int(effective_rank(np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0], [0.0, 0.0, 3.0]])))  # a column twice
     2
     """
-    if not isinstance(energy, jax.core.Tracer) and not 0 < energy <= 1:
-        raise ValueError(f"effective_rank: energy must be above 0 and at most 1, got {shown(energy)}")
-    return energy_rank(jnp.asarray(matrix, jnp.float32), energy)
+    if not isinstance(energy, jax.core.Tracer):
+        checks.number("effective_rank", "energy", energy, "must be above 0 and at most 1", lambda x: 0 < x <= 1)
+    contents.finite("effective_rank", "matrix", matrix, np.float64)
+    if (host := contents.known(matrix)) is not None and host.dtype == np.float64:  # float32 may not hold it
+        largest = np.abs(host).max()
+        matrix = host / largest if largest else host
+    return _rank(jnp.asarray(matrix, jnp.float32), energy)
 
 
-@arguments(x=rules.host_array(1), y=rules.host_array(1), bins=rules.whole(2))
+_rank = jax.jit(energy_rank)
+
+
+@arguments(x=rules.finite_host_array(1), y=rules.finite_host_array(1), bins=rules.whole(2))
 def mutual_information(x: Any, y: Any, *, bins: int = 16) -> float:
     """Mutual information of two variables in nats, by a histogram of equal widths between least and largest values.
 
@@ -61,7 +68,7 @@ def mutual_information(x: Any, y: Any, *, bins: int = 16) -> float:
       At least 0; 0 where one of them is constant.
 
     Raises:
-      ValueError: different lengths, or none.
+      ValueError: different lengths, or none; a number that is not finite.
 
     >>> round(mutual_information(np.arange(64), -np.arange(64), bins=8), 4)  # log 8
     2.0794
@@ -140,7 +147,7 @@ def accuracy_information(accuracy: float, share: float = 0.5) -> float:
     return max(entropy(share) - entropy(accuracy), 0.0) if accuracy > max(share, 1 - share) else 0.0
 
 
-@arguments(kernel=rules.host_array(2), bias=rules.host_array(1), accuracy=rules.host_array(1))
+@arguments(kernel=rules.finite_host_array(2), bias=rules.host_array(1), accuracy=rules.host_array(1))
 def biased_edges(kernel: Any, bias: Any, accuracy: Any) -> np.ndarray:
     """How much more bias than accuracy each weight passes on (Venkatesh et al. 2021): `|w bias / accuracy|`.
 
@@ -156,14 +163,15 @@ def biased_edges(kernel: Any, bias: Any, accuracy: Any) -> np.ndarray:
       float64[in, out].
 
     Raises:
-      ValueError: flows that do not fit the kernel.
+      ValueError: flows that do not fit the kernel, or below 0; a weight that is not finite.
 
     >>> biased_edges([[1.0, -2.0], [3.0, 0.0]], [0.1, 0.0], [0.2, 0.5]).tolist()
     [[0.5, 1.0], [0.0, 0.0]]
     """
     for name, flow in (("bias", bias), ("accuracy", accuracy)):
-        if flow.shape != kernel.shape[:1] or not (flow >= 0).all():
+        if flow.shape != kernel.shape[:1]:
             raise ValueError(f"biased_edges: {name} must be flows of {len(kernel)} nodes, got {shown(flow)}")
+        contents.every("biased_edges", name, "at least 0", flow, lambda x: x >= 0)
     weights, bias = np.abs(np.asarray(kernel, np.float64)), np.asarray(bias, np.float64)
     ratio = np.divide(bias, accuracy, out=np.full(len(bias), np.inf), where=accuracy > 0)
     ratio[bias == 0] = 0.0
@@ -211,7 +219,7 @@ def _bias(n: int, samples: int) -> float:
     return 0.5 * (float(psi.sum()) + n * float(np.log(2 / (samples - 1))))
 
 
-@arguments(x=rules.host_array(2))
+@arguments(x=rules.finite_host_array(2))
 def copula_normalise(x: Any) -> np.ndarray:
     """Each variable by its ranks as a standard normal one: what depends on its own distribution is gone.
 
@@ -220,6 +228,9 @@ def copula_normalise(x: Any) -> np.ndarray:
 
     Returns:
       float64[n, variables], `Phi^-1(rank / (n + 1))`.
+
+    Raises:
+      ValueError: x is empty, or not finite.
 
     >>> copula_normalise([[5.0], [1.0], [100.0]]).round(3).ravel().tolist()
     [0.0, -0.674, 0.674]

@@ -1,4 +1,8 @@
-"""How good and how calibrated predicted probabilities are."""
+"""How good and how calibrated predicted probabilities are.
+
+Logits are refused where probabilities are meant, and so are labels that are no class: outside of jit, where values are
+known.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from rigl_jax import arguments as rules
+from rigl_jax import contents
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array
 from rigl_jax.messages import shown
 
 
-@arguments(probs=rules.array(2, host=True), labels=rules.array(1, host=True))
+@arguments(probs=rules.probabilities(2, host=True), labels=rules.array(1, host=True))
 def nll(probs: Any, labels: Any) -> Array:
     """Negative log-likelihood, `mean(-log probs[i, labels[i]])`, in nats; inf where a true class got probability 0.
 
     Args:
       probs: float[n, classes], probabilities, not logits.
       labels: int[n].
+
+    Raises:
+      ValueError: probs are no probabilities, or a label is no class (seen outside of jit only); shapes do not fit;
+        there is no example, or one class only.
 
     >>> round(float(nll([[0.5, 0.5], [0.25, 0.75]], [0, 1])), 6)
     0.490415
@@ -28,13 +37,17 @@ def nll(probs: Any, labels: Any) -> Array:
     return -jnp.mean(jnp.log(_of_labels(probs, labels)))
 
 
-@arguments(probs=rules.array(2, host=True), labels=rules.array(1, host=True))
+@arguments(probs=rules.probabilities(2, host=True), labels=rules.array(1, host=True))
 def brier(probs: Any, labels: Any) -> Array:
     """Brier score (1950): the mean squared distance of the probabilities to the one-hot label, from 0 to 2.
 
     Args:
       probs: float[n, classes], probabilities, not logits.
       labels: int[n].
+
+    Raises:
+      ValueError: probs are no probabilities, or a label is no class (seen outside of jit only); shapes do not fit;
+        there is no example, or one class only.
 
     >>> float(brier([[0.5, 0.5], [0.0, 1.0]], [0, 1]))
     0.25
@@ -43,7 +56,7 @@ def brier(probs: Any, labels: Any) -> Array:
     return jnp.mean(jnp.sum((probs - jax.nn.one_hot(labels, probs.shape[1], dtype=probs.dtype)) ** 2, axis=1))
 
 
-@arguments(probs=rules.array(2, host=True), labels=rules.array(1, host=True), bins=rules.whole(1))
+@arguments(probs=rules.probabilities(2, host=True), labels=rules.array(1, host=True), bins=rules.whole(1))
 def ece(probs: Any, labels: Any, *, bins: int = 15) -> Array:
     """Expected calibration error (Guo et al. 2017): how far confidence and accuracy lie apart, bin by bin.
 
@@ -55,6 +68,10 @@ def ece(probs: Any, labels: Any, *, bins: int = 15) -> Array:
       labels: int[n].
       bins: how many.
 
+    Raises:
+      ValueError: probs are no probabilities, or a label is no class (seen outside of jit only); shapes do not fit;
+        there is no example, or one class only.
+
     >>> round(float(ece([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], [0, 1, 1])), 6)  # (|1 - 1.8| + |1 - 0.6|) / 3
     0.4
     """
@@ -65,13 +82,16 @@ def ece(probs: Any, labels: Any, *, bins: int = 15) -> Array:
     return jnp.sum(jnp.abs(gaps)) / probs.shape[0]
 
 
-@arguments(a=rules.array(2, host=True), b=rules.array(2, host=True))
+@arguments(a=rules.logits(2, host=True), b=rules.logits(2, host=True))
 def disagreement(a: Any, b: Any) -> Array:
     """The share of examples for which two networks predict different classes (Fort et al. 2019).
 
     Args:
       a: float[n, classes], probabilities or logits of one network.
       b: float[n, classes], of the other on the same examples.
+
+    Raises:
+      ValueError: shapes do not fit; there is no example, or one class only; NaN (seen outside of jit only).
 
     >>> float(disagreement([[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.7, 0.3]]))
     0.5
@@ -83,13 +103,12 @@ def disagreement(a: Any, b: Any) -> Array:
 
 
 def _of_labels(probs: Array, labels: Array) -> Array:
-    return jnp.take_along_axis(probs, labels[:, None], axis=1)[:, 0]
+    """NaN for a label that is no class, which is not seen under jit; -1 would be the last one."""
+    at = jnp.where(labels >= 0, labels, probs.shape[1])
+    return jnp.take_along_axis(probs, at[:, None], axis=1, mode="fill")[:, 0]
 
 
 def _checked(who: str, probs: Any, labels: Any) -> tuple[Array, Array]:
     probs, labels = jnp.asarray(probs), jnp.asarray(labels)
-    if not jnp.issubdtype(probs.dtype, jnp.floating):
-        raise ValueError(f"{who}: probs must be floating-point probabilities, got {shown(probs)}")
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != probs.shape[:1]:
-        raise ValueError(f"{who}: labels must be one integer for each of {probs.shape[0]} rows, got {shown(labels)}")
+    contents.labels(who, labels, *probs.shape)
     return probs.astype(jnp.promote_types(probs.dtype, jnp.float32)), labels

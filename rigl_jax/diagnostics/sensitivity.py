@@ -5,6 +5,7 @@ From ranks and tolerances `rx.proportional` makes a distribution of sparsity ove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ import numpy as np
 import optax
 
 from rigl_jax import arguments as rules
+from rigl_jax import contents
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, PyTree
+from rigl_jax.criteria import losses
 from rigl_jax.linear_algebra import energy_rank
 from rigl_jax.messages import kind, shown
 from rigl_jax.tracing.products import Captured, capture
@@ -37,7 +40,7 @@ class DeadRate(NamedTuple):
     dynamic: Array
 
 
-@arguments(activations=rules.array(host=True))
+@arguments(activations=rules.finite(host=True))
 def dead_rate(activations: Any) -> DeadRate:
     """The dead neuron rate of a layer (Liu et al. 2023, AP): the mean share of units whose output is 0 on an example.
 
@@ -50,15 +53,17 @@ def dead_rate(activations: Any) -> DeadRate:
       DeadRate of float32 scalars.
 
     Raises:
-      ValueError: fewer than 2 axes, or none of some size.
+      ValueError: fewer than 2 axes, or none of some size. Outside of jit also: a value below 0, which no ReLU gives, or
+        one that is not finite.
 
     >>> rate = dead_rate([[0.0, 0.0, 1.0], [0.0, 2.0, 3.0]])
     >>> [round(float(share), 4) for share in rate]  # the first of 3; the second on one of 2 examples
     [0.3333, 0.1667]
     """
     activations = jnp.asarray(activations)
-    if activations.ndim < 2 or 0 in activations.shape:
+    if activations.ndim < 2:
         raise ValueError(f"dead_rate: activations must be [examples, ..., units], got {shown(activations)}")
+    contents.every("dead_rate", "activations", "outputs of a ReLU, at least 0", activations, lambda x: x >= 0)
     zero = jnp.all(activations == 0, axis=tuple(range(1, activations.ndim - 1)))
     static = jnp.all(zero, axis=0)
     return DeadRate(jnp.mean(static, dtype=jnp.float32), jnp.mean(zero & ~static[None], dtype=jnp.float32))
@@ -86,7 +91,7 @@ def gradient_ranks(
       `{name: share from 0 to 1}`. Of a weight in several products, or of a stack, the mean.
 
     Raises:
-      ValueError: as `rx.tracing.capture`.
+      ValueError: as `rx.tracing.capture`; loss gives no scalar, or a gradient is not finite.
 
     >>> loss = lambda params, x: jnp.mean((x @ params["a"] @ params["b"]) ** 2)
     >>> params = {"a": jnp.eye(4)[:, :3], "b": jnp.ones((3, 1))}
@@ -94,6 +99,7 @@ def gradient_ranks(
     {'a': 0.33, 'b': 1.0}
     """
     _check_params("gradient_ranks", params)
+    loss = losses.at("gradient_ranks", loss)
     given = None if leaves is None else tuple(leaves)
     products = jax.eval_shape(lambda: capture(loss, params, batch, leaves=given)[1])
     zeros = {name: [jnp.zeros(p.y.shape, p.y.dtype) for p in used] for name, used in products.items()}
@@ -104,15 +110,26 @@ def gradient_ranks(
         return {name: jnp.mean(jnp.stack([_rank_share(g, energy) for g in used])) for name, used in grads.items()}
 
     found = shares(params, batch)
-    return {name: float(found[name]) for name in products}
+    return _numbers("gradient_ranks", {name: float(found[name]) for name in products})
 
 
 def _rank_share(grads: Array, energy: float) -> Array:
     matrices = grads.astype(jnp.float32).reshape(-1, *grads.shape[-2:])
-    return jnp.mean(jax.vmap(lambda matrix: energy_rank(matrix, energy))(matrices)) / grads.shape[-1]
+    share = jnp.mean(jax.vmap(lambda matrix: energy_rank(matrix, energy))(matrices)) / grads.shape[-1]
+    return jnp.where(jnp.all(jnp.isfinite(matrices)), share, jnp.nan)
 
 
-@arguments(key=rules.key, y=rules.array(host=True), sigma=rules.scalar)
+def _numbers(who: str, found: dict[str, float]) -> dict[str, float]:
+    """What was found, if the gradients that it comes from were finite."""
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{who}: loss must have finite gradients, which it has not at the outputs of leaf {name!r}"
+            )
+    return found
+
+
+@arguments(key=rules.key, y=rules.finite(host=True), sigma=rules.scalar)
 def agn(key: Array, y: Any, sigma: Any) -> Array:
     """Additive Gaussian noise (Trommer et al. 2022): `y + |sigma| std(y) noise`, the model of inexact hardware.
 
@@ -125,10 +142,15 @@ def agn(key: Array, y: Any, sigma: Any) -> Array:
     Returns:
       Of the shape of y.
 
+    Raises:
+      ValueError: y is no array of floats, empty, or not finite (seen outside of jit only).
+
     >>> agn(jax.random.key(0), jnp.array([1.0, 2.0]), 0.0).tolist()
     [1.0, 2.0]
     """
     y = jnp.asarray(y)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ValueError(f"agn: y must be floats, got {shown(y)}")
     return y + _noise(key, y, sigma)
 
 
@@ -186,7 +208,7 @@ def noise_tolerance(
       `{name: sigma}`, at least 0, relative to the standard deviation of the layer's output.
 
     Raises:
-      ValueError: as `rx.tracing.capture`.
+      ValueError: as `rx.tracing.capture`; loss gives no scalar, or it or a gradient is not finite.
 
     >>> loss = lambda params, x: jnp.mean((x @ params["a"]) ** 2 + 4 * (x @ params["b"]) ** 2)
     >>> params, x = {"a": jnp.eye(2), "b": jnp.eye(2)}, jnp.tile(jnp.array([1.0, -1.0]), (200, 1))
@@ -195,6 +217,7 @@ def noise_tolerance(
     True
     """
     _check_params("noise_tolerance", params)
+    loss = losses.at("noise_tolerance", loss)
     given = None if leaves is None else tuple(leaves)
     names, costs = _multiplications(jax.eval_shape(lambda: capture(loss, params, batch, leaves=given)[1]))
     adam = optax.adam(learning_rate)
@@ -222,7 +245,7 @@ def noise_tolerance(
         return jax.lax.fori_loop(0, steps, step, (sigmas, adam.init(sigmas)))[0]
 
     found = np.abs(np.asarray(learn(params, batch, key)))
-    return dict(zip(names, found.tolist(), strict=True))
+    return _numbers("noise_tolerance", dict(zip(names, found.tolist(), strict=True)))
 
 
 def _multiplications(products: Mapping[str, Sequence[Captured]]) -> tuple[list[str], np.ndarray]:
@@ -237,7 +260,9 @@ def _check_params(who: str, params: PyTree) -> None:
         raise ValueError(f"{who}: params must be a tree of arrays, got {kind(params)}")
 
 
-@arguments(error_map=rules.host_array(2), p_x=rules.host_array(1), p_w=rules.host_array(1), fan_in=rules.whole(1))
+@arguments(
+    error_map=rules.finite_host_array(2), p_x=rules.host_array(1), p_w=rules.host_array(1), fan_in=rules.whole(1)
+)
 def error_std(error_map: Any, p_x: Any, p_w: Any, fan_in: int) -> float:
     """The standard deviation of a layer's error with an approximate multiplier (Trommer et al. 2022).
 
@@ -254,7 +279,7 @@ def error_std(error_map: Any, p_x: Any, p_w: Any, fan_in: int) -> float:
       fan_in: how many products are added.
 
     Raises:
-      ValueError: the histograms do not fit the map, or are no probabilities.
+      ValueError: the histograms do not fit the map, or are no probabilities; an error is not finite.
 
     >>> error_std([[1.0, -1.0]], [1.0], [0.5, 0.5], 4)
     2.0

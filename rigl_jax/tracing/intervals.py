@@ -92,8 +92,13 @@ def _shortcut(eqn: Any, ins: list[Interval]) -> Any:
     return [fixed(out) for out in primitives.bind(eqn, [x.low for x in ins])]
 
 
+_COMPARISONS = frozenset(("eq", "ne", "ge", "gt", "le", "lt"))
+
+
 def _unknown(walker: Walker, eqn: Any, ins: list[Interval]) -> Any:
-    raise ValueError(f"interval_bounds: apply must use operations that have a rule, got {eqn.primitive.name!r}")
+    name = eqn.primitive.name
+    hint = "; for a choice by a comparison take jnp.maximum, as of x and 0.1 x" if name in _COMPARISONS else ""
+    raise ValueError(f"interval_bounds: apply must use operations that have a rule, got {name!r}{hint}")
 
 
 def _bind(eqn: Any, *operands: Array) -> Array:

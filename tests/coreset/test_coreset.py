@@ -34,8 +34,6 @@ def test_grand_of_softmax_regression_is_el2n_times_the_length_of_the_input():
     error = coreset.el2n(X @ params["w"] + params["b"][None], Y)
     found = jax.jit(lambda p, b: coreset.grand(loss, p, b, chunk=4))(params, (X, Y))  # 4 + 4 + 2
     np.testing.assert_allclose(found, error * jnp.sqrt(jnp.sum(X**2, axis=1) + 1), rtol=1e-5)
-    with refused("grand", "batch"):
-        coreset.grand(loss, params, (X, Y[:3]))
 
 
 def test_forgetting_against_a_count_by_hand():
@@ -111,8 +109,6 @@ def test_odd_options_of_dynamic_pruning():
     for given, named in (({"rule": "best"}, "rule"), ({"epsilon": 0.5}, "epsilon"), ({"rate": 0.0}, "rate")):
         with refused("dynamic_pruning", named):
             coreset.dynamic_pruning(4, 2, **given)
-    with refused("stats"):
-        coreset.dynamic_pruning(4, 2).select(coreset.dynamic_pruning(5, 2).init(), KEY)
 
 
 # --- complexity gap
