@@ -141,7 +141,7 @@ def distinct(who: str, name: str, array: Any) -> Any:
     return every(who, name, "different from each other", array, first)
 
 
-def labels(who: str, labels: Any, n: int, classes: int | None = None, name: str = "labels") -> Any:
+def labels(who: str, labels: Any, n: int, classes: int | None = None) -> Any:
     """Checks that labels are a whole number for each of n examples, from 0, and below the number of classes if given.
 
     Raises:
@@ -152,8 +152,8 @@ def labels(who: str, labels: Any, n: int, classes: int | None = None, name: str 
     ValueError: f: labels must be from 0 to 2, got 3 at [1]
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != (n,):
-        raise ValueError(f"{who}: {name} must be int[{n}], a whole number for each example, got {shown(labels)}")
-    return whole(who, name, labels, classes)
+        raise ValueError(f"{who}: labels must be int[{n}], a whole number for each example, got {shown(labels)}")
+    return whole(who, "labels", labels, classes)
 
 
 def logits(who: str, name: str, array: Any, n: int) -> Any:
