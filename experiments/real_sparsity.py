@@ -71,7 +71,7 @@ def measure(features: Sequence[int] = FEATURES, rounds: int = 15) -> dict[str, C
         grads = jax.grad(lambda values: loss(run, held._replace(values=values)))(held.values)
         return packed.update(grads, state, held)
 
-    state = masked.init(params)
+    state: Any = masked.init(params)
     ways: dict[str, tuple[Any, Any]] = {
         "dense": (functools.partial(step, inner, {}), (params, inner.init(params))),
         "masked": (functools.partial(step, masked, {"rewire": False}), (rx.apply_masks(params, state.masks), state)),

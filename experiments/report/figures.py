@@ -46,7 +46,7 @@ def accuracy(runs: Iterable[Run]) -> Figure | None:
             low, high = float(np.nanquantile(values, 0.15)), float(np.nanmax(values))
             margin = 0.3 * (high - low) + 1e-3
             axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin / 2))
-            axes.legend(loc="lower right")
+            axes.legend(loc="best")
         row[0].set_ylabel("Test accuracy")
     return figure
 

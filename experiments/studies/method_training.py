@@ -69,7 +69,7 @@ class Run(NamedTuple):
       algorithm: the method; None for a dense run.
       init: `seed -> state`.
       train: `(state, images, order, first, one past the last, rewire=bool) -> state`: steps of one kind.
-      accuracy: `(params, images) -> float32` scalar.
+      accuracy: `(params, images) -> share of right answers`.
       batch: images a step.
     """
 
@@ -78,7 +78,7 @@ class Run(NamedTuple):
     algorithm: rx.Algorithm | None
     init: Callable[[Any], State]
     train: Callable[..., State]
-    accuracy: Callable[[Any, Images], Array]
+    accuracy: Callable[[Any, Images], Any]
     batch: int = BATCH
 
 
@@ -123,10 +123,10 @@ def compile_run(
     if isinstance(module, WideResNet):  # XLA on CPU takes about 20 times as long for a convolution inside of a loop
         one = jax.jit(step, static_argnames="rewire", donate_argnums=0)
         right = jax.jit(functools.partial(_right, tests))
-        return Run(steps, module, algorithm, init, functools.partial(_one_by_one, one),
-                   functools.partial(_mean_of_parts, right), batch)  # fmt: skip
-    train = jax.jit(functools.partial(_looped, step), static_argnames="rewire", donate_argnums=0)
-    return Run(steps, module, algorithm, init, train, jax.jit(functools.partial(accuracy, tests)), batch)
+        train, test = functools.partial(_one_by_one, one), functools.partial(_mean_of_parts, right)
+        return Run(steps, module, algorithm, init, train, test, batch)
+    looped = jax.jit(functools.partial(_looped, step), static_argnames="rewire", donate_argnums=0)
+    return Run(steps, module, algorithm, init, looped, jax.jit(functools.partial(accuracy, tests)), batch)
 
 
 def optimizer(rate: Any) -> optax.GradientTransformation:
@@ -175,7 +175,7 @@ def _step(
     grads, moved = jax.grad(loss, has_aux=True)(state.params)
     extra = {} if state.explored is None else {"rewire": rewire}
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     new = state._replace(params=params if moved is None else params | {"batch_stats": moved}, opt_state=opt_state)
     return _followed(state, new) if rewire else new
 

@@ -18,6 +18,8 @@ from experiments.studies.method_table import Cell
 from experiments.studies.tuning import ALL_RATES, METHODS, MODELS, MULTIPLIERS, PAIRS, RATES, cells, choices, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "tuned_results.md"
+CHANCE = 15.0
+"""Percent; guessing among ten classes gives 10."""
 Records = Mapping[Cell, Mapping[str, Any]]
 
 
@@ -68,14 +70,26 @@ def settings(records: Records, model: str, sparsity: float) -> str:
 
 
 def _edges(records: Records) -> str:
-    """Where the best setting lies on the edge of what was tried."""
-    found = []
+    """How often the best rate lies on the edge of what was tried."""
+    shortest = [(cell, record) for cell, record in records.items() if cell.multiplier == 1]
+    largest = [r for c, r in shortest if r["chosen"]["rate"] == max(o["rate"] for o in choices(c.model, c.method))]
+    return f"""
+The chosen rate is the largest that was tried in {len(largest)} of {len(shortest)} cases: there a wider search may find
+better.
+""" if shortest else ""  # fmt: skip
+
+
+def _lost(records: Records) -> str:
+    """Runs that learned nothing, which a mean hides."""
+    lines = []
     for cell, record in records.items():
-        rates = [choice["rate"] for choice in choices(cell.model, cell.method)]
-        if cell.multiplier == 1 and record["chosen"]["rate"] in (min(rates), max(rates)):
-            found.append(f"{LABELS[cell.method]} ({TITLES[cell.model].split(' ')[0]}, {100 * cell.sparsity:.0f} %)")
-    told = f"The chosen rate is the smallest or largest that was tried for {', '.join(sorted(found))}: there a wider\n"
-    return f"\n{told}search may find better.\n" if found else ""
+        found = percents(record)
+        others, where = found[found >= CHANCE], TITLES[cell.model].split(" ")[0]
+        if 0 < len(others) < len(found):
+            told = f"{LABELS[cell.method]}, {where}, {100 * cell.sparsity:.0f} %, M = {cell.multiplier}"
+            lost = f"{len(found) - len(others)} of {len(found)} seeds; the others reach {others.mean():.2f} %"
+            lines.append(f"* {told}: {lost}.\n")
+    return f"\nRuns that ended at chance, and are in the means below:\n\n{''.join(lines)}" if lines else ""
 
 
 def section(records: Records, model: str) -> str:
@@ -117,7 +131,7 @@ Test accuracy in percent, mean and standard deviation over seeds; differences in
 of a paired t-test over seeds, bold below 0.05. "Ever active" is a share of the weights of the sparse layers; "grown
 kept" the share of grown weights that the next rewiring left; "units cut off" are units without input, and units
 that nothing reads, one that is both twice.
-{_edges(records)}
+{_edges(records)}{_lost(records)}
 {"".join(section(records, model) for model in MODELS)}"""
 
 
