@@ -221,7 +221,9 @@ COMPUTE = [
     ("batch", lambda: rx.run_packed(product, batch=NamedSharding(TWO, PartitionSpec(None, "data")))),
     (
         "sharding",
-        lambda: rx.packed_training(SGD, rx.rigl(PLAN), key=KEY, sharding=NamedSharding(TWO, PartitionSpec("data"))),
+        lambda: rx.packed_training(
+            SGD, rx.rigl(PLAN), key=KEY, sharding=NamedSharding(TWO, PartitionSpec(None, "data"))
+        ),
     ),
     *(("packed_training", lambda f=f: rx.packed_training(SGD, f(PLAN), key=KEY)) for f in (rx.ste, rx.snfs)),
     ("share", lambda: execution.rewire_streamed(SGD, {}, TRAINED, PACKED, 2.0)),
