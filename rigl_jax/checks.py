@@ -105,7 +105,8 @@ def plan(who: str, plan: Any) -> None:
       ValueError: says what was given.
     """
     if not isinstance(plan, Mapping) or not plan or not all(isinstance(leaf, LayerPlan) for leaf in plan.values()):
-        raise ValueError(f"{who}: plan must be what make_plan gives, got {kind(plan)}")
+        of = f" of {kind(next(iter(plan.values())))}" if isinstance(plan, Mapping) and plan else ""
+        raise ValueError(f"{who}: plan must be what make_plan gives, a dict of LayerPlan, got {kind(plan)}{of}")
 
 
 def algorithm(who: str, algorithm: Any) -> None:

@@ -168,9 +168,11 @@ def first_match(who: str, rules: Sequence[tuple[str, T]], found: Sequence[str]) 
         if i not in used:
             shadow = [name for name in found if patterns[i].fullmatch(name)]
             why = f"earlier rules take all it matches ({listed(shadow)})" if shadow else "it matches no leaf"
+            tip = hint(pattern, found)
+            if not shadow and any(map(patterns[i].search, found)):
+                why, tip = "it has to match the whole name of a leaf", f"; did you mean {shown(f'.*{pattern}.*')}?"
             raise ValueError(
-                f"{who}: the rule {shown(pattern)} applies to nothing: {why}; "
-                f"leaves are {listed(found)}{hint(pattern, found)}"
+                f"{who}: the rule {shown(pattern)} applies to nothing: {why}; leaves are {listed(found)}{tip}"
             )
     return {name: rules[i][1] for name, i in index.items() if i is not None}
 
