@@ -150,10 +150,10 @@ that nothing reads, one that is both twice.
 {"".join(section(records, model) for model in MODELS)}"""
 
 
-REASONS = """What goes with it, in the columns to the right. At 98 % RigL tries fewer weights than SET and keeps a larger
-part of those that it grows. So it is ahead where layers are small and the training is short (LeNet-5), and the longer
-the training, the less is left of that. RigL gathers its weights on fewer units and gives up the others. At the largest
-rate single runs of it are lost; no run of SET or with static masks is.
+REASONS = """What goes with it, in the columns to the right. At 98 % RigL tries fewer weights than SET and keeps a
+larger part of those that it grows. So it is ahead where layers are small and the training is short (LeNet-5), and the
+longer the training, the less is left of that. RigL gathers its weights on fewer units and gives up the others. At the
+largest rate single runs of it are lost; no run of SET or with static masks is.
 """
 
 
