@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from rigl_jax import checks
-from rigl_jax.messages import shown
+from rigl_jax.messages import kind, shown
 
 
 @dataclass(frozen=True)  # not a NamedTuple: `jax.jit` refers weakly to what it compiles
@@ -23,7 +23,13 @@ class Every:
     last: int | None
 
     def __call__(self, step: Any) -> Any:
-        """Whether the step is due: an int is answered with a bool, an array or tracer elementwise."""
+        """Whether the step is due: an int is answered with a bool, an array or tracer elementwise.
+
+        Raises:
+          ValueError: for anything else, say a whole state.
+        """
+        if not isinstance(step, int) and not hasattr(step, "dtype"):
+            raise ValueError(f"due: step must be an int or an array of them, got {kind(step)}")
         fires = (step >= self.start) & ((step - self.start) % self.period == 0)
         return fires if self.last is None else fires & (step <= self.last)
 

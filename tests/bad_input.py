@@ -135,6 +135,7 @@ TIMES = [
     *(("start", lambda value=value: rx.schedules.every(1, start=value)) for value in (-1, "0", None)),
     ("start stop", lambda: rx.schedules.every(1, start=5, stop=2)),
     ("stop", lambda: rx.schedules.every(1, stop=math.nan)),
+    *(("step", lambda value=value: rx.schedules.every(1)(value)) for value in ("0", None, {"step": 0})),
     ("stop", lambda: rx.schedules.uncounted(1, stop=7.5)),
     ("fraction", lambda: rx.schedules.cosine("x", 10)),
     ("stop", lambda: rx.schedules.cosine(0.3, -1)),
