@@ -250,50 +250,52 @@ def _with_own_derivatives(
     if mixes(call):
         return run(*operands)
     if call.primitive.name == "custom_jvp_call":
-        if packed and (rule := _rule(call)) is not None:
-            return _by_rule(rule, call, outs, run, operands)
-        forward = jax.custom_jvp(run)
-        forward.defjvp(lambda primals, tangents: jax.jvp(whole, primals, tangents))
-        return forward(*operands)
+        return _with_rule(call, outs, run, whole, operands)
     backward = jax.custom_vjp(run)
     backward.defvjp(lambda *operands: jax.vjp(whole, *operands), lambda pull, ct: pull(ct))
     return backward(*operands)
 
 
-def _rule(call: Any) -> Program | None:
-    """`(operands, tangents) -> (results, tangents)` of a `custom_jvp` call, at the full shapes.
-
-    None unless it works element by element. Operands without tangents (integers) do not.
-    """
-    if call.primitive.name != "custom_jvp_call" or not all(
-        jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in call.invars
-    ):
-        return None
-    full = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in call.invars)
-    program = trace(lambda *both: jax.jvp(lambda *xs: tuple(primitives.bind(call, xs)), *both), full, full)
-    return program if _plain(program.equations, call.outvars[0].aval.shape) else None
-
-
-def _by_rule(
-    rule: Program, call: Any, outs: Sequence[Any], run: Callable[..., list[Array]], operands: Sequence[Any]
+def _with_rule(
+    call: Any,
+    outs: Sequence[Any],
+    run: Callable[..., list[Array]],
+    otherwise: Callable[..., list[Array]],
+    operands: Sequence[Any],
 ) -> list[Array]:
-    """A call that works element by element, as its rule does, on arrays of any one shape and numbers. See `Around`."""
+    """A `custom_jvp` call. Where a derivative is taken, its rule runs at the shapes of the operands if it can.
+
+    `otherwise` is differentiated where it cannot.
+    """
     forward, which = jax.custom_jvp(run), [call.outvars.index(v) for v in outs]
-    shape = jnp.broadcast_shapes(*map(jnp.shape, operands))
 
     def around(call: Any, outs: Sequence[Any], run: Callable[..., list[Array]], operands: Sequence[Any]) -> list[Array]:
-        inner = _rule(call)  # a rule may call the function again, for its value
-        return run(*operands) if inner is None else _by_rule(inner, call, outs, run, operands)
-
-    def spread(walker: Any, eqn: Any, xs: list[Any]) -> list[Any]:
-        return [jnp.broadcast_to(xs[0], shape)]
+        if call.primitive.name != "custom_jvp_call":
+            return run(*operands)
+        return _with_rule(call, outs, run, run, operands)  # a rule may call the function again, for its value
 
     @forward.defjvp
     def push(primals: Any, tangents: Any) -> Any:
+        rule, shape = _rule(call), jnp.broadcast_shapes(*map(jnp.shape, primals))
+        if rule is None:
+            return jax.jvp(otherwise, primals, tangents)
+        spread = lambda walker, eqn, xs: [jnp.broadcast_to(xs[0], shape)]  # noqa: E731
         found = evaluate(rule, [*primals, *tangents], {"broadcast_in_dim": spread}, around)
         return tuple([values[i] for i in which] for values in found)
 
     return forward(*operands)
+
+
+def _rule(call: Any) -> Program | None:
+    """`(operands, tangents) -> (results, tangents)` of a `custom_jvp` call, at the full shapes.
+
+    None unless call and rule work element by element. Operands without tangents (integers) do not.
+    """
+    if not _by_element(call) or not all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in call.invars):
+        return None
+    full = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in call.invars)
+    program = trace(lambda *both: jax.jvp(lambda *xs: tuple(primitives.bind(call, xs)), *both), full, full)
+    return program if _plain(program.equations, call.outvars[0].aval.shape) else None
 
 
 def _by_element(call: Any) -> bool:

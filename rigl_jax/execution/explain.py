@@ -185,7 +185,7 @@ def _matrix(pattern: Any) -> Any:
     """The pattern that is timed: that of the matrix for a folded weight, that of the first layer for a stack."""
     if isinstance(pattern, kernels.Stacked):
         pattern = jax.tree.map(lambda a: a[0], pattern.layers)
-    return pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
+    return kernels.matrix_of(pattern)
 
 
 def _kernel_for(mask: np.ndarray) -> Any:

@@ -229,7 +229,7 @@ def _best_stack(name: str, mask: np.ndarray) -> Any:
     like = best_pattern(name, fullest)
     if like is None:
         return None
-    matrix = like.matrix if isinstance(like, kernels.Folded) else like
+    matrix = kernels.matrix_of(like)
     runs = getattr(matrix, "height", 1)
     if runs > 1 and not _in_runs(mask.reshape(-1, mask.shape[-1]), runs):
         runs = 1

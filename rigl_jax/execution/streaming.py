@@ -172,7 +172,7 @@ def rewire_streamed(
         if pattern is None:
             moves.append(None)
             continue
-        matrix = pattern.matrix if isinstance(pattern, kernels.Folded) else pattern
+        matrix = kernels.matrix_of(pattern)
         if not isinstance(matrix, kernels.Pattern) or matrix.height != 1:
             raise ValueError(f"rewire_streamed: leaf {name!r} must be packed as single weights; see pack(choose=...)")
         if name not in gradients:

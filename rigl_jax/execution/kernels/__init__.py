@@ -28,7 +28,7 @@ from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays, block, folded, linear, n_of_m, pattern, stacked
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
-from rigl_jax.execution.kernels.folded import Folded, as_matrix, squarest_split
+from rigl_jax.execution.kernels.folded import Folded, as_matrix, matrix_of, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 from rigl_jax.execution.kernels.stacked import Stacked
@@ -168,7 +168,7 @@ def rebuild(at: AnyPattern, mask: np.ndarray, *, capacity: int | None = None) ->
         patterns have no padding.
     """
     if isinstance(at, Stacked):
-        return make_stacked(mask, _layers(at)[0], capacity=capacity)
+        return make_stacked(mask, at.layer, capacity=capacity)
     if isinstance(at, Folded):
         mask = mask.reshape(as_matrix(at.shape, at.split))
         return dataclasses.replace(at, matrix=_FAMILIES[type(at.matrix)].rebuild(at.matrix, mask, capacity))
@@ -192,7 +192,7 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
     >>> stack.nnz, count(stack)
     (8, 4)
     """
-    matrix = like.matrix if isinstance(like, Folded) else like
+    matrix = matrix_of(like)
     if not isinstance(matrix, Pattern):
         raise ValueError(f"make_stacked: like must be a Pattern, or a Folded of one, got {shown(like)}")
     if mask.ndim < 3 or not len(mask):
@@ -212,7 +212,7 @@ def count(at: AnyPattern) -> int:
     """
     if isinstance(at, Stacked):
         return sum(map(count, _layers(at)))
-    at = at.matrix if isinstance(at, Folded) else at
+    at = matrix_of(at)
     return pattern.count(at) * at.height if isinstance(at, Pattern) else at.nnz
 
 
@@ -223,8 +223,7 @@ def capacity(at: AnyPattern) -> int | None:
     >>> capacity(make_pattern(np.eye(4, dtype=bool), capacity=6))
     6
     """
-    at = at.layer if isinstance(at, Stacked) else at
-    at = at.matrix if isinstance(at, Folded) else at
+    at = matrix_of(at.layer if isinstance(at, Stacked) else at)
     return at.nnz // at.height if isinstance(at, Pattern) else None
 
 
@@ -237,7 +236,7 @@ def clear_padding(values: Array, at: AnyPattern) -> Array:
     """
     if isinstance(at, Stacked):
         return jax.vmap(clear_padding)(values.reshape(at.shape[0], -1), at.layers).reshape(-1)
-    at = at.matrix if isinstance(at, Folded) else at
+    at = matrix_of(at)
     if not isinstance(at, Pattern):
         return values
     return jnp.where(jnp.arange(at.nnz) < at.starts[-1] * at.height, values, jnp.zeros((), values.dtype))

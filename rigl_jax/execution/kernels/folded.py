@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +36,11 @@ class Folded:
     def nnz(self) -> int:
         """Number of values."""
         return self.matrix.nnz
+
+
+def matrix_of(pattern: Any) -> Any:
+    """The pattern of the matrix that a weight is used as: that in a `Folded`, else the pattern itself."""
+    return pattern.matrix if isinstance(pattern, Folded) else pattern
 
 
 def check_sizes(who: str, pattern: Folded) -> None:
