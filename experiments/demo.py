@@ -111,7 +111,7 @@ def conclude(todo: Sequence[Trial], workdir: Path, console: Console) -> dict[str
 def really_sparse(console: Console, variant: str = "") -> None:
     """Measures what masks cost and what packed execution saves, on a network that is large enough to tell."""
     console.print()
-    real_sparsity.show(console, *([(32, 32)] if variant == "smoke" else []))
+    real_sparsity.show(console, (32, 32) if variant == "smoke" else real_sparsity.FEATURES)
     console.print("Next: the same on Fashion-MNIST, with [bold]make fashion_mnist[/bold].", highlight=False)
 
 

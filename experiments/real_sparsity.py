@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rigl_jax as rx
-from experiments.benchmarks import timing
+from experiments.benchmarks import timing, training_step
 from experiments.models import MLP
 from rigl_jax.execution import nbytes
 
@@ -50,7 +50,7 @@ def measure(features: Sequence[int] = FEATURES, rounds: int = 15) -> dict[str, C
       features: widths of the hidden layers.
       rounds: timed steps of each.
     """
-    model, inner = MLP(10, features=tuple(features)), optax.with_extra_args_support(optax.adam(1e-3))
+    model, inner = MLP(10, features=tuple(features)), optax.adam(1e-3)
     x, y = jax.random.normal(jax.random.key(0), (BATCH, INPUTS)), jnp.arange(BATCH) % 10
     params = jax.jit(model.init)(jax.random.key(1), x[:1])["params"]
     algorithm = rx.rigl(rx.make_plan(params, SPARSITY))
@@ -60,28 +60,17 @@ def measure(features: Sequence[int] = FEATURES, rounds: int = 15) -> dict[str, C
     def loss(apply: Callable[..., Any], params: Any) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(apply({"params": params}, x), y).mean()
 
-    def step(tx: optax.GradientTransformationExtraArgs, extra: dict[str, bool], carry: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(jax.grad(functools.partial(loss, model.apply))(params), state, params, **extra)
-        return optax.apply_updates(params, updates), state
-
-    def packed_step(carry: Any) -> Any:
-        held, state = carry
-        run = rx.run_packed(model.apply)
-        grads = jax.grad(lambda values: loss(run, held._replace(values=values)))(held.values)
-        return packed.update(grads, state, held)
-
+    still = optax.GradientTransformationExtraArgs(masked.init, functools.partial(masked.update, rewire=False))
+    dense_step, packed_step, _ = training_step.programs(model.apply, inner, packed, loss)
+    masked_step, *_ = training_step.programs(model.apply, still, packed, loss)
     state: Any = masked.init(params)
     ways: dict[str, tuple[Any, Any]] = {
-        "dense": (functools.partial(step, inner, {}), (params, inner.init(params))),
-        "masked": (functools.partial(step, masked, {"rewire": False}), (rx.apply_masks(params, state.masks), state)),
+        "dense": (dense_step, (params, inner.init(params))),
+        "masked": (masked_step, (rx.apply_masks(params, state.masks), state)),
         "packed": (packed_step, packed.init(params)),
     }
     sizes = {name: nbytes(carry) for name, (_, carry) in ways.items()}
-    calls = {
-        name: timing.contender(jax.jit(way, donate_argnums=0), jax.tree.map(jnp.copy, carry))
-        for name, (way, carry) in ways.items()
-    }
+    calls = {name: timing.contender(way, jax.tree.map(jnp.copy, carry)) for name, (way, carry) in ways.items()}
     seconds = timing.interleave(calls, rounds=rounds)
     return {name: Cost(1e3 * float(np.median(seconds[name])), sizes[name]) for name in ways}
 

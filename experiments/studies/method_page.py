@@ -58,7 +58,7 @@ def percents(record: Mapping[str, Any]) -> np.ndarray:
     return 100 * np.array([run["test"] for run in record["runs"]])
 
 
-def tests(records: Records, cell: Cell) -> np.ndarray | None:
+def tests(records: Mapping[Any, Mapping[str, Any]], cell: Any) -> np.ndarray | None:
     """The same for a cell; None where it was not run."""
     return percents(records[cell]) if cell in records else None
 
@@ -77,6 +77,17 @@ def verdict(found: tuple[float, float] | None, digits: int = 2) -> str:
     difference, p = found
     text = f"{difference:+.{digits}f}, p {p:.3f}" if p >= 0.001 else f"{difference:+.{digits}f}, p < 0.001"
     return f"**{text}**" if p < LEVEL else text
+
+
+def against(records: Mapping[Any, Mapping[str, Any]], ours: Any, theirs: Any) -> str:
+    """The verdict on two cells; empty for a cell against itself, and where one was not run."""
+    return "" if ours == theirs else verdict(paired(tests(records, ours), tests(records, theirs)))
+
+
+def setting(chosen: Mapping[str, Any]) -> str:
+    """The values of what is tuned."""
+    names = {"rate": "rate", "period": "every", "fraction": "fraction"}
+    return ", ".join(f"{text} {chosen[name]:g}" for name, text in names.items() if name in chosen)
 
 
 def _mean(record: Mapping[str, Any], fact: str) -> float:
@@ -98,7 +109,7 @@ def differences(records: Records, model: str, to: str) -> str:
     """How much better every other method is than `to`, in points."""
 
     def text(cell: Cell) -> str:
-        return verdict(paired(tests(records, cell), tests(records, cell._replace(method=to))))
+        return against(records, cell, cell._replace(method=to))
 
     return _by_sparsity(model, [m for m in LOOKS if m != to], text)
 

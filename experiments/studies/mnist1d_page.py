@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import pages
-from experiments.studies.method_page import CLAIMED, LABELS, paired, percents, verdict
+from experiments.studies.method_page import CLAIMED, LABELS, against, percents, setting
 from experiments.studies.mnist1d import ABLATIONS, METHODS, SPARSITIES, TICKETS, Cell, cells, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "mnist1d_results.md"
@@ -30,11 +30,6 @@ def _accuracy(records: Records, cell: Cell) -> str:
     return pages.spread(percents(records[cell]), 1) if cell in records else ""
 
 
-def _against(records: Records, ours: Cell, theirs: Cell) -> str:
-    found = [percents(records[cell]) if cell in records else None for cell in (ours, theirs)]
-    return "" if ours == theirs else verdict(paired(*found))
-
-
 def _facts(record: Mapping[str, Any]) -> list[str]:
     """Share of the weights that were ever active, survival of grown weights, hidden units without input or unread."""
     runs = record["runs"]
@@ -48,22 +43,15 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
     return [f"{100 * statistics.mean(run['explored'] for run in runs):.1f} %", survival, f"{cut:.1f}"]
 
 
-def _setting(record: Mapping[str, Any]) -> str:
-    names = {"rate": "rate", "period": "every", "fraction": "fraction"}
-    return ", ".join(
-        f"{text} {record['settings'][name]:g}" for name, text in names.items() if name in record["settings"]
-    )
-
-
 def methods(records: Records, sparsity: float) -> str:
     """All methods at one sparsity."""
     rows = []
     for method in METHODS:
         cell = Cell("table", method, 0.0 if method == "dense" else sparsity)
         if cell in records:
-            rivals = [_against(records, cell, Cell("table", rival, sparsity)) for rival in ("static", "set")]
+            rivals = [against(records, cell, Cell("table", rival, sparsity)) for rival in ("static", "set")]
             facts = _facts(records[cell])
-            row = [LABELS[method], _accuracy(records, cell), *rivals, _setting(records[cell]), *facts]
+            row = [LABELS[method], _accuracy(records, cell), *rivals, setting(records[cell]["settings"]), *facts]
             rows.append(row)
     if len(rows) < 2:
         return ""
@@ -89,7 +77,7 @@ def ablations(records: Records) -> str:
     for name in ABLATIONS:
         cell = Cell("ablations", name, 0.95)
         if cell in records:
-            rows.append([name, _accuracy(records, cell), _against(records, cell, base), *_facts(records[cell])])
+            rows.append([name, _accuracy(records, cell), against(records, cell, base), *_facts(records[cell])])
     head = ["RigL, 95 % sparse", "accuracy", "difference to the first", "ever active", "grown kept", "units cut off"]
     return pages.table(head, rows) if rows else "Not run yet.\n"
 
@@ -101,8 +89,8 @@ def tickets(records: Records) -> str:
         for name in TICKETS:
             cell = Cell("tickets", name, sparsity)
             if cell in records:
-                against = [_against(records, cell, Cell("tickets", rival, sparsity)) for rival in ("static", "rigl")]
-                rows.append([TICKET_LABELS[name], f"{100 * sparsity:.0f} %", _accuracy(records, cell), *against])
+                rivals = [against(records, cell, Cell("tickets", rival, sparsity)) for rival in ("static", "rigl")]
+                rows.append([TICKET_LABELS[name], f"{100 * sparsity:.0f} %", _accuracy(records, cell), *rivals])
     head = ["masks, training", "sparsity", "accuracy", "against random, static", "against random, RigL"]
     return pages.table(head, rows, left=[True, False, False, False, False]) if rows else "Not run yet.\n"
 
@@ -114,7 +102,7 @@ def verdicts(records: Records) -> str:
         for sparsity in SPARSITIES:
             ours, theirs = (Cell("table", method, sparsity) for method in ("rigl", rival))
             if ours in records and theirs in records:
-                found = _against(records, ours, theirs)
+                found = against(records, ours, theirs)
                 lines.append(f"* RigL against {label} at {100 * sparsity:.0f} %: {found}.\n")
     return "".join(lines) or "Not run yet.\n"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import pages
 from experiments.studies.claims import Claim, outcome
-from experiments.studies.method_page import LABELS, TITLES, paired, percents, tests, verdict
+from experiments.studies.method_page import LABELS, TITLES, against, percents, setting, tests
 from experiments.studies.method_table import MODELS as NETWORKS
 from experiments.studies.method_table import Cell
 from experiments.studies.tuning import ALL_RATES, METHODS, MODELS, MULTIPLIERS, PAIRS, RATES, cells, choices, read
@@ -22,16 +22,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "tuned_results.md"
 CHANCE = 15.0
 """Percent; guessing among ten classes gives 10."""
 Records = Mapping[Cell, Mapping[str, Any]]
-
-
-def _against(records: Records, cell: Cell, rival: str) -> str:
-    ours, theirs = (tests(records, one) for one in (cell, cell._replace(method=rival)))
-    return "" if cell.method == rival else verdict(paired(ours, theirs))
-
-
-def _setting(chosen: Mapping[str, Any]) -> str:
-    names = {"rate": "rate", "period": "every", "fraction": "fraction"}
-    return ", ".join(f"{text} {chosen[name]:g}" for name, text in names.items() if name in chosen)
 
 
 def _facts(record: Mapping[str, Any]) -> list[str]:
@@ -52,7 +42,11 @@ def lengths(records: Records, model: str, sparsity: float) -> str:
             if cell in records:
                 record = records[cell]
                 row = [LABELS[method], str(multiplier), pages.spread(percents(record))]
-                rows.append(row + [_against(records, cell, rival) for rival in ("static", "set")] + _facts(record))
+                rows.append(
+                    row
+                    + [against(records, cell, cell._replace(method=rival)) for rival in ("static", "set")]
+                    + _facts(record)
+                )
     head = ["", "M", "accuracy", "against static", "against SET", "ever active", "grown kept", "units cut off"]
     return pages.table(head, rows) if rows else "Not run yet.\n"
 
@@ -64,7 +58,7 @@ def settings(records: Records, model: str, sparsity: float) -> str:
         record = records.get(Cell(model, method, sparsity))
         if record is not None:
             found = sorted(100 * entry["validation"] for entry in record["tried"])
-            row = [LABELS[method], _setting(record["chosen"]), f"{found[-1]:.2f}", f"{found[0]:.2f}"]
+            row = [LABELS[method], setting(record["chosen"]), f"{found[-1]:.2f}", f"{found[0]:.2f}"]
             rows.append(row)
     head = ["", "chosen", "validation accuracy", "of the worst setting"]
     return pages.table(head, rows, left=[True, True, False, False]) if rows else ""
