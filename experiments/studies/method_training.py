@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,6 +250,20 @@ def trained(run: Run, data: Data, seed: int) -> Any:
     for rewire, first, last in segments(run.algorithm, run.steps):
         state = run.train(state, data.train, batches, first, last, rewire=rewire)
     return state.params
+
+
+def tune(
+    settings: Sequence[dict[str, Any]], make: Callable[[dict[str, Any]], Run], data: Data, seeds: Sequence[int]
+) -> tuple[Run, dict[str, Any], list[dict[str, Any]]]:
+    """The run of the setting that is best on the validation part, that setting, and all with their mean accuracy."""
+    runs, tried = [], []
+    for setting in settings:
+        run = make(setting)
+        found = [run.accuracy(trained(run, data, seed), data.validation) for seed in seeds]
+        runs.append(run)
+        tried.append({**setting, "validation": round(float(np.mean(found)), 4)})
+    best = int(np.argmax([entry["validation"] for entry in tried]))
+    return runs[best], dict(settings[best]), tried
 
 
 def measure(run: Run, data: Data, seed: int, begin: Callable[[State], State] = lambda state: state) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from experiments.studies.method_training import (
     measure,
     optimizer,
     trained,
+    tune,
 )
 
 RECORDS = store.FOLDER / "mnist1d"
@@ -189,14 +190,8 @@ def _as_functions(options: dict[str, Any]) -> dict[str, Any]:
 
 def tuned(method: str, sparsity: float, steps: int, data: Data) -> tuple[Run, dict[str, Any], list[dict[str, Any]]]:
     """The run of the best setting, that setting, and the mean validation accuracy of all that were tried."""
-    runs, tried = [], []
-    for choice in choices(method):
-        run = compiled(method, sparsity, steps, choice | dict(FIXED.get(method, {})))
-        found = [run.accuracy(trained(run, data, seed), data.validation) for seed in TUNING_SEEDS]
-        runs.append(run)
-        tried.append({**choice, "validation": round(float(np.mean(found)), 4)})
-    best = int(np.argmax([entry["validation"] for entry in tried]))
-    return runs[best], choices(method)[best], tried
+    fixed = dict(FIXED.get(method, {}))
+    return tune(choices(method), lambda choice: compiled(method, sparsity, steps, choice | fixed), data, TUNING_SEEDS)
 
 
 def ticket_of(dense: Run, data: Data, plan: rx.Plan, rate: float, seed: int, state: State) -> State:

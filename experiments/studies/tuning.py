@@ -21,7 +21,7 @@ import numpy as np
 from experiments.studies import cells as store
 from experiments.studies.method_table import MODELS as NETWORKS
 from experiments.studies.method_table import Cell, prepare
-from experiments.studies.method_training import Data, load, measure, trained
+from experiments.studies.method_training import Data, load, measure, tune
 
 RECORDS = store.FOLDER / "tuning"
 TUNING_SEED = 10
@@ -55,13 +55,8 @@ def choices(model: str, method: str) -> list[dict[str, Any]]:
 
 def tuned(cell: Cell, data: Data, steps: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The setting that is best on the validation images, and all that were tried with their accuracy there."""
-    tried = []
-    for choice in choices(cell.model, cell.method):
-        run, _ = prepare(cell, steps, **choice)
-        accuracy = float(run.accuracy(trained(run, data, TUNING_SEED), data.validation))
-        tried.append(choice | {"validation": round(accuracy, 4)})
-    best = int(np.argmax([entry["validation"] for entry in tried]))
-    return choices(cell.model, cell.method)[best], tried
+    make = lambda choice: prepare(cell, steps, **choice)[0]  # noqa: E731
+    return tune(choices(cell.model, cell.method), make, data, (TUNING_SEED,))[1:]
 
 
 def run_cell(cell: Cell, data: Data, done: Mapping[Cell, Mapping[str, Any]], steps: int) -> dict[str, Any]:

@@ -42,11 +42,8 @@ def lengths(records: Records, model: str, sparsity: float) -> str:
             if cell in records:
                 record = records[cell]
                 row = [LABELS[method], str(multiplier), pages.spread(percents(record))]
-                rows.append(
-                    row
-                    + [against(records, cell, cell._replace(method=rival)) for rival in ("static", "set")]
-                    + _facts(record)
-                )
+                rivals = [against(records, cell, cell._replace(method=rival)) for rival in ("static", "set")]
+                rows.append([*row, *rivals, *_facts(record)])
     head = ["", "M", "accuracy", "against static", "against SET", "ever active", "grown kept", "units cut off"]
     return pages.table(head, rows) if rows else "Not run yet.\n"
 
