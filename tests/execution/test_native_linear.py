@@ -47,7 +47,8 @@ def check(mask, dense, x, dy, level="auto", height=1, block=None, tolerance=2e-5
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("height", [1, 4, 8, 16])
 def test_every_level_and_height(level, height):
-    check(*problem(77, 50, 48, 0.3, height), level, height, block=17)
+    # Five whole tiles of 64 rows, four of which are taken together, and a part of one.
+    check(*problem(330, 50, 48, 0.3, height), level, height, block=17)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -56,9 +57,9 @@ def test_every_batch_and_level(level, batch):
     check(*problem(batch, 33, 19, 0.2), level)
 
 
-@pytest.mark.parametrize("height", [4, 8, 16])
-def test_one_row_of_runs(height):
-    check(*problem(1, 33, 32, 0.2, height), height=height, block=9)
+@pytest.mark.parametrize("height", [1, 4, 8, 16])
+def test_one_row_in_several_blocks(height):
+    check(*problem(1, 113, 48, 0.4, height), height=height, block=50)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 200), (200, 1), (3, 257), (300, 17)])

@@ -91,7 +91,7 @@ ffi::Error MakePlanes(ffi::ThreadPool pool, F32 x, F32Result out, Sizes sizes, i
       (int64_t)out->element_count() < room_of(*k, p.batch, p.padded_height, p.channels, p.padded_width))
     return invalid("sizes of the planes");
   const int64_t tasks = groups_of(p.batch, k->lanes) * p.padded_height;
-  parallel(pool, tasks, x.element_count(), [&](int64_t task) {
+  parallel(pool, tasks, x.element_count() * MOVE, [&](int64_t task) {
     k->planes(p, x.typed_data(), out->typed_data(), task / p.padded_height, task % p.padded_height);
   });
   return ffi::Error::Success();
@@ -133,7 +133,7 @@ void split_phases(ffi::ThreadPool& pool, Reader& r, const Taps& taps, int64_t en
     phase_of[i] = taps.row_phases.begin()[tap / taps.columns.size()] * r.phase_x +
                   taps.column_phases.begin()[tap % taps.columns.size()];
   }
-  parallel(pool, blocks, entries * 8, [&](int64_t block) {
+  parallel(pool, blocks, entries * MOVE, [&](int64_t block) {
     const int32_t* from = r.starts + block * r.units;
     int32_t* to = starts + block * phases * r.units;
     int64_t next = from[0];

@@ -68,10 +68,10 @@ inline void clear_padding(F32Result& dvalues, const S32& starts, int64_t height)
 
 // values[order[i]] for every i, in scratch memory of this thread; null if an order is out of range.
 inline const float* ordered(ffi::ThreadPool& pool, const Kernels& k, const F32& values, const S32& order) {
-  const int64_t n = order.element_count(), part = 16384;
+  const int64_t n = order.element_count(), part = 4096;
   float* out = scratch<float, 0>(n);
   std::atomic<bool> sound{true};
-  parallel(pool, (n + part - 1) / part, n * 4, [&](int64_t task) {
+  parallel(pool, (n + part - 1) / part, n * 2 * MOVE, [&](int64_t task) {
     const int64_t first = task * part, count = std::min(part, n - first);
     if (!k.reorder(values.typed_data(), values.element_count(), order.typed_data() + first, count, out + first))
       sound = false;

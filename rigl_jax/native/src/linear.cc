@@ -46,7 +46,7 @@ ffi::Error Tile(ffi::ThreadPool pool, F32 x, F32Result tiles, int64_t asked) {
   if (x.dimensions().size() != 2) return invalid("rank of the activations");
   const int64_t batch = x.dimensions()[0], rows = x.dimensions()[1], parts = (rows + 255) / 256;
   if ((int64_t)tiles->element_count() < times({tiled_batch(batch, k->lanes), rows})) return tiles_invalid();
-  parallel(pool, tile_count(batch) * parts, batch * rows, [&](int64_t task) {
+  parallel(pool, tile_count(batch) * parts, batch * rows * MOVE, [&](int64_t task) {
     const int64_t t = task / parts, k0 = task % parts * 256;
     k->tile(x.typed_data(), tiles->typed_data(), batch, rows, t, k0, std::min(rows, k0 + 256));
   });

@@ -2,6 +2,11 @@
 #pragma once
 #include "kernels.h"
 #include "segment.h"
+#if LANES == 16 && defined(__AVX512F__)
+#define GATHERS
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -152,8 +157,7 @@ __attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x,
   }
 }
 
-// Four scalar chains are faster than the gather instruction, which also loads lane by lane. One load reads four
-// indices, because loads limit this loop.
+// Four scalar chains. One load reads four indices, because loads limit this loop.
 __attribute__((noinline)) void gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
                                           int64_t u1) {
   typedef uint64_t Four __attribute__((aligned(2), may_alias));
@@ -179,14 +183,52 @@ __attribute__((noinline)) void gather_row(const Pattern& p, const float* x, cons
   }
 }
 
+#ifdef GATHERS
+// The same with the gather instruction, 16 entries at a time; the rest of a segment is masked, so short ones need no
+// loop of their own. The lanes of eight units are summed together.
+__attribute__((noinline)) void gather_row_by_instruction(const Pattern& p, const float* x, const float* values, float* y,
+                                                         int64_t u0, int64_t u1) {
+  for (int64_t u = u0; u < u1; u += SQUARE) {
+    const int64_t units = least(SQUARE, u1 - u);
+    square_vec folded[SQUARE] = {};
+    for (int64_t j = 0; j < units; j++) {
+      __m512 a = _mm512_setzero_ps();
+      for (int64_t first = 0, s = u + j; first < p.rows; first += p.block, s += p.units)
+        for (int64_t i = p.starts[s]; i < p.starts[s + 1]; i += 16) {
+          const __mmask16 some = (__mmask16)((1u << least(16, p.starts[s + 1] - i)) - 1);
+          const __m512i at = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p.indices + i));
+          const __m512 xs = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, at, x + first, 4);
+          a = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, values + i), xs, a);
+        }
+      folded[j] = fold((vec)a);
+    }
+    const square_vec out = sums(folded);
+    for (int64_t j = 0; j < units; j++) y[u + j] = out[j];
+  }
+}
+
+// Where AVX512-FP16 is (Intel's processors since Sapphire Rapids), the instruction is faster than the scalar chains. On
+// AMD's it is slower, and on older ones of Intel a mitigation slows it down.
+bool gathers_fast() {
+  unsigned a, b, c, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);
+}
+#endif
+
 bool gather_one(const Pattern& p, const float* x, const float* values, float* y, int64_t u0, int64_t u1) {
   enum { PART = 128 };  // units at a time: their indices are still in the L1 cache after the check
+#ifdef GATHERS
+  static const bool fast = gathers_fast();
+#endif
   for (int64_t u = u0, end; u < u1; u = end) {
     end = least(u + PART, u1);
     if (!sound_units(p, u, end)) return false;
     if (p.height == 4) gather_row_runs<quad, 1>(p, x, values, y, u, end);
     else if (p.height == 8) gather_row_runs<square_vec, 8 / SQUARE>(p, x, values, y, u, end);
     else if (p.height == 16) gather_row_runs<vec, 16 / LANES>(p, x, values, y, u, end);
+#ifdef GATHERS
+    else if (fast) gather_row_by_instruction(p, x, values, y, u, end);
+#endif
     else gather_row(p, x, values, y, u, end);
   }
   return true;
@@ -273,10 +315,11 @@ bool scatter(const Pattern& p, const float* dy_tiles, const float* values, float
 
 // ---- dW: for every entry the products of its row and its unit, summed over the batch ------------------------------
 
-template <int U, int64_t STRIDE>
-void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0,
-                      int64_t u1, float* dvalues, bool add) {
-  const int64_t stride = STRIDE ? STRIDE : width;
+// U vectors of each of TILES tiles.
+template <int U, int TILES, int64_t STRIDE>
+void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0, int64_t u1,
+               float* dvalues, bool add) {
+  const int64_t stride = STRIDE ? STRIDE : width, x_tile = p.rows * TILE, dy_tile = p.units * TILE;
   const int32_t* starts = p.starts + block * p.units;
   Pending pending;
   pending.out = dvalues + starts[u0];
@@ -284,18 +327,22 @@ void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width,
     int64_t i = starts[u];
     const int64_t end = starts[u + 1];
     if (i == end) continue;
-    vec g[U];
+    vec g[TILES][U];
+#pragma GCC unroll 4
+    for (int t = 0; t < TILES; t++)
 #pragma GCC unroll 16
-    for (int k = 0; k < U; k++) g[k] = load(dy + u * stride + k * LANES);
+      for (int k = 0; k < U; k++) g[t][k] = load(dy + t * dy_tile + u * stride + k * LANES);
     while (i < end) {
       const int64_t stop = least(end, i + Pending::SIZE - pending.held);
       square_vec* sum = pending.sum + pending.held;
       pending.held += stop - i;
       for (; i < stop; i++) {
         const float* row = x + p.indices[i] * stride;
-        vec a = load(row) * g[0], b = zero();
+        vec a = zero(), b = zero();
+#pragma GCC unroll 4
+        for (int t = 0; t < TILES; t++)
 #pragma GCC unroll 16
-        for (int k = 1; k < U; k++) (k % 2 ? b : a) += load(row + k * LANES) * g[k];
+          for (int k = 0; k < U; k++) (k % 2 ? b : a) += load(row + t * x_tile + k * LANES) * g[t][k];
         *sum++ = fold(U > 1 ? a + b : a);
       }
       if (pending.held == Pending::SIZE) pending.flush(add);
@@ -304,27 +351,29 @@ void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width,
   pending.flush(add);
 }
 
-// COUNT entries of a run times four of its outputs, over the whole width of the tile.
+// COUNT entries of a run times four of its outputs, over the whole width of `tiles` tiles: the sums over the lanes,
+// which cost as much as the products of one tile, are made once for all of them.
 template <int COUNT>
-RIGL_INLINE void dots_run(const float* x, const float* dy, int64_t width, int64_t height,
-                                 const uint16_t* indices, float* dvalues, bool add) {
+RIGL_INLINE void dots_run(const float* x, int64_t x_tile, const float* dy, int64_t dy_tile, int64_t width, int64_t tiles,
+                          int64_t height, const uint16_t* indices, float* dvalues, bool add) {
   vec a[COUNT * 4];
 #pragma GCC unroll 16
   for (int k = 0; k < COUNT * 4; k++) a[k] = zero();
   const float* row[COUNT];
 #pragma GCC unroll 4
   for (int c = 0; c < COUNT; c++) row[c] = x + indices[c] * width;
-  for (int64_t b = 0; b < width; b += LANES) {
-    vec g[4];
+  for (int64_t t = 0; t < tiles; t++)
+    for (int64_t b = 0; b < width; b += LANES) {
+      vec g[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) g[r] = load(dy + r * width + b);
+      for (int r = 0; r < 4; r++) g[r] = load(dy + t * dy_tile + r * width + b);
 #pragma GCC unroll 4
-    for (int c = 0; c < COUNT; c++) {
-      const vec v = load(row[c] + b);
+      for (int c = 0; c < COUNT; c++) {
+        const vec v = load(row[c] + t * x_tile + b);
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; r++) a[c * 4 + r] += v * g[r];
+        for (int r = 0; r < 4; r++) a[c * 4 + r] += v * g[r];
+      }
     }
-  }
   constexpr int PADDED = (COUNT * 4 + SQUARE - 1) / SQUARE * SQUARE;
   square_vec folded[PADDED];
 #pragma GCC unroll 16
@@ -341,18 +390,34 @@ RIGL_INLINE void dots_run(const float* x, const float* dy, int64_t width, int64_
   }
 }
 
-void dots_runs(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0,
-                      int64_t u1, float* dvalues, bool add) {
+// The rows of x of a few entries stay in the L1 cache for all outputs of the run.
+void dots_runs(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t tiles, int64_t block,
+               int64_t u0, int64_t u1, float* dvalues, bool add) {
   const int32_t* starts = p.starts + block * p.units;
-  const int64_t h = p.height;
-  for (int64_t u = u0; u < u1; u++)
-    for (int64_t r = 0; r < h; r += 4) {
-      const float* g = dy + (u * h + r) * width;
-      int64_t i = starts[u];
-      for (; i + DOTS <= starts[u + 1]; i += DOTS)
-        dots_run<DOTS>(x, g, width, h, p.indices + i, dvalues + i * h + r, add);
-      for (; i < starts[u + 1]; i++) dots_run<1>(x, g, width, h, p.indices + i, dvalues + i * h + r, add);
-    }
+  const int64_t h = p.height, x_tile = p.rows * TILE, dy_tile = p.units * h * TILE;
+  for (int64_t u = u0; u < u1; u++) {
+    const float* g = dy + u * h * width;
+    int64_t i = starts[u];
+    for (; i + DOTS <= starts[u + 1]; i += DOTS)
+      for (int64_t r = 0; r < h; r += 4)
+        dots_run<DOTS>(x, x_tile, g + r * width, dy_tile, width, tiles, h, p.indices + i, dvalues + i * h + r, add);
+    for (; i < starts[u + 1]; i++)
+      for (int64_t r = 0; r < h; r += 4)
+        dots_run<1>(x, x_tile, g + r * width, dy_tile, width, tiles, h, p.indices + i, dvalues + i * h + r, add);
+  }
+}
+
+// Single weights, one tile.
+void dots_tile(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0, int64_t u1,
+               float* dvalues, bool add) {
+  int64_t b = 0;
+  if (width == TILE)
+    for (; b < TILE; b += WIDE * LANES, add = true)
+      dots_pass<WIDE, 1, TILE>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
+  for (; b + 2 * LANES <= width; b += 2 * LANES, add = true)
+    dots_pass<2, 1, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
+  for (; b < width; b += LANES, add = true)
+    dots_pass<1, 1, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
 }
 
 void dots_row(const Pattern& p, const float* x, const float* dy, float* dvalues, int64_t block, int64_t u0,
@@ -369,23 +434,18 @@ bool dots(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* 
   if (!sound_block(p, block, u0, u1)) return false;
   if (batch == 1) dots_row(p, x_tiles, dy_tiles, dvalues, block, u0, u1);
   if (batch == 1) return true;
-  for (int64_t t = 0; t < tile_count(batch); t++) {
+  const int64_t most = p.height > 1 ? 4 : PAIRS ? 2 : 1;  // tiles together
+  for (int64_t t = 0, n; t < tile_count(batch); t += n) {
     const int64_t width = tile_width(batch, t);
     const float* x = x_tiles + t * TILE * p.rows + block * p.block * width;
     const float* dy = dy_tiles + t * TILE * p.units * p.height;
-    bool add = t > 0;
-    if (p.height > 1) {
-      dots_runs(p, x, dy, width, block, u0, u1, dvalues, add);
-      continue;
-    }
-    int64_t b = 0;
-    if (width == TILE)
-      for (; b < TILE; b += WIDE * LANES, add = true)
-        dots_pass<WIDE, TILE>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
-    for (; b + 2 * LANES <= width; b += 2 * LANES, add = true)
-      dots_pass<2, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
-    for (; b < width; b += LANES, add = true)
-      dots_pass<1, 0>(p, x + b, dy + b, width, block, u0, u1, dvalues, add);
+    n = width < TILE ? 1 : least(most, batch / TILE - t);
+    if (p.height > 1)
+      dots_runs(p, x, dy, width, n, block, u0, u1, dvalues, t > 0);
+    else if (n == 1)
+      dots_tile(p, x, dy, width, block, u0, u1, dvalues, t > 0);
+    else if constexpr (PAIRS)
+      dots_pass<TILE / LANES, 2, TILE>(p, x, dy, width, block, u0, u1, dvalues, t > 0);
   }
   return true;
 }

@@ -39,6 +39,9 @@ struct Job {
   }
 };
 
+// Moving a number in memory takes as long as so many multiply-adds.
+constexpr int64_t MOVE = 16;
+
 // Runs f(0) ... f(count - 1), on the calling thread alone if `operations` (multiply-adds) are too few to wake others.
 // The caller works too, and waits for tasks, not for threads: it may itself be a thread of the pool, and the scheduled
 // workers may never start.
