@@ -96,9 +96,11 @@ def level_number(level: str) -> np.int64:
     return np.int64(levels()[level])
 
 
-def call(target: str, shape: tuple[int, ...], *operands: jax.Array, **attributes: Any) -> jax.Array:
-    """The f32 result of one native handler. Attributes are integers or sequences of integers."""
-    result = jax.ShapeDtypeStruct(shape, np.float32)
+def call(
+    target: str, shape: tuple[int, ...], *operands: jax.Array, dtype: Any = np.float32, **attributes: Any
+) -> jax.Array:
+    """The result of one native handler. Attributes are integers or sequences of integers."""
+    result = jax.ShapeDtypeStruct(shape, dtype)
     numbers = {name: np.int64(n) if np.ndim(n) == 0 else np.asarray(n, np.int64) for name, n in attributes.items()}
     return jax.ffi.ffi_call(target, result)(*operands, **numbers)
 

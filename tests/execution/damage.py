@@ -130,13 +130,21 @@ def handlers():
     order, huge = jnp.arange(4, dtype=jnp.int32), 1 << 62
     matrix, tiles, dy_tiles = {"block": 8, "level": -1}, jnp.ones(64 * 8), jnp.ones(64 * 2)
     runs = {"height": 1, **matrix}
-    yield "tile", (16 * 8,), [jnp.ones((9, 8))], {"level": -1}, []
+    types = [{"dtype": jnp.float16}, {"dtype": jnp.bfloat16, "shape": (1, 2)}]  # of results; one row is float32
+    changes = [{"operands": [jnp.ones(shape, dtype)]} for shape, dtype in (((9, 8), "float16"), ((1, 8), "bfloat16"))]
+    yield "tile", (16 * 8,), [jnp.ones((9, 8))], {"level": -1}, changes
     changes = [{"rows": n} for n in (1000, huge, -1)] + [{"block": 0}, {"block": 3}, {"height": 2}, {"height": 1 << 40}]
-    yield "gather", (4, 2), [tiles, jnp.ones(4), indices, starts], {"rows": 8, **runs}, changes
+    yield "gather", (4, 2), [tiles, jnp.ones(4), indices, starts], {"rows": 8, **runs}, changes + types
     changes = [{"rows": 1000}, {"block": 1}]
-    yield "gather_ordered", (4, 2), [tiles, jnp.ones(4), order, indices, starts], {"rows": 8, **matrix}, changes
+    yield "gather_ordered", (4, 2), [tiles, jnp.ones(4), order, indices, starts], {"rows": 8, **matrix}, changes + types
     changes = [{"height": 8}, {"block": 1 << 12}, {"outputs": 4000}]
-    yield "scatter", (4, 8), [tiles, jnp.ones(16), indices, starts], {"outputs": 8, "height": 4, **matrix}, changes
+    yield (
+        "scatter",
+        (4, 8),
+        [tiles, jnp.ones(16), indices, starts],
+        {"outputs": 8, "height": 4, **matrix},
+        changes + types,
+    )
     changes = [{"batch": 1000}, {"batch": huge}, {"batch": 0}, {"outputs": 200}]
     attributes = {"batch": 4, "rows": 8, "outputs": 2, **runs}
     yield "dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes

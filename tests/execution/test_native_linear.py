@@ -85,6 +85,26 @@ def test_many_blocks_and_threads():
     check(*problem(200, 500, 400, 0.1, height=8), height=8)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("height", [1, 16])
+def test_bfloat16_is_rounded_once(level, height):
+    """Activations in bfloat16 are read and written as they are: the sums are those of float32, then rounded."""
+    mask, dense, x, dy = problem(77, 50, 48, 0.3, height)
+    pattern = make_pattern(mask, height=height)
+    values = gather(dense, pattern).astype(jnp.bfloat16)
+    x[5], x[6, 1], x[7] = np.nan, np.inf, 3e38  # NaN stays NaN, and what overflows becomes infinite
+    x, dy = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
+
+    @jax.jit
+    def run(x, values, dy):
+        y, pull = jax.vjp(lambda x, values: matmul(x, values, pattern, level=level), x, values)
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16), (y, *pull(dy)))
+
+    exact = run(*(a.astype(jnp.float32) for a in (x, values, dy)))
+    for got, want in zip(run(x, values, dy), exact, strict=True):
+        np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_short_floats_accumulate_in_float32(dtype):
     mask, dense, x, _ = problem(64, 200, 16, 0.5)

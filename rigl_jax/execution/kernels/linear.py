@@ -67,7 +67,13 @@ def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, level: str) -> Ar
         return reference.run_cpu(kind, a, b, pattern, level)
     native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
     number = native.level_number("auto" if level == "cuda" else level)
-    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, number).astype(a.dtype)
+    b = _readable(b) if kind == "values_gradient" else b.astype(jnp.float32)
+    return native_run(_readable(a), b, pattern, number).astype(a.dtype)
+
+
+def _readable(x: Array) -> Array:
+    """Activations in a dtype that the kernels read: float32, or bfloat16 where there are several rows."""
+    return x if x.dtype == jnp.bfloat16 and x.shape[0] > 1 else x.astype(jnp.float32)
 
 
 _product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)
@@ -86,18 +92,18 @@ def _tiled(x: Array, level: np.int64) -> Array:
 
 def _forward(x: Array, values: Array, p: Pattern, level: np.int64) -> Array:
     attributes = {"rows": p.rows, "height": p.height, "block": p.block, "level": level}
-    return native.call(
-        "rigl_gather", (x.shape[0], p.shape[-1]), _tiled(x, level), values, p.indices, p.starts, **attributes
-    )
+    shape = (x.shape[0], p.shape[-1])
+    return native.call("rigl_gather", shape, _tiled(x, level), values, p.indices, p.starts, dtype=x.dtype, **attributes)
 
 
 def _input_gradient(dy: Array, values: Array, p: Pattern, level: np.int64) -> Array:
     shape, tiles = (dy.shape[0], p.rows), _tiled(dy, level)
     if p.height > 1:
         attributes = {"outputs": p.shape[-1], "height": p.height, "block": p.block, "level": level}
-        return native.call("rigl_scatter", shape, tiles, values, p.indices, p.starts, **attributes)
+        return native.call("rigl_scatter", shape, tiles, values, p.indices, p.starts, dtype=dy.dtype, **attributes)
     attributes = {"rows": p.shape[-1], "block": p.block_t, "level": level}
-    return native.call("rigl_gather_ordered", shape, tiles, values, p.order_t, p.indices_t, p.starts_t, **attributes)
+    index = p.order_t, p.indices_t, p.starts_t
+    return native.call("rigl_gather_ordered", shape, tiles, values, *index, dtype=dy.dtype, **attributes)
 
 
 def _values_gradient(x: Array, dy: Array, p: Pattern, level: np.int64) -> Array:

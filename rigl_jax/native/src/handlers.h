@@ -15,6 +15,9 @@ using U16 = ffi::Buffer<ffi::U16>;
 using S32 = ffi::Buffer<ffi::S32>;
 using F32Result = ffi::ResultBuffer<ffi::F32>;
 
+using Activations = ffi::AnyBuffer;  // F32 or BF16
+using ActivationsResult = ffi::Result<ffi::AnyBuffer>;
+
 inline const ffi::Error kNoLevel(ffi::ErrorCode::kUnimplemented,
                                  "rigl_jax: this processor lacks the kernel level that was asked for");
 
@@ -44,6 +47,13 @@ inline int64_t times(std::initializer_list<int64_t> sizes) {
     if (__builtin_mul_overflow(product, size, &product)) return std::numeric_limits<int64_t>::max();
   return product;
 }
+
+// Whether a batch may have this type: bfloat16 is for more than one row.
+inline bool is_floats(ffi::DataType type, int64_t batch) {
+  return type == ffi::DataType::F32 || (type == ffi::DataType::BF16 && batch > 1);
+}
+
+inline Floats floats(const ffi::AnyBuffer& x) { return {x.untyped_data(), x.element_type() == ffi::DataType::BF16}; }
 
 constexpr uint16_t kPadding = 0xffff;  // PADDING in kernels/sorting.py
 

@@ -26,6 +26,16 @@ constexpr bool CHECKED = false;
 constexpr bool CHECKED = true;
 #endif
 
+struct Half {  // bfloat16
+  uint16_t bits;
+};
+
+// Row-major activations: floats, or bfloat16 if `half`. A batch of one row is always floats.
+struct Floats {
+  void* data;
+  bool half;
+};
+
 // Nonzeros of a matrix [rows, units * height], whose rows are divided into blocks of `block`: sorted by block, then by
 // unit, then by row. Entry i of segment s = block * units + unit, starts[s] <= i < starts[s + 1], is the run of
 // `height` weights at row block * `block` + indices[i], columns unit * height and on.
@@ -66,14 +76,14 @@ struct Kernels {
   bool (*reorder)(const float* values, int64_t n, const int32_t* order, int64_t count, float* out);
 
   // x[batch, rows], features [k0, k1) -> tile t.
-  void (*tile)(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
+  void (*tile)(Floats x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
   // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit. This and the next two return false
   // if the pattern points outside of its arrays; the result is then undefined.
-  bool (*gather)(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
+  bool (*gather)(const Pattern& p, const float* tiles, const float* values, Floats y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
   // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: faster for height >= 4,
   // where one load and one store of the row serve `height` products.
-  bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
+  bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, Floats dx, int64_t batch, int64_t t,
                   int64_t block);
   // dvalues of the segments of units u0..u1 in one block, summed over all tiles.
   bool (*dots)(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,

@@ -40,24 +40,27 @@ int64_t chunk_of(const Pattern& p, int64_t others, int64_t threads) {
   return std::clamp((fair + line - 1) / line * line, line, most);
 }
 
-ffi::Error Tile(ffi::ThreadPool pool, F32 x, F32Result tiles, int64_t asked) {
+ffi::Error Tile(ffi::ThreadPool pool, Activations x, F32Result tiles, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
   if (x.dimensions().size() != 2) return invalid("rank of the activations");
   const int64_t batch = x.dimensions()[0], rows = x.dimensions()[1], parts = (rows + 255) / 256;
+  if (!is_floats(x.element_type(), batch)) return invalid("type of the activations");
   if ((int64_t)tiles->element_count() < times({tiled_batch(batch, k->lanes), rows})) return tiles_invalid();
   parallel(pool, tile_count(batch) * parts, batch * rows * MOVE, [&](int64_t task) {
     const int64_t t = task / parts, k0 = task % parts * 256;
-    k->tile(x.typed_data(), tiles->typed_data(), batch, rows, t, k0, std::min(rows, k0 + 256));
+    k->tile(floats(x), tiles->typed_data(), batch, rows, t, k0, std::min(rows, k0 + 256));
   });
   return ffi::Error::Success();
 }
 
 ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, const float* values, int64_t value_count,
-                  const U16& indices, const S32& starts, F32Result& y, int64_t rows, int64_t height, int64_t block) {
+                  const U16& indices, const S32& starts, ActivationsResult& y, int64_t rows, int64_t height,
+                  int64_t block) {
   if (y->dimensions().size() != 2) return invalid("rank of the result");
   const int64_t batch = y->dimensions()[0], tiled = tile_count(batch);
   const int64_t outputs = y->dimensions()[1];
+  if (!is_floats(y->element_type(), batch)) return invalid("type of the result");
   Pattern p;
   if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
@@ -66,11 +69,11 @@ ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, con
   const int64_t work = batch == 1 && p.height == 1 ? p.entries * 8 : batch * p.entries * p.height;
   return checked(pool, tiled * chunks, work, [&](int64_t task) {
     const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
-    return k.gather(p, tiles.typed_data(), values, y->typed_data(), batch, task / chunks, u0, u1);
+    return k.gather(p, tiles.typed_data(), values, floats(*y), batch, task / chunks, u0, u1);
   });
 }
 
-ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, F32Result y, int64_t rows,
+ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, ActivationsResult y, int64_t rows,
                   int64_t height, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
@@ -78,7 +81,7 @@ ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 
 }
 
 // The values are in the order of another pattern: value i of this one is values[order[i]].
-ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order, U16 indices, S32 starts, F32Result y,
+ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order, U16 indices, S32 starts, ActivationsResult y,
                          int64_t rows, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
@@ -88,18 +91,19 @@ ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order,
   return gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, 1, block);
 }
 
-ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, F32Result dx, int64_t outputs,
+ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, ActivationsResult dx, int64_t outputs,
                    int64_t height, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
   if (dx->dimensions().size() != 2) return invalid("rank of the result");
   const int64_t batch = dx->dimensions()[0], rows = dx->dimensions()[1], entries = values.element_count();
+  if (!is_floats(dx->element_type(), batch)) return invalid("type of the result");
   Pattern p;
   if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, outputs, *k)) return tiles_invalid();
   const int64_t blocks = block_count(p);
   return checked(pool, tile_count(batch) * blocks, batch * entries, [&](int64_t task) {
-    return k->scatter(p, tiles.typed_data(), values.typed_data(), dx->typed_data(), batch, task / blocks, task % blocks);
+    return k->scatter(p, tiles.typed_data(), values.typed_data(), floats(*dx), batch, task / blocks, task % blocks);
   });
 }
 
@@ -126,16 +130,16 @@ ffi::Error Dots(ffi::ThreadPool pool, F32 x, F32 dy, U16 indices, S32 starts, F3
 // clang-format off
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_tile, Tile, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<F32>().Ret<F32>()
+    .Arg<Activations>().Ret<F32>()
     .Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_gather, Gather, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
+    .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<Activations>()
     .Attr<int64_t>("rows").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_gather_ordered, GatherOrdered, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<F32>().Arg<F32>().Arg<S32>().Arg<U16>().Arg<S32>().Ret<F32>()
+    .Arg<F32>().Arg<F32>().Arg<S32>().Arg<U16>().Arg<S32>().Ret<Activations>()
     .Attr<int64_t>("rows").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_scatter, Scatter, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
+    .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<Activations>()
     .Attr<int64_t>("outputs").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_dots, Dots, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()

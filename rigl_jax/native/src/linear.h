@@ -18,17 +18,23 @@ RIGL_INLINE int64_t tile_width(int64_t batch, int64_t t) {
 
 // ---- conversions --------------------------------------------------------------------------------------------------
 
-void tile(const float* x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1) {
-  const int64_t width = tile_width(batch, t), b0 = t * TILE, count = least(batch - b0, width);
+void tile(Floats x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1) {
+  const int64_t width = tile_width(batch, t), b0 = t * TILE, count = least(batch - b0, width), at = b0 * rows + k0;
   float* out = tiles + t * TILE * rows;
-  transpose_in(x + b0 * rows + k0, rows, count, k1 - k0, out + k0 * width, width);
+  if (x.half)
+    transpose_in((const Half*)x.data + at, rows, count, k1 - k0, out + k0 * width, width);
+  else
+    transpose_in((const float*)x.data + at, rows, count, k1 - k0, out + k0 * width, width);
   for (int64_t k = k0; count < width && k < k1; k++)
     for (int64_t b = count; b < width; b++) out[k * width + b] = 0;
 }
 
-// y[b, c] = buffer[c][b] for c < columns, b < count. `buffer` has `width` floats to a column, y `ld` to a row.
-void untile(const float* buffer, int64_t width, int64_t columns, float* y, int64_t ld, int64_t count) {
-  transpose_out(buffer, width, columns, count, y, ld);
+// y[at + b * ld + c] = buffer[c][b] for c < columns, b < count. `buffer` has `width` floats to a column.
+void untile(const float* buffer, int64_t width, int64_t columns, Floats y, int64_t at, int64_t ld, int64_t count) {
+  if (y.half)
+    transpose_out(buffer, width, columns, count, (Half*)y.data + at, ld);
+  else
+    transpose_out(buffer, width, columns, count, (float*)y.data + at, ld);
 }
 
 // ---- y = x W: every entry adds its row to its unit ----------------------------------------------------------------
@@ -234,16 +240,16 @@ bool gather_one(const Pattern& p, const float* x, const float* values, float* y,
   return true;
 }
 
-bool gather(const Pattern& p, const float* tiles, const float* values, float* y, int64_t batch, int64_t t,
-                   int64_t u0, int64_t u1) {
-  if (batch == 1) return gather_one(p, tiles, values, y, u0, u1);
+bool gather(const Pattern& p, const float* tiles, const float* values, Floats y, int64_t batch, int64_t t, int64_t u0,
+            int64_t u1) {
+  if (batch == 1) return gather_one(p, tiles, values, (float*)y.data, u0, u1);
   if (!sound_units(p, u0, u1)) return false;
   alignas(64) float buffer[CHUNK * TILE];
   const int64_t width = tile_width(batch, t), columns = p.units * p.height;
   const float* x = tiles + t * TILE * p.rows;
   for (int64_t block = 0, first = 0; first < p.rows; block++, first += p.block)
     gather_block(p, x + first * width, width, block, u0, u1, values, buffer);
-  untile(buffer, width, (u1 - u0) * p.height, y + t * TILE * columns + u0 * p.height, columns,
+  untile(buffer, width, (u1 - u0) * p.height, y, t * TILE * columns + u0 * p.height, columns,
          least(batch - t * TILE, width));
   return true;
 }
@@ -274,12 +280,13 @@ RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values
   }
 }
 
-bool scatter(const Pattern& p, const float* dy_tiles, const float* values, float* dx, int64_t batch, int64_t t,
-                    int64_t block) {
+bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Floats result, int64_t batch, int64_t t,
+             int64_t block) {
   if (!sound_block(p, block, 0, p.units)) return false;
   const int64_t first = block * p.block, rows = least(p.block, p.rows - first), columns = p.units * p.height;
   const int32_t* starts = p.starts + block * p.units;
   if (batch == 1) {
+    float* dx = (float*)result.data;
     for (int64_t k = 0; k < rows; k++) dx[first + k] = 0;
     for (int64_t u = 0; u < p.units; u++)
       for (int64_t i = starts[u]; i < starts[u + 1]; i++) {
@@ -308,7 +315,7 @@ bool scatter(const Pattern& p, const float* dy_tiles, const float* values, float
           scatter_run<U>(g, width, v, p.height, p.indices + s, n, buffer, slice);
       }
     }
-    untile(buffer, slice, rows, dx + (t * TILE + b) * p.rows + first, p.rows, least(count - b, slice));
+    untile(buffer, slice, rows, result, (t * TILE + b) * p.rows + first, p.rows, least(count - b, slice));
   }
   return true;
 }

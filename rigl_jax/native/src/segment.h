@@ -122,7 +122,8 @@ RIGL_INLINE void weighted_sum(const float* values, int64_t n, Row row, int64_t x
 }
 
 // out[c * out_step + r] = in[r * in_step + c] for r, c < SQUARE.
-RIGL_INLINE void transpose_square(const float* in, int64_t in_step, float* out, int64_t out_step) {
+template <class In, class Out>
+RIGL_INLINE void transpose_square(const In* in, int64_t in_step, Out* out, int64_t out_step) {
   square_vec v[SQUARE];
 #pragma GCC unroll 8
   for (int i = 0; i < SQUARE; i++) v[i] = square_load(in + i * in_step);
@@ -133,7 +134,8 @@ RIGL_INLINE void transpose_square(const float* in, int64_t in_step, float* out, 
 
 // The same for r < rows, c < columns. The rows of `in` are far apart, perhaps by a power of two, so whole cache lines
 // of eight rows are read at a time.
-RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
+template <class In>
+RIGL_INLINE void transpose_in(const In* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
                               int64_t out_step) {
   enum { PANEL = 64 };  // columns at a time: their output stays in the L1 cache
   for (int64_t first = 0; first < columns; first += PANEL) {
@@ -143,15 +145,16 @@ RIGL_INLINE void transpose_in(const float* in, int64_t in_step, int64_t rows, in
       for (int64_t c = first; c < whole; c += SQUARE)
         transpose_square(in + r * in_step + c, in_step, out + c * out_step + r, out_step);
       for (int64_t c = whole; c < last; c++)
-        for (int i = 0; i < SQUARE; i++) out[c * out_step + r + i] = in[(r + i) * in_step + c];
+        for (int i = 0; i < SQUARE; i++) out[c * out_step + r + i] = number(in[(r + i) * in_step + c]);
     }
     for (; r < rows; r++)
-      for (int64_t c = first; c < last; c++) out[c * out_step + r] = in[r * in_step + c];
+      for (int64_t c = first; c < last; c++) out[c * out_step + r] = number(in[r * in_step + c]);
   }
 }
 
 // The same for rows of `out` that are far apart: each is written from start to end.
-RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, int64_t columns, float* out,
+template <class Out>
+RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, int64_t columns, Out* out,
                                int64_t out_step) {
   const int64_t whole = rows / SQUARE * SQUARE;
   int64_t c = 0;
@@ -159,10 +162,10 @@ RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, i
     for (int64_t r = 0; r < whole; r += SQUARE)
       transpose_square(in + r * in_step + c, in_step, out + c * out_step + r, out_step);
     for (int64_t r = whole; r < rows; r++)
-      for (int i = 0; i < SQUARE; i++) out[(c + i) * out_step + r] = in[r * in_step + c + i];
+      for (int i = 0; i < SQUARE; i++) put(out + (c + i) * out_step + r, in[r * in_step + c + i]);
   }
   for (; c < columns; c++)
-    for (int64_t r = 0; r < rows; r++) out[c * out_step + r] = in[r * in_step + c];
+    for (int64_t r = 0; r < rows; r++) put(out + c * out_step + r, in[r * in_step + c]);
 }
 
 // Collects the sums of single entries, one vector each, until SQUARE of them can be reduced together, whatever the

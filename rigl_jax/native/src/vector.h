@@ -4,7 +4,7 @@
 // target flags, and everything here is in a namespace of that level. No standard header with inline functions is
 // included: the linker could otherwise pick an AVX-512 copy of std::min for every caller.
 #pragma once
-#include <stdint.h>
+#include "kernels.h"
 
 #ifndef LANES
 #error "compile level.cc with -DLANES=4, 8 or 16"
@@ -47,6 +47,40 @@ typedef float square_loose __attribute__((vector_size(SQUARE * 4), aligned(4), m
 
 RIGL_INLINE square_vec square_load(const float* p) { return *(const square_loose*)p; }
 RIGL_INLINE void square_store(float* p, square_vec v) { *(square_loose*)p = v; }
+
+// A bfloat16 is the upper half of a float. Only activations in memory are; all sums are of floats.
+typedef uint16_t square_halves __attribute__((vector_size(SQUARE * 2)));
+typedef uint32_t square_bits __attribute__((vector_size(SQUARE * 4)));
+
+RIGL_INLINE square_vec square_load(const Half* p) {
+  square_halves h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return (square_vec)(__builtin_convertvector(h, square_bits) << 16);
+}
+
+// Rounds to the nearest, a tie to the even one; NaN stays NaN.
+RIGL_INLINE void square_store(Half* p, square_vec v) {
+  const square_bits bits = (square_bits)v, up = bits + 0x7fff + (bits >> 16 & 1);
+  const square_bits rounded = (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : up;
+  const square_halves h = __builtin_convertvector(rounded >> 16, square_halves);
+  __builtin_memcpy(p, &h, sizeof h);
+}
+
+RIGL_INLINE float number(float x) { return x; }
+RIGL_INLINE float number(Half x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+RIGL_INLINE void put(float* p, float x) { *p = x; }
+RIGL_INLINE void put(Half* p, float x) {
+  square_vec v = {x};
+  Half all[SQUARE];
+  square_store(all, v);
+  *p = all[0];
+}
 
 #if SQUARE == 8
 RIGL_INLINE void transpose(square_vec r[8]) {
