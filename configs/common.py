@@ -43,10 +43,11 @@ def get_config(steps: int = 1000) -> ConfigDict:
     # layer out. The first match wins and every leaf needs one. Empty: all kernels are sparse, unstructured.
     config.rules = ()
 
-    config.execution = "masked"  # or packed: active weights only, on sparse kernels; lie whole on each device
+    config.execution = "masked"  # or packed: active weights only, on sparse kernels
     config.mesh = ConfigDict({"data": -1})  # devices by axis, -1: those that are left; another axis as "model": 4
     # (regular expression, mesh axes of a leaf's last axes or "fsdp"), as (".*/kernel", (None, "model")): see
-    # experiments/sharding.py. Empty: the batch is split over "data", weights are whole on every device.
+    # experiments/sharding.py. Empty: the batch is split over "data", weights are whole on every device. Packed weights
+    # take a mesh of "data" alone, and () or ((".*", "fsdp"),): all are cut over the devices.
     config.sharding = ()
 
     config.log_every = 50  # steps between train lines

@@ -7,14 +7,13 @@ only, and rewires through the masked step, so that its masks are those of a mask
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 import rigl_jax as rx
 from experiments import sharding
@@ -85,7 +84,7 @@ class PackedState(NamedTuple):
       step, batch_stats, key, totals, examples: as in `TrainState`.
       params: active weights and their patterns.
       opt_state: that of `rx.packed_training`: without masks, moments for active weights only.
-      explored: the weights that were ever active, 8 to the byte.
+      explored: the weights that were ever active, 8 of the last axis to the byte.
     """
 
     step: Array
@@ -274,30 +273,28 @@ def packed(
 ) -> Execution:
     """Trains by `rx.packed_training`. A rewiring is the masked step itself, between `to_masked` and `from_masked`.
 
+    Weights lie whole on each device, or, with the one rule `(".*", "fsdp")`, cut over all of them in both forms.
+
     Raises:
-      ValueError: a mesh or rules that split weights; a method that needs more than the active weights.
+      ValueError: a mesh or rules that split weights otherwise; a method that needs more than the active weights.
     """
-    if mesh.size > 1 and (mesh.size > mesh.shape[sharding.DATA] or rules):
-        raise ValueError(
-            "config.execution: packed weights lie whole on every device, which share the batch; it takes a mesh of "
-            f"{sharding.DATA!r} alone and no sharding rules, got mesh {dict(mesh.shape)}, sharding {rules}"
-        )
-    several = mesh.size > 1
+    at, whole = _packed_sharding(mesh, rules), sharding.whole(mesh)
+    cut = at is not None and not at.is_fully_replicated
     arrays = masked(objective, optimizer, algorithm, mesh, rules)
-    training = rx.packed_training(
-        optimizer, algorithm, key=objective.key("masks"), sharding=sharding.whole(mesh) if several else None
-    )
-    apply = run_packed(objective.model.apply, batch=sharding.split(mesh) if several else None)
+    training = rx.packed_training(optimizer, algorithm, key=objective.key("masks"), sharding=at)
+    apply = run_packed(objective.model.apply, batch=None if at is None else sharding.split(mesh))
+    laid = jax.tree.map(lambda x: x.sharding, arrays.abstract())
 
     def from_masked(state: TrainState, like: Packed | None = None) -> PackedState:
         params, opt_state = training.pack(state.params, state.opt_state, like)
-        explored = jax.tree.map(jnp.packbits, state.explored)
+        explored = jax.tree.map(functools.partial(jnp.packbits, axis=-1), state.explored)  # each device its part
         return PackedState(**state._replace(params=params, opt_state=opt_state, explored=explored)._asdict())
 
     def to_masked(state: PackedState) -> TrainState:
         params, opt_state = training.unpack(state.params, state.opt_state)
         explored = jax.tree.map(_unpackbits, state.explored, opt_state.masks)
-        return TrainState(**state._replace(params=params, opt_state=opt_state, explored=explored)._asdict())
+        unpacked = TrainState(**state._replace(params=params, opt_state=opt_state, explored=explored)._asdict())
+        return jax.device_put(unpacked, laid) if cut else unpacked
 
     def train(state: PackedState, batch: Batch) -> PackedState:
         of = lambda values: state.params._replace(values=values)  # noqa: E731
@@ -316,8 +313,10 @@ def packed(
     def evaluate(state: State, batch: Batch) -> Array:
         return (evaluate_packed if isinstance(state, PackedState) else arrays.evaluate)(state, batch)
 
+    # `training` lays what is cut.
+    out = PackedState(whole, None, whole, None, whole, None, whole, whole) if cut else whole
     return arrays._replace(
-        step=jax.jit(train, out_shardings=sharding.whole(mesh), donate_argnums=0),
+        step=jax.jit(train, out_shardings=out, donate_argnums=0),
         rewire=rewire,
         evaluate=evaluate,
         to_masked=to_masked,
@@ -325,5 +324,19 @@ def packed(
     )
 
 
+def _packed_sharding(mesh: Mesh, rules: sharding.Rules) -> NamedSharding | None:
+    """Where packed weights lie: cut or whole on several devices, None on one."""
+    if mesh.size == 1:
+        return None
+    cut = sharding.is_fsdp(rules)
+    if mesh.size > mesh.shape[sharding.DATA] or (rules and not cut):
+        raise ValueError(
+            "config.execution: packed weights lie whole on every device, or are all cut over the devices, which share "
+            f"the batch; it takes a mesh of {sharding.DATA!r} alone, and sharding rules () or {sharding.ALL_FSDP}, "
+            f"got mesh {dict(mesh.shape)}, sharding {rules}"
+        )
+    return sharding.split(mesh) if cut else sharding.whole(mesh)
+
+
 def _unpackbits(bits: Array, mask: Array) -> Array:
-    return jnp.unpackbits(bits, count=math.prod(mask.shape)).reshape(mask.shape).astype(bool)
+    return jnp.unpackbits(bits, axis=-1, count=mask.shape[-1]).astype(bool)

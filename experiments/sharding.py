@@ -25,6 +25,8 @@ from rigl_jax.base import Array, PyTree, Shape
 
 DATA = "data"
 FSDP = "fsdp"
+ALL_FSDP = ((".*", FSDP),)
+"""The rules that cut every weight over the axis "data"."""
 Rules = Sequence[tuple[str, Any]]
 
 
@@ -94,6 +96,15 @@ def check_rules(rules: Rules) -> None:
                 f"config.sharding[{i}]: expected (regular expression, {FSDP!r} or mesh axes of the last axes), "
                 f"got {rule!r}"
             )
+
+
+def is_fsdp(rules: Rules) -> bool:
+    """Whether the rules are `ALL_FSDP`; those of a plain config are lists.
+
+    >>> is_fsdp([[".*", "fsdp"]]), is_fsdp(())
+    (True, False)
+    """
+    return tuple(map(tuple, rules)) == ALL_FSDP
 
 
 def specs(rules: Rules, params: PyTree, mesh: Mesh) -> dict[str, PartitionSpec]:

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from configs import digits_mlp
+from experiments import sharding
 from experiments.io import checkpoint, digests, files
 from experiments.io.environment import environment
 from experiments.task import prepare
@@ -42,6 +43,7 @@ class Case(NamedTuple):
 
     execution: str = "masked"
     processes: int = 1
+    rules: sharding.Rules = ()
     signal: signal.Signals = signal.SIGKILL
 
 
@@ -50,6 +52,7 @@ CASES = {
     "packed": Case("packed"),
     "masked, 2 processes": Case(processes=2),
     "packed, 2 processes": Case("packed", processes=2),
+    "packed and cut, 2 processes": Case("packed", processes=2, rules=sharding.ALL_FSDP),
     "masked, SIGTERM": Case(signal=signal.SIGTERM),
     "masked, 2 processes, SIGTERM to one": Case(processes=2, signal=signal.SIGTERM),
 }
@@ -58,10 +61,10 @@ PATIENCE = 600  # seconds that a run may take to end
 UNTIMED = ("examples_per_s", "seconds")
 
 
-def command(workdir: Path, execution: str) -> list[str]:
+def command(workdir: Path, execution: str, rules: sharding.Rules) -> list[str]:
     """A run of a few seconds that writes a line after every step, which shows its progress."""
     values = {"steps": STEPS, "log_every": 1, "eval_every": 20, "checkpoint_every": 20, "method.period": PERIOD}
-    values |= {"execution": execution, "check_every": 10}
+    values |= {"execution": execution, "sharding": rules, "check_every": 10}
     options = [f"--config.{key}={value}" for key, value in values.items()]
     config = ["--config", "configs/digits_mlp.py:smoke", "--workdir", str(workdir)]
     return [sys.executable, "-m", "experiments.main", *config, *options]
@@ -69,7 +72,7 @@ def command(workdir: Path, execution: str) -> list[str]:
 
 def start(workdir: Path, case: str, cache: Path) -> list[subprocess.Popen[bytes]]:
     """Starts the processes of a run."""
-    execution, count, _ = CASES[case]
+    execution, count, rules, _ = CASES[case]
     environ = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -80,7 +83,7 @@ def start(workdir: Path, case: str, cache: Path) -> list[subprocess.Popen[bytes]
         with (workdir.parent / f"{workdir.name}-{index}.txt").open("ab") as log:
             environment = environ | (own if count > 1 else {})
             found.append(
-                subprocess.Popen(command(workdir, execution), cwd=ROOT, env=environment, stdout=log, stderr=log)
+                subprocess.Popen(command(workdir, execution, rules), cwd=ROOT, env=environment, stdout=log, stderr=log)
             )
     return found
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rigl_jax.base import Array, PyTree
+from rigl_jax.base import Array, Masks, PyTree
 from rigl_jax.execution import kernels
-from rigl_jax.execution.packed import Choose, Whole
+from rigl_jax.execution.packed import Choose
 from rigl_jax.messages import shown
 
 
@@ -31,64 +31,63 @@ def cuts(sharding: Any) -> bool:
     return sharding is not None and not sharding.is_fully_replicated
 
 
-def divided(sharding: Any, choose: Choose) -> Choose:
-    """The patterns of `choose`, with padding up to a size that the devices divide."""
-    if not cuts(sharding):
-        return choose
-    devices = sharding.mesh.shape[sharding.spec[0]]
+def chosen(sharding: Any, choose: Choose) -> Choose:
+    """The patterns of `choose` on their devices, with padding up to a size that the devices divide.
 
-    def rounded(name: str, mask: np.ndarray) -> Any:
+    Every process builds a pattern whole, and each device gets its part before the next leaf's is built.
+    """
+    if sharding is None:
+        return choose
+
+    def on_devices(name: str, mask: np.ndarray) -> Any:
         pattern = choose(name, mask)
         entries = None if pattern is None else kernels.capacity(pattern)
-        if entries is None or entries % devices == 0:
-            return pattern
-        return kernels.rebuild(pattern, mask, capacity=-(-entries // devices) * devices)
+        devices = sharding.mesh.shape[sharding.spec[0]] if cuts(sharding) else 1
+        if entries is not None and entries % devices:
+            pattern = kernels.rebuild(pattern, mask, capacity=-(-entries // devices) * devices)
+        return placed(sharding, pattern)
 
-    return rounded
+    return on_devices
 
 
 def of(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """The sharding of one array: cut along its first axis that the devices divide, whole if they divide none."""
+    """The sharding of one array: cut along the largest axis that the devices divide, whole if they divide none."""
     if not cuts(sharding):
         return sharding
     axis, devices = sharding.spec[0], sharding.mesh.shape[sharding.spec[0]]
-    free = [k for k, size in enumerate(shape) if size and size % devices == 0]
-    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * free[0], axis) if free else PartitionSpec())
+    fits = [k for k, size in enumerate(shape) if size and size % devices == 0]
+    largest = max(fits, key=lambda k: shape[k], default=None)
+    return NamedSharding(sharding.mesh, PartitionSpec() if largest is None else PartitionSpec(*[None] * largest, axis))
 
 
-def placed(sharding: Any, patterns: PyTree) -> PyTree:
-    """Patterns on their devices. Every process has built them whole; each device gets its part."""
+def placed(sharding: Any, tree: PyTree) -> PyTree:
+    """Arrays that every process holds whole, on their devices."""
     if sharding is None:
-        return patterns
+        return tree
 
-    def one(pattern: Any) -> Any:
-        def place(array: Array) -> Array:
-            host = np.asarray(array)
-            at = _whole(sharding) if isinstance(pattern, Whole) else of(sharding, host.shape)
-            return jax.make_array_from_callback(host.shape, at, lambda index: host[index])
+    def one(array: Array) -> Array:
+        at = of(sharding, array.shape)
+        if isinstance(array, jax.Array) and array.sharding == at:
+            return array
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, at, lambda index: host[index])
 
-        return jax.tree.map(place, pattern)
-
-    return jax.tree.map(one, patterns, is_leaf=_is_pattern)
-
-
-def _is_pattern(x: Any) -> bool:
-    return isinstance(x, (Whole, kernels.AnyPattern))
+    return jax.tree.map(one, tree)
 
 
-def _whole(sharding: Any) -> Any:
-    return NamedSharding(sharding.mesh, PartitionSpec()) if cuts(sharding) else sharding
-
-
-def kept(sharding: Any, array: Array, pattern: Any) -> Array:
-    """Under jit: the values of a leaf, or what an optimizer keeps for it, where they belong."""
-    if not cuts(sharding) or pattern is None or isinstance(pattern, Whole):
-        return array
-    return jax.lax.with_sharding_constraint(array, of(sharding, array.shape))
-
-
-def gathered(sharding: Any, tree: PyTree) -> PyTree:
-    """Under jit: arrays that every device is to have whole."""
+def laid(sharding: Any, tree: PyTree) -> PyTree:
+    """Under jit: arrays of weights, or of what belongs to them, where they belong."""
     if not cuts(sharding):
         return tree
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, _whole(sharding)), tree)
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, of(sharding, a.shape)), tree)
+
+
+def readable(sharding: Any, masks: Masks) -> Masks:
+    """Masks that this process can read whole; one that is cut over several processes is put together for that."""
+
+    def one(mask: Array) -> Any:
+        if not isinstance(mask, jax.Array) or mask.is_fully_addressable or mask.is_fully_replicated:
+            return mask
+        return np.asarray(jax.device_put(mask, NamedSharding(sharding.mesh, PartitionSpec())))
+
+    return jax.tree.map(one, masks)

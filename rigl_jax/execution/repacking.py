@@ -40,7 +40,7 @@ def same_kernels(like: Packed, masks: Masks, otherwise: Choose, *, padded: bool 
     was_dense = {
         name: otherwise(name, mask)
         for name, mask in given.items()
-        if isinstance(old[name], Whole) and np.asarray(old[name].mask).sum() != mask.sum()
+        if isinstance(old[name], Whole) and int(old[name].mask.sum()) != mask.sum()
     }
     anew = padded and _stored(old, given) > MOST_STORED * sum(
         _needed(was_dense.get(name, old[name]), mask) for name, mask in given.items()

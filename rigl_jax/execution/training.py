@@ -83,10 +83,12 @@ def packed_training(
       choose: the kernel of each leaf; see `pack`. By default leaves that the plan says are stacks of layers are packed
         layer by layer, for `lax.scan` and `nn.scan`.
       sharding: for several devices; see also `batch` of `run_packed`. `NamedSharding(mesh, PartitionSpec())` lays
-        patterns and values whole on each device. `NamedSharding(mesh, PartitionSpec("data"))` cuts them, and what the
-        optimizer keeps for them: each device holds its part, and for a product all have that leaf whole. Dense leaves
-        stay whole, and so do the starts of segments, which the devices rarely divide. Params and state must lie whole
-        on the devices; a rewiring has them so. Every process builds the patterns from masks that it holds whole.
+        patterns and values whole on each device. `NamedSharding(mesh, PartitionSpec("data"))` cuts them, what the
+        optimizer keeps for them, and dense leaves, along their largest axes that the devices divide: each device holds
+        its part, and for a product all have that leaf whole. `unpack` and `rewire` cut params, masks and moments in the
+        same way, so no device holds the dense model; params, state and gradients that are given may lie in any way on
+        these devices. Whole are what the devices do not divide (mostly the starts of segments), and the masks from
+        which every process builds the patterns on its host.
 
     As in `sparsify`, the state decides the counts: one with masks of other counts than the plan's (`replace_masks`)
     keeps them. `check_masked(unpack(packed), masks_of(packed), plan)` checks this.
@@ -133,7 +135,7 @@ def packed_training(
         # One program, in which the positions of a pattern's values are computed once.
         gather=jax.jit(functools.partial(_gather, inner, sharding)),
         scatter=jax.jit(functools.partial(_scatter, inner, sharding)),
-        masked_step=jax.jit(functools.partial(masked.update, rewire=True)),
+        masked_step=jax.jit(lambda *a, **extra: layout.laid(sharding, masked.update(*a, rewire=True, **extra))),
     )
     return PackedTraining(*(functools.partial(f, run) for f in (_init, _update, _rewire, _pack, _unpack)))
 
@@ -154,7 +156,10 @@ class _Run(NamedTuple):
 def _init(run: _Run, params: PyTree) -> tuple[Packed, SparseState]:
     if isinstance(params, Packed):
         raise ValueError("packed_training: init takes params, got packed weights; rx.unpack gives the params")
-    return _enter(run, params, run.masked.init(params))
+    init = run.masked.init
+    if layout.cuts(run.sharding):
+        init = jax.jit(lambda params: layout.laid(run.sharding, run.masked.init(params)))
+    return _enter(run, params, init(params))
 
 
 def _pack(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
@@ -175,11 +180,11 @@ def _pack(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> 
 
 def _enter(run: _Run, params: PyTree, state: Any, like: Packed | None = None) -> tuple[Packed, SparseState]:
     """The packed form of a masked run, with the kernels of `like` where they fit."""
-    choose = run.choose
+    choose, masks = run.choose, layout.readable(run.sharding, state.masks)
     if like is not None:
-        choose = same_kernels(like, state.masks, choose, padded=not run.algorithm.keeps_counts)
-    patterns = make_patterns(params, state.masks, layout.divided(run.sharding, choose))
-    patterns = layout.placed(run.sharding, patterns)
+        choose = same_kernels(like, masks, choose, padded=not run.algorithm.keeps_counts)
+    # Leaves that are stored dense get their masks' places last.
+    patterns = layout.placed(run.sharding, make_patterns(params, masks, layout.chosen(run.sharding, choose)))
     if like is None:
         _check_optimizer(run.inner, params, patterns)
     without = state.algorithm._replace(masks=InPatterns())
@@ -191,7 +196,7 @@ def _gather(
     inner: optax.GradientTransformation, sharding: Any, params: PyTree, state: SparseState, patterns: PyTree
 ) -> tuple[PyTree, SparseState]:
     def one(part: Array, pattern: Any) -> Array:
-        return layout.kept(sharding, gather_leaf(part, pattern), pattern)
+        return layout.laid(sharding, gather_leaf(part, pattern))
 
     packed = Packed(jax.tree.map(one, params, patterns), patterns)
     optimizer = map_inner(inner, lambda part, box: one(part, box.content), state.inner, _boxes(packed))
@@ -203,7 +208,7 @@ def _scatter(
 ) -> tuple[PyTree, SparseState]:
     optimizer = map_inner(inner, lambda part, box: scatter_leaf(part, box.content), state.inner, _boxes(packed))
     masked = state._replace(algorithm=state.algorithm._replace(masks=masks_of(packed)), inner=optimizer)
-    return layout.gathered(sharding, (unpack(packed), masked))
+    return layout.laid(sharding, (unpack(packed), masked))
 
 
 def _unpack(
@@ -221,10 +226,7 @@ def _update(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extr
     values = optax.apply_updates(values, updates)
     if layout.cuts(run.sharding) or not run.algorithm.keeps_counts:
         values = jax.tree.map(_without_padding, values, packed.patterns)
-    if layout.cuts(run.sharding):
-        keep = functools.partial(layout.kept, run.sharding)
-        values = jax.tree.map(keep, values, packed.patterns)
-        optimizer = map_inner(run.inner, lambda part, box: keep(part, box.content), optimizer, _boxes(packed))
+    values, optimizer = layout.laid(run.sharding, (values, optimizer))
     return Packed(values, packed.patterns), state._replace(step=state.step + 1, inner=optimizer)
 
 

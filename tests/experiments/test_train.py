@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import measure, task
+from experiments import measure, sharding, task
 from experiments import train as train_module
 from experiments.loop import evaluate
 from experiments.step import cross_entropy
 from experiments.train import train
 from tests.errors import refused
 from tests.experiments.runs import ONE, UNTIMED, assert_close, assert_equal, configured, lines, prepare, restored
+
+CUT = {"execution": "packed", "sharding": sharding.ALL_FSDP}
 
 
 def of_masks(run):
@@ -74,19 +76,36 @@ def test_eight_devices_give_the_masks_of_one(execution, straight, tmp_path):
     assert_close(restored(run)[0], restored(straight[0])[0])
 
 
-def test_packed_weights_lie_whole_on_each_device(tmp_path):
+@pytest.mark.parametrize(
+    "values", [{"mesh": {"data": 4, "model": 2}}, {"sharding": ((".*/kernel", "fsdp"), (".*", "fsdp"))}]
+)
+def test_packed_weights_are_whole_or_all_cut(values, tmp_path):
     config = configured(execution="packed")
     config.unlock()
-    config.mesh = {"data": 4, "model": 2}
-    with refused("config.execution", "model"):
+    config.update(values)
+    with refused("config.execution", *values):
         train(config, tmp_path / "run", devices=jax.devices()[:8])
 
 
-@pytest.mark.parametrize(("execution", "before", "after"), [("masked", 1, 8), ("packed", 8, 1)])
-def test_a_run_resumes_on_another_number_of_devices(execution, before, after, straight, tmp_path):
+def test_packed_weights_are_cut_over_the_devices():
+    task = prepare(configured(**CUT), jax.devices()[:8])
+    state, batches = task.execution.from_masked(task.execution.init()), task.data.train(0)
+    for step in range(2):  # the first one rewires
+        state, _ = task.execution.train(step, state, sharding.place(next(batches), task.mesh))
+        for leaf in jax.tree.leaves((state.params.values, state.opt_state.inner, state.explored)):
+            parts = 8 if any(size and size % 8 == 0 for size in leaf.shape) else 1
+            assert {shard.data.size * parts for shard in leaf.addressable_shards} == {leaf.size}
+
+
+@pytest.mark.parametrize(
+    ("first", "before", "then", "after"),
+    [({}, 1, {}, 8), ({"execution": "packed"}, 8, CUT, 8), (CUT, 8, {}, 1)],
+    ids=["masked on one, then on eight", "packed on eight, then cut", "cut over eight, then masked on one"],
+)
+def test_a_run_resumes_on_another_number_of_devices(first, before, then, after, straight, tmp_path):
     run = tmp_path / "run"
-    train(configured(stop_at=3, execution=execution), run, devices=jax.devices()[:before])
-    train(configured(), run, devices=jax.devices()[:after])
+    train(configured(stop_at=3, **first), run, devices=jax.devices()[:before])
+    train(configured(**then), run, devices=jax.devices()[:after])
     assert of_masks(run) == of_masks(straight[0])
     assert_close(restored(run)[0], restored(straight[0])[0])
 
