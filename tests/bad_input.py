@@ -243,6 +243,8 @@ COMPUTE = [
     ("padding", lambda: image(padding="SAMEE")),
     ("padding", lambda: image(padding=((-1, 0), (0, 0)))),
     ("x", lambda: image((1, 4, 4, 1))),
+    ("x", lambda: image(groups=2)),
+    ("groups", lambda: image((1, 4, 4, 6), groups=3)),
     ("values", lambda: kernels.conv(np.ones((1, 4, 4, 2), F), np.ones(7, F), KERNEL)),
     ("mask", lambda: kernels.make_nm_pattern(ONES > 0, 2, 4)),
     ("mask", lambda: kernels.make_nm_pattern(np.ones((6, 4), bool), 2, 4)),

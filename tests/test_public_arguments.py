@@ -220,6 +220,7 @@ CALLS = {
         strides=(1, 1),
         padding="SAME",
         dilation=(1, 1),
+        groups=1,
         level="auto",
     ),
     # costs and paths

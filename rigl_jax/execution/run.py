@@ -48,11 +48,10 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
     """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
-    WIO) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and `jax.checkpoint`.
-    Stacked layers are used one by one, by the `scan` that goes through them or where `vmap` makes one product of all.
-    For any other operation a packed weight is
-    made dense, with a warning that names leaf and operation. Differentiable
-    in `packed.values`; works inside jit, grad, scan and vmap over the batch.
+    WIO, in groups or not) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and
+    `jax.checkpoint`. Stacked layers are used one by one, by the `scan` that goes through them or where `vmap` makes one
+    product of all. For any other operation a packed weight is made dense, with a warning that names leaf and operation.
+    Differentiable in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
     Args:
       apply: any JAX function of weights and inputs: a linen `model.apply`, a function that merges an NNX state, an
@@ -205,46 +204,60 @@ def _over(context: Context, product: Callable[..., Array], x: Array, weight: Wei
 
 
 def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    (x, weight), conv, given, context = operands, geometry.conv(eqn), eqn.params, walker.context
-    if _is_weight(x):
-        return _materialise(walker, eqn, operands)
-    specs = conv.data, conv.kernel, conv.out
-    plain = (
-        not weight.flipped
-        and conv.plain
+    (x, weight), conv, given = operands, geometry.conv(eqn), eqn.params
+    served = (
+        not _is_weight(x)
+        and not weight.flipped
+        and given["batch_group_count"] == 1
         and set(given["lhs_dilation"]) == {1}
         and min(min(pair) for pair in given["padding"]) >= 0
     )
-    folded = isinstance(weight.pattern, kernels.Folded) and weight.first == 2
-    if plain and folded and specs == ((0, 2, 1), (2, 1, 0), (0, 2, 1)):
-        y = _product(weight, _windows(x, weight.shape[0], given), False, context)
-        return [y.astype(eqn.outvars[0].aval.dtype)]
-    fits = isinstance(weight.pattern, kernels.Pattern) and specs == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if not (plain and fits):
-        return _materialise(walker, eqn, operands)
+    convolve = _CONVOLUTIONS.get((conv.data, conv.kernel, conv.out)) if served else None
+    y = None if convolve is None else convolve(walker.context, eqn, x, weight)
+    return _materialise(walker, eqn, operands) if y is None else [y.astype(eqn.outvars[0].aval.dtype)]
+
+
+def _conv_1d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
+    """A product with the windows of x; None: there is none for this form of the weight."""
+    pattern, given = weight.pattern, eqn.params
+    if not isinstance(pattern, kernels.Folded) or pattern.matrix.shape != kernels.as_matrix(pattern.shape, 2):
+        return None
+    (stride,), (dilation,), (padding,) = (given[name] for name in ("window_strides", "rhs_dilation", "padding"))
+    matrix, groups = pattern.matrix, given["feature_group_count"]
+    rows = kernels.folded.windows(x, weight.shape[0], stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if groups == 1:
+        return _product(weight, rows, False, context)
+    if not isinstance(matrix, kernels.Pattern) or matrix.height > 1:
+        return None
+    _refuse_observer(context, [weight], "convolution in groups")
+    image = dataclasses.replace(weight, pattern=dataclasses.replace(matrix, shape=(1, 1, *matrix.shape)))
+    return _over(context, functools.partial(kernels.conv, groups=groups), rows[:, None], image)[:, 0]
+
+
+def _conv_2d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
+    """The sparse convolution; None: there is none for this form of the weight."""
+    if not isinstance(weight.pattern, kernels.Pattern):
+        return None
+    given = eqn.params
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
-    product = functools.partial(kernels.conv, strides=strides, padding=padding, dilation=dilation)
-    y = _over(context, product, x, weight)
-    if context.observe is not None:
-        patches = jax.lax.conv_general_dilated_patches(
-            x,
-            weight.shape[:2],
-            strides,
-            padding,
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        y = context.observe(weight, patches, y)
-    return [y.astype(eqn.outvars[0].aval.dtype)]
+    groups = given["feature_group_count"]
+    options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
+    y = _over(context, functools.partial(kernels.conv, **options), x, weight)
+    if context.observe is None:
+        return y
+    if groups > 1:
+        _refuse_observer(context, [weight], "convolution in groups")
+    patches = jax.lax.conv_general_dilated_patches(
+        x, weight.shape[:2], strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return context.observe(weight, patches, y)
 
 
-def _windows(x: Array, taps: int, given: Any) -> Array:
-    """The windows of a 1-D convolution with a kernel [taps, in, out]: x[n, width, in] -> [n, positions, taps * in]."""
-    (stride,), (dilation,), (pad,) = given["window_strides"], given["rhs_dilation"], given["padding"]
-    x = jnp.pad(x, ((0, 0), pad, (0, 0)))
-    end = max(0, x.shape[1] - dilation * (taps - 1))
-    seen = [x[:, tap * dilation : tap * dilation + end : stride] for tap in range(taps)]
-    return jnp.concatenate(seen, axis=-1)
+_CONVOLUTIONS = {
+    ((0, 2, 1), (2, 1, 0), (0, 2, 1)): _conv_1d,  # NWC, WIO
+    ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)): _conv_2d,  # NHWC, HWIO
+}
+"""By the axes of images, kernel and result, as `geometry.Conv` counts them."""
 
 
 def _cast(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:

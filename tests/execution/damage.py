@@ -49,12 +49,14 @@ def cases(level):
         pattern = kernels.make_pattern(mask, height=height, block=20, capacity=capacity)
         x, dy = jnp.ones((batch, 60)), jnp.ones((batch, 96))
         yield name, pattern, x, dy, lambda x, v, p: kernels.matmul(x, v, p, level=level)
-    for name, strides in (("conv", (1, 1)), ("strided conv", (2, 2))):
+    convs = {"conv": (1, 1), "strided conv": (2, 1), "strided conv in groups": (2, 2)}
+    for name, (stride, groups) in convs.items():
         mask = rng.random((3, 3, 6, 8)) < 0.4
         mask[-1, -1], mask[:, :, -1] = True, True
         pattern = kernels.make_pattern(mask, block=27)
-        x, dy = jnp.ones((2, 6, 6, 6)), jnp.ones((2, 6 // strides[0], 6 // strides[1], 8))
-        yield name, pattern, x, dy, lambda x, v, p, s=strides: kernels.conv(x, v, p, strides=s, level=level)
+        x, dy = jnp.ones((2, 6, 6, 6 * groups)), jnp.ones((2, 6 // stride, 6 // stride, 8))
+        options = {"strides": (stride, stride), "groups": groups, "level": level}
+        yield name, pattern, x, dy, lambda x, v, p, options=options: kernels.conv(x, v, p, **options)
 
 
 def outcome(call):
@@ -160,8 +162,10 @@ FITS = {(4, 70), (5, 70)}  # margins may be as wide as they like
 
 
 def convolutions(indices, starts, order, huge):
-    sizes = (1, 3, 3, 2, 2, 1, 1, 2, 1, 1, 1, 1)
-    changes = [{"sizes": (*sizes[:k], n, *sizes[k + 1 :])} for k in range(12) for n in (0, 7, -1, huge)]
+    sizes = (1, 3, 3, 2, 2, 1, 1, 2, 1, 1, 1, 1, 1)
+    changes = [{"sizes": (*sizes[:k], n, *sizes[k + 1 :])} for k in range(13) for n in (0, 7, -1, huge)]
+    # Two groups: half as many indices are in range; the transposed pattern would have half as many units.
+    changes += [{"sizes": (*sizes[:12], 2)}]
     fit = [{"sizes": (*sizes[:k], 7, *sizes[k + 1 :])} for k in (4, 8, 9)]  # one block, and no second pixel to step to
     changes = [change for change in changes if change not in fit]
     changes += [{"rows": (0, 3)}, {"rows": (-1, 0)}, {"columns": (0, huge)}, {"rows": ()}, {"sizes": sizes[:-1]}]

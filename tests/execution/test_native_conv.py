@@ -1,5 +1,7 @@
 """The native convolution kernels against the masked dense convolution: values and gradients, every level."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,34 +28,49 @@ CASES = {
 }
 
 
-def dense_conv(x, kernel, strides, padding, dilation=(1, 1)):
+GROUPED = {
+    "blocks cross groups": ((9, 7, 6, 6), (3, 3), 9, (2, 2), "SAME", 3, {"block": 9, "block_t": 18}),
+    "depthwise, two outputs each": ((2, 6, 7, 5), (3, 3), 10, (2, 1), "SAME", 5, {"block_t": 27}),
+    "one by one": ((2, 3, 4, 6), (1, 1), 8, (1, 2), "VALID", 2, {}),
+    "more outputs than a task writes": ((1, 2, 70, 10), (3, 1), 40, (1, 1), "SAME", 5, {}),
+}
+
+
+def dense_conv(x, kernel, strides, padding, dilation=(1, 1), groups=1):
     numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers, feature_group_count=groups
+    )
 
 
-def check(case, level="auto", density=0.3, block=None, dilation=(1, 1)):
+def check(case, *levels, density=0.3, dilation=(1, 1), groups=1, **blocks):
     image, window, out, strides, padding = case
     rng = np.random.default_rng(0)
-    mask = rng.random((*window, image[3], out)) < density
+    mask = rng.random((*window, image[3] // groups, out)) < density
     mask[..., 0] = False  # an output without inputs
     dense = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
     x = rng.normal(size=image).astype(np.float32)
-    pattern = make_pattern(mask, block=block)
+    pattern = make_pattern(mask, **blocks)
 
-    def run_conv(x, v):
-        return conv(x, v, pattern, strides=strides, padding=padding, dilation=dilation, level=level)
+    def run_conv(level, x, v):
+        options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups, "level": level}
+        return conv(x, v, pattern, **options)
 
     @jax.jit
     def run(x, values, dense):
-        y, pull = jax.vjp(run_conv, x, values)
-        want, pull_dense = jax.vjp(lambda x, w: dense_conv(x, w, strides, padding, dilation), x, dense)
+        want, pull_dense = jax.vjp(lambda x, w: dense_conv(x, w, strides, padding, dilation, groups), x, dense)
         dy = jnp.cos(jnp.arange(want.size, dtype=jnp.float32)).reshape(want.shape)
-        return (y, *pull(dy)), (want, *pull_dense(dy))
+        found = []
+        for level in levels or ("auto",):
+            y, pull = jax.vjp(functools.partial(run_conv, level), x, values)
+            found.append((y, *pull(dy)))
+        return found, (want, *pull_dense(dy))
 
-    (y, dx, dvalues), (want_y, want_dx, want_dw) = run(x, gather(dense, pattern), dense)
-    np.testing.assert_allclose(y, want_y, atol=1e-4)
-    np.testing.assert_allclose(dx, want_dx, atol=1e-4)
-    np.testing.assert_allclose(scatter(dvalues, pattern), want_dw * mask, atol=3e-4)
+    found, (want_y, want_dx, want_dw) = run(x, gather(dense, pattern), dense)
+    for y, dx, dvalues in found:
+        np.testing.assert_allclose(y, want_y, atol=1e-4)
+        np.testing.assert_allclose(dx, want_dx, atol=1e-4)
+        np.testing.assert_allclose(scatter(dvalues, pattern), want_dw * mask, atol=3e-4)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -71,6 +88,13 @@ def test_taps_that_lie_apart(name, level):
 @pytest.mark.parametrize("name", ["same", "same, stride 2"])
 def test_every_level(level, name):
     check(CASES[name], level, block=18)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups(name):
+    *case, groups, blocks = GROUPED[name]
+    levels, dilation = ((*LEVELS, "jax"), (1, 2)) if name == "blocks cross groups" else ((), (1, 1))
+    check(case, *levels, dilation=dilation, groups=groups, **blocks)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 1.0])

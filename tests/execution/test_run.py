@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import rigl_jax as rx
 from rigl_jax.execution import kernels
+from tests.errors import refused
 from tests.execution.models import drawn, problem
 
 RNG = np.random.default_rng(0)
@@ -284,14 +285,54 @@ def test_axes_contracted_otherwise_are_dense_and_right():
     np.testing.assert_allclose(y, jnp.einsum("bih,iho->bo", x, jnp.where(mask, w, 0)), atol=1e-5)
 
 
-def test_convolutions_in_groups_are_dense_and_right():
-    layer, x = nn.Conv(4, (3, 3), feature_group_count=2), RNG.standard_normal((2, 8, 8, 4), np.float32)
-    params = drawn(layer, x, RNG)
-    masks = {"kernel": RNG.random(params["kernel"].shape) < 0.1, "bias": None}
-    apply = jax.jit(lambda p, x: layer.apply({"params": p}, x))
+GROUPED = {
+    "2-D": (nn.Conv(8, (3, 3), strides=2, feature_group_count=2), (4, 5, 6, 4)),
+    "1-D": (nn.Conv(8, (3,), strides=2, kernel_dilation=2, feature_group_count=2), (4, 9, 4)),
+    "1-D, depthwise": (nn.Conv(6, (4,), feature_group_count=6), (4, 5, 6)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+def test_convolutions_in_groups():
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.standard_normal(shape, np.float32) for name, (_, shape) in GROUPED.items()}
+    params = {name: drawn(layer, inputs[name], rng) for name, (layer, _) in GROUPED.items()}
+    masks = jax.tree.map(
+        lambda p: (rng.permutation(p.size) < p.size // 3).reshape(p.shape) if p.ndim > 1 else None, params
+    )
+    packed = rx.pack(params, masks)
+    assert jax.tree.map(jnp.ndim, packed.values) == jax.tree.map(lambda p: 1, params)
+
+    def total(params, inputs):
+        return sum(jnp.sum(jnp.sin(GROUPED[name][0].apply({"params": params[name]}, inputs[name]))) for name in GROUPED)
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    def both(packed, inputs):
+        run = rx.run_packed(total, batch=NamedSharding(mesh, P("data")))
+        sparse = jax.value_and_grad(lambda v, x: run(packed._replace(values=v), x), (0, 1))(packed.values, inputs)
+        return sparse, jax.value_and_grad(total, (0, 1))(rx.execution.unpack(packed), inputs)
+
+    (y, (dvalues, dx)), (want, (dparams, want_dx)) = both(packed, inputs)
+    got = rx.execution.unpack(packed._replace(values=dvalues))
+    chex.assert_trees_all_close((y, got, dx), (want, rx.apply_masks(dparams, masks), want_dx), atol=1e-4)
+    with refused("streamed growth", "2-D/kernel"):
+        jax.eval_shape(rx.execution.gradient_factors(total), packed, inputs)
+
+
+def test_convolutions_in_groups_of_examples_are_dense_and_right():
+    def apply(params, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, params["kernel"], (1, 1), "SAME", batch_group_count=2, dimension_numbers=numbers
+        )
+
+    params, x = {"kernel": RNG.standard_normal((3, 3, 4, 6), np.float32)}, np.ones((2, 5, 5, 4), np.float32)
+    masks = {"kernel": RNG.random((3, 3, 4, 6)) < 0.1}
     with pytest.warns(UserWarning, match="leaf 'kernel' meets conv_general_dilated"):
         y = jax.jit(rx.run_packed(apply))(rx.pack(params, masks), x)
-    np.testing.assert_allclose(y, apply(rx.apply_masks(params, masks), x), atol=1e-5)
+    np.testing.assert_allclose(y, jax.jit(apply)(rx.apply_masks(params, masks), x), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("error")

@@ -6,7 +6,9 @@ one loop serves all strides and paddings, without im2col. A batch that is not a 
 with zeros, so batches below 8 are correct but inefficient.
 
 The gradient of the input is the same loop over the transposed pattern. With strides, only the taps of its own phase
-reach an input pixel, so entries are sorted by phase first and no product is wasted.
+reach an input pixel, so entries are sorted by phase first and no product is wasted. A pattern does not know into how
+many groups a convolution divides its channels: an output reads the planes of its own group, and for the gradient of the
+input entries are sorted by group too.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Geometry(NamedTuple):
     strides: Pair
     padding: tuple[Pair, Pair]
     dilation: Pair
+    groups: int
     level: str
 
 
@@ -49,6 +52,7 @@ class Geometry(NamedTuple):
     pattern=rules.one_of(Pattern, "a Pattern"),
     strides=rules.pair,
     dilation=rules.pair,
+    groups=rules.whole(1),
     level=rules.word,
 )
 def conv(
@@ -59,20 +63,23 @@ def conv(
     strides: Pair = (1, 1),
     padding: str | Sequence[Pair] = "SAME",
     dilation: Pair = (1, 1),
+    groups: int = 1,
     level: str = "auto",
 ) -> Array:
     """x[batch, height, width, in] convolved with a sparse kernel HWIO -> [batch, out height, out width, out].
 
-    As `jax.lax.conv_general_dilated` with NHWC, HWIO, NHWC and one feature group. Differentiable as `matmul`
-    is. A 1 x 1 kernel without padding is a matrix product.
+    As `jax.lax.conv_general_dilated` with NHWC, HWIO, NHWC. Differentiable as `matmul` is. A 1 x 1 kernel without
+    padding and groups is a matrix product.
 
     Args:
       x: floating [batch, height, width, in].
       values: floating [pattern.nnz], in storage order.
-      pattern: from `make_pattern` of a mask [kh, kw, in, out].
+      pattern: from `make_pattern` of a mask [kh, kw, in / groups, out].
       strides: rows and columns, each at least 1.
       padding: "SAME", "VALID", or ((top, bottom), (left, right)), none negative.
       dilation: pixels from one tap of the kernel to the next, rows and columns, each at least 1.
+      groups: parts of equal size into which inputs and outputs are divided, in order: each output sees the inputs of
+        its own part. `in` groups make a depthwise convolution.
       level: as in `matmul`.
 
     Raises:
@@ -85,16 +92,20 @@ def conv(
     check_sizes("conv", pattern)
     if len(pattern.shape) != 4:
         raise ValueError(f"conv: pattern must be of a kernel (kh, kw, in, out), got one of shape {pattern.shape}")
-    if x.ndim != 4 or x.shape[3] != pattern.shape[2]:
-        raise ValueError(f"conv: x must have shape (batch, height, width, {pattern.shape[2]}), got {x.shape}")
-    arrays.check_operands("conv", x, values, inputs=pattern.shape[2], nnz=pattern.nnz)
+    if pattern.shape[3] % groups:
+        raise ValueError(f"conv: groups must divide the {pattern.shape[3]} outputs of the pattern, got {groups}")
+    if x.ndim != 4 or x.shape[3] != pattern.shape[2] * groups:
+        expected = f"(batch, height, width, {pattern.shape[2] * groups})"
+        raise ValueError(f"conv: x must have shape {expected}, got {x.shape}")
+    arrays.check_operands("conv", x, values, inputs=pattern.shape[2] * groups, nnz=pattern.nnz)
     if level != "jax":
         native.level_number(level)
     pads = _explicit(padding, x.shape[1:3], _windows(pattern, dilation), strides)
     dtype = jnp.result_type(x, values)
-    if pattern.taps == 1 and pads == ((0, 0), (0, 0)):
+    if pattern.taps == groups == 1 and pads == ((0, 0), (0, 0)):
         return matmul(x[:, :: strides[0], :: strides[1]], values, pattern, level=level)
-    geometry = Geometry((x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, (dilation[0], dilation[1]), level)
+    pairs = (x.shape[1], x.shape[2]), (strides[0], strides[1]), pads, (dilation[0], dilation[1])
+    geometry = Geometry(*pairs, groups, level)
     return _product(x.astype(dtype), values.astype(dtype), pattern, geometry)
 
 
@@ -129,11 +140,16 @@ def out_size(geometry: Geometry, pattern: Pattern) -> Pair:
     return height, width
 
 
+def inputs(geometry: Geometry, pattern: Pattern) -> int:
+    """Channels of x."""
+    return pattern.shape[2] * geometry.groups
+
+
 def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, geometry: Geometry) -> tuple[int, ...]:
     del b
     return {
         "forward": (a[0], *out_size(geometry, pattern), pattern.shape[3]),
-        "input_gradient": (a[0], *geometry.image, pattern.shape[2]),
+        "input_gradient": (a[0], *geometry.image, inputs(geometry, pattern)),
         "values_gradient": (pattern.nnz,),
     }[kind]
 
@@ -150,7 +166,7 @@ def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, geometry: Geometr
 def _fits(pattern: Pattern, geometry: Geometry) -> bool:
     """Whether the native kernels can run this: strides fit their buffer, offsets within a group of images int32."""
     rows, columns = _axes(pattern, geometry)
-    x = rows.padded * columns.padded * pattern.shape[2]
+    x = rows.padded * columns.padded * inputs(geometry, pattern)
     dy = rows.padded_t * columns.padded_t * pattern.shape[3]
     return max(geometry.strides) <= LONGEST_STRIDE and max(x, dy) * GROUP < 1 << 31
 
@@ -213,8 +229,8 @@ def _dy_planes(dy: Array, rows: _Margins, columns: _Margins, level: np.int64) ->
 
 def _reader(batch: int, rows: _Margins, columns: _Margins, p: Pattern, geometry: Geometry) -> tuple[int, ...]:
     """The sizes of struct Reader in native/kernels.h, for reading planes of x."""
-    planes = (batch, rows.padded, columns.padded, p.shape[2], p.block // p.taps)
-    return (*planes, *out_size(geometry, p), p.shape[3], *geometry.strides, 1, 1)
+    planes = (batch, rows.padded, columns.padded, inputs(geometry, p), p.block // p.taps)
+    return (*planes, *out_size(geometry, p), p.shape[3], *geometry.strides, 1, 1, geometry.groups)
 
 
 def _forward(x: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
@@ -232,12 +248,13 @@ def _forward(x: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
 
 def _input_gradient(dy: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
     (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
+    image = (*geometry.image, inputs(geometry, p))
     planes = (dy.shape[0], rows.padded_t, columns.padded_t, p.shape[3], p.block_t // p.taps)
     return native.call(
         "rigl_conv_input_gradient",
-        (dy.shape[0], *geometry.image, p.shape[2]),
+        (dy.shape[0], *image),
         *(_dy_planes(dy, rows, columns, level), values, p.order_t, p.indices_t, p.starts_t),
-        sizes=(*planes, *geometry.image, p.shape[2], 1, 1, *geometry.strides),
+        sizes=(*planes, *image, 1, 1, *geometry.strides, geometry.groups),
         rows=rows.shifts_t,
         columns=columns.shifts_t,
         row_phases=rows.phases_t,

@@ -1,4 +1,7 @@
-"""Weights of more than two axes that a model uses as matrices: attention's [in, heads, size] and [heads, size, out]."""
+"""Weights of more than two axes that a model uses as matrices.
+
+Attention's [in, heads, size] and [heads, size, out], and the kernels [taps, in, out] of 1-D convolutions.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
@@ -75,3 +79,34 @@ def squarest_split(shape: tuple[int, ...]) -> int:
     if len(shape) < 2:
         raise ValueError(f"squarest_split: shape must have at least two axes, got {shape}")
     return min(range(1, len(shape)), key=lambda split: abs(float(np.log(np.divide(*as_matrix(shape, split))))))
+
+
+def windows(
+    x: jax.Array,
+    taps: int,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """What a convolution along axis 1 multiplies: x[n, size, ..., in] -> [n, positions, ..., taps * in].
+
+    Of each group of channels in turn, all taps; of each tap, the channels. It copies x `taps / stride` times.
+
+    Args:
+      x: the images, channels last.
+      taps: of the kernel.
+      stride: from one position to the next.
+      padding: how many zeros are added before and after.
+      dilation: from one tap to the next.
+      groups: parts of equal size into which the channels are divided.
+
+    >>> windows(jnp.arange(4).reshape(1, 4, 1), 2)[0].tolist()
+    [[0, 1], [1, 2], [2, 3]]
+    """
+    x = jnp.pad(x, ((0, 0), padding, *((0, 0),) * (x.ndim - 2)))
+    x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    end = max(0, x.shape[1] - dilation * (taps - 1))
+    seen = [x[:, tap * dilation : tap * dilation + end : stride] for tap in range(taps)]
+    return jnp.concatenate(seen, axis=-1).reshape(*seen[0].shape[:-2], taps * groups * x.shape[-1])

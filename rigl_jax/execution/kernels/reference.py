@@ -52,7 +52,13 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
     def dense_conv(x: Array, kernel: Array) -> Array:
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x, kernel, options.strides, options.padding, rhs_dilation=options.dilation, dimension_numbers=numbers
+            x,
+            kernel,
+            options.strides,
+            options.padding,
+            rhs_dilation=options.dilation,
+            dimension_numbers=numbers,
+            feature_group_count=options.groups,
         )
 
     if kind == "forward":
@@ -61,7 +67,9 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
     # do. Otherwise JAX would sum the result over the devices, and `bilinear` already asks for that sum.
     if kind == "input_gradient":
         kernel = scatter(b, pattern)
-        image, *_ = varying_alike(jnp.zeros((a.shape[0], *options.image, pattern.shape[2]), a.dtype), a, kernel)
+        image, *_ = varying_alike(
+            jnp.zeros((a.shape[0], *options.image, pattern.shape[2] * options.groups), a.dtype), a, kernel
+        )
         return jax.linear_transpose(lambda x: dense_conv(x, kernel), image)(a)[0]
     kernel, *_ = varying_alike(jnp.zeros(pattern.shape, a.dtype), a, b)
     return gather(jax.linear_transpose(lambda k: dense_conv(a, k), kernel)(b)[0], pattern)

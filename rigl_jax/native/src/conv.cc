@@ -1,4 +1,6 @@
 // XLA FFI handlers of convolutions. conv.py computes the geometry; here it is checked.
+#include <utility>
+
 #include "handlers.h"
 
 namespace {
@@ -29,15 +31,16 @@ bool all_in(const Sizes& sizes, int64_t low, int64_t high) {
 
 // Sizes in the order of the fields of Reader from `batch` on.
 Reader reader(const U16& indices, const S32& starts, const float* values, const Sizes& n) {
-  return {indices.typed_data(), starts.typed_data(), values, nullptr, n[0], n[1], n[2],  n[3],
-          n[4],                 n[5],                n[6],   n[7],    n[8], n[9], n[10], n[11]};
+  return {indices.typed_data(), starts.typed_data(), values, nullptr, n[0], n[1], n[2],  n[3], n[4],
+          n[5],                 n[6],                n[7],   n[8],    n[9], n[10], n[11], n[12]};
 }
 
 Planes planes_of(const Sizes& n) { return {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]}; }
 
 int64_t groups_of(int64_t batch, int64_t lanes) { return (batch + lanes - 1) / lanes; }
 
-int64_t blocks_of(const Reader& r) { return (r.channels + r.block - 1) / r.block; }
+// Of the channels of one group.
+int64_t blocks_of(const Reader& r) { return (own_channels(r) + r.block - 1) / r.block; }
 
 // Whether every tap, from the first to the last of `outputs` pixels, stays within `size` rows (or columns) of a plane.
 bool within(const Sizes& taps, int64_t outputs, int64_t phase, int64_t step, int64_t size) {
@@ -55,14 +58,18 @@ int64_t room_of(const Kernels& k, int64_t batch, int64_t height, int64_t channel
   return times({groups_of(batch, k.lanes), height, channels, width, k.lanes});
 }
 
-// Checks every size and index of a convolution. `values` is the number of values of its kernel, `images` the number of
-// floats of the other images, which it writes or multiplies with.
-ffi::Error check(const Kernels& k, const F32& planes, const U16& indices, const S32& starts, const Sizes& sizes,
+// Whether these are the sizes of a Reader, and the groups have equal parts of its channels and units.
+bool sizes_sound(const Sizes& sizes) {
+  if (sizes.size() != 13 || !all_in(sizes, 0, kMost)) return false;
+  const int64_t channels = sizes[3], block = sizes[4], units = sizes[7], groups = sizes[12];
+  return std::min({channels, block, sizes[8], sizes[9], sizes[10], sizes[11], groups}) > 0 && channels % groups == 0 &&
+         units % groups == 0;
+}
+
+// Checks every index of a convolution, and every size but what `sizes_sound` does. `values` is the number of values of
+// its kernel, `images` the number of floats of the other images, which it writes or multiplies with.
+ffi::Error check(const Kernels& k, const F32& planes, const U16& indices, const S32& starts, const Reader& r,
                  const Taps& taps, int64_t values, int64_t images) {
-  if (sizes.size() != 12 || !all_in(sizes, 0, kMost)) return invalid("sizes of the convolution");
-  const Reader r = reader(indices, starts, nullptr, sizes);
-  if (std::min({r.channels, r.block, r.step_y, r.step_x, r.phase_y, r.phase_x}) < 1)
-    return invalid("sizes of the convolution");
   if ((int64_t)planes.element_count() < room_of(k, r.batch, r.plane_height, r.channels, r.plane_width))
     return invalid("size of the planes");
   if (images != times({r.batch, r.height, r.width, r.units})) return invalid("size of the images");
@@ -75,7 +82,7 @@ ffi::Error check(const Kernels& k, const F32& planes, const U16& indices, const 
   if (times({r.block, taps.count()}) > 1 << 16) return invalid("block");
   if (auto e = check_arrays(indices, starts, values, blocks_of(r), r.units, 1); e.failure()) return e;
   for (int64_t block = 0; block < blocks_of(r); block++) {
-    const int64_t bound = std::min(r.block, r.channels - block * r.block) * taps.count();
+    const int64_t bound = std::min(r.block, own_channels(r) - block * r.block) * taps.count();
     if (!k.sound(r.indices, r.starts + block * r.units, r.units, indices.element_count(), bound))
       return indices_invalid();
   }
@@ -112,40 +119,65 @@ ffi::Error Forward(ffi::ThreadPool pool, F32 planes, F32 values, U16 indices, S3
                    Sizes rows, Sizes columns, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
+  if (!sizes_sound(sizes)) return invalid("sizes of the convolution");
   const Taps taps{rows, columns, {}, {}};
   const int64_t given = values.element_count(), images = y->element_count();
-  if (auto e = check(*k, planes, indices, starts, sizes, taps, given, images); e.failure()) return e;
   Reader r = reader(indices, starts, values.typed_data(), sizes);
+  if (auto e = check(*k, planes, indices, starts, r, taps, given, images); e.failure()) return e;
   r.offsets = offset_table(taps, r, k->lanes);
   read(pool, *k, r, planes.typed_data(), y->typed_data(), indices.element_count());
   return ffi::Error::Success();
 }
 
-// Sorts the entries of each block by (phase of their tap, unit) instead of by unit. Replaces the pattern of r.
-void split_phases(ffi::ThreadPool& pool, Reader& r, const Taps& taps, int64_t entries) {
-  const int64_t phases = r.phase_y * r.phase_x, blocks = blocks_of(r);
+// Sorts the entries of a transposed pattern by (block, phase of their tap, group of their channel, unit) instead of by
+// (block, unit), and replaces the pattern of r. Its channels are outputs of the convolution; with groups, a block is then
+// one of the channels of a group. The pattern has been checked, so every index is one of a channel and a tap.
+void split(ffi::ThreadPool& pool, Reader& r, const Taps& taps, int64_t groups, int64_t entries) {
+  const int64_t phases = r.phase_y * r.phase_x, from_blocks = blocks_of(r), own = r.channels / groups;
+  const int64_t block_size = std::min(r.block, own), blocks = (own + block_size - 1) / block_size;
+  const int64_t all_units = r.units * groups, count = taps.count();
+  struct Place {
+    int64_t segment;  // of unit 0
+    uint16_t index;
+  };
   uint16_t* indices = scratch<uint16_t, 2>(entries);
-  int32_t* starts = scratch<int32_t, 3>(blocks * phases * r.units + 1);
+  int32_t* starts = scratch<int32_t, 3>(blocks * phases * all_units + 1);
   float* values = scratch<float, 4>(entries);
-  int64_t* phase_of = scratch<int64_t, 5>(r.block * taps.count());
-  for (int64_t i = 0; i < r.block * taps.count(); i++) {
-    const int64_t tap = i % taps.count();
-    phase_of[i] = taps.row_phases.begin()[tap / taps.columns.size()] * r.phase_x +
-                  taps.column_phases.begin()[tap % taps.columns.size()];
-  }
-  parallel(pool, blocks, entries * MOVE, [&](int64_t block) {
-    const int32_t* from = r.starts + block * r.units;
-    int32_t* to = starts + block * phases * r.units;
-    int64_t next = from[0];
-    for (int64_t phase = 0; phase < phases; phase++)
-      for (int64_t u = 0; u < r.units; u++) {
-        to[phase * r.units + u] = (int32_t)next;
-        for (int64_t i = from[u]; i < from[u + 1]; i++)
-          if (phase_of[r.indices[i]] == phase) indices[next] = r.indices[i], values[next++] = r.values[i];
+  int64_t* phase_of = scratch<int64_t, 5>(count);
+  std::fill(phase_of, phase_of + count, 0);
+  for (int64_t tap = 0; tap < count && phases > 1; tap++)
+    phase_of[tap] = taps.row_phases.begin()[tap / taps.columns.size()] * r.phase_x +
+                    taps.column_phases.begin()[tap % taps.columns.size()];
+  // One group: each block is sorted by itself. Several: their channels may lie in any blocks, so one task sorts all.
+  const int64_t tasks = groups == 1 ? from_blocks : 1, segments = blocks * phases * all_units / tasks;
+  parallel(pool, tasks, entries * 8, [&](int64_t task) {
+    const int64_t first = groups == 1 ? task : 0, last = groups == 1 ? task + 1 : from_blocks;
+    int32_t* ends = starts + 1 + task * segments;  // counts at first, then where segments start, at last where they end
+    Place* places = scratch<Place, 7>(r.block * count);
+    const auto each = [&](const auto& visit) {
+      for (int64_t block = first; block < last; block++) {
+        for (int64_t c = 0; c < std::min(r.block, r.channels - block * r.block); c++) {
+          const int64_t channel = block * r.block + c, group = channel / own, inside = channel % own;
+          const int64_t part = inside / block_size * phases, start = inside % block_size * count;
+          for (int64_t tap = 0; tap < count; tap++)
+            places[c * count + tap] = {(part + phase_of[tap]) * all_units + group * r.units, (uint16_t)(start + tap)};
+        }
+        for (int64_t u = 0; u < r.units; u++)
+          for (int64_t i = r.starts[block * r.units + u]; i < r.starts[block * r.units + u + 1]; i++) {
+            const Place& place = places[r.indices[i]];
+            visit(ends[place.segment + u - task * segments], place.index, r.values[i]);
+          }
       }
+    };
+    std::fill(ends, ends + segments, 0);
+    each([](int32_t& n, uint16_t, float) { n++; });
+    int32_t next = r.starts[first * r.units];
+    for (int64_t s = 0; s < segments; s++) next += std::exchange(ends[s], next);
+    each([&](int32_t& at, uint16_t index, float value) { indices[at] = index, values[at++] = value; });
   });
-  starts[blocks * phases * r.units] = r.starts[blocks * r.units];
+  starts[0] = 0;
   r.indices = indices, r.starts = starts, r.values = values;
+  r.block = block_size, r.units = all_units, r.groups = groups;
 }
 
 ffi::Error InputGradient(ffi::ThreadPool pool, F32 planes, F32 values, S32 order, U16 indices, S32 starts,
@@ -153,15 +185,19 @@ ffi::Error InputGradient(ffi::ThreadPool pool, F32 planes, F32 values, S32 order
                          int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
+  if (!sizes_sound(sizes)) return invalid("sizes of the convolution");
   const Taps taps{rows, columns, row_phases, column_phases};
   const int64_t entries = order.element_count(), images = dx->element_count();
-  if (auto e = check(*k, planes, indices, starts, sizes, taps, entries, images); e.failure()) return e;
+  Reader r = reader(indices, starts, nullptr, sizes);
+  const int64_t groups = r.groups, all_units = r.units;
+  r.groups = 1, r.units /= groups;  // as the transposed pattern counts: it has the outputs of all groups as channels
+  if (images != times({r.batch, r.height, r.width, all_units})) return invalid("size of the images");
+  if (auto e = check(*k, planes, indices, starts, r, taps, entries, images / groups); e.failure()) return e;
   if (values.element_count() > kMost) return invalid("number of values");
-  const float* v = ordered(pool, *k, values, order);
-  if (!v) return indices_invalid();
-  Reader r = reader(indices, starts, v, sizes);
-  if (times({blocks_of(r), r.phase_y, r.phase_x, r.units}) > kMost) return invalid("stride");
-  if (r.phase_y * r.phase_x > 1) split_phases(pool, r, taps, entries);
+  r.values = ordered(pool, *k, values, order);
+  if (!r.values) return indices_invalid();
+  if (times({blocks_of(r), r.phase_y, r.phase_x, all_units}) > kMost) return invalid("stride");
+  if (r.phase_y * r.phase_x * groups > 1) split(pool, r, taps, groups, entries);
   r.offsets = offset_table(taps, r, k->lanes);
   read(pool, *k, r, planes.typed_data(), dx->typed_data(), entries);
   return ffi::Error::Success();
@@ -171,13 +207,14 @@ ffi::Error ValuesGradient(ffi::ThreadPool pool, F32 planes, F32 dy_planes, U16 i
                           Sizes sizes, Sizes dy_sizes, Sizes rows, Sizes columns, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
+  if (!sizes_sound(sizes)) return invalid("sizes of the convolution");
   const Taps taps{rows, columns, {}, {}};
   const int64_t entries = indices.element_count(), given = dvalues->element_count();
   if (dy_sizes.size() != 8 || !all_in(dy_sizes, 0, kMost)) return invalid("sizes of the planes");
   const Planes g = planes_of(dy_sizes);
   const int64_t images = times({g.batch, g.height, g.width, g.channels});
-  if (auto e = check(*k, planes, indices, starts, sizes, taps, given, images); e.failure()) return e;
   Reader r = reader(indices, starts, nullptr, sizes);
+  if (auto e = check(*k, planes, indices, starts, r, taps, given, images); e.failure()) return e;
   if (g.batch != r.batch || g.height != r.height || g.width != r.width || g.channels != r.units ||
       g.top + g.height > g.padded_height || g.left + g.width > g.padded_width ||
       (int64_t)dy_planes.element_count() < room_of(*k, g.batch, g.padded_height, g.channels, g.padded_width))

@@ -33,6 +33,20 @@ void planes(const Planes& p, const float* x, float* out, int64_t group, int64_t 
     transpose_in(x + (pixel - first) * p.channels, image, count, p.channels, out + pixel * LANES, line);
 }
 
+// Where the units from `first` on find the planes of their group: `next()`, once for each unit, moves on.
+struct GroupShift {
+  int64_t units, floats, left;
+  GroupShift(const Reader& r, int64_t line, int64_t first)
+      : units(own_units(r)), floats(own_channels(r) * line), left(units - first % units) {}
+  int64_t start(int64_t first) const { return first / units * floats; }
+  // How many floats further on the planes of the next unit are.
+  RIGL_INLINE int64_t next() {
+    const bool over = left == 0;
+    left = (over ? units : left) - 1;
+    return over ? floats : 0;
+  }
+};
+
 // ---- y: each entry adds its plane, shifted by its tap, to its unit ------------------------------------------------
 
 template <int U, int LOAD, int STORE>
@@ -40,12 +54,13 @@ __attribute__((noinline)) void read_pass(const float* __restrict x, const int32_
                                          const int32_t* __restrict starts, int64_t units,
                                          const float* __restrict values, const uint16_t* __restrict indices,
                                          int64_t load_step, float* __restrict y, int64_t y_unit, int64_t store_step,
-                                         bool first) {
+                                         bool first, GroupShift shift) {
   constexpr int SETS = U <= 2 ? 4 : U <= 4 ? 2 : 1;
   load_step = LOAD ? LOAD * LANES : load_step;
   store_step = STORE ? STORE * LANES : store_step;
   for (int64_t u = 0; u < units; u++, y += y_unit) {
     const int64_t s = starts[u], n = starts[u + 1] - s;
+    x += shift.next();
     if (n == 0 && !first) continue;
     const uint16_t* index = indices + s;
     weighted_sum<U, SETS>(
@@ -73,8 +88,9 @@ void read(const Reader& r, const float* in, float* out, int64_t group, int64_t y
   const int64_t x0 = span * span_of(r.phase_x), x1 = least(r.width, x0 + span_of(r.phase_x));
   const int64_t pixels = x1 - x0, line = r.plane_width * LANES, unit = pixels * LANES;
   const int64_t phases = r.phase_y * r.phase_x;
-  const float* row = in + (group * r.plane_height + y / r.phase_y * r.step_y) * r.channels * line;
-  for (int64_t block = 0, c = 0; c < r.channels; block++, c += r.block) {
+  const GroupShift shift(r, line, u0);
+  const float* row = in + (group * r.plane_height + y / r.phase_y * r.step_y) * r.channels * line + shift.start(u0);
+  for (int64_t block = 0, c = 0; c < own_channels(r); block++, c += r.block) {
     const float* planes = row + c * line;
     for (int64_t px = 0; px < r.phase_x && x0 + px < x1; px++) {
       const int64_t phase = y % r.phase_y * r.phase_x + px;
@@ -88,7 +104,7 @@ void read(const Reader& r, const float* in, float* out, int64_t group, int64_t y
         const auto go = [&](auto load, auto store) {
           read_pixels<decltype(load)::value, decltype(store)::value>(
               n, x, r.offsets, starts, u1 - u0, r.values, r.indices, r.step_x * LANES, to, unit, r.phase_x * LANES,
-              block == 0);
+              block == 0, shift);
         };
         if (r.step_x == 1 && r.phase_x == 1) go(Constant<1>{}, Constant<1>{});
         else if (r.step_x == 2 && r.phase_x == 1) go(Constant<2>{}, Constant<1>{});
@@ -110,11 +126,13 @@ template <int U, int LOAD>
 __attribute__((noinline)) void dots_pixels(const float* __restrict x, const int32_t* __restrict offsets,
                                            const int32_t* __restrict starts, int64_t units,
                                            const uint16_t* __restrict indices, int64_t load_step,
-                                           const float* __restrict dy, int64_t dy_unit, float* __restrict sums) {
+                                           const float* __restrict dy, int64_t dy_unit, float* __restrict sums,
+                                           GroupShift shift) {
   load_step = LOAD ? LOAD * LANES : load_step;
   const int64_t origin = starts[0];
   for (int64_t u = 0; u < units; u++, dy += dy_unit) {
     int64_t i = starts[u];
+    x += shift.next();
     const int64_t end = starts[u + 1];
     if (i == end) continue;
     vec g[U];
@@ -153,18 +171,24 @@ void dots_planes(const Reader& r, const float* in, const Planes& g, const float*
   const int64_t line = r.plane_width * LANES, dy_line = g.padded_width * LANES;
   for (int64_t i = 0; i < (entries + SQUARE) * LANES; i++) sums_of[i] = 0;
   const int64_t passes = (r.width + PIXELS - 1) / PIXELS;
+  const GroupShift shift(r, line, u0);
   for (int64_t group = 0; group * LANES < r.batch; group++)
     for (int64_t y = 0; y < r.height; y++) {
       const float* row = in + ((group * r.plane_height + y * r.step_y) * r.channels + block * r.block) * line;
+      row += shift.start(u0);
       const float* dy = dy_planes + ((group * g.padded_height + g.top + y) * g.channels + u0) * dy_line + g.left * LANES;
       for (int64_t pass = 0; pass < passes; pass++) {
         const int64_t x = r.width * pass / passes, n = r.width * (pass + 1) / passes - x;
         const float* from = row + x * r.step_x * LANES;
         const float* with = dy + x * LANES;
         const int64_t step = r.step_x * LANES;
-        if (r.step_x == 1) dots_any<1>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of);
-        else if (r.step_x == 2) dots_any<2>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of);
-        else dots_any<0>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of);
+        const auto go = [&](auto load) {
+          dots_any<decltype(load)::value>(n, from, r.offsets, starts, units, r.indices, step, with, dy_line, sums_of,
+                                          shift);
+        };
+        if (r.step_x == 1) go(Constant<1>{});
+        else if (r.step_x == 2) go(Constant<2>{});
+        else go(Constant<0>{});
       }
     }
   float* to = dvalues + starts[0];

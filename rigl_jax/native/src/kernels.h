@@ -55,7 +55,8 @@ struct Planes {
 // One convolution as sums over planes: out[y, x, unit] = sum of values[i] * plane[step * (y / phase), step * (x /
 // phase)] at offsets[indices[i]], over the entries i of segment (block * phases + phase of (y, x)) * units + unit. A
 // block is `block` channels of the planes; an index is channel in block * taps + tap. Phases are for the gradient of a
-// strided convolution, where only every stride-th tap reaches an input pixel; otherwise there is one phase.
+// strided convolution, where only every stride-th tap reaches an input pixel; otherwise there is one phase. Channels and
+// units are divided into `groups` parts of equal size: a unit reads the channels of its own group, in blocks of these.
 struct Reader {
   const uint16_t* indices;
   const int32_t* starts;
@@ -63,7 +64,7 @@ struct Reader {
   const int32_t* offsets;  // floats, for each index
   int64_t batch, plane_height, plane_width, channels, block;  // of the planes that are read
   int64_t height, width, units;                               // of the images that are written
-  int64_t step_y, step_x, phase_y, phase_x;
+  int64_t step_y, step_x, phase_y, phase_x, groups;
 };
 
 struct Kernels {
@@ -114,6 +115,9 @@ extern const Kernels rigl_avx512;
 // Pixels of a task: at most SPAN, in whole phases.
 static inline int64_t span_of(int64_t phase) { return phase > SPAN ? phase : SPAN / phase * phase; }
 static inline int64_t tile_count(int64_t batch) { return (batch + TILE - 1) / TILE; }
+// Of one group.
+static inline int64_t own_channels(const Reader& r) { return r.channels / r.groups; }
+static inline int64_t own_units(const Reader& r) { return r.units / r.groups; }
 // Floats of one feature in all tiles.
 static inline int64_t tiled_batch(int64_t batch, int64_t lanes) {
   return batch == 1 ? 1 : batch / TILE * TILE + (batch % TILE + lanes - 1) / lanes * lanes;
