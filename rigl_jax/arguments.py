@@ -214,6 +214,12 @@ pair = rule(
     _plain_sizes,
 )
 
+steps = rule(
+    "one whole number for each axis of an image, at least 1",
+    lambda value: isinstance(value, Sequence) and all(checks.is_whole(n, 1) for n in value),
+    _plain_sizes,
+)
+
 
 def plan(who: str, name: str, value: Any) -> Any:
     """What `make_plan` gives."""

@@ -93,7 +93,7 @@ class Explanation(NamedTuple):
         note = (
             "stored as dense: multiplied dense; sparse ms is the time of a kernel for its mask, if it were used. pack "
             f"stores leaves so that have a density above {DENSE_ABOVE} (convolutions with native kernels: above "
-            f"{CONV_DENSE_ABOVE}), or other than 2 to 4 axes"
+            f"{CONV_DENSE_ABOVE}), or other than 2 to 5 axes"
         )
         if any(row.sparse_ms < row.dense_ms for row in dense):
             return f"{note}. Where it is faster, pack with rx.pack(..., choose=rx.execution.fastest(batch=...))"
@@ -107,7 +107,8 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
     Args:
       packed: the weights. A leaf stored dense is timed with a kernel for its mask.
       batch: rows of a matrix product, images of a convolution.
-      image: height and width of a convolution's input; stride 1.
+      image: height and width of a convolution's input, which has the depth of its kernel; stride 1, and one group,
+        because a kernel does not say into how many groups the model divides its channels.
       repeats: timed calls of each, of which the median is taken.
 
     Returns:
@@ -191,7 +192,7 @@ def _matrix(pattern: Any) -> Any:
 def _kernel_for(mask: np.ndarray) -> Any:
     if mask.ndim == 3:
         mask = mask.reshape(kernels.as_matrix(mask.shape, kernels.squarest_split(mask.shape)))
-    return kernels.make_pattern(mask) if mask.ndim in (2, 4) and mask.any() else None
+    return kernels.make_pattern(mask) if mask.ndim in kernels.pattern.RANKS and mask.any() else None
 
 
 def _measure(pattern: Any, density: float, batch: int, image: int, repeats: int) -> tuple[float, float, float]:
@@ -221,19 +222,20 @@ def _drawn(pattern: Any, density: float) -> np.ndarray:
 def _seconds(pattern: Any, batch: int, image: int, repeats: int) -> tuple[float, float]:
     """Median seconds of product and both gradients, dense and sparse, measured alternately."""
     rng = np.random.default_rng(0)
-    inputs = (batch, pattern.shape[0]) if len(pattern.shape) == 2 else (batch, image, image, pattern.shape[2])
+    *window, channels, _ = pattern.shape
+    inputs = (batch, *window[:-2], *(image for _ in window[-2:]), channels)
     x = jnp.asarray(rng.standard_normal(inputs, dtype=np.float32))
     weight = jnp.asarray(rng.standard_normal(pattern.shape, dtype=np.float32))
     values = kernels.gather(weight, pattern)
-    if len(pattern.shape) == 2:
+    if not window:
         dense_product: Callable[..., Array] = jnp.matmul
         sparse_product = kernels.matmul
     else:
         dense_product = functools.partial(
             jax.lax.conv_general_dilated,
-            window_strides=(1, 1),
+            window_strides=(1,) * len(window),
             padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC") if len(window) == 2 else ("NDHWC", "DHWIO", "NDHWC"),
         )
         sparse_product = kernels.conv
     dense = jax.jit(lambda x, w: _both(dense_product, x, w))

@@ -190,8 +190,8 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
     It uses runs of 16, 8 or 4 outputs if the mask consists of such runs, and whole 32 x 32 tiles if the native CPU
     kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
     `kernels.squarest_split`; if the model contracts other axes, the leaf is made dense there, with a warning. A leaf
-    of four axes is treated as a 2-D convolution kernel (HWIO). Leaves of other ranks stay dense, and so do those with a
-    density above `DENSE_ABOVE`, or `CONV_DENSE_ABOVE` for convolutions.
+    of four or five axes is treated as the kernel of a 2-D or 3-D convolution (HWIO, DHWIO). Leaves of other ranks stay
+    dense, and so do those with a density above `DENSE_ABOVE`, or `CONV_DENSE_ABOVE` for convolutions.
 
     >>> best_pattern("w", np.ones((64, 64), bool)) is None  # dense
     True
@@ -201,8 +201,8 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
         matrix = best_pattern(name, mask.reshape(kernels.as_matrix(mask.shape, split)))
         return None if matrix is None else kernels.Folded(matrix, mask.shape, split)
     native = kernels.native_in_use()
-    highest = CONV_DENSE_ABOVE if mask.ndim == 4 and native else DENSE_ABOVE
-    if mask.ndim not in (2, 4) or not mask.any() or mask.mean() > highest:
+    highest = CONV_DENSE_ABOVE if mask.ndim > 2 and native else DENSE_ABOVE
+    if mask.ndim not in kernels.pattern.RANKS or not mask.any() or mask.mean() > highest:
         return None
     if mask.ndim == 2 and not native and _in_tiles(mask, 32):
         return kernels.make_block_pattern(mask, (32, 32))

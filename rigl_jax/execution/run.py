@@ -20,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rigl_jax import checks, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels, stacks
+from rigl_jax.execution.kernels.conv import patches as conv_patches
 from rigl_jax.execution.packed import Packed, Whole
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import shown
@@ -48,9 +49,10 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
     """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
-    WIO, in groups or not) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`, `while_loop` and
-    `jax.checkpoint`. Stacked layers are used one by one, by the `scan` that goes through them or where `vmap` makes one
-    product of all. For any other operation a packed weight is made dense, with a warning that names leaf and operation.
+    WIO, NDHWC with DHWIO, in groups or not) run on the sparse kernels, through casts, transposes, `jit`, `scan`,
+    `cond`, `while_loop` and `jax.checkpoint`. Stacked layers are used one by one, by the `scan` that goes through them
+    or where `vmap` makes one product of all. For any other operation a packed weight is made dense, with a warning that
+    names leaf and operation.
     Differentiable in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
     Args:
@@ -234,7 +236,7 @@ def _conv_1d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | No
     return _over(context, functools.partial(kernels.conv, groups=groups), rows[:, None], image)[:, 0]
 
 
-def _conv_2d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
+def _conv_nd(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
     """The sparse convolution; None: there is none for this form of the weight."""
     if not isinstance(weight.pattern, kernels.Pattern):
         return None
@@ -247,15 +249,13 @@ def _conv_2d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | No
         return y
     if groups > 1:
         _refuse_observer(context, [weight], "convolution in groups")
-    patches = jax.lax.conv_general_dilated_patches(
-        x, weight.shape[:2], strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return context.observe(weight, patches, y)
+    return context.observe(weight, conv_patches(x, weight.pattern, strides, padding, dilation), y)
 
 
 _CONVOLUTIONS = {
     ((0, 2, 1), (2, 1, 0), (0, 2, 1)): _conv_1d,  # NWC, WIO
-    ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)): _conv_2d,  # NHWC, HWIO
+    ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)): _conv_nd,  # NHWC, HWIO
+    ((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3)): _conv_nd,  # NDHWC, DHWIO
 }
 """By the axes of images, kernel and result, as `geometry.Conv` counts them."""
 

@@ -53,14 +53,14 @@ def random_pattern(key: Array, shape: tuple[int, ...], n_active: int) -> kernels
 
     Args:
       key: `jax.random.key`. Its draws are NumPy's, so not those of `topology.random_masks`.
-      shape: (in, out) or (kh, kw, in, out) of the dense weight.
+      shape: (in, out) or ([kd,] kh, kw, in, out) of the dense weight.
       n_active: how many single weights are active.
 
     >>> random_pattern(jax.random.key(0), (100, 100), 7).nnz
     7
     """
-    if len(shape) not in (2, 4) or not all(checks.is_whole(size, 1) for size in shape):
-        raise ValueError(f"random_pattern: shape must be (in, out) or (kh, kw, in, out), got {shown(shape)}")
+    if len(shape) not in kernels.pattern.RANKS or not all(checks.is_whole(size, 1) for size in shape):
+        raise ValueError(f"random_pattern: shape must be {kernels.pattern.EXPECTED}, got {shown(shape)}")
     n = math.prod(shape)
     if not checks.is_whole(n_active, 1) or n_active > n:
         raise ValueError(f"random_pattern: n_active must be from 1 to {n}, got {shown(n_active)}")

@@ -13,7 +13,7 @@ from rigl_jax.execution import Whole, explain, fastest
 
 def weights():
     rng = np.random.default_rng(0)
-    shapes = {"conv": (3, 3, 2, 4), "hidden": (16, 32), "runs": (16, 32), "bias": (32,)}
+    shapes = {"conv": (3, 3, 2, 4), "depth": (2, 3, 3, 2, 4), "hidden": (16, 32), "runs": (16, 32), "bias": (32,)}
     params = {name: jnp.asarray(rng.standard_normal(shape, dtype=np.float32)) for name, shape in shapes.items()}
     masks = {name: None if p.ndim < 2 else jnp.asarray(rng.random(p.shape) < 0.2) for name, p in params.items()}
     masks["runs"] = jnp.repeat(masks["hidden"][:, ::16], 16, axis=1)
@@ -24,7 +24,7 @@ def test_a_row_for_every_masked_leaf():
     packed = rx.pack(*weights())
     report = explain(packed, batch=4, image=4, repeats=1)
     rows = {row.name: row for row in report.rows}
-    assert set(rows) == {"conv", "hidden", "runs"}
+    assert set(rows) == {"conv", "depth", "hidden", "runs"}
     assert rows["runs"].kernel.startswith("runs of 16")
     assert rows["conv"].shape == (3, 3, 2, 4)
     for row in rows.values():
@@ -32,7 +32,7 @@ def test_a_row_for_every_masked_leaf():
         assert row.dense_ms > 0
         assert row.sparse_ms > 0
     lines = str(report).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "break-even" in lines[0]
 
 
@@ -56,4 +56,4 @@ def test_fastest_keeps_dense_what_would_be_slower(monkeypatch, sparse_wins):
     monkeypatch.setattr(module, "_seconds", lambda *arguments: seconds)
     packed = rx.pack(*weights(), choose=fastest(batch=4))
     found = jax.tree.leaves(packed.patterns, is_leaf=lambda x: isinstance(x, Whole) or hasattr(x, "nnz"))
-    assert [isinstance(p, Whole) for p in found] == [not sparse_wins] * 3
+    assert [isinstance(p, Whole) for p in found] == [not sparse_wins] * 4

@@ -21,7 +21,7 @@ from tests.errors import refused
 
 def weights(dtype=jnp.float32, density=0.1):
     rng = np.random.default_rng(0)
-    shapes = {"a": (64, 32), "b": (3, 3, 8, 12), "c": (32, 16), "d": (10, 5), "e": (7,)}
+    shapes = {"a": (64, 32), "b": (3, 3, 8, 12), "c": (32, 16), "g": (2, 3, 2, 4, 4), "d": (10, 5), "e": (7,)}
     params = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
     masks = {name: jnp.asarray(rng.random(shape) < density) for name, shape in shapes.items()}
     masks["c"] = jnp.asarray(np.repeat(rng.random((32, 2)) < density, 8, axis=1))  # runs of 8

@@ -32,21 +32,23 @@ GROUPED = {
     "blocks cross groups": ((9, 7, 6, 6), (3, 3), 9, (2, 2), "SAME", 3, {"block": 9, "block_t": 18}),
     "depthwise, two outputs each": ((2, 6, 7, 5), (3, 3), 10, (2, 1), "SAME", 5, {"block_t": 27}),
     "one by one": ((2, 3, 4, 6), (1, 1), 8, (1, 2), "VALID", 2, {}),
+    "3-D": ((2, 5, 4, 6, 3), (3, 2, 3), 4, (2, 1, 2), "SAME", 1, {"block": 6}),
+    "3-D, in groups": ((3, 4, 5, 3, 4), (2, 3, 1), 6, (1, 2, 1), ((2, 0), (1, 1), (0, 1)), 2, {}),
     "more outputs than a task writes": ((1, 2, 70, 10), (3, 1), 40, (1, 1), "SAME", 5, {}),
 }
 
 
-def dense_conv(x, kernel, strides, padding, dilation=(1, 1), groups=1):
-    numbers = ("NHWC", "HWIO", "NHWC")
+def dense_conv(x, kernel, strides, padding, dilation=None, groups=1):
+    numbers = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
     return jax.lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers, feature_group_count=groups
     )
 
 
-def check(case, *levels, density=0.3, dilation=(1, 1), groups=1, **blocks):
+def check(case, *levels, density=0.3, dilation=None, groups=1, **blocks):
     image, window, out, strides, padding = case
     rng = np.random.default_rng(0)
-    mask = rng.random((*window, image[3] // groups, out)) < density
+    mask = rng.random((*window, image[-1] // groups, out)) < density
     mask[..., 0] = False  # an output without inputs
     dense = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
     x = rng.normal(size=image).astype(np.float32)
@@ -91,10 +93,10 @@ def test_every_level(level, name):
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_groups(name):
+def test_groups_and_depths(name):
     *case, groups, blocks = GROUPED[name]
-    levels, dilation = ((*LEVELS, "jax"), (1, 2)) if name == "blocks cross groups" else ((), (1, 1))
-    check(case, *levels, dilation=dilation, groups=groups, **blocks)
+    levels = (*LEVELS, "jax") if name == "blocks cross groups" else ("auto", "jax")
+    check(case, *levels, dilation={2: (1, 2), 3: (2, 1, 1)}[len(case[1])], groups=groups, **blocks)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 1.0])

@@ -288,12 +288,13 @@ def test_axes_contracted_otherwise_are_dense_and_right():
 GROUPED = {
     "2-D": (nn.Conv(8, (3, 3), strides=2, feature_group_count=2), (4, 5, 6, 4)),
     "1-D": (nn.Conv(8, (3,), strides=2, kernel_dilation=2, feature_group_count=2), (4, 9, 4)),
+    "3-D": (nn.Conv(4, (2, 3, 3), strides=(1, 2, 1)), (4, 3, 4, 5, 2)),
     "1-D, depthwise": (nn.Conv(6, (4,), feature_group_count=6), (4, 5, 6)),
 }
 
 
 @pytest.mark.filterwarnings("error")
-def test_convolutions_in_groups():
+def test_convolutions_in_groups_and_with_depth():
     rng = np.random.default_rng(0)
     inputs = {name: rng.standard_normal(shape, np.float32) for name, (_, shape) in GROUPED.items()}
     params = {name: drawn(layer, inputs[name], rng) for name, (layer, _) in GROUPED.items()}

@@ -315,16 +315,29 @@ def test_streamed_rewiring_leaves_a_leaf_alone_whose_gradient_is_no_number(bad):
     assert not np.array_equal(masks_of(got)["v"], masks_of(packed)["v"])
 
 
-def test_a_kernel_of_three_axes_is_rewired_and_streamed_too():
-    params = {"w": jax.random.normal(jax.random.key(0), (12, 3, 4))}
-    x = jax.random.normal(jax.random.key(1), (5, 12))
-    loss = lambda params, x: jnp.sum(jnp.sin(jnp.einsum("bi,iho->bho", x, params["w"])))  # noqa: E731
-    inner, algorithm = optax.adam(0.1), rx.rigl(rx.make_plan(params, 0.8), period=1)
+OF_MORE_AXES = {
+    "three": ((12, 3, 4), (5, 12), lambda x, w: jnp.einsum("bi,iho->bho", x, w)),
+    "five": (
+        (2, 3, 1, 2, 4),
+        (3, 4, 5, 3, 2),
+        lambda x, w: jax.lax.conv_general_dilated(
+            x, w, (2, 1, 1), "SAME", rhs_dilation=(2, 1, 1), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("axes", OF_MORE_AXES)
+def test_a_kernel_of_more_axes_is_rewired_and_streamed_too(axes):
+    shape, images, product = OF_MORE_AXES[axes]
+    params, x = {"w": jax.random.normal(jax.random.key(0), shape)}, jax.random.normal(jax.random.key(1), images)
+    loss = lambda params, x: jnp.sum(jnp.sin(product(x, params["w"])))  # noqa: E731
+    inner, algorithm = optax.adam(0.1), rx.rigl(rx.make_plan(params, 0.7), period=1)
     training = packed_training(inner, algorithm, key=jax.random.key(0))
     packed, state = training.init(params)
-    expected, expected_state = training.rewire(jax.grad(loss)(rx.unpack(packed), x), state, packed)
-    got, got_state = rewire_streamed(inner, gradient_factors(loss)(packed, x), state, packed, 0.3)
-    assert isinstance(got.patterns["w"], kernels.Folded)
+    expected, expected_state = training.rewire(jax.jit(jax.grad(loss))(rx.unpack(packed), x), state, packed)
+    got, got_state = rewire_streamed(inner, jax.jit(gradient_factors(loss))(packed, x), state, packed, 0.3)
+    assert isinstance(got.patterns["w"], kernels.Folded if axes == "three" else kernels.Pattern)
     assert not np.array_equal(masks_of(got)["w"], masks_of(packed)["w"])
     chex.assert_trees_all_equal(masks_of(got), masks_of(expected))
     chex.assert_trees_all_equal((rx.unpack(got), got_state.inner), (rx.unpack(expected), expected_state.inner))

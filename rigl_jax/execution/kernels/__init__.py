@@ -195,8 +195,9 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
     matrix = matrix_of(like)
     if not isinstance(matrix, Pattern):
         raise ValueError(f"make_stacked: like must be a Pattern, or a Folded of one, got {shown(like)}")
-    if mask.ndim < 3 or not len(mask):
-        raise ValueError(f"make_stacked: mask must have shape (layers, ...), with one or more, got {mask.shape}")
+    if mask.ndim != len(like.shape) + 1 or not len(mask):
+        expected = ", ".join(("layers", *map(str, like.shape)))
+        raise ValueError(f"make_stacked: mask must have shape ({expected}), with one layer or more, got {mask.shape}")
     if capacity is None:
         capacity = max(int(layer.sum()) for layer in mask) // matrix.height
     layers = [rebuild(like, layer, capacity=capacity) for layer in mask]

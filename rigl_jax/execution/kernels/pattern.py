@@ -1,18 +1,18 @@
 """Patterns: where the nonzeros of a weight are, sorted as the kernels read them.
 
 A weight is seen as a matrix [rows, out]: the kernel of a dense layer [in, out] as it is, that of a convolution HWIO
-with rows (channel, tap), tap = ky * kw + kx. `values` is a flat vector in *storage order*: sorted by block of rows,
-then by output, then by row. The forward kernel reads it from start to end, and the gradient of the values has the same
-order. A block contains as many rows as fit into the L1 cache together with their activations; an index within a block
-fits into 16 bits. All sizes that determine the shape of a kernel are static, so a rewiring that keeps the number of
-weights compiles nothing again; nor does one that changes it, if the arrays hold room for more entries (`capacity`).
+with rows (channel, tap), tap = ky * kw + kx, and that of a 3-D convolution DHWIO likewise, with kd * in channels.
+`values` is a flat vector in *storage order*: sorted by block of rows, then by output, then by row. The forward kernel
+reads it from start to end, and the gradient of the values has the same order. A block contains as many rows as fit into
+the L1 cache together with their activations; an index within a block fits into 16 bits. All sizes that determine the
+shape of a kernel are static, so a rewiring that keeps the number of weights compiles nothing again; nor does one that
+changes it, if the arrays hold room for more entries (`capacity`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Sequence
 
@@ -29,6 +29,8 @@ from rigl_jax.messages import kind, shown
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)
+RANKS = (2, 4, 5)  # of the dense weight
+EXPECTED = "(in, out) or ([kd,] kh, kw, in, out)"
 RUN_BLOCK = 1024  # RUN_BLOCK in native/kernels.h
 LARGEST_BLOCK = 1 << 16  # an index within a block has 16 bits
 FIELDS = ("indices", "starts", "indices_t", "starts_t", "order_t")
@@ -56,7 +58,7 @@ class Pattern:
       indices_t: uint16[capacity], the same for the transposed order (empty if height > 1: those kernels need none).
       starts_t: int32[transposed blocks * channels + 1].
       order_t: int32[capacity], the entry that comes k-th in the transposed order.
-      shape: of the dense weight, (in, out) or (kh, kw, in, out); static.
+      shape: of the dense weight, (in, out) or ([kd,] kh, kw, in, out); static.
       height: 1, 4, 8 or 16; static.
       block: rows in a block; static.
       block_t: rows in a block of the transposed order; static.
@@ -74,13 +76,18 @@ class Pattern:
 
     @property
     def taps(self) -> int:
-        """Positions of the kernel's window: kh * kw, 1 for a matrix."""
-        return math.prod(self.shape[:-2])
+        """Positions of the kernel's window in an image, or in a slice of it: kh * kw, 1 for a matrix."""
+        return sorting.taps_and_channels(self.shape)[0]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the inputs: in, or kd * in."""
+        return sorting.taps_and_channels(self.shape)[1]
 
     @property
     def rows(self) -> int:
-        """Rows of the weight seen as a matrix: in * taps."""
-        return self.shape[-2] * self.taps
+        """Rows of the weight seen as a matrix: channels * taps."""
+        return self.channels * self.taps
 
     @property
     def units(self) -> int:
@@ -108,7 +115,7 @@ def make_pattern(
     """The pattern of a mask, on the host: about 10 ms for 1024 x 1024 at 90 % sparsity.
 
     Args:
-      mask: bool[in, out] or bool[kh, kw, in, out], True where a weight is active; with height > 1 whole runs.
+      mask: bool[in, out] or bool[[kd,] kh, kw, in, out], True where a weight is active; with height > 1 whole runs.
       height: 1, or for a matrix 4, 8, 16 consecutive outputs that share an input (a block structure of 1 x height).
       block: rows in a block (for a convolution a multiple of kh * kw), at most 65536; None chooses by density. Give
         `mask.shape[0]` for a matrix that is used on single examples: short segments are slow at batch size 1.
@@ -123,10 +130,10 @@ def make_pattern(
     4
     """
     mask = np.asarray(mask, dtype=bool)
-    if mask.ndim not in (2, 4):
-        raise ValueError(f"make_pattern: mask must have shape (in, out) or (kh, kw, in, out), got shape {mask.shape}")
+    if mask.ndim not in RANKS:
+        raise ValueError(f"make_pattern: mask must have shape {EXPECTED}, got shape {mask.shape}")
     _check_shape("make_pattern", mask.shape, height)
-    matrix = mask.reshape(-1, *mask.shape[-2:]).swapaxes(0, 1).reshape(-1, mask.shape[-1] // height, height)
+    matrix = sorting.as_rows(mask, mask.shape).reshape(-1, mask.shape[-1] // height, height)
     runs = matrix[..., 0]
     if height > 1 and not (matrix == runs[..., None]).all():
         raise ValueError(f"make_pattern: mask must be made of whole runs of {height} outputs; some are cut")
@@ -148,7 +155,7 @@ def make_pattern_at(
 
     Args:
       entries: int[n], each in [0, rows * units), ascending, none twice.
-      shape: (in, out) or (kh, kw, in, out) of the dense weight.
+      shape: (in, out) or ([kd,] kh, kw, in, out) of the dense weight.
       height: as in `make_pattern`.
       block: as in `make_pattern`.
       block_t: as in `make_pattern`.
@@ -162,7 +169,7 @@ def make_pattern_at(
     2
     """
     _check_shape("make_pattern_at", shape, height)
-    taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
+    (taps, channels), units = sorting.taps_and_channels(shape), shape[-1] // height
     entries = sorting.positions(entries, channels * taps * units)
     density = len(entries) / max(1, channels * taps * units)
     block = best_block(channels, taps, density, height) if block is None else block
@@ -176,10 +183,10 @@ def make_pattern_at(
 
 
 def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
-    if len(shape) not in (2, 4) or not all(checks.is_whole(size, 0) and size <= MOST for size in shape):
-        raise ValueError(f"{who}: shape must be (in, out) or (kh, kw, in, out), got {shown(shape)}")
+    if len(shape) not in RANKS or not all(checks.is_whole(size, 0) and size <= MOST for size in shape):
+        raise ValueError(f"{who}: shape must be {EXPECTED}, got {shown(shape)}")
     if 0 in shape[:-2]:
-        raise ValueError(f"{who}: shape must have kh and kw of at least 1, got {shown(shape)}")
+        raise ValueError(f"{who}: shape must have kernel sizes of at least 1, got {shown(shape)}")
     if height not in (HEIGHTS if len(shape) == 2 else (1,)):
         raise ValueError(f"{who}: height must be one of {HEIGHTS}, and 1 for a convolution, got {shown(height)}")
     if shape[-1] % height:
@@ -188,7 +195,7 @@ def _check_shape(who: str, shape: tuple[int, ...], height: int) -> None:
 
 def _check_blocks(who: str, shape: tuple[int, ...], height: int, block: int, block_t: int) -> None:
     """Checks that indices within a block fit into 16 bits and numbers of segments into 31."""
-    taps, channels, out = math.prod(shape[:-2]), shape[-2], shape[-1]
+    (taps, channels), out = sorting.taps_and_channels(shape), shape[-1]
     limit = RUN_BLOCK if height > 1 else LARGEST_BLOCK
     for name, size, most in (("block", block, limit), ("block_t", block_t, LARGEST_BLOCK)):
         if not checks.is_whole(size, 1) or size > most or size % max(1, taps):
@@ -206,7 +213,7 @@ def check_sizes(who: str, pattern: Pattern) -> None:
     _check_blocks(who, pattern.shape, pattern.height, pattern.block, pattern.block_t)
     entries = np.shape(pattern.indices)[:1]
     segments = -(-pattern.rows // pattern.block) * pattern.units
-    entries_t, segments_t = entries, -(-pattern.shape[-1] * pattern.taps // pattern.block_t) * pattern.shape[-2]
+    entries_t, segments_t = entries, -(-pattern.shape[-1] * pattern.taps // pattern.block_t) * pattern.channels
     if pattern.height > 1:
         entries_t, segments_t = (0,), 0
     arrays.expect(who, pattern, indices=(np.uint16, entries), starts=(np.int32, (segments + 1,)))
@@ -314,28 +321,19 @@ def ends_sound(starts: Array, indices: Array) -> Array:
 
 def dense_index(pattern: Pattern, place: np.ndarray) -> np.ndarray:
     """Where a place lies among the runs of the raveled dense weight: in a convolution taps come before channels."""
-    return _swapped(place, pattern.units, pattern.shape[-2], pattern.taps)
+    return sorting.swapped(place, pattern.units, pattern.shape[-2], pattern.taps)
 
 
 def place_of(pattern: Pattern, index: np.ndarray) -> np.ndarray:
     """The inverse of `dense_index`."""
-    return _swapped(index, pattern.units, pattern.taps, pattern.shape[-2])
-
-
-def _swapped(place: np.ndarray, units: int, first: int, second: int) -> np.ndarray:
-    """Positions in [first, second, units] as positions in [second, first, units]."""
-    if 1 in (first, second):
-        return place
-    row, unit = np.divmod(place, units)
-    i, k = np.divmod(row, second)
-    return (k * first + i) * units + unit
+    return sorting.swapped(index, pattern.units, pattern.taps, pattern.shape[-2])
 
 
 @jax.jit
 def gather(dense: Array, pattern: Pattern) -> Array:
     """The values of a dense weight in storage order, [nnz], 0 for padding; the inverse of `scatter` on the mask."""
     rows, units = coordinates(pattern)
-    matrix = dense.reshape(-1, *pattern.shape[-2:]).swapaxes(0, 1).reshape(-1, pattern.units, pattern.height)
+    matrix = sorting.as_rows(dense, pattern.shape).reshape(-1, pattern.units, pattern.height)
     return matrix.at[rows, units].get(mode="fill", fill_value=0).reshape(-1)
 
 
@@ -346,4 +344,4 @@ def scatter(values: Array, pattern: Pattern) -> Array:
     values = arrays.intact(values, ends_sound(pattern.starts, pattern.indices))
     matrix = jnp.zeros((pattern.rows, pattern.units, pattern.height), values.dtype)
     matrix = matrix.at[rows, units].set(values.reshape(-1, pattern.height), mode="drop", unique_indices=True)
-    return matrix.reshape(pattern.shape[-2], pattern.taps, pattern.shape[-1]).swapaxes(0, 1).reshape(pattern.shape)
+    return sorting.from_rows(matrix, pattern.shape)

@@ -50,7 +50,7 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
     """The product `kind` of a convolution, whose kernel is made dense for the call. See `conv`."""
 
     def dense_conv(x: Array, kernel: Array) -> Array:
-        numbers = ("NHWC", "HWIO", "NHWC")
+        numbers = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -68,7 +68,7 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
     if kind == "input_gradient":
         kernel = scatter(b, pattern)
         image, *_ = varying_alike(
-            jnp.zeros((a.shape[0], *options.image, pattern.shape[2] * options.groups), a.dtype), a, kernel
+            jnp.zeros((a.shape[0], *options.image, pattern.shape[-2] * options.groups), a.dtype), a, kernel
         )
         return jax.linear_transpose(lambda x: dense_conv(x, kernel), image)(a)[0]
     kernel, *_ = varying_alike(jnp.zeros(pattern.shape, a.dtype), a, b)

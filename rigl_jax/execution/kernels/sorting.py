@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def index(
     entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int, room: int = 0
 ) -> tuple[np.ndarray, ...]:
     """The five arrays of a `Pattern`, with `room` entries of padding at the end."""
-    taps, channels, units = math.prod(shape[:-2]), shape[-2], shape[-1] // height
+    (taps, channels), units = taps_and_channels(shape), shape[-1] // height
     rows = (entries // max(1, units)).astype(np.int32)
     outs = (entries - rows.astype(entries.dtype) * units).astype(np.int32)
     indices, starts, position = _sort(rows, outs, block, -(-channels * taps // block), units)
@@ -29,6 +30,37 @@ def index(
     order_t = np.arange(len(rows) + room, dtype=np.int32)  # padding stays where it is
     order_t[position_t] = position
     return _padded(indices, room), starts, _padded(indices_t, room), starts_t, order_t
+
+
+def taps_and_channels(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The sizes (taps, channels) of the rows of a weight. The depth of a 3-D kernel is a part of the channels.
+
+    >>> taps_and_channels((3, 3, 8, 16)), taps_and_channels((5, 3, 3, 8, 16)), taps_and_channels((8, 16))
+    ((9, 8), (9, 40), (1, 8))
+    """
+    return math.prod(shape[-4:-2]), math.prod(shape[:-4]) * shape[-2]
+
+
+def swapped(place: np.ndarray, units: int, first: int, second: int) -> np.ndarray:
+    """Positions in [depth, first, second, units] as positions in [depth, second, first, units]."""
+    if 1 in (first, second):
+        return place
+    row, unit = np.divmod(place, units)
+    slice_, row = np.divmod(row, first * second)
+    i, k = np.divmod(row, second)
+    return (slice_ * first * second + k * first + i) * units + unit
+
+
+def as_rows(dense: Any, shape: tuple[int, ...]) -> Any:
+    """A dense weight [[kd,] kh, kw, in, out] as [kd, in, kh * kw, out]: its rows in the order of `Pattern`."""
+    taps, _ = taps_and_channels(shape)
+    return dense.reshape(math.prod(shape[:-4]), taps, *shape[-2:]).swapaxes(1, 2)
+
+
+def from_rows(matrix: Any, shape: tuple[int, ...]) -> Any:
+    """The inverse of `as_rows`."""
+    taps, _ = taps_and_channels(shape)
+    return matrix.reshape(math.prod(shape[:-4]), shape[-2], taps, shape[-1]).swapaxes(1, 2).reshape(shape)
 
 
 def _padded(indices: np.ndarray, room: int) -> np.ndarray:
