@@ -45,9 +45,9 @@ def get_config(steps: int = 1000) -> ConfigDict:
 
     config.execution = "masked"  # or packed: active weights only, on sparse kernels
     config.mesh = ConfigDict({"data": -1})  # devices by axis, -1: those that are left; another axis as "model": 4
-    # (regular expression, mesh axes of a leaf's last axes or "fsdp"), as (".*/kernel", (None, "model")): see
+    # (regular expression, mesh axes of a leaf's last axes, "fsdp" or "outputs"), as (".*/kernel", (None, "model")): see
     # experiments/sharding.py. Empty: the batch is split over "data", weights are whole on every device. Packed weights
-    # take a mesh of "data" alone, and () or ((".*", "fsdp"),): all are cut over the devices.
+    # take () or ((".*", "fsdp"),) on a mesh of "data" alone, and ((".*", "outputs"),) on one of "data" and "model".
     config.sharding = ()
 
     config.log_every = 50  # steps between train lines

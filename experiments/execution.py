@@ -273,7 +273,8 @@ def packed(
 ) -> Execution:
     """Trains by `rx.packed_training`. A rewiring is the masked step itself, between `to_masked` and `from_masked`.
 
-    Weights lie whole on each device, or, with the one rule `(".*", "fsdp")`, cut over all of them in both forms.
+    Weights lie whole on each device, or, with the one rule `(".*", "fsdp")` or `(".*", "outputs")`, cut over devices in
+    both forms.
 
     Raises:
       ValueError: a mesh or rules that split weights otherwise; a method that needs more than the active weights.
@@ -328,14 +329,16 @@ def _packed_sharding(mesh: Mesh, rules: sharding.Rules) -> NamedSharding | None:
     """Where packed weights lie: cut or whole on several devices, None on one."""
     if mesh.size == 1:
         return None
-    cut = sharding.is_fsdp(rules)
-    if mesh.size > mesh.shape[sharding.DATA] or (rules and not cut):
-        raise ValueError(
-            "config.execution: packed weights lie whole on every device, or are all cut over the devices, which share "
-            f"the batch; it takes a mesh of {sharding.DATA!r} alone, and sharding rules () or {sharding.ALL_FSDP}, "
-            f"got mesh {dict(mesh.shape)}, sharding {rules}"
-        )
-    return sharding.split(mesh) if cut else sharding.whole(mesh)
+    rules, over = tuple(map(tuple, rules)), {axis for axis, size in mesh.shape.items() if size > 1}
+    if rules in ((), sharding.ALL_FSDP) and over == {sharding.DATA}:
+        return sharding.split(mesh) if rules else sharding.whole(mesh)
+    if rules == sharding.ALL_OUTPUTS and over <= {sharding.DATA, sharding.MODEL} and sharding.MODEL in mesh.shape:
+        return sharding.outputs(mesh)
+    raise ValueError(
+        "config.execution: packed weights lie whole on every device, or are all cut in one way; it takes a mesh of "
+        f"{sharding.DATA!r} with sharding rules () or {sharding.ALL_FSDP}, or of {sharding.DATA!r} and "
+        f"{sharding.MODEL!r} with {sharding.ALL_OUTPUTS}, got mesh {dict(mesh.shape)}, sharding {rules}"
+    )
 
 
 def _unpackbits(bits: Array, mask: Array) -> Array:

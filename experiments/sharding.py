@@ -5,8 +5,9 @@
 
 Batches are split over the axis "data". A rule is a regular expression on "layer/kernel" and the mesh axes of the
 leaf's *last* axes: `(None, "model")` shards the outputs of a dense kernel and of a convolution. "fsdp" means
-the largest axis that the mesh axis "data" divides. The first match wins; a leaf that no rule matches is whole on every
-device. Masks, moments and everything else in the state with a weight's name and shape are sharded like the weight.
+the largest axis that the mesh axis "data" divides; "outputs" the last axis if the mesh axis "model" divides it, else
+the largest that it divides. The first match wins; a leaf that no rule matches is whole on every device. Masks, moments
+and everything else in the state with a weight's name and shape are sharded like the weight.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from rigl_jax import trees
 from rigl_jax.base import Array, PyTree, Shape
 
 DATA = "data"
+MODEL = "model"
 FSDP = "fsdp"
-ALL_FSDP = ((".*", FSDP),)
-"""The rules that cut every weight over the axis "data"."""
+OUTPUTS = "outputs"
+ALL_FSDP, ALL_OUTPUTS = ((".*", FSDP),), ((".*", OUTPUTS),)
+"""The rules for packed weights that are cut over devices."""
 Rules = Sequence[tuple[str, Any]]
 
 
@@ -77,6 +80,11 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def outputs(mesh: Mesh) -> NamedSharding:
+    """Packed weights that are cut by their outputs over the axis "model"."""
+    return NamedSharding(mesh, PartitionSpec(None, MODEL))
+
+
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh, *, indexed: bool = False) -> dict[str, Array]:
     """A batch on the devices. Each process gives its own examples. Their index stays on the host, unless `indexed`."""
     at, taken = split(mesh), [name for name in batch if indexed or name != "index"]
@@ -91,20 +99,11 @@ def check_rules(rules: Rules) -> None:
     """
     for i, rule in enumerate(rules):
         fits = isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[0], str)
-        if not fits or not (rule[1] == FSDP or isinstance(rule[1], (list, tuple))):
+        if not fits or not (rule[1] in (FSDP, OUTPUTS) or isinstance(rule[1], (list, tuple))):
             raise ValueError(
-                f"config.sharding[{i}]: expected (regular expression, {FSDP!r} or mesh axes of the last axes), "
-                f"got {rule!r}"
+                f"config.sharding[{i}]: expected (regular expression, {FSDP!r}, {OUTPUTS!r} or mesh axes of the last "
+                f"axes), got {rule!r}"
             )
-
-
-def is_fsdp(rules: Rules) -> bool:
-    """Whether the rules are `ALL_FSDP`; those of a plain config are lists.
-
-    >>> is_fsdp([[".*", "fsdp"]]), is_fsdp(())
-    (True, False)
-    """
-    return tuple(map(tuple, rules)) == ALL_FSDP
 
 
 def specs(rules: Rules, params: PyTree, mesh: Mesh) -> dict[str, PartitionSpec]:
@@ -128,26 +127,30 @@ def specs(rules: Rules, params: PyTree, mesh: Mesh) -> dict[str, PartitionSpec]:
 
 
 def _spec(name: str, shape: Shape, wanted: Any, mesh: Mesh) -> PartitionSpec:
-    if wanted == FSDP:
-        fits = [axis for axis, size in enumerate(shape) if size and size % mesh.shape[DATA] == 0]
+    if wanted in (FSDP, OUTPUTS):
+        over = DATA if wanted == FSDP else MODEL
+        _check_axis(over, name, mesh)
+        fits = [axis for axis, size in enumerate(shape) if size and size % mesh.shape[over] == 0]
         if not fits:
             return PartitionSpec()
-        largest = max(fits, key=lambda axis: shape[axis])
-        return PartitionSpec(*[None] * largest, DATA)
+        best = max(fits, key=lambda axis: (wanted == OUTPUTS and axis == len(shape) - 1, shape[axis]))
+        return PartitionSpec(*[None] * best, over)
     if len(wanted) > len(shape):
         raise ValueError(f"config.sharding: leaf {name!r} of shape {shape} has fewer axes than {wanted!r}")
     entries = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in wanted]
     for entry, size in zip(reversed(entries), reversed(shape), strict=False):
         axes = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
         for axis in axes:
-            if axis not in mesh.shape:
-                raise ValueError(
-                    f"config.sharding: no mesh axis {axis!r} for leaf {name!r}; there is {', '.join(mesh.shape)}"
-                )
+            _check_axis(axis, name, mesh)
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
             raise ValueError(f"config.sharding: leaf {name!r} of shape {shape} does not divide by {parts} at {entry!r}")
     return PartitionSpec(*[None] * (len(shape) - len(entries)), *entries)
+
+
+def _check_axis(axis: str, name: str, mesh: Mesh) -> None:
+    if axis not in mesh.shape:
+        raise ValueError(f"config.sharding: no mesh axis {axis!r} for leaf {name!r}; there is {', '.join(mesh.shape)}")
 
 
 def shardings(rules: Rules, state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:

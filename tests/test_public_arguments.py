@@ -201,6 +201,7 @@ CALLS = {
     "kernels.make_pattern": {"mask": MASKS["w"], "height": 1, "block": 2, "block_t": 2, "capacity": 9},
     "kernels.make_pattern_at": call(entries=np.array([0, 5]), shape=(4, 4), height=1, block=2, block_t=2, capacity=9),
     "kernels.make_stacked": {"mask": MASKS["w"][None], "like": AT, "capacity": 9},
+    "kernels.make_slabs": call(mask=MASKS["w"], like=AT, slabs=2, over="model", capacity=9),
     "kernels.make_block_pattern": {"mask": np.ones((4, 4), bool), "tile": (2, 2)},
     "kernels.make_nm_pattern": {"mask": np.ones((4, 4), bool), "n": 2, "m": 2, "width": 1},
     "kernels.as_matrix": {"shape": (2, 2, 2), "split": 1},
@@ -557,7 +558,8 @@ ALLOWED = {
         channels.iterative_shrinking params, coreset.grand params, coreset.grand batch, execution.best_pattern mask,
         tracing.to_matrix weight, diagnostics.agn y, diagnostics.dead_rate activations""",
     ("None",): "channels.singe mu, channels.ema before",
-    ("a word",): "channels.slimming leaves, channels.only leaves, channels.nrs scales, kernels.check who",
+    ("a word",): """channels.slimming leaves, channels.only leaves, channels.nrs scales, kernels.check who,
+        kernels.make_slabs over""",
 }
 MAY = {name: kinds for kinds, names in ALLOWED.items() for name in " ".join(names.split()).split(", ")}
 """What is not refused, beside None where it is the default."""

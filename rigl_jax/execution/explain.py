@@ -172,6 +172,8 @@ def name_of(pattern: Any) -> str:
     """The name of a pattern's kernel in tables."""
     if isinstance(pattern, kernels.Stacked):
         return f"{pattern.shape[0]} layers of {name_of(_matrix(pattern))}"
+    if isinstance(slabs := kernels.matrix_of(pattern), kernels.Slabs):
+        return f"{slabs.number} slabs of {name_of(_matrix(pattern))}"
     pattern = _matrix(pattern)
     if isinstance(pattern, kernels.BlockPattern):
         return "blocks {} x {}".format(*pattern.tile)
@@ -183,10 +185,11 @@ def name_of(pattern: Any) -> str:
 
 
 def _matrix(pattern: Any) -> Any:
-    """The pattern that is timed: that of the matrix for a folded weight, that of the first layer for a stack."""
+    """The pattern that is timed: of the matrix for a folded weight, of the first layer or slab where there are more."""
     if isinstance(pattern, kernels.Stacked):
         pattern = jax.tree.map(lambda a: a[0], pattern.layers)
-    return kernels.matrix_of(pattern)
+    pattern = kernels.matrix_of(pattern)
+    return jax.tree.map(lambda a: a[0], pattern.parts) if isinstance(pattern, kernels.Slabs) else pattern
 
 
 def _kernel_for(mask: np.ndarray) -> Any:

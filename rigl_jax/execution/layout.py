@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,11 +19,13 @@ def check(who: str, sharding: Any) -> None:
     """ValueError if it neither lays arrays whole on each device nor cuts one axis over one mesh axis."""
     if sharding is None or (isinstance(sharding, jax.sharding.Sharding) and sharding.is_fully_replicated):
         return
-    one_axis = isinstance(sharding, NamedSharding) and len(sharding.spec) == 1 and isinstance(sharding.spec[0], str)
-    if not one_axis or AxisType.Explicit in sharding.mesh.axis_types:
+    *before, axis = sharding.spec if isinstance(sharding, NamedSharding) and len(sharding.spec) else (None,)
+    known = before in ([], [None]) and isinstance(axis, str)
+    if not known or AxisType.Explicit in sharding.mesh.axis_types:
         raise ValueError(
-            f"{who}: sharding must lay arrays whole on each device, or cut one axis over one axis of a mesh without "
-            f"explicit axes, say NamedSharding(mesh, PartitionSpec('data')), got {shown(sharding)}"
+            f"{who}: sharding must lay arrays whole on each device, or cut them, PartitionSpec('data'), or matrices by "
+            "their outputs, PartitionSpec(None, 'model'), over one axis of a mesh without explicit axes, "
+            f"got {shown(sharding)}"
         )
 
 
@@ -31,8 +34,17 @@ def cuts(sharding: Any) -> bool:
     return sharding is not None and not sharding.is_fully_replicated
 
 
+def _slabs(sharding: Any) -> bool:
+    """Whether matrices are cut by their outputs."""
+    return cuts(sharding) and len(sharding.spec) == 2
+
+
+def _devices(sharding: Any) -> int:
+    return sharding.mesh.shape[sharding.spec[-1]] if cuts(sharding) else 1
+
+
 def chosen(sharding: Any, choose: Choose) -> Choose:
-    """The patterns of `choose` on their devices, with padding up to a size that the devices divide.
+    """The patterns of `choose` on their devices, in slabs or with padding up to a size that the devices divide.
 
     Every process builds a pattern whole, and each device gets its part before the next leaf's is built.
     """
@@ -41,23 +53,42 @@ def chosen(sharding: Any, choose: Choose) -> Choose:
 
     def on_devices(name: str, mask: np.ndarray) -> Any:
         pattern = choose(name, mask)
-        entries = None if pattern is None else kernels.capacity(pattern)
-        devices = sharding.mesh.shape[sharding.spec[0]] if cuts(sharding) else 1
-        if entries is not None and entries % devices:
+        if pattern is not None and _slabs(sharding):
+            pattern = _in_slabs(sharding, pattern, mask)
+        entries, devices = None if pattern is None else kernels.capacity(pattern), _devices(sharding)
+        if not _is_slabs(kernels.matrix_of(pattern)) and entries is not None and entries % devices:
             pattern = kernels.rebuild(pattern, mask, capacity=-(-entries // devices) * devices)
         return placed(sharding, pattern)
 
     return on_devices
 
 
+def _is_slabs(pattern: Any) -> bool:
+    return isinstance(pattern, kernels.Slabs)
+
+
+def _in_slabs(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
+    """The pattern in slabs, if it is that of a matrix whose outputs the devices divide, in whole runs."""
+    matrix, devices = kernels.matrix_of(pattern), _devices(sharding)
+    if not isinstance(matrix, kernels.Pattern) or len(matrix.shape) != 2 or matrix.units % devices:
+        return pattern
+    slabs = kernels.make_slabs(mask.reshape(matrix.shape), matrix, devices, sharding.spec[-1])
+    return slabs if matrix is pattern else dataclasses.replace(pattern, matrix=slabs)
+
+
 def of(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """The sharding of one array: cut along the largest axis that the devices divide, whole if they divide none."""
+    """The sharding of one array: cut along the largest axis that the devices divide, whole if they divide none.
+
+    Where matrices are cut by their outputs, the last axis comes first.
+    """
     if not cuts(sharding):
         return sharding
-    axis, devices = sharding.spec[0], sharding.mesh.shape[sharding.spec[0]]
+    devices = _devices(sharding)
     fits = [k for k, size in enumerate(shape) if size and size % devices == 0]
-    largest = max(fits, key=lambda k: shape[k], default=None)
-    return NamedSharding(sharding.mesh, PartitionSpec() if largest is None else PartitionSpec(*[None] * largest, axis))
+    if not fits:
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    at = max(fits, key=lambda k: (_slabs(sharding) and k == len(shape) - 1, shape[k]))
+    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * at, sharding.spec[-1]))
 
 
 def placed(sharding: Any, tree: PyTree) -> PyTree:
@@ -65,14 +96,17 @@ def placed(sharding: Any, tree: PyTree) -> PyTree:
     if sharding is None:
         return tree
 
-    def one(array: Array) -> Array:
-        at = of(sharding, array.shape)
+    def one(array: Array, at: Any = None) -> Array:
+        at = at or of(sharding, array.shape)
         if isinstance(array, jax.Array) and array.sharding == at:
             return array
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, at, lambda index: host[index])
 
-    return jax.tree.map(one, tree)
+    def of_slabs(slabs: Any) -> Any:
+        return jax.tree.map(lambda a: one(a, NamedSharding(sharding.mesh, PartitionSpec(slabs.over))), slabs)
+
+    return jax.tree.map(lambda x: of_slabs(x) if _is_slabs(x) else one(x), tree, is_leaf=_is_slabs)
 
 
 def laid(sharding: Any, tree: PyTree) -> PyTree:

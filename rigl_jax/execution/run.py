@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array
 from rigl_jax.execution import kernels, stacks
 from rigl_jax.execution.kernels.conv import patches as conv_patches
+from rigl_jax.execution.over import over
 from rigl_jax.execution.packed import Packed, Whole
 from rigl_jax.execution.weight import Weight
 from rigl_jax.messages import shown
@@ -61,7 +62,8 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
       batch: for jit over several devices: the sharding of the inputs, such as
         `NamedSharding(mesh, PartitionSpec("data"))`; the weights are replicated. Every product is then split over these
         devices along the first axis of its rows, and the gradients of the values are summed; if that axis does not
-        divide, each device computes the whole product. The compiler cannot split a kernel by itself: without this,
+        divide, each device computes the whole product. Weights in slabs (`sharding` of `packed_training`) are also
+        divided over their own axis of the mesh. The compiler cannot split a kernel by itself: without this,
         every device computes every product. Not needed inside `shard_map` or `pmap`, where each device calls the
         function on its own part.
 
@@ -191,18 +193,9 @@ def _dot_general(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]
 
 def _product(weight: Weight, rows: Array, transpose: bool, context: Context) -> Array:
     """rows[..., in] @ W, or rows[..., out] @ W.T."""
-    y = _over(context, functools.partial(kernels.matmul, transpose=transpose), rows, weight)
+    product = functools.partial(kernels.matmul, transpose=transpose)
+    y = over(context.batch, product, rows, weight, transpose=transpose)
     return y if context.observe is None else context.observe(dataclasses.replace(weight, flipped=transpose), rows, y)
-
-
-def _over(context: Context, product: Callable[..., Array], x: Array, weight: Weight) -> Array:
-    """The product, computed by each device for its part of the first axis of x."""
-    if context.batch is not None and x.ndim > 1 and x.shape[0] % context.batch.mesh.shape[context.batch.spec[0]] == 0:
-        mesh, split, whole = context.batch.mesh, context.batch.spec, PartitionSpec()
-        if AxisType.Explicit in mesh.axis_types:  # there shard_map moves nothing by itself
-            x = jax.reshard(x, NamedSharding(mesh, PartitionSpec(*split, *(None,) * (x.ndim - 1))))
-        product = jax.shard_map(product, mesh=mesh, in_specs=(split, whole, whole), out_specs=split)
-    return product(x, weight.values, weight.pattern)
 
 
 def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
@@ -233,7 +226,7 @@ def _conv_1d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | No
         return None
     _refuse_observer(context, [weight], "convolution in groups")
     image = dataclasses.replace(weight, pattern=dataclasses.replace(matrix, shape=(1, 1, *matrix.shape)))
-    return _over(context, functools.partial(kernels.conv, groups=groups), rows[:, None], image)[:, 0]
+    return over(context.batch, functools.partial(kernels.conv, groups=groups), rows[:, None], image)[:, 0]
 
 
 def _conv_nd(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
@@ -244,7 +237,7 @@ def _conv_nd(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | No
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
     groups = given["feature_group_count"]
     options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
-    y = _over(context, functools.partial(kernels.conv, **options), x, weight)
+    y = over(context.batch, functools.partial(kernels.conv, **options), x, weight)
     if context.observe is None:
         return y
     if groups > 1:

@@ -83,12 +83,14 @@ def packed_training(
       choose: the kernel of each leaf; see `pack`. By default leaves that the plan says are stacks of layers are packed
         layer by layer, for `lax.scan` and `nn.scan`.
       sharding: for several devices; see also `batch` of `run_packed`. `NamedSharding(mesh, PartitionSpec())` lays
-        patterns and values whole on each device. `NamedSharding(mesh, PartitionSpec("data"))` cuts them, what the
-        optimizer keeps for them, and dense leaves, along their largest axes that the devices divide: each device holds
-        its part, and for a product all have that leaf whole. `unpack` and `rewire` cut params, masks and moments in the
-        same way, so no device holds the dense model; params, state and gradients that are given may lie in any way on
-        these devices. Whole are what the devices do not divide (mostly the starts of segments), and the masks from
-        which every process builds the patterns on its host.
+        patterns and values whole on each device. `PartitionSpec("data")` cuts them, what the optimizer keeps for them,
+        and dense leaves, along their largest axes that the devices divide: each device holds its part, and for a
+        product all have that leaf whole. `PartitionSpec(None, "model")` cuts matrices by their outputs: a device holds
+        the active weights of its own outputs and multiplies with these only, if the mesh of `batch` has that axis.
+        Matrices in tiles or n:m, whose outputs do not divide, convolutions and stacks are cut as by "data" before.
+        `unpack` and `rewire` cut params, masks and moments in the same way, so no device holds the dense model;
+        params, state and gradients that are given may lie in any way on these devices. Whole are what the devices do
+        not divide, and the masks from which every process builds the patterns on its host.
 
     As in `sparsify`, the state decides the counts: one with masks of other counts than the plan's (`replace_masks`)
     keeps them. `check_masked(unpack(packed), masks_of(packed), plan)` checks this.

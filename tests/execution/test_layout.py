@@ -1,5 +1,9 @@
 """Packed weights that are cut over devices: the same run, and each device holds its part."""
 
+import functools
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,25 +28,26 @@ def loss(params, x):
     return jnp.mean(jnp.square(jnp.tanh(x @ params["in"]) @ params["out"] + params["bias"][None]))
 
 
-def run(mesh=None):
-    """(packed, state, params) after an ordinary step, a rewiring and another step."""
-    cut, whole = (
-        (None, None) if mesh is None else (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+@functools.cache
+def run(mesh=None, spec=("data",)):
+    """(packed, state, training, step) after an ordinary step, a rewiring and another step."""
+    cut, split, whole = (
+        (None,) * 3 if mesh is None else (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (spec, ["data"], []))
     )
     training = packed_training(optax.adam(0.01), ALGORITHM, key=jax.random.key(0), sharding=cut)
     packed, state = training.init(jax.device_put(PARAMS, whole))
-    x = jax.device_put(X, cut)
+    x = jax.device_put(X, split)
 
     @jax.jit
     def step(packed, state):
-        inner = lambda values: rx.run_packed(loss, batch=cut)(packed._replace(values=values), x)  # noqa: E731
+        inner = lambda values: rx.run_packed(loss, batch=split)(packed._replace(values=values), x)  # noqa: E731
         return training.update(jax.grad(inner)(packed.values), state, packed)
 
     packed, state = step(packed, state)
     dense = jax.jit(jax.grad(loss))(training.unpack(packed, state)[0], x)
     packed, state = training.rewire(dense, state, packed)
     packed, state = step(packed, state)
-    return packed, state, training.unpack(packed, state)[0]
+    return packed, state, training, step
 
 
 def bytes_on_each(tree):
@@ -56,9 +61,15 @@ def bytes_on_each(tree):
 @pytest.mark.skipif(jax.device_count() < DEVICES, reason="needs eight devices")
 def test_a_run_that_is_cut_over_devices_is_that_of_one():
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
-    packed, state, params = run(mesh)
-    alone, _, wanted = run()
+    packed, state, training, _ = run(mesh)
+    alone, alone_state, whole, _ = run()
+    (params, masked), (wanted, _) = training.unpack(packed, state), whole.unpack(alone, alone_state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, wanted)
+    dense = params, masked.masks, masked.inner[0].mu, masked.inner[0].nu
+    assert set(bytes_on_each(dense)) == {rx.execution.nbytes(dense) // DEVICES}
+    program = training.rewire.args[0].masked_step.lower(params, masked, params).compile().as_text()
+    sizes = [math.prod(map(int, found.split(","))) for found in re.findall(r"\b\w+\[([\d,]+)\]", program)]
+    assert max(sizes) == 40 * 64 // DEVICES  # no device has a whole weight, score or mask while masks change
     moments = state.inner[0].mu, state.inner[0].nu
     starts = sum(p.starts.nbytes + p.starts_t.nbytes for p in packed.patterns.values() if p)
     whole = rx.execution.nbytes((packed, moments)) - starts
@@ -67,27 +78,24 @@ def test_a_run_that_is_cut_over_devices_is_that_of_one():
 
 
 @pytest.mark.skipif(jax.device_count() < DEVICES, reason="needs eight devices")
-def test_no_device_holds_the_dense_weights_of_a_rewiring():
-    params = {"w": np.float32(RNG.standard_normal((64, 96)))}
-    algorithm = rx.rigl(rx.make_plan(params, 0.9), period=2)
-
-    def needed(devices):
-        """Bytes on a device: of weights, masks and moments, and what the masked step has beside them."""
-        mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-        cut, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-        training = packed_training(optax.sgd(0.1, momentum=0.9), algorithm, key=jax.random.key(0), sharding=cut)
-        weights, masked = training.unpack(*training.init(jax.device_put(params, whole)))
-        step = training.rewire.args[0].masked_step.lower(weights, masked, weights).compile()
-        return max(bytes_on_each((weights, masked))), step.memory_analysis().temp_size_in_bytes
-
-    held, beside = zip(needed(2), needed(8), strict=True)
-    assert held[1] < held[0] / 3.9
-    assert beside[1] < beside[0] / 3
+def test_each_device_multiplies_its_own_outputs():
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]).reshape(2, 4), ("data", "model"))
+    packed, state, training, step = run(mesh, (None, "model"))
+    alone, alone_state, whole, _ = run()
+    params, wanted = training.unpack(packed, state)[0], whole.unpack(alone, alone_state)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, wanted)
+    patterns = [p for p in packed.patterns.values() if p]
+    assert [type(p) for p in patterns] == [kernels.Slabs] * 2
+    held = packed.values, patterns, state.inner[0].mu, state.inner[0].nu
+    assert set(bytes_on_each(held)) == {rx.execution.nbytes(held) // 4}
+    program = step.lower(packed, state).compile().as_text()
+    assert not any(f"[{pattern.nnz}]" in program for pattern in patterns)  # no device has all values of a leaf
+    assert all(f"[{pattern.nnz // 4}]" in program for pattern in patterns)
 
 
 @pytest.mark.skipif(jax.device_count() < DEVICES, reason="needs eight devices")
 def test_other_shardings_are_refused():
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    for sharding in (NamedSharding(mesh, PartitionSpec(None, "data")), "data"):
+    for sharding in (NamedSharding(mesh, PartitionSpec(None, None, "data")), "data"):
         with refused("packed_training", "sharding"):
             packed_training(optax.sgd(0.1), ALGORITHM, key=jax.random.key(0), sharding=sharding)

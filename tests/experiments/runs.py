@@ -21,7 +21,8 @@ UNCOMPILED = ("stop_at", *EVERY, "keep", "progress", "tensorboard")
 
 def configured(**values):
     config = digits_mlp.get_config("smoke")
-    config.update(values)
+    with config.unlocked():  # a mesh may have other axes
+        config.update(values)
     return config
 
 

@@ -16,6 +16,7 @@ from tests.errors import refused
 from tests.experiments.runs import ONE, UNTIMED, assert_close, assert_equal, configured, lines, prepare, restored
 
 CUT = {"execution": "packed", "sharding": sharding.ALL_FSDP}
+BY_OUTPUTS = {"execution": "packed", "sharding": sharding.ALL_OUTPUTS, "mesh": {"data": 2, "model": 4}}
 
 
 def of_masks(run):
@@ -87,20 +88,10 @@ def test_packed_weights_are_whole_or_all_cut(values, tmp_path):
         train(config, tmp_path / "run", devices=jax.devices()[:8])
 
 
-def test_packed_weights_are_cut_over_the_devices():
-    task = prepare(configured(**CUT), jax.devices()[:8])
-    state, batches = task.execution.from_masked(task.execution.init()), task.data.train(0)
-    for step in range(2):  # the first one rewires
-        state, _ = task.execution.train(step, state, sharding.place(next(batches), task.mesh))
-        for leaf in jax.tree.leaves((state.params.values, state.opt_state.inner, state.explored)):
-            parts = 8 if any(size and size % 8 == 0 for size in leaf.shape) else 1
-            assert {shard.data.size * parts for shard in leaf.addressable_shards} == {leaf.size}
-
-
 @pytest.mark.parametrize(
     ("first", "before", "then", "after"),
-    [({}, 1, {}, 8), ({"execution": "packed"}, 8, CUT, 8), (CUT, 8, {}, 1)],
-    ids=["masked on one, then on eight", "packed on eight, then cut", "cut over eight, then masked on one"],
+    [({}, 1, {}, 8), ({"execution": "packed"}, 8, {}, 1), (BY_OUTPUTS, 8, CUT, 8)],
+    ids=["masked, one to eight", "packed, eight to one", "packed, cut by outputs, then otherwise"],
 )
 def test_a_run_resumes_on_another_number_of_devices(first, before, then, after, straight, tmp_path):
     run = tmp_path / "run"

@@ -9,7 +9,7 @@
 others on NVIDIA's GPUs where weights are sparse enough for them (`cuda.pays`), and in plain JAX elsewhere;
 `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere. `Folded` is any of them
 for a weight of more axes that a model uses as a matrix, `Stacked` a `Pattern` or `Folded` for each of the layers that a
-scan uses. `backends()` lists what is available.
+scan uses, `Slabs` a `Pattern` for each device's part of a matrix. `backends()` lists what is available.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import arrays, block, folded, linear, n_of_m, pattern, stacked
+from rigl_jax.execution.kernels import arrays, block, folded, linear, n_of_m, pattern, slabs, stacked
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, as_matrix, matrix_of, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
+from rigl_jax.execution.kernels.slabs import Slabs, make_slabs
 from rigl_jax.execution.kernels.stacked import Stacked
 from rigl_jax.messages import shown
 from rigl_jax.native import cuda as cuda_library
@@ -42,6 +43,7 @@ __all__ = [
     "Folded",
     "NMPattern",
     "Pattern",
+    "Slabs",
     "Stacked",
     "as_matrix",
     "backends",
@@ -56,6 +58,7 @@ __all__ = [
     "make_nm_pattern",
     "make_pattern",
     "make_pattern_at",
+    "make_slabs",
     "make_stacked",
     "matmul",
     "rebuild",
@@ -95,7 +98,7 @@ def native_in_use() -> bool:
     return native.library() is not None and jax.default_backend() == "cpu"
 
 
-MatrixPattern = Pattern | BlockPattern | NMPattern
+MatrixPattern = Pattern | BlockPattern | NMPattern | Slabs
 LayerPattern = MatrixPattern | Folded
 AnyPattern = LayerPattern | Stacked
 _LAYER = rules.one_of(LayerPattern, "a pattern of one layer, such as make_pattern gives")
@@ -113,6 +116,7 @@ class _Family(NamedTuple):
 _FAMILIES: dict[type, _Family] = {
     Pattern: _Family(pattern, linear.matmul, pattern.rebuild),
     BlockPattern: _Family(block, block.matmul, lambda at, mask, room: make_block_pattern(mask, at.tile)),
+    Slabs: _Family(slabs, slabs.matmul, slabs.rebuild),
     NMPattern: _Family(n_of_m, n_of_m.matmul, lambda at, mask, room: make_nm_pattern(mask, at.n, at.m, width=at.width)),
 }
 
@@ -214,17 +218,23 @@ def count(at: AnyPattern) -> int:
     if isinstance(at, Stacked):
         return sum(map(count, _layers(at)))
     at = matrix_of(at)
+    if isinstance(at, Slabs):
+        return slabs.count(at) * at.parts.height
     return pattern.count(at) * at.height if isinstance(at, Pattern) else at.nnz
 
 
 @arguments(at=_ANY)
 def capacity(at: AnyPattern) -> int | None:
-    """How many entries a pattern has room for, of a `Stacked` each layer; None for a pattern that is never padded.
+    """How many entries a pattern has room for; None for a pattern that is never padded.
+
+    Of a `Stacked` it is the room of each layer, of `Slabs` that of each slab.
 
     >>> capacity(make_pattern(np.eye(4, dtype=bool), capacity=6))
     6
     """
     at = matrix_of(at.layer if isinstance(at, Stacked) else at)
+    if isinstance(at, Slabs):
+        return slabs.room(at)
     return at.nnz // at.height if isinstance(at, Pattern) else None
 
 
@@ -238,6 +248,8 @@ def clear_padding(values: Array, at: AnyPattern) -> Array:
     if isinstance(at, Stacked):
         return jax.vmap(clear_padding)(values.reshape(at.shape[0], -1), at.layers).reshape(-1)
     at = matrix_of(at)
+    if isinstance(at, Slabs):
+        return slabs.clear_padding(values, at, clear_padding)
     if not isinstance(at, Pattern):
         return values
     return jnp.where(jnp.arange(at.nnz) < at.starts[-1] * at.height, values, jnp.zeros((), values.dtype))

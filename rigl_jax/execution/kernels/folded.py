@@ -19,6 +19,7 @@ from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels.block import BlockPattern
 from rigl_jax.execution.kernels.n_of_m import NMPattern
 from rigl_jax.execution.kernels.pattern import Pattern
+from rigl_jax.execution.kernels.slabs import Slabs
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["shape", "split"])
@@ -32,7 +33,7 @@ class Folded:
       split: how many axes are inputs; static.
     """
 
-    matrix: Pattern | BlockPattern | NMPattern
+    matrix: Pattern | BlockPattern | NMPattern | Slabs
     shape: tuple[int, ...]
     split: int
 

@@ -1,0 +1,81 @@
+"""Matrices in slabs: values and masks come back bit for bit, and products are those of the dense matrix."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rigl_jax.execution import kernels
+from rigl_jax.execution.explain import name_of
+from tests.errors import refused
+
+RNG = np.random.default_rng(0)
+SHAPE, SLABS = (10, 24), 3
+
+
+def of_height(height):
+    """A mask of runs, less and less dense from slab to slab, and its slabs."""
+    runs = RNG.random((SHAPE[0], SHAPE[1] // height)) < np.linspace(0.8, 0, SHAPE[1] // height)
+    mask = np.repeat(runs, height, axis=1)
+    return mask, kernels.make_slabs(mask, kernels.make_pattern(mask, height=height), SLABS, "model")
+
+
+@pytest.mark.parametrize("height", [1, 4])
+def test_values_and_masks_come_back(height):
+    mask, at = of_height(height)
+    dense = np.float32(RNG.standard_normal(SHAPE)) * mask
+    values = kernels.gather(dense, at)
+    np.testing.assert_array_equal(kernels.scatter(values, at), dense)
+    assert values.shape == (at.nnz,) == (SLABS * kernels.capacity(at) * height,)
+    assert (kernels.count(at), at.number) == (mask.sum(), SLABS)
+    np.testing.assert_array_equal(kernels.clear_padding(jnp.ones(at.nnz), at), kernels.gather(np.float32(mask), at))
+
+
+def test_products_are_those_of_the_matrix():
+    mask, at = of_height(1)
+    dense = np.float32(RNG.standard_normal(SHAPE)) * mask
+    x, dy, dx = (np.float32(RNG.standard_normal((5, n))) for n in (10, 24, 10))
+
+    def both(product, w):
+        y, pull = jax.vjp(product, x, w)
+        return y, *pull(dy), *jax.vjp(lambda y, w: product(y, w, transpose=True), y, w)[1](dx)
+
+    def plain(x, w, *, transpose=False):
+        return x @ (w.T if transpose else w)
+
+    got, wanted = jax.jit(lambda v, w: (both(lambda *a, **k: kernels.matmul(*a, at, **k), v), both(plain, w)))(
+        kernels.gather(dense, at), dense
+    )
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, kernels.gather(b, at) if b.shape == SHAPE else b, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_stay_while_the_slabs_fit():
+    mask, at = of_height(1)
+    moved = np.roll(mask, 1, axis=0)
+    assert kernels.rebuild(at, moved).nnz == at.nnz
+    assert kernels.rebuild(at, np.ones(SHAPE, bool)).nnz == np.prod(SHAPE)
+    kernels.check("me", at, content=True)
+    assert name_of(at).startswith("3 slabs of single weights")
+
+
+def test_a_folded_weight_in_slabs():
+    mask, at = of_height(1)
+    folded = kernels.Folded(at, (10, 6, 4), 1)
+    dense = np.float32(RNG.standard_normal((10, 6, 4))) * mask.reshape(10, 6, 4)
+    np.testing.assert_array_equal(kernels.scatter(kernels.gather(dense, folded), folded), dense)
+    assert kernels.rebuild(folded, mask.reshape(10, 6, 4)).nnz == at.nnz
+    assert kernels.count(folded) == mask.sum()
+
+
+def test_what_is_no_slab():
+    mask, at = of_height(1)
+    with refused("make_slabs", "mask"):
+        kernels.make_slabs(mask, kernels.make_pattern(mask), 5, "model")
+    with refused("scatter", "Slabs"):
+        kernels.scatter(jnp.ones(at.nnz), dataclasses.replace(at, shape=(10, 16)))
+    other = dataclasses.replace(at.parts, starts=at.parts.starts[:, ::-1])
+    with refused("me", "pattern"):
+        kernels.check("me", dataclasses.replace(at, parts=other), content=True)
