@@ -50,7 +50,7 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
     """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
 
     Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
-    WIO, NDHWC with DHWIO, in groups or not) run on the sparse kernels, through casts, transposes, `jit`, `scan`,
+    WIO, NDHWC with DHWIO, in groups, transposed) run on the sparse kernels, through casts, transposes, `jit`, `scan`,
     `cond`, `while_loop` and `jax.checkpoint`. Stacked layers are used one by one, by the `scan` that goes through them
     or where `vmap` makes one product of all. For any other operation a packed weight is made dense, with a warning that
     names leaf and operation.
@@ -204,17 +204,23 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
         not _is_weight(x)
         and not weight.flipped
         and given["batch_group_count"] == 1
-        and set(given["lhs_dilation"]) == {1}
         and min(min(pair) for pair in given["padding"]) >= 0
     )
     convolve = _CONVOLUTIONS.get((conv.data, conv.kernel, conv.out)) if served else None
-    y = None if convolve is None else convolve(walker.context, eqn, x, weight)
+    y = None if convolve is None else convolve(walker.context, given, _spread(x, given["lhs_dilation"]), weight)
     return _materialise(walker, eqn, operands) if y is None else [y.astype(eqn.outvars[0].aval.dtype)]
 
 
-def _conv_1d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
+def _spread(x: Array, apart: Sequence[int]) -> Array:
+    """Images with zeros between their pixels, as a transposed convolution reads them."""
+    if set(apart) == {1}:
+        return x
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((0, 0, n - 1) for n in apart), (0, 0, 0)])
+
+
+def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
     """A product with the windows of x; None: there is none for this form of the weight."""
-    pattern, given = weight.pattern, eqn.params
+    pattern = weight.pattern
     if not isinstance(pattern, kernels.Folded) or pattern.matrix.shape != kernels.as_matrix(pattern.shape, 2):
         return None
     (stride,), (dilation,), (padding,) = (given[name] for name in ("window_strides", "rhs_dilation", "padding"))
@@ -229,11 +235,10 @@ def _conv_1d(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | No
     return over(context.batch, functools.partial(kernels.conv, groups=groups), rows[:, None], image)[:, 0]
 
 
-def _conv_nd(context: Context, eqn: Any, x: Array, weight: Weight) -> Array | None:
+def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
     """The sparse convolution; None: there is none for this form of the weight."""
     if not isinstance(weight.pattern, kernels.Pattern):
         return None
-    given = eqn.params
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
     groups = given["feature_group_count"]
     options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}

@@ -199,7 +199,7 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
     matrix = matrix_of(like)
     if not isinstance(matrix, Pattern):
         raise ValueError(f"make_stacked: like must be a Pattern, or a Folded of one, got {shown(like)}")
-    if mask.ndim != len(like.shape) + 1 or not len(mask):
+    if mask.shape[1:] != tuple(like.shape) or not len(mask):
         expected = ", ".join(("layers", *map(str, like.shape)))
         raise ValueError(f"make_stacked: mask must have shape ({expected}), with one layer or more, got {mask.shape}")
     if capacity is None:
