@@ -315,7 +315,8 @@ def packed(
         return (evaluate_packed if isinstance(state, PackedState) else arrays.evaluate)(state, batch)
 
     # `training` lays what is cut.
-    out = PackedState(whole, None, whole, None, whole, None, whole, whole) if cut else whole
+    own = ("params", "opt_state", "explored")
+    out: Any = PackedState(*(None if name in own else whole for name in PackedState._fields)) if cut else whole
     return arrays._replace(
         step=jax.jit(train, out_shardings=out, donate_argnums=0),
         rewire=rewire,
@@ -329,10 +330,10 @@ def _packed_sharding(mesh: Mesh, rules: sharding.Rules) -> NamedSharding | None:
     """Where packed weights lie: cut or whole on several devices, None on one."""
     if mesh.size == 1:
         return None
-    rules, over = tuple(map(tuple, rules)), {axis for axis, size in mesh.shape.items() if size > 1}
-    if rules in ((), sharding.ALL_FSDP) and over == {sharding.DATA}:
-        return sharding.split(mesh) if rules else sharding.whole(mesh)
-    if rules == sharding.ALL_OUTPUTS and over <= {sharding.DATA, sharding.MODEL} and sharding.MODEL in mesh.shape:
+    given, over = tuple(tuple(rule) for rule in rules), {axis for axis, size in mesh.shape.items() if size > 1}
+    if given in ((), sharding.ALL_FSDP) and over == {sharding.DATA}:
+        return sharding.split(mesh) if given else sharding.whole(mesh)
+    if given == sharding.ALL_OUTPUTS and over <= {sharding.DATA, sharding.MODEL} and sharding.MODEL in mesh.shape:
         return sharding.outputs(mesh)
     raise ValueError(
         "config.execution: packed weights lie whole on every device, or are all cut in one way; it takes a mesh of "

@@ -68,9 +68,9 @@ def _is_slabs(pattern: Any) -> bool:
 
 
 def _in_slabs(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
-    """The pattern in slabs, if it is that of a matrix whose outputs the devices divide, in whole runs."""
+    """The pattern in slabs, if it is a `Pattern` whose outputs the devices divide, in whole runs."""
     matrix, devices = kernels.matrix_of(pattern), _devices(sharding)
-    if not isinstance(matrix, kernels.Pattern) or len(matrix.shape) != 2 or matrix.units % devices:
+    if not isinstance(matrix, kernels.Pattern) or matrix.units % devices:
         return pattern
     slabs = kernels.make_slabs(mask.reshape(matrix.shape), matrix, devices, sharding.spec[-1])
     return slabs if matrix is pattern else dataclasses.replace(pattern, matrix=slabs)

@@ -194,7 +194,7 @@ def _dot_general(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]
 def _product(weight: Weight, rows: Array, transpose: bool, context: Context) -> Array:
     """rows[..., in] @ W, or rows[..., out] @ W.T."""
     product = functools.partial(kernels.matmul, transpose=transpose)
-    y = over(context.batch, product, rows, weight, transpose=transpose)
+    y = over(context.batch, product, rows, weight, cut=(transpose, not transpose))
     return y if context.observe is None else context.observe(dataclasses.replace(weight, flipped=transpose), rows, y)
 
 
@@ -237,12 +237,14 @@ def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | 
 
 def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
     """The sparse convolution; None: there is none for this form of the weight."""
-    if not isinstance(weight.pattern, kernels.Pattern):
+    pattern = weight.pattern
+    slabs = pattern.number if isinstance(pattern, kernels.Slabs) else 1
+    groups = given["feature_group_count"]
+    if not isinstance(pattern, (kernels.Pattern, kernels.Slabs)) or (groups > 1 and groups % slabs):
         return None
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
-    groups = given["feature_group_count"]
-    options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
-    y = over(context.batch, functools.partial(kernels.conv, **options), x, weight)
+    options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": max(1, groups // slabs)}
+    y = over(context.batch, functools.partial(kernels.conv, **options), x, weight, cut=(groups > 1, True))
     if context.observe is None:
         return y
     if groups > 1:

@@ -85,9 +85,9 @@ def packed_training(
       sharding: for several devices; see also `batch` of `run_packed`. `NamedSharding(mesh, PartitionSpec())` lays
         patterns and values whole on each device. `PartitionSpec("data")` cuts them, what the optimizer keeps for them,
         and dense leaves, along their largest axes that the devices divide: each device holds its part, and for a
-        product all have that leaf whole. `PartitionSpec(None, "model")` cuts matrices by their outputs: a device holds
+        product all have that leaf whole. `PartitionSpec(None, "model")` cuts weights by their outputs: a device holds
         the active weights of its own outputs and multiplies with these only, if the mesh of `batch` has that axis.
-        Matrices in tiles or n:m, whose outputs do not divide, convolutions and stacks are cut as by "data" before.
+        Tiles, n:m, stacks of layers, and weights whose outputs do not divide are cut as by "data" before.
         `unpack` and `rewire` cut params, masks and moments in the same way, so no device holds the dense model;
         params, state and gradients that are given may lie in any way on these devices. Whole are what the devices do
         not divide, and the masks from which every process builds the patterns on its host.

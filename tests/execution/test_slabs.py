@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import rigl_jax as rx
 from rigl_jax.execution import kernels
 from rigl_jax.execution.explain import name_of
 from tests.errors import refused
@@ -50,6 +52,32 @@ def test_products_are_those_of_the_matrix():
     )
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, kernels.gather(b, at) if b.shape == SHAPE else b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolutions_in_slabs(groups):
+    """Two devices for the batch, two for the outputs; and all slabs on one device."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    mask = RNG.random((3, 3, 8 // groups, 8)) < 0.5
+    kernel, x = np.float32(RNG.standard_normal(mask.shape)), np.float32(RNG.standard_normal((4, 5, 5, 8)))
+    slabs = lambda name, mask: kernels.make_slabs(mask, kernels.make_pattern(mask), 2, "model")  # noqa: E731
+    packed = rx.pack({"w": kernel}, {"w": mask}, choose=slabs)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **options)))
+
+    def gradients(loss):
+        return jax.grad(lambda values, x: loss(packed._replace(values=values), x), (0, 1))
+
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    over = jax.jit(gradients(rx.run_packed(loss, batch=split)))(packed.values, jax.device_put(x, split))
+    alone = jax.jit(gradients(rx.run_packed(loss)))(packed.values, x)
+    dw, dx = jax.grad(loss, (0, 1))({"w": kernel * mask}, x)
+    for dvalues, got in (over, alone):
+        np.testing.assert_allclose(dvalues["w"], kernels.gather(dw["w"], packed.patterns["w"]), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got, dx, rtol=1e-4, atol=1e-4)
 
 
 def test_sizes_stay_while_the_slabs_fit():

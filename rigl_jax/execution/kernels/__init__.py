@@ -9,7 +9,7 @@
 others on NVIDIA's GPUs where weights are sparse enough for them (`cuda.pays`), and in plain JAX elsewhere;
 `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere. `Folded` is any of them
 for a weight of more axes that a model uses as a matrix, `Stacked` a `Pattern` or `Folded` for each of the layers that a
-scan uses, `Slabs` a `Pattern` for each device's part of a matrix. `backends()` lists what is available.
+scan uses, `Slabs` a `Pattern` for each device's outputs. `backends()` lists what is available.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Matrices cut by their outputs into slabs of equal width, one for each device of a mesh axis: a pattern for each.
+"""Weights cut by their outputs into slabs of equal width, one for each device of a mesh axis: a pattern for each.
 
 A device that holds its slab computes its outputs from all inputs, and its share of a product with the transposed
 matrix; `execution.over` does so. Here all slabs are multiplied one after another.
@@ -30,13 +30,13 @@ ROOM = 1.125
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["shape", "over"])
 @dataclasses.dataclass(frozen=True)
 class Slabs:
-    """The patterns of a matrix's slabs. All have the same sizes, with padding.
+    """The patterns of a weight's slabs. All have the same sizes, with padding.
 
     Values are those of the first slab, then those of the second, and so on.
 
     Attributes:
-      parts: pattern of a slab [in, out // slabs], whose arrays have one more axis, of slabs, in front.
-      shape: (in, out) of the dense weight; static.
+      parts: pattern of a slab [..., out // slabs], whose arrays have one more axis, of slabs, in front.
+      shape: of the dense weight, as in `Pattern`; static.
       over: the mesh axis whose devices hold a slab each; static.
     """
 
@@ -68,41 +68,41 @@ class Slabs:
     capacity=rules.optional(rules.whole(0)),
 )
 def make_slabs(mask: np.ndarray, like: Pattern, slabs: int, over: str, *, capacity: int | None = None) -> Slabs:
-    """The patterns of a matrix's slabs, on the host.
+    """The patterns of a weight's slabs, on the host.
 
     Args:
-      mask: bool[in, out].
-      like: a pattern of the whole matrix: the slabs get its height and its blocks.
+      mask: bool[in, out], or that of a convolution's kernel, outputs last.
+      like: a pattern of the whole weight: the slabs get its height and its blocks.
       slabs: how many slabs there are; the outputs must be a multiple of `slabs * like.height`.
       over: the mesh axis whose devices hold a slab each.
       capacity: how many entries (runs of `like.height`) each slab has room for. Default: 9/8 of the fullest slab's.
 
     Raises:
-      ValueError: another rank, outputs that do not divide, a mask that does not fit the height or the capacity.
+      ValueError: outputs that do not divide, a mask that does not fit the pattern's height or the capacity.
 
     >>> mask = np.eye(4, dtype=bool)
     >>> slabs = make_slabs(mask, pattern.make_pattern(mask), 2, "model")
     >>> slabs.number, slabs.parts.shape
     (2, (4, 2))
     """
-    if mask.ndim != 2 or mask.shape[1] % (slabs * like.height):
+    if mask.ndim != len(like.shape) or mask.shape[-1] % (slabs * like.height):
         raise ValueError(
-            f"make_slabs: mask must have shape (in, out), with outputs that {slabs} slabs of runs of {like.height} "
-            f"divide, got {mask.shape}"
+            f"make_slabs: mask must have {len(like.shape)} axes, and outputs that {slabs} slabs of runs of "
+            f"{like.height} divide, got {mask.shape}"
         )
-    masks = np.split(mask, slabs, axis=1)
+    masks = np.split(mask, slabs, axis=-1)
     if capacity is None:
         most = masks[0].size // like.height
         capacity = min(math.ceil(ROOM * max(int(m.sum()) // like.height for m in masks)), most)
-    units = masks[0].shape[1] // like.height
-    sizes = {"block": like.block, "block_t": max(1, min(like.block_t, units)), "capacity": capacity}
+    rows_t = masks[0].shape[-1] // like.height * like.taps
+    sizes = {"block": like.block, "block_t": max(1, min(like.block_t, rows_t)), "capacity": capacity}
     made = [pattern.make_pattern(m, height=like.height, **sizes) for m in masks]
     return Slabs(jax.tree.map(lambda *a: jnp.stack(a), *made), tuple(mask.shape), over)
 
 
 def rebuild(at: Slabs, mask: np.ndarray, capacity: int | None) -> Slabs:
     """The slabs of another mask, with the same kernel; of the same size where they fit and no capacity is given."""
-    slabs = np.split(mask, at.number, axis=1)
+    slabs = np.split(mask, at.number, axis=-1)
     if capacity is None and max(int(m.sum()) // at.parts.height for m in slabs) <= room(at):
         capacity = room(at)
     return make_slabs(mask, at.parts, at.number, at.over, capacity=capacity)
@@ -123,8 +123,8 @@ def check_sizes(who: str, at: Slabs) -> None:
     if not isinstance(at, Slabs) or not isinstance(at.parts, Pattern):
         raise ValueError(f"{who}: expected Slabs, got {kind(at)}")
     numbers = {getattr(a, "shape", ())[:1] for a in jax.tree.leaves(at.parts)}
-    inputs, width = at.parts.shape
-    if len(numbers) != 1 or numbers == {()} or tuple(at.shape) != (inputs, width * at.number):
+    *lead, width = at.parts.shape
+    if len(numbers) != 1 or numbers == {()} or tuple(at.shape) != (*lead, width * at.number):
         raise ValueError(f"{who}: Slabs of shape {shown(at.shape)} need parts that make it up, got {kind(at.parts)}")
     pattern.check_sizes(who, at.part)
 
@@ -146,16 +146,14 @@ def clear_padding(values: Array, at: Slabs, clear: Callable[[Array, Pattern], Ar
 @jax.jit
 def gather(dense: Array, at: Slabs) -> Array:
     """The values of a dense weight in storage order, [nnz], 0 for padding."""
-    inputs, outputs = at.shape
-    parts = jnp.moveaxis(dense.reshape(inputs, at.number, outputs // at.number), 1, 0)
-    return jax.vmap(pattern.gather)(parts, at.parts).reshape(-1)
+    return jax.vmap(pattern.gather)(_split(dense, at), at.parts).reshape(-1)
 
 
 @jax.jit
 def scatter(values: Array, at: Slabs) -> Array:
     """The dense weight of values [nnz]; zeros elsewhere."""
     parts = jax.vmap(pattern.scatter)(values.reshape(at.number, -1), at.parts)
-    return jnp.moveaxis(parts, 0, 1).reshape(at.shape)
+    return _joined(parts)
 
 
 def matmul(x: Array, values: Array, at: Slabs, *, transpose: bool = False) -> Array:
@@ -166,9 +164,35 @@ def matmul(x: Array, values: Array, at: Slabs, *, transpose: bool = False) -> Ar
     """
     check_sizes("matmul", at)
     arrays.check_operands("matmul", x, values, inputs=at.shape[int(transpose)], nnz=at.nnz)
+    product = functools.partial(linear.matmul, transpose=transpose)
+    return one_by_one(product, x, values, at, (transpose, not transpose))
+
+
+def one_by_one(product: Callable[..., Array], x: Array, values: Array, at: Slabs, cut: tuple[bool, bool]) -> Array:
+    """The product of x and a weight, of one slab after another.
+
+    Args:
+      product: `(x, values, pattern) -> y` of a slab.
+      x: the other operand.
+      values: of all slabs.
+      at: the slabs.
+      cut: whether a slab takes its part of the last axis of x, and gives its part of the last axis of y. What is no
+        part of y is a term of a sum.
+    """
     parts = values.reshape(at.number, -1), at.parts
-    if not transpose:
-        y = jax.lax.map(lambda part: linear.matmul(x, *part), parts)
-        return jnp.moveaxis(y, 0, -2).reshape(*x.shape[:-1], at.shape[1])
-    split = jnp.moveaxis(x.reshape(*x.shape[:-1], at.number, at.shape[1] // at.number), -2, 0)
-    return jax.lax.map(lambda pair: linear.matmul(pair[0], *pair[1], transpose=True), (split, parts)).sum(axis=0)
+    if cut[0]:
+        y = jax.lax.map(lambda pair: product(pair[0], *pair[1]), (_split(x, at), parts))
+    else:
+        y = jax.lax.map(lambda part: product(x, *part), parts)
+    return _joined(y) if cut[1] else y.sum(axis=0)
+
+
+def _split(x: Array, at: Slabs) -> Array:
+    """The last axis in parts, first."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], at.number, x.shape[-1] // at.number), -2, 0)
+
+
+def _joined(parts: Array) -> Array:
+    """The inverse of `_split`."""
+    x = jnp.moveaxis(parts, 0, -2)
+    return x.reshape(*x.shape[:-2], -1)
