@@ -314,9 +314,8 @@ def packed(
     def evaluate(state: State, batch: Batch) -> Array:
         return (evaluate_packed if isinstance(state, PackedState) else arrays.evaluate)(state, batch)
 
-    # `training` lays what is cut.
-    own = ("params", "opt_state", "explored")
-    out: Any = PackedState(*(None if name in own else whole for name in PackedState._fields)) if cut else whole
+    own = ("params", "opt_state", "explored")  # `training` lays what is cut
+    out = PackedState._make(None if name in own else whole for name in PackedState._fields) if cut else whole
     return arrays._replace(
         step=jax.jit(train, out_shardings=out, donate_argnums=0),
         rewire=rewire,

@@ -57,6 +57,11 @@ def test_rules_count_axes_from_the_last():
         "dense/kernel": P("data"),
         "dense/bias": P(),  # nothing to divide
     }
+    assert sharding.specs(sharding.ALL_OUTPUTS, SHAPES, grid(data=2, model=4)) == {
+        "conv/kernel": P(None, None, None, "model"),
+        "dense/kernel": P("model"),  # 4 does not divide its outputs
+        "dense/bias": P(),
+    }
     both = sharding.specs((("conv/kernel", (["data", "model"],)),), SHAPES, grid(data=4, model=2))
     assert both["conv/kernel"] == P(None, None, None, ("data", "model"))
 
@@ -69,12 +74,14 @@ def test_rules_count_axes_from_the_last():
         (("dense/kernel", ("modle",)), "modle dense/kernel data model"),
         (("dense/kernel", ("model",)), "dense/kernel model"),
         (("dense/kernel", "model"), "config.sharding[0]"),
+        ((".*", "outputs"), "model data"),
         (("dense/kernel",), "config.sharding[0]"),
     ],
 )
 def test_a_wrong_rule(rule, named):
+    mesh = grid(data=8) if rule[-1] == "outputs" else grid(data=2, model=4)
     with refused(*named.split()):
-        sharding.specs((rule,), SHAPES, grid(data=2, model=4))
+        sharding.specs((rule,), SHAPES, mesh)
 
 
 def test_drift_is_told_with_who_holds_what():

@@ -102,10 +102,14 @@ def make_slabs(mask: np.ndarray, like: Pattern, slabs: int, over: str, *, capaci
 
 def rebuild(at: Slabs, mask: np.ndarray, capacity: int | None) -> Slabs:
     """The slabs of another mask, with the same kernel; of the same size where they fit and no capacity is given."""
-    slabs = np.split(mask, at.number, axis=-1)
-    if capacity is None and max(int(m.sum()) // at.parts.height for m in slabs) <= room(at):
+    if capacity is None and least(at, mask) <= at.nnz:
         capacity = room(at)
     return make_slabs(mask, at.parts, at.number, at.over, capacity=capacity)
+
+
+def least(at: Slabs, mask: np.ndarray) -> int:
+    """How many values slabs of a mask must have room for, each as many as the fullest holds."""
+    return at.number * max(int(part.sum()) for part in np.split(mask, at.number, axis=-1))
 
 
 def room(at: Slabs) -> int:
