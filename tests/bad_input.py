@@ -223,7 +223,7 @@ COMPUTE = [
     (
         "sharding",
         lambda: rx.packed_training(
-            SGD, rx.rigl(PLAN), key=KEY, sharding=NamedSharding(TWO, PartitionSpec(None, "data"))
+            SGD, rx.rigl(PLAN), key=KEY, sharding=NamedSharding(TWO, PartitionSpec(None, None, "data"))
         ),
     ),
     *(("packed_training", lambda f=f: rx.packed_training(SGD, f(PLAN), key=KEY)) for f in (rx.ste, rx.snfs)),
