@@ -252,7 +252,7 @@ def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | 
     return context.observe(weight, conv_patches(x, weight.pattern, strides, padding, dilation), y)
 
 
-_CONVOLUTIONS = {
+_CONVOLUTIONS: dict[tuple[tuple[int, ...], ...], Callable[[Context, Any, Array, Weight], Array | None]] = {
     ((0, 2, 1), (2, 1, 0), (0, 2, 1)): _conv_1d,  # NWC, WIO
     ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)): _conv_nd,  # NHWC, HWIO
     ((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3)): _conv_nd,  # NDHWC, DHWIO

@@ -186,8 +186,13 @@ def _of_slices(pattern: Pattern, geometry: Geometry) -> tuple[Pattern, Geometry]
     """The 2-D convolution of the slices, with the depth of the kernel among its channels."""
     *_, height, width, channels, out = pattern.shape
     shape = (height, width, math.prod(pattern.shape[:-4]) * channels, out)
-    pairs = (sizes[-2:] for sizes in geometry[:4])
-    return dataclasses.replace(pattern, shape=shape), Geometry(*pairs, *geometry[4:])
+    of_slices = geometry._replace(
+        image=geometry.image[-2:],
+        strides=geometry.strides[-2:],
+        padding=geometry.padding[-2:],
+        dilation=geometry.dilation[-2:],
+    )
+    return dataclasses.replace(pattern, shape=shape), of_slices
 
 
 def _slices(x: Array, taps: int, geometry: Geometry) -> Array:
@@ -227,10 +232,10 @@ def patches(x: Array, pattern: Pattern, strides: Sizes, padding: Sequence[Pair],
     geometry = Geometry(x.shape[1:-1], strides, tuple(padding), dilation, 1, "auto")
     if x.ndim == 5:
         x = _slices(x, pattern.shape[0], geometry)
-    flat, (_, strides, padding, dilation, *_) = _of_slices(pattern, geometry)
+    flat, of = _of_slices(pattern, geometry)
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated_patches(
-        x, flat.shape[:2], strides, padding, rhs_dilation=dilation, dimension_numbers=numbers
+        x, flat.shape[:2], of.strides, of.padding, rhs_dilation=of.dilation, dimension_numbers=numbers
     )
 
 
