@@ -195,7 +195,7 @@ def _matrix(pattern: Any) -> Any:
 def _kernel_for(mask: np.ndarray) -> Any:
     if mask.ndim == 3:
         mask = mask.reshape(kernels.as_matrix(mask.shape, kernels.squarest_split(mask.shape)))
-    return kernels.make_pattern(mask) if mask.ndim in kernels.pattern.RANKS and mask.any() else None
+    return kernels.make_pattern(mask) if kernels.sorting.fits(mask.shape) and mask.any() else None
 
 
 def _measure(pattern: Any, density: float, batch: int, image: int, repeats: int) -> tuple[float, float, float]:

@@ -72,7 +72,7 @@ def _in_slabs(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
     matrix, devices = kernels.matrix_of(pattern), _devices(sharding)
     if not isinstance(matrix, kernels.Pattern) or matrix.units % devices:
         return pattern
-    slabs = kernels.make_slabs(mask.reshape(matrix.shape), matrix, devices, sharding.spec[-1])
+    slabs = kernels.make_slabs(kernels.folded.inward(mask, pattern), matrix, devices, sharding.spec[-1])
     return slabs if matrix is pattern else dataclasses.replace(pattern, matrix=slabs)
 
 

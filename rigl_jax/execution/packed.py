@@ -71,7 +71,9 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None, plan: Pl
       choose: the pattern of each leaf; default `best_pattern`. Pass `lambda name, mask: None` to store all dense, or
         your own choice of kernels.
       plan: tells which leaves are stacks of layers that `lax.scan` or `nn.scan` uses, layers first: `best_pattern` then
-        chooses for their layers. Without it a stack of matrices is taken for a weight of three axes.
+        chooses for their layers. Without it a stack of matrices is taken for a weight of three axes. It also tells
+        which axes of a convolution's kernel are what; without it a kernel of Equinox or PyTorch (OIHW) is taken for one
+        of Flax (HWIO), and is made dense by the model.
 
     Returns:
       The packed weights. `unpack` gives `apply_masks(params, masks)` back, bit for bit.
@@ -190,8 +192,9 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
     It uses runs of 16, 8 or 4 outputs if the mask consists of such runs, and whole 32 x 32 tiles if the native CPU
     kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
     `kernels.squarest_split`; if the model contracts other axes, the leaf is made dense there, with a warning. A leaf
-    of four or five axes is treated as the kernel of a 2-D or 3-D convolution (HWIO, DHWIO). Leaves of other ranks stay
-    dense, and so do those with a density above `DENSE_ABOVE`, or `CONV_DENSE_ABOVE` for convolutions.
+    of four or five axes is treated as the kernel of a 2-D or 3-D convolution (HWIO, DHWIO; `pack` knows another order
+    from its plan). Leaves of other ranks stay dense, and so do those with a density above `DENSE_ABOVE`, or
+    `CONV_DENSE_ABOVE` for convolutions.
 
     >>> best_pattern("w", np.ones((64, 64), bool)) is None  # dense
     True
@@ -202,7 +205,7 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
         return None if matrix is None else kernels.Folded(matrix, mask.shape, split)
     native = kernels.native_in_use()
     highest = CONV_DENSE_ABOVE if mask.ndim > 2 and native else DENSE_ABOVE
-    if mask.ndim not in kernels.pattern.RANKS or not mask.any() or mask.mean() > highest:
+    if not kernels.sorting.fits(mask.shape) or not mask.any() or mask.mean() > highest:
         return None
     if mask.ndim == 2 and not native and _in_tiles(mask, 32):
         return kernels.make_block_pattern(mask, (32, 32))
@@ -211,13 +214,20 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
 
 
 def best_choice(plan: Plan | None) -> Choose:
-    """`best_pattern`, for each layer of the leaves that the plan says are stacks."""
-    stacks = {name: leaf.axes.stack for name, leaf in (plan or {}).items() if leaf.axes is not None and leaf.axes.stack}
+    """`best_pattern`: for a stack that of each layer, for a convolution that of the kernel as HWIO or DHWIO."""
+    known = {name: leaf.axes for name, leaf in (plan or {}).items() if leaf.axes is not None}
 
     def choose(name: str, mask: np.ndarray) -> Any:
-        if name not in stacks:
+        axes = known.get(name)
+        if axes is not None and axes.stack:
+            return _best_stack(name, mask) if {axis % mask.ndim for axis in axes.stack} == {0} else None
+        if axes is None or len(axes.window) not in (2, 3) or len(axes.inputs) != 1 or len(axes.outputs) != 1:
             return best_pattern(name, mask)
-        return _best_stack(name, mask) if {axis % mask.ndim for axis in stacks[name]} == {0} else None
+        order = tuple(axis % mask.ndim for axis in (*axes.window, *axes.inputs, *axes.outputs))
+        if order == tuple(range(mask.ndim)):
+            return best_pattern(name, mask)
+        moved = best_pattern(name, mask.transpose(order))
+        return None if moved is None else kernels.Moved(moved, mask.shape, order)
 
     return choose
 

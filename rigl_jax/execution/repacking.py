@@ -70,7 +70,7 @@ def _needed(pattern: Any, mask: np.ndarray) -> int:
     """How many values a leaf has that is stored in the best way."""
     matrix = None if isinstance(pattern, Whole) else kernels.matrix_of(pattern)
     if isinstance(matrix, kernels.Slabs):
-        return kernels.slabs.least(matrix, mask.reshape(matrix.shape))
+        return kernels.slabs.least(matrix, kernels.folded.inward(mask, pattern))
     return mask.size if pattern is None or isinstance(pattern, Whole) else int(mask.sum())
 
 

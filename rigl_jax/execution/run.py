@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from rigl_jax import checks, trees
@@ -49,11 +50,11 @@ class Context(NamedTuple):
 def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None) -> Callable[..., Any]:
     """`apply` on packed weights: the same function, called with a `Packed` wherever it takes params.
 
-    Matrix products (`dot_general`, also over several axes as in attention) and convolutions (NHWC with HWIO, NWC with
-    WIO, NDHWC with DHWIO, in groups, transposed) run on the sparse kernels, through casts, transposes, `jit`, `scan`,
-    `cond`, `while_loop` and `jax.checkpoint`. Stacked layers are used one by one, by the `scan` that goes through them
-    or where `vmap` makes one product of all. For any other operation a packed weight is made dense, with a warning that
-    names leaf and operation.
+    Matrix products (`dot_general`, also over several axes as in attention) and convolutions (1-D with WIO kernels, 2-D
+    and 3-D; in groups, transposed) run on the sparse kernels, through casts, transposes, `jit`, `scan`, `cond`,
+    `while_loop` and `jax.checkpoint`. Kernels are HWIO and DHWIO, or have the order that their plan says. Stacked
+    layers are used one by one, by the `scan` that goes through them or where `vmap` makes one product of all. For any
+    other operation a packed weight is made dense, with a warning that names leaf and operation.
     Differentiable in `packed.values`; works inside jit, grad, scan and vmap over the batch.
 
     Args:
@@ -200,15 +201,22 @@ def _product(weight: Weight, rows: Array, transpose: bool, context: Context) -> 
 
 def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     (x, weight), conv, given = operands, geometry.conv(eqn), eqn.params
+    kernel = (*conv.kernel[2:], conv.kernel[1], conv.kernel[0])
     served = (
         not _is_weight(x)
         and not weight.flipped
+        and weight.order == kernel
         and given["batch_group_count"] == 1
         and min(min(pair) for pair in given["padding"]) >= 0
     )
-    convolve = _CONVOLUTIONS.get((conv.data, conv.kernel, conv.out)) if served else None
-    y = None if convolve is None else convolve(walker.context, given, _spread(x, given["lhs_dilation"]), weight)
-    return _materialise(walker, eqn, operands) if y is None else [y.astype(eqn.outvars[0].aval.dtype)]
+    if not served:
+        return _materialise(walker, eqn, operands)
+    data, out = ((spec[0], *spec[2:], spec[1]) for spec in (conv.data, conv.out))  # channels last
+    convolve = _conv_1d if len(kernel) == 3 else _conv_nd
+    y = convolve(walker.context, given, _spread(x.transpose(data), given["lhs_dilation"]), weight)
+    if y is None:
+        return _materialise(walker, eqn, operands)
+    return [y.transpose(np.argsort(out)).astype(eqn.outvars[0].aval.dtype)]
 
 
 def _spread(x: Array, apart: Sequence[int]) -> Array:
@@ -237,11 +245,12 @@ def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | 
 
 def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
     """The sparse convolution; None: there is none for this form of the weight."""
-    pattern = weight.pattern
+    pattern = weight.pattern.matrix if isinstance(weight.pattern, kernels.Moved) else weight.pattern
     slabs = pattern.number if isinstance(pattern, kernels.Slabs) else 1
     groups = given["feature_group_count"]
     if not isinstance(pattern, (kernels.Pattern, kernels.Slabs)) or (groups > 1 and groups % slabs):
         return None
+    weight = dataclasses.replace(weight, pattern=pattern)
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
     options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": max(1, groups // slabs)}
     y = over(context.batch, functools.partial(kernels.conv, **options), x, weight, cut=(groups > 1, True))
@@ -250,14 +259,6 @@ def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | 
     if groups > 1:
         _refuse_observer(context, [weight], "convolution in groups")
     return context.observe(weight, conv_patches(x, weight.pattern, strides, padding, dilation), y)
-
-
-_CONVOLUTIONS: dict[tuple[tuple[int, ...], ...], Callable[[Context, Any, Array, Weight], Array | None]] = {
-    ((0, 2, 1), (2, 1, 0), (0, 2, 1)): _conv_1d,  # NWC, WIO
-    ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)): _conv_nd,  # NHWC, HWIO
-    ((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3)): _conv_nd,  # NDHWC, DHWIO
-}
-"""By the axes of images, kernel and result, as `geometry.Conv` counts them."""
 
 
 def _cast(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:

@@ -134,9 +134,9 @@ def rewire_streamed(
     """`PackedTraining.rewire` for RigL with its defaults; memory is proportional to the number of active weights.
 
     In every packed leaf the `share` of smallest |w| is dropped, rounded down, and as many are grown where |gradient| is
-    largest, at zero. The step trains nothing. Ties go to the lower index of the dense weight. The masks are those of
-    the masked path, up to the rounding of the gradient itself. A leaf in which a weight, or the gradient of a weight
-    that is not kept, is infinite or NaN stays as it is.
+    largest, at zero. The step trains nothing. Ties go to the lower index of the dense weight (of a `Moved` one, as HWIO
+    or DHWIO). The masks are those of the masked path, up to the rounding of the gradient itself. A leaf in which a
+    weight, or the gradient of a weight that is not kept, is infinite or NaN stays as it is.
 
     Args:
       inner: the inner optimizer.
@@ -208,7 +208,7 @@ def _check_factors(name: str, factors: Any, matrix: kernels.Pattern) -> None:
 class _Move:
     """The new pattern of a leaf, and for each of its entries the index of the same weight before, or -1."""
 
-    pattern: kernels.Pattern | kernels.Folded
+    pattern: kernels.Pattern | kernels.Folded | kernels.Moved
     origin: Array
 
 

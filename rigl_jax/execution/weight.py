@@ -48,6 +48,12 @@ class Weight:
         return int(len(self.pattern.shape) == 2)
 
     @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of the weight in the order of its pattern."""
+        pattern = self.pattern
+        return pattern.axes if isinstance(pattern, kernels.Moved) else tuple(range(len(pattern.shape)))
+
+    @property
     def dtype(self) -> Any:
         """The dtype that the model sees."""
         return self.values.dtype

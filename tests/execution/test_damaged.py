@@ -155,6 +155,11 @@ def test_a_folded_pattern_of_another_matrix_is_refused():
     pattern = packed_of("folded").patterns["folded"]
     with refused("Folded"):
         kernels.scatter(jnp.ones(pattern.nnz), dataclasses.replace(pattern, split=2))
+    moved = kernels.Moved(packed_of("conv").patterns["conv"], (4, 2, 3, 3), (2, 3, 1, 0))
+    kernels.check("check", moved, content=True)
+    for change in ({"axes": (3, 2, 0, 1)}, {"axes": (2, 2, 1, 0)}, {"shape": (2, 4, 3, 3)}):
+        with refused("Moved"):
+            kernels.scatter(jnp.ones(moved.nnz), dataclasses.replace(moved, **change))
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 3, 0, 5), (3, 3, 4, 0), (0, 4)])

@@ -1,5 +1,7 @@
 """Packing: exact inverses, and which kernel a leaf gets."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,11 @@ import numpy as np
 import pytest
 
 import rigl_jax as rx
-from rigl_jax.execution import Packed, Whole, best_pattern, kernels, masks_of, nbytes
+from rigl_jax.execution import Packed, best_pattern, kernels, masks_of, nbytes
 from rigl_jax.execution.repacking import same_kernels
 from tests.errors import refused
 
-SHAPES = [(), (3,), (4, 5), (3, 3, 2, 4), (2, 3, 4)]
+SHAPES = [(), (3,), (4, 5), (3, 3, 2, 4), (2, 3, 4), (3, 2, 2, 3, 2)]
 
 
 def tree(density, seed):
@@ -32,10 +34,11 @@ def test_unpack_inverts_pack_exactly(density):
 def test_only_active_values_are_kept():
     params, masks = tree(0.35, 0)
     packed = rx.pack(params, masks)
-    for name in ("2", "3", "4"):  # a matrix, a convolution's kernel, one of three axes
+    for name in ("2", "3", "4", "5"):  # a matrix, a convolution's kernel, one of three axes, one of five
         assert packed.values[name].shape == (int(masks[name].sum()),)
-    five = rx.pack({"w": jnp.ones((2, 2, 2, 2, 2))}, {"w": jnp.zeros((2, 2, 2, 2, 2), bool)})
-    assert isinstance(five.patterns["w"], Whole)  # five axes: no kernel
+    for shape in ((2, 2, 2, 2, 2, 2), (300, 300, 1, 1)):  # no kernel has six axes, or so large a window
+        mask = np.arange(math.prod(shape)).reshape(shape) % 3 == 0
+        assert best_pattern("w", mask) is None
     assert packed.patterns["0"] is packed.patterns["1"] is None
 
 

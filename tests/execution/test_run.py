@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -364,6 +365,47 @@ def test_equinox():
     run = rx.run_packed(lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x))
     expected = jax.vmap(eqx.combine(rx.apply_masks(arrays, masks), static))(X)
     np.testing.assert_allclose(jax.jit(run)(rx.pack(arrays, masks), X), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_convolutions_of_equinox():
+    """Images NCHW and NCDHW, kernels OIHW and OIDHW, as the plan says."""
+    keys, rng = jax.random.split(jax.random.key(0), 3), np.random.default_rng(0)
+    model = {
+        "conv": eqx.nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, key=keys[0]),
+        "groups": eqx.nn.Conv2d(4, 6, 3, groups=2, key=keys[1]),
+        "deep": eqx.nn.Conv3d(4, 3, (2, 1, 3), key=keys[2]),
+    }
+    params, static = eqx.partition(model, eqx.is_array)
+    images, volumes = (rng.standard_normal(shape, np.float32) for shape in ((3, 4, 5, 6), (3, 4, 3, 4, 5)))
+
+    def total(params, images, volumes):
+        layers = eqx.combine(params, static)
+        seen = [jax.vmap(layers[name])(images) for name in ("conv", "groups")] + [jax.vmap(layers["deep"])(volumes)]
+        return sum(jnp.sum(jnp.sin(y)) for y in seen)
+
+    plan = rx.make_plan(params, 0.7, apply=total, inputs=(images, volumes))
+    training = rx.packed_training(optax.sgd(0.1), rx.set_(plan, period=1), key=jax.random.key(0))
+    packed, state = training.init(params)
+    packed, state = training.rewire(params, state, packed)
+    moved = [x for x in jax.tree.leaves(packed.patterns, is_leaf=is_moved) if is_moved(x)]
+    assert sorted(pattern.axes for pattern in moved) == [(2, 3, 1, 0), (2, 3, 1, 0), (2, 3, 4, 1, 0)]
+
+    @jax.jit
+    def both(packed, dense):
+        run = rx.run_packed(total)
+        sparse = jax.value_and_grad(lambda v: run(packed._replace(values=v), images, volumes))(packed.values)
+        return sparse, jax.value_and_grad(total)(dense, images, volumes)
+
+    (y, dvalues), (want, dparams) = both(packed, rx.unpack(packed))
+    masks = rx.execution.masks_of(packed)
+    assert int(masks["deep"].weight.sum()) == plan["deep/weight"].n_active
+    got = rx.unpack(packed._replace(values=dvalues))
+    chex.assert_trees_all_close((y, got), (want, rx.apply_masks(dparams, masks)), atol=1e-4)
+
+
+def is_moved(x):
+    return isinstance(x, kernels.Moved)
 
 
 def test_static_arguments_stay_static():

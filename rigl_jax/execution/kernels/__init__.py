@@ -8,8 +8,9 @@
 `Pattern` (unstructured, constant fan-in, runs of 4, 8 or 16 outputs, convolutions) runs on native kernels on CPUs, on
 others on NVIDIA's GPUs where weights are sparse enough for them (`cuda.pays`), and in plain JAX elsewhere;
 `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere. `Folded` is any of them
-for a weight of more axes that a model uses as a matrix, `Stacked` a `Pattern` or `Folded` for each of the layers that a
-scan uses, `Slabs` a `Pattern` for each device's outputs. `backends()` lists what is available.
+for a weight of more axes that a model uses as a matrix, `Moved` a `Pattern` for a convolution's kernel whose axes have
+another order, `Stacked` a `Pattern`, `Folded` or `Moved` for each of the layers that a scan uses, `Slabs` a `Pattern`
+for each device's outputs. `backends()` lists what is available.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays, block, folded, linear, n_of_m, pattern, slabs, stacked
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
-from rigl_jax.execution.kernels.folded import Folded, as_matrix, matrix_of, squarest_split
+from rigl_jax.execution.kernels.folded import Folded, Moved, as_matrix, inward, matrix_of, outward, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 from rigl_jax.execution.kernels.slabs import Slabs, make_slabs
@@ -41,6 +42,7 @@ __all__ = [
     "Backend",
     "BlockPattern",
     "Folded",
+    "Moved",
     "NMPattern",
     "Pattern",
     "Slabs",
@@ -99,7 +101,7 @@ def native_in_use() -> bool:
 
 
 MatrixPattern = Pattern | BlockPattern | NMPattern | Slabs
-LayerPattern = MatrixPattern | Folded
+LayerPattern = MatrixPattern | Folded | Moved
 AnyPattern = LayerPattern | Stacked
 _LAYER = rules.one_of(LayerPattern, "a pattern of one layer, such as make_pattern gives")
 _ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
@@ -136,7 +138,7 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
         for layer in _layers(at) if known else (at.layer,):
             check(who, layer, content=known)
         return
-    if isinstance(at, Folded):
+    if isinstance(at, (Folded, Moved)):
         folded.check_sizes(who, at)
         at = at.matrix
     family = _FAMILIES[type(at)].module
@@ -155,8 +157,7 @@ def matmul(x: Array, values: Array, at: LayerPattern, *, transpose: bool = False
 
     For a `Folded`, `in` and `out` are those of its matrix. Only `Pattern` uses `level`.
     """
-    if isinstance(at, Folded):
-        at = at.matrix
+    at = matrix_of(at)
     options = {"level": level} if isinstance(at, Pattern) else {}
     return _FAMILIES[type(at)].matmul(x, values, at, transpose=transpose, **options)
 
@@ -173,9 +174,9 @@ def rebuild(at: AnyPattern, mask: np.ndarray, *, capacity: int | None = None) ->
     """
     if isinstance(at, Stacked):
         return make_stacked(mask, at.layer, capacity=capacity)
-    if isinstance(at, Folded):
-        mask = mask.reshape(as_matrix(at.shape, at.split))
-        return dataclasses.replace(at, matrix=_FAMILIES[type(at.matrix)].rebuild(at.matrix, mask, capacity))
+    if isinstance(at, (Folded, Moved)):
+        matrix = _FAMILIES[type(at.matrix)].rebuild(at.matrix, inward(mask, at), capacity)
+        return dataclasses.replace(at, matrix=matrix)
     return _FAMILIES[type(at)].rebuild(at, mask, capacity)
 
 
@@ -263,8 +264,8 @@ def gather(dense: Array, at: AnyPattern) -> Array:
     check("gather", at)
     if isinstance(at, Stacked):
         return jax.vmap(gather)(dense, at.layers).reshape(-1)
-    if isinstance(at, Folded):
-        return gather(dense.reshape(as_matrix(at.shape, at.split)), at.matrix)
+    if isinstance(at, (Folded, Moved)):
+        return gather(inward(dense, at), at.matrix)
     return _FAMILIES[type(at)].module.gather(dense, at)
 
 
@@ -276,6 +277,6 @@ def scatter(values: Array, at: AnyPattern) -> Array:
     check("scatter", at)
     if isinstance(at, Stacked):
         return jax.vmap(scatter)(values.reshape(at.shape[0], -1), at.layers)
-    if isinstance(at, Folded):
-        return scatter(values, at.matrix).reshape(at.shape)
+    if isinstance(at, (Folded, Moved)):
+        return outward(scatter(values, at.matrix), at)
     return _FAMILIES[type(at)].module.scatter(values, at)

@@ -1,6 +1,7 @@
-"""Weights of more than two axes that a model uses as matrices.
+"""Weights whose axes are not those of their pattern.
 
-Attention's [in, heads, size] and [heads, size, out], and the kernels [taps, in, out] of 1-D convolutions.
+`Folded`: of more than two axes, used as a matrix: attention's [in, heads, size] and [heads, size, out], and the kernels
+[taps, in, out] of 1-D convolutions. `Moved`: the kernels [out, in, kh, kw] of Equinox and PyTorch.
 """
 
 from __future__ import annotations
@@ -43,13 +44,56 @@ class Folded:
         return self.matrix.nnz
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["shape", "axes"])
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """The pattern of the kernel of a convolution whose axes have another order than HWIO or DHWIO.
+
+    Attributes:
+      matrix: pattern of the weight transposed by `axes`.
+      shape: of the dense weight; static.
+      axes: those of the weight in the order of the pattern: its window, inputs, outputs; static.
+    """
+
+    matrix: Pattern | BlockPattern | NMPattern | Slabs
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def nnz(self) -> int:
+        """Number of values."""
+        return self.matrix.nnz
+
+
 def matrix_of(pattern: Any) -> Any:
-    """The pattern of the matrix that a weight is used as: that in a `Folded`, else the pattern itself."""
-    return pattern.matrix if isinstance(pattern, Folded) else pattern
+    """The pattern of what a weight is used as: that in a `Folded` or `Moved`, else the pattern itself."""
+    return pattern.matrix if isinstance(pattern, (Folded, Moved)) else pattern
 
 
-def check_sizes(who: str, pattern: Folded) -> None:
-    """ValueError if the matrix does not have the shape that the weight's shape and split imply. Works under jit."""
+def inward(dense: Any, pattern: Any) -> Any:
+    """A dense weight in the shape of `matrix_of(pattern)`."""
+    if isinstance(pattern, Moved):
+        return dense.transpose(pattern.axes)
+    return dense.reshape(as_matrix(pattern.shape, pattern.split)) if isinstance(pattern, Folded) else dense
+
+
+def outward(dense: Any, pattern: Folded | Moved) -> Any:
+    """The inverse of `inward`."""
+    if isinstance(pattern, Moved):
+        return dense.transpose(np.argsort(pattern.axes))
+    return dense.reshape(pattern.shape)
+
+
+def check_sizes(who: str, pattern: Folded | Moved) -> None:
+    """ValueError if the matrix does not have the shape that the static fields imply. Works under jit."""
+    if isinstance(pattern, Moved):
+        sound = sorted(pattern.axes) == list(range(len(pattern.shape)))
+        if not sound or tuple(pattern.shape[axis] for axis in pattern.axes) != tuple(pattern.matrix.shape):
+            raise ValueError(
+                f"{who}: a Moved of shape {pattern.shape} with axes {pattern.axes} needs a pattern of that transposed, "
+                f"got one of shape {pattern.matrix.shape}"
+            )
+        return
     if not 0 < pattern.split < len(pattern.shape) or as_matrix(pattern.shape, pattern.split) != pattern.matrix.shape:
         raise ValueError(
             f"{who}: a Folded of shape {pattern.shape} split at {pattern.split} needs a pattern of that matrix, "

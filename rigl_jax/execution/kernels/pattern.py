@@ -24,15 +24,13 @@ from rigl_jax import arguments as rules
 from rigl_jax import checks, native
 from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays, sorting
-from rigl_jax.execution.kernels.sorting import MOST
+from rigl_jax.execution.kernels.sorting import LARGEST_BLOCK, MOST, RANKS
 from rigl_jax.messages import kind, shown
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)
-RANKS = (2, 4, 5)  # of the dense weight
 EXPECTED = "(in, out) or ([kd,] kh, kw, in, out)"
 RUN_BLOCK = 1024  # RUN_BLOCK in native/kernels.h
-LARGEST_BLOCK = 1 << 16  # an index within a block has 16 bits
 FIELDS = ("indices", "starts", "indices_t", "starts_t", "order_t")
 
 

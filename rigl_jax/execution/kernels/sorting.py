@@ -11,6 +11,8 @@ import numpy as np
 from rigl_jax import native
 
 MOST = (1 << 31) - 2  # rows, entries, segments: they are counted in int32
+LARGEST_BLOCK = 1 << 16  # an index within a block has 16 bits
+RANKS = (2, 4, 5)  # of the dense weight
 PADDING = 0xFFFF  # the index of an entry that is only room for later ones
 
 
@@ -39,6 +41,11 @@ def taps_and_channels(shape: tuple[int, ...]) -> tuple[int, int]:
     ((9, 8), (9, 40), (1, 8))
     """
     return math.prod(shape[-4:-2]), math.prod(shape[:-4]) * shape[-2]
+
+
+def fits(shape: tuple[int, ...]) -> bool:
+    """Whether a pattern can be of a weight of this shape: a matrix, or a kernel of at most 65536 taps."""
+    return len(shape) in RANKS and taps_and_channels(shape)[0] <= LARGEST_BLOCK
 
 
 def swapped(place: np.ndarray, units: int, first: int, second: int) -> np.ndarray:

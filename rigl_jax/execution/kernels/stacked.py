@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from rigl_jax.execution.kernels.folded import Folded
+from rigl_jax.execution.kernels.folded import Folded, Moved
 from rigl_jax.execution.kernels.pattern import Pattern
 
 
@@ -24,7 +24,7 @@ class Stacked:
       shape: of the dense weight, layers first; static.
     """
 
-    layers: Pattern | Folded
+    layers: Pattern | Folded | Moved
     shape: tuple[int, ...]
 
     @property
