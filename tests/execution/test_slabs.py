@@ -63,6 +63,7 @@ def test_convolutions_in_slabs(groups):
     kernel, x = np.float32(RNG.standard_normal(mask.shape)), np.float32(RNG.standard_normal((4, 5, 5, 8)))
     slabs = lambda name, mask: kernels.make_slabs(mask, kernels.make_pattern(mask), 2, "model")  # noqa: E731
     packed = rx.pack({"w": kernel}, {"w": mask}, choose=slabs)
+    np.testing.assert_array_equal(rx.unpack(packed)["w"], kernel * mask)
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
 
     def loss(params, x):

@@ -151,6 +151,16 @@ def test_four_processes_go_on_where_two_stopped(alone, tmp_path):
     check_equal(run, alone)
 
 
+@soak
+@pytest.mark.parametrize(
+    ("rules", "mesh"), [(sharding.ALL_FSDP, {"data": 4}), (sharding.ALL_OUTPUTS, {"data": 2, "model": 2})]
+)
+def test_two_processes_with_packed_weights_that_are_cut_equal_one(rules, mesh, alone, tmp_path):
+    axes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    together(2, 2, tmp_path / "run", "--config.execution=packed", f"--config.sharding={rules}", *axes)
+    check_equal(tmp_path / "run", alone)
+
+
 def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(two):
     folder, both = two[0] / "lr[0.1]", two[1]  # a name that orbax would take for a pattern
     assert "has another content" in "".join(both)
