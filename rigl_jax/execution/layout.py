@@ -23,7 +23,7 @@ def check(who: str, sharding: Any) -> None:
     known = before in ([], [None]) and isinstance(axis, str)
     if not known or AxisType.Explicit in sharding.mesh.axis_types:
         raise ValueError(
-            f"{who}: sharding must lay arrays whole on each device, or cut them, PartitionSpec('data'), or matrices by "
+            f"{who}: sharding must lay arrays whole on each device, or cut them, PartitionSpec('data'), or weights by "
             "their outputs, PartitionSpec(None, 'model'), over one axis of a mesh without explicit axes, "
             f"got {shown(sharding)}"
         )
@@ -35,7 +35,7 @@ def cuts(sharding: Any) -> bool:
 
 
 def _slabs(sharding: Any) -> bool:
-    """Whether matrices are cut by their outputs."""
+    """Whether weights are cut by their outputs."""
     return cuts(sharding) and len(sharding.spec) == 2
 
 
@@ -52,10 +52,10 @@ def chosen(sharding: Any, choose: Choose) -> Choose:
         return choose
 
     def on_devices(name: str, mask: np.ndarray) -> Any:
-        pattern = choose(name, mask)
-        if pattern is not None and _slabs(sharding):
-            pattern = _in_slabs(sharding, pattern, mask)
-        entries, devices = None if pattern is None else kernels.capacity(pattern), _devices(sharding)
+        pattern, devices = choose(name, mask), _devices(sharding)
+        if pattern is not None:
+            pattern = _divided(sharding, pattern, mask)
+        entries = None if pattern is None else kernels.capacity(pattern)
         if not _is_slabs(kernels.matrix_of(pattern)) and entries is not None and entries % devices:
             pattern = kernels.rebuild(pattern, mask, capacity=-(-entries // devices) * devices)
         return placed(sharding, pattern)
@@ -67,19 +67,25 @@ def _is_slabs(pattern: Any) -> bool:
     return isinstance(pattern, kernels.Slabs)
 
 
-def _in_slabs(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
-    """The pattern in slabs, if it is a `Pattern` whose outputs the devices divide, in whole runs."""
-    matrix, devices = kernels.matrix_of(pattern), _devices(sharding)
-    if not isinstance(matrix, kernels.Pattern) or matrix.units % devices:
+def _divided(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
+    """The pattern in slabs, if it is a `Pattern` whose outputs the devices divide, in whole runs; not in those of
+    another mesh, from which it may come.
+    """
+    first, wanted = kernels.matrix_of(pattern), (_devices(sharding), sharding.spec[-1]) if _slabs(sharding) else None
+    matrix, inward = first, kernels.folded.inward(mask, pattern)
+    if _is_slabs(matrix) and (matrix.number, matrix.over) != wanted:
+        matrix = kernels.make_pattern(inward, height=matrix.parts.height)
+    if isinstance(matrix, kernels.Pattern) and wanted and matrix.units % wanted[0] == 0:
+        matrix = kernels.make_slabs(inward, matrix, *wanted)
+    if matrix is first:
         return pattern
-    slabs = kernels.make_slabs(kernels.folded.inward(mask, pattern), matrix, devices, sharding.spec[-1])
-    return slabs if matrix is pattern else dataclasses.replace(pattern, matrix=slabs)
+    return matrix if first is pattern else dataclasses.replace(pattern, matrix=matrix)
 
 
 def of(sharding: Any, shape: tuple[int, ...]) -> Any:
     """The sharding of one array: cut along the largest axis that the devices divide, whole if they divide none.
 
-    Where matrices are cut by their outputs, the last axis comes first.
+    Where weights are cut by their outputs, the last axis comes first.
     """
     if not cuts(sharding):
         return sharding

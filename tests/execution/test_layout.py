@@ -88,6 +88,11 @@ def test_each_device_multiplies_its_own_outputs():
     assert [type(p) for p in patterns] == [kernels.Slabs] * 2
     held = packed.values, patterns, state.inner[0].mu, state.inner[0].nu
     assert set(bytes_on_each(held)) == {rx.execution.nbytes(held) // 4}
+    other = packed_training(
+        optax.adam(0.01), ALGORITHM, key=jax.random.key(0), sharding=NamedSharding(mesh, PartitionSpec("data"))
+    )
+    again, _ = other.pack(*training.unpack(packed, state), like=packed)
+    assert {type(p) for p in again.patterns.values() if p} == {kernels.Pattern}  # slabs of other devices do not stay
     program = step.lower(packed, state).compile().as_text()
     assert not any(f"[{pattern.nnz}]" in program for pattern in patterns)  # no device has all values of a leaf
     assert all(f"[{pattern.nnz // 4}]" in program for pattern in patterns)

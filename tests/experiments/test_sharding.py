@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from experiments import sharding
+from experiments import execution, sharding
 from experiments.io import digests
 from tests.errors import refused
 from tests.experiments.runs import configured, prepare
@@ -64,6 +64,15 @@ def test_rules_count_axes_from_the_last():
     }
     both = sharding.specs((("conv/kernel", (["data", "model"],)),), SHAPES, grid(data=4, model=2))
     assert both["conv/kernel"] == P(None, None, None, ("data", "model"))
+
+
+def test_where_packed_weights_lie():
+    """That such runs are those of one device: tests/execution/test_layout.py, test_train.py, test_multihost.py."""
+    data, both = grid(data=8), grid(data=2, model=4)
+    found = [execution._packed_sharding(mesh, rules) for mesh, rules in ((data, ()), (data, [[".*", "fsdp"]]))]
+    assert [at.spec for at in found] == [P(), P("data")]
+    assert execution._packed_sharding(both, [[".*", "outputs"]]).spec == P(None, "model")
+    assert execution._packed_sharding(sharding.mesh({}, ALL()[:1]), sharding.ALL_FSDP) is None
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from experiments.train import train
 from tests.errors import refused
 from tests.experiments.runs import ONE, UNTIMED, assert_close, assert_equal, configured, lines, prepare, restored
 
-CUT = {"execution": "packed", "sharding": sharding.ALL_FSDP}
-BY_OUTPUTS = {"execution": "packed", "sharding": sharding.ALL_OUTPUTS, "mesh": {"data": 2, "model": 4}}
+CUT = {"execution": "packed", "sharding": sharding.ALL_OUTPUTS, "mesh": {"data": 2, "model": 4}}
 
 
 def of_masks(run):
@@ -90,8 +89,8 @@ def test_packed_weights_are_whole_or_all_cut(values, tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "before", "then", "after"),
-    [({}, 1, {}, 8), ({"execution": "packed"}, 8, {}, 1), (BY_OUTPUTS, 8, CUT, 8)],
-    ids=["masked, one to eight", "packed, eight to one", "packed, cut by outputs, then otherwise"],
+    [({}, 1, {}, 8), ({"execution": "packed"}, 8, {}, 1), (CUT, 8, {"execution": "packed"}, 8)],
+    ids=["masked, one to eight", "packed, eight to one", "packed, cut by outputs, then whole"],
 )
 def test_a_run_resumes_on_another_number_of_devices(first, before, then, after, straight, tmp_path):
     run = tmp_path / "run"
