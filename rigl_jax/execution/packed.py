@@ -22,7 +22,7 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import checks, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Masks, Plan, PyTree
+from rigl_jax.base import Array, Axes, Masks, Plan, PyTree
 from rigl_jax.execution import kernels
 from rigl_jax.messages import kind, shown
 
@@ -70,10 +70,10 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None, plan: Pl
       masks: parallel to params, bool[*shape] or None, as `state.masks`.
       choose: the pattern of each leaf; default `best_pattern`. Pass `lambda name, mask: None` to store all dense, or
         your own choice of kernels.
-      plan: tells which leaves are stacks of layers that `lax.scan` or `nn.scan` uses, layers first: `best_pattern` then
-        chooses for their layers. Without it a stack of matrices is taken for a weight of three axes. It also tells
-        which axes of a convolution's kernel are what; without it a kernel of Equinox or PyTorch (OIHW) is taken for one
-        of Flax (HWIO), and is made dense by the model.
+      plan: tells which axes of a leaf are what. Without it a weight of three axes is taken for a matrix, split where
+        that is closest to a square, and a convolution's kernel for one of Flax (HWIO); if the model uses it otherwise
+        (OIHW in Equinox and PyTorch), it is made dense there. It also tells which leaves are stacks of layers that
+        `lax.scan` or `nn.scan` uses, layers first: `best_pattern` then chooses for their layers.
 
     Returns:
       The packed weights. `unpack` gives `apply_masks(params, masks)` back, bit for bit.
@@ -192,8 +192,8 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
     It uses runs of 16, 8 or 4 outputs if the mask consists of such runs, and whole 32 x 32 tiles if the native CPU
     kernels are missing. A leaf of three axes (attention's projections, 1-D convolutions) becomes a matrix at
     `kernels.squarest_split`; if the model contracts other axes, the leaf is made dense there, with a warning. A leaf
-    of four or five axes is treated as the kernel of a 2-D or 3-D convolution (HWIO, DHWIO; `pack` knows another order
-    from its plan). Leaves of other ranks stay dense, and so do those with a density above `DENSE_ABOVE`, or
+    of four or five axes is treated as the kernel of a 2-D or 3-D convolution (HWIO, DHWIO). `pack` knows better from a
+    plan. Leaves of other ranks stay dense, and so do those with a density above `DENSE_ABOVE`, or
     `CONV_DENSE_ABOVE` for convolutions.
 
     >>> best_pattern("w", np.ones((64, 64), bool)) is None  # dense
@@ -214,22 +214,35 @@ def best_pattern(name: str, mask: np.ndarray) -> Any:
 
 
 def best_choice(plan: Plan | None) -> Choose:
-    """`best_pattern`: for a stack that of each layer, for a convolution that of the kernel as HWIO or DHWIO."""
+    """`best_pattern` of the matrix, kernel or stack that each leaf is by the axes of its plan."""
     known = {name: leaf.axes for name, leaf in (plan or {}).items() if leaf.axes is not None}
 
     def choose(name: str, mask: np.ndarray) -> Any:
         axes = known.get(name)
-        if axes is not None and axes.stack:
+        if axes is None:
+            return best_pattern(name, mask)
+        if axes.stack:
             return _best_stack(name, mask) if {axis % mask.ndim for axis in axes.stack} == {0} else None
-        if axes is None or len(axes.window) not in (2, 3) or len(axes.inputs) != 1 or len(axes.outputs) != 1:
-            return best_pattern(name, mask)
-        order = tuple(axis % mask.ndim for axis in (*axes.window, *axes.inputs, *axes.outputs))
-        if order == tuple(range(mask.ndim)):
-            return best_pattern(name, mask)
-        moved = best_pattern(name, mask.transpose(order))
-        return None if moved is None else kernels.Moved(moved, mask.shape, order)
+        return _best_by_axes(name, mask, axes)
 
     return choose
+
+
+def _best_by_axes(name: str, mask: np.ndarray, axes: Axes) -> Any:
+    inputs, outputs, window = (tuple(axis % mask.ndim for axis in part) for part in axes[:3])
+    order, plain = (*window, *inputs, *outputs), tuple(range(mask.ndim))
+    turned = not window and (*outputs, *inputs) == plain  # a matrix, outputs first
+    kernel = len(window) in (1, 2, 3) and len(inputs) == len(outputs) == 1
+    matrix = not window and inputs and outputs and (turned or order == plain)
+    if mask.ndim < 3 or not (kernel or matrix) or (len(window) > 1 and order == plain):
+        return best_pattern(name, mask)
+    if turned or order == plain:
+        split = len(outputs) if turned else mask.ndim - len(outputs)
+        found = best_pattern(name, mask.reshape(kernels.as_matrix(mask.shape, split)))
+        return None if found is None else kernels.Folded(found, mask.shape, split)
+    moved = mask.transpose(order)
+    found = best_pattern(name, moved if len(window) > 1 else moved.reshape(kernels.as_matrix(moved.shape, 2)))
+    return None if found is None else kernels.Moved(found, mask.shape, order)
 
 
 def _best_stack(name: str, mask: np.ndarray) -> Any:

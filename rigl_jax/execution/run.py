@@ -229,11 +229,13 @@ def _spread(x: Array, apart: Sequence[int]) -> Array:
 def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
     """A product with the windows of x; None: there is none for this form of the weight."""
     pattern = weight.pattern
-    if not isinstance(pattern, kernels.Folded) or pattern.matrix.shape != kernels.as_matrix(pattern.shape, 2):
+    sizes = tuple(weight.shape[axis] for axis in weight.order)
+    folded = isinstance(pattern, (kernels.Folded, kernels.Moved))
+    if not folded or pattern.matrix.shape != kernels.as_matrix(sizes, 2):
         return None
     (stride,), (dilation,), (padding,) = (given[name] for name in ("window_strides", "rhs_dilation", "padding"))
     matrix, groups = pattern.matrix, given["feature_group_count"]
-    rows = kernels.folded.windows(x, weight.shape[0], stride=stride, padding=padding, dilation=dilation, groups=groups)
+    rows = kernels.folded.windows(x, sizes[0], stride=stride, padding=padding, dilation=dilation, groups=groups)
     if groups == 1:
         return _product(weight, rows, False, context)
     if not isinstance(matrix, kernels.Pattern) or matrix.height > 1:

@@ -369,11 +369,12 @@ def test_equinox():
 
 @pytest.mark.filterwarnings("error")
 def test_convolutions_of_equinox():
-    """Images NCHW and NCDHW, kernels OIHW and OIDHW, as the plan says."""
-    keys, rng = jax.random.split(jax.random.key(0), 3), np.random.default_rng(0)
+    """Channels before the window, outputs first: as the plan says."""
+    keys, rng = jax.random.split(jax.random.key(0), 4), np.random.default_rng(0)
     model = {
         "conv": eqx.nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, key=keys[0]),
         "groups": eqx.nn.Conv2d(4, 6, 3, groups=2, key=keys[1]),
+        "line": eqx.nn.Conv1d(4, 6, 3, stride=2, key=keys[3]),
         "deep": eqx.nn.Conv3d(4, 3, (2, 1, 3), key=keys[2]),
     }
     params, static = eqx.partition(model, eqx.is_array)
@@ -382,14 +383,15 @@ def test_convolutions_of_equinox():
     def total(params, images, volumes):
         layers = eqx.combine(params, static)
         seen = [jax.vmap(layers[name])(images) for name in ("conv", "groups")] + [jax.vmap(layers["deep"])(volumes)]
+        seen.append(jax.vmap(layers["line"])(images[..., 0]))
         return sum(jnp.sum(jnp.sin(y)) for y in seen)
 
-    plan = rx.make_plan(params, 0.7, apply=total, inputs=(images, volumes))
+    plan = rx.make_plan(params, 0.7, rx.uniform, apply=total, inputs=(images, volumes))
     training = rx.packed_training(optax.sgd(0.1), rx.set_(plan, period=1), key=jax.random.key(0))
     packed, state = training.init(params)
     packed, state = training.rewire(params, state, packed)
     moved = [x for x in jax.tree.leaves(packed.patterns, is_leaf=is_moved) if is_moved(x)]
-    assert sorted(pattern.axes for pattern in moved) == [(2, 3, 1, 0), (2, 3, 1, 0), (2, 3, 4, 1, 0)]
+    assert sorted(pattern.axes for pattern in moved) == [(2, 1, 0), (2, 3, 1, 0), (2, 3, 1, 0), (2, 3, 4, 1, 0)]
 
     @jax.jit
     def both(packed, dense):

@@ -1,7 +1,7 @@
 """Weights whose axes are not those of their pattern.
 
 `Folded`: of more than two axes, used as a matrix: attention's [in, heads, size] and [heads, size, out], and the kernels
-[taps, in, out] of 1-D convolutions. `Moved`: the kernels [out, in, kh, kw] of Equinox and PyTorch.
+[taps, in, out] of 1-D convolutions. `Moved`: the kernels [out, in, ...] of Equinox and PyTorch.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Folded:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["shape", "axes"])
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """The pattern of the kernel of a convolution whose axes have another order than HWIO or DHWIO.
+    """The pattern of the kernel of a convolution whose axes have another order than WIO, HWIO or DHWIO.
 
     Attributes:
-      matrix: pattern of the weight transposed by `axes`.
+      matrix: pattern of the weight transposed by `axes`; for WIO, of that as a matrix [taps * in, out].
       shape: of the dense weight; static.
       axes: those of the weight in the order of the pattern: its window, inputs, outputs; static.
     """
@@ -64,6 +64,11 @@ class Moved:
         """Number of values."""
         return self.matrix.nnz
 
+    @property
+    def transposed(self) -> tuple[int, ...]:
+        """The shape of the weight transposed by `axes`."""
+        return tuple(self.shape[axis] for axis in self.axes)
+
 
 def matrix_of(pattern: Any) -> Any:
     """The pattern of what a weight is used as: that in a `Folded` or `Moved`, else the pattern itself."""
@@ -73,14 +78,14 @@ def matrix_of(pattern: Any) -> Any:
 def inward(dense: Any, pattern: Any) -> Any:
     """A dense weight in the shape of `matrix_of(pattern)`."""
     if isinstance(pattern, Moved):
-        return dense.transpose(pattern.axes)
+        return dense.transpose(pattern.axes).reshape(pattern.matrix.shape)
     return dense.reshape(as_matrix(pattern.shape, pattern.split)) if isinstance(pattern, Folded) else dense
 
 
 def outward(dense: Any, pattern: Folded | Moved) -> Any:
     """The inverse of `inward`."""
     if isinstance(pattern, Moved):
-        return dense.transpose(np.argsort(pattern.axes))
+        return dense.reshape(pattern.transposed).transpose(np.argsort(pattern.axes))
     return dense.reshape(pattern.shape)
 
 
@@ -88,7 +93,7 @@ def check_sizes(who: str, pattern: Folded | Moved) -> None:
     """ValueError if the matrix does not have the shape that the static fields imply. Works under jit."""
     if isinstance(pattern, Moved):
         sound = sorted(pattern.axes) == list(range(len(pattern.shape)))
-        if not sound or tuple(pattern.shape[axis] for axis in pattern.axes) != tuple(pattern.matrix.shape):
+        if not sound or tuple(pattern.matrix.shape) not in (pattern.transposed, as_matrix(pattern.transposed, 2)):
             raise ValueError(
                 f"{who}: a Moved of shape {pattern.shape} with axes {pattern.axes} needs a pattern of that transposed, "
                 f"got one of shape {pattern.matrix.shape}"
