@@ -13,6 +13,7 @@
 enum {
   TILE = 64,         // batch rows in a tile
   CHUNK = 128,       // outputs that a task computes in its cache before it writes them
+  SLICE = 2,         // vectors of batch rows in a task of `scatter`: a whole block of dx stays in its cache
   RUN_BLOCK = 1024,  // largest block of rows for patterns with height > 1
   PIXELS = 8,        // pixels of a row in one pass
   SPAN = 64,         // pixels of a row in one task
@@ -82,9 +83,9 @@ struct Kernels {
   // if the pattern points outside of its arrays; the result is then undefined.
   bool (*gather)(const Pattern& p, const float* tiles, const float* values, Floats y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
-  // dx[tile t, rows of one block] = dy tile @ W^T. Reads each entry's unit, adds to its row: faster for height >= 4,
-  // where one load and one store of the row serve `height` products.
-  bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, Floats dx, int64_t batch, int64_t t,
+  // dx[slice, rows of one block] = dy @ W^T, for SLICE * lanes batch rows. Reads each entry's unit, adds to its row: faster
+  // for height >= 4, where one load and one store of the row serve several products.
+  bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, Floats dx, int64_t batch, int64_t slice,
                   int64_t block);
   // dvalues of the segments of units u0..u1 in one block, summed over all tiles.
   bool (*dots)(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* dvalues, int64_t batch,

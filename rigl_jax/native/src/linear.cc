@@ -101,8 +101,8 @@ ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32
   Pattern p;
   if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, outputs, *k)) return tiles_invalid();
-  const int64_t blocks = block_count(p);
-  return checked(pool, tile_count(batch) * blocks, batch * entries, [&](int64_t task) {
+  const int64_t blocks = block_count(p), slice = SLICE * k->lanes;
+  return checked(pool, (batch + slice - 1) / slice * blocks, batch * entries, [&](int64_t task) {
     return k->scatter(p, tiles.typed_data(), values.typed_data(), floats(*dx), batch, task / blocks, task % blocks);
   });
 }

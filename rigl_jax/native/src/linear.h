@@ -256,12 +256,13 @@ bool gather(const Pattern& p, const float* tiles, const float* values, Floats y,
 
 // ---- dx = dy W^T for runs: every entry adds its unit to its row ---------------------------------------------------
 
-template <int U>
+// R outputs of a run times U vectors.
+template <int R, int U>
 RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values, int64_t height,
-                                    const uint16_t* indices, int64_t n, float* dx, int64_t stride) {
-  vec g[4][U];
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; r++)
+                             const uint16_t* indices, int64_t n, float* dx, int64_t stride) {
+  vec g[R][U];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) g[r][u] = load(dy + r * width + u * LANES);
   for (int64_t i = 0; i < n; i++) {
@@ -269,8 +270,8 @@ RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values
     vec a[U];
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) a[u] = load(row + u * LANES);
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
       const vec w = splat(values[i * height + r]);
 #pragma GCC unroll 4
       for (int u = 0; u < U; u++) a[u] += w * g[r][u];
@@ -280,7 +281,19 @@ RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values
   }
 }
 
-bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Floats result, int64_t batch, int64_t t,
+// Adds the units of one block to `slice` floats of each row of dx.
+template <int R, int U>
+void scatter_pass(const Pattern& p, const float* dy, int64_t width, const float* values, int64_t block, float* dx) {
+  const int32_t* starts = p.starts + block * p.units;
+  for (int64_t u = 0; u < p.units; u++) {
+    const int64_t s = starts[u], n = starts[u + 1] - s;
+    for (int64_t r = 0; r < p.height; r += R)
+      scatter_run<R, U>(dy + (u * p.height + r) * width, width, values + s * p.height + r, p.height, p.indices + s, n,
+                        dx, U * LANES);
+  }
+}
+
+bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Floats result, int64_t batch, int64_t slice,
              int64_t block) {
   if (!sound_block(p, block, 0, p.units)) return false;
   const int64_t first = block * p.block, rows = least(p.block, p.rows - first), columns = p.units * p.height;
@@ -296,27 +309,20 @@ bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Float
       }
     return true;
   }
-  constexpr int U = 2;  // a narrow slice of the batch, so that a whole block of dx stays in the L1 cache
+  constexpr int U = SLICE;
   alignas(64) float buffer[RUN_BLOCK * U * LANES];
-  const int64_t width = tile_width(batch, t), count = least(batch - t * TILE, width);
-  const float* dy = dy_tiles + t * TILE * columns;
-  for (int64_t b = 0; b < count; b += U * LANES) {
-    const bool half = b + U * LANES > width;
-    const int64_t slice = half ? LANES : U * LANES;
-    for (int64_t k = 0; k < rows * slice; k++) buffer[k] = 0;
-    for (int64_t u = 0; u < p.units; u++) {
-      const int64_t s = starts[u], n = starts[u + 1] - s;
-      for (int64_t r = 0; r < p.height; r += 4) {
-        const float* g = dy + (u * p.height + r) * width + b;
-        const float* v = values + s * p.height + r;
-        if (half)
-          scatter_run<1>(g, width, v, p.height, p.indices + s, n, buffer, slice);
-        else
-          scatter_run<U>(g, width, v, p.height, p.indices + s, n, buffer, slice);
-      }
-    }
-    untile(buffer, slice, rows, result, (t * TILE + b) * p.rows + first, p.rows, least(count - b, slice));
-  }
+  const int64_t row = slice * U * LANES, t = row / TILE, b = row % TILE, width = tile_width(batch, t);
+  const float* dy = dy_tiles + t * TILE * columns + b;
+  const bool narrow = b + U * LANES > width;
+  const int64_t floats = narrow ? LANES : U * LANES;
+  for (int64_t k = 0; k < rows * floats; k++) buffer[k] = 0;
+  if (narrow)
+    scatter_pass<4, 1>(p, dy, width, values, block, buffer);
+  else if (LONG > 4 && p.height % LONG == 0)
+    scatter_pass<LONG, U>(p, dy, width, values, block, buffer);
+  else
+    scatter_pass<4, U>(p, dy, width, values, block, buffer);
+  untile(buffer, floats, rows, result, row * p.rows + first, p.rows, least(batch - row, floats));
   return true;
 }
 

@@ -6,11 +6,11 @@
 namespace {
 
 // Accumulators (vectors) in one pass over a segment: eight hide the latency of two multiply-adds a cycle.
-// PAIRS: whether there are registers to hold two tiles of a unit.
+// PAIRS: whether there are registers to hold two tiles of a unit. LONG: outputs of a run that registers hold.
 #if LANES == 16
-enum { WIDE = 4, NARROW = 4, DOTS = 4, PAIRS = 1 };
+enum { WIDE = 4, NARROW = 4, DOTS = 4, PAIRS = 1, LONG = 8 };
 #else
-enum { WIDE = 8, NARROW = 2, DOTS = 2, PAIRS = 0 };
+enum { WIDE = 8, NARROW = 2, DOTS = 2, PAIRS = 0, LONG = 4 };
 #endif
 
 // Whether any f(k) has its highest bit set, for k from 0 to count - 1. Reads LANES numbers at a time; the last vector
