@@ -235,13 +235,26 @@ def check_count(who: str, k: Any) -> None:
 
 def count_true(which: Array, axes: tuple[int, ...]) -> Array:
     """How many are True, int32, axes kept. Selection spends almost all its time here."""
-    long = [axis for axis in axes if axis < which.ndim - 1 and 1 < which.shape[axis] <= jnp.iinfo(jnp.int16).max]
+    most = 1
+    if one_cpu() and which.ndim - 1 in axes and which.shape[-1] % 4 == 0:
+        # Four at a time, as the bits of a word: 1.2 to 3 times as fast. On several devices this could move data.
+        bytes_ = which.reshape(*which.shape[:-1], which.shape[-1] // 4, 4).astype(jnp.uint8)
+        which = lax.population_count(lax.bitcast_convert_type(bytes_, jnp.uint32))
+        most = 4
+    long = [axis for axis in axes if axis < which.ndim - 1 and 1 < which.shape[axis] * most <= jnp.iinfo(jnp.int16).max]
     if long and jax.default_backend() == "cpu":
         # First along the longest axis but the last, in 16 bits: vectors hold twice as many, and it is 2 to 3 times as
         # fast. Not on other devices, where a sharded axis would then be summed over devices as vectors, not as scalars.
         down = max(long, key=lambda axis: which.shape[axis])
         which = jnp.sum(which, axis=down, keepdims=True, dtype=jnp.int16)
     return jnp.sum(which, axis=axes, keepdims=True, dtype=jnp.int32)
+
+
+def all_true(which: Array) -> Array:
+    """`jnp.all` to a scalar; on one CPU by counting, which is several times as fast there."""
+    if not one_cpu():
+        return jnp.all(which)
+    return count_true(~which, tuple(range(which.ndim))).reshape(()) == 0
 
 
 def _kth(keys: Array, bits: int, k: Array, axes: tuple[int, ...], digit: int) -> Array:

@@ -17,6 +17,7 @@ from rigl_jax.messages import listed
 from rigl_jax.topology.leaf import Rewiring, count, pruning, rewiring
 from rigl_jax.topology.order import after
 from rigl_jax.topology.together import Selections, map_selections
+from rigl_jax.topology.topk import all_true
 
 
 @arguments(plan=rules.plan, key=rules.key)
@@ -188,7 +189,7 @@ def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Ar
 
 def _sound(scores: Array, read: Array | None) -> Array:
     fine = scores < jnp.inf
-    return jnp.all(fine if read is None else fine | ~read)
+    return all_true(fine if read is None else fine | ~read)
 
 
 def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *, together: bool = False) -> Masks:
