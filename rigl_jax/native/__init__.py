@@ -31,6 +31,8 @@ TARGETS = (
     "rigl_conv_forward",
     "rigl_conv_input_gradient",
     "rigl_conv_values_gradient",
+    "rigl_fill",
+    "rigl_take",
     "rigl_select",
 )
 REBUILD = "python -m rigl_jax.native.build"
@@ -102,7 +104,7 @@ def call(
     """The result of one native handler. Attributes are integers or sequences of integers."""
     result = jax.ShapeDtypeStruct(shape, dtype)
     numbers = {name: np.int64(n) if np.ndim(n) == 0 else np.asarray(n, np.int64) for name, n in attributes.items()}
-    return jax.ffi.ffi_call(target, result)(*operands, **numbers)
+    return jax.ffi.ffi_call(target, result, vmap_method="sequential")(*operands, **numbers)
 
 
 def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Array:

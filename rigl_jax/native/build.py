@@ -57,7 +57,7 @@ def units(machine: str) -> tuple[Unit, ...]:
     levels = [("rigl_portable", 4, ())]
     if x86:
         levels += [("rigl_avx2", 8, AVX2), ("rigl_avx2_wide", 16, AVX2), ("rigl_avx512", 16, AVX512)]
-    handlers = [Unit(source, source, family) for source in ("linear.cc", "conv.cc", "select.cc", "host.cc")]
+    handlers = [Unit(source, source, family) for source in ("linear.cc", "conv.cc", "dense.cc", "select.cc", "host.cc")]
     copies = [Unit("level.cc", name, (*family, *f, f"-DLANES={n}", f"-DLEVEL={name}")) for name, n, f in levels]
     return (*handlers, *copies)
 

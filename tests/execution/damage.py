@@ -150,6 +150,11 @@ def handlers():
     changes = [{"batch": 1000}, {"batch": huge}, {"batch": 0}, {"outputs": 200}]
     attributes = {"batch": 4, "rows": 8, "outputs": 2, **runs}
     yield "dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes
+    sizes = {"rows": 8, "depth": 1, "taps": 1, "outputs": 2, "height": 1, "block": 8}
+    changes = [{"rows": 9}, {"rows": huge}, {"taps": 3}, {"taps": 0}, {"depth": 0}, {"depth": huge}, {"outputs": 3}, {"outputs": -1}, {"height": 2}]
+    changes += [{"height": 17}, {"block": 0}, {"block": 4}, {"block": huge}, {"block": 7}, {"dtype": jnp.float16}]
+    yield "fill", (8, 2), [jnp.ones(4), indices, starts], sizes, changes
+    yield "take", (4,), [jnp.ones((8, 2)), indices, starts], sizes, changes
     image = (2, 4, 4, 3, 1, 1, 6, 6)
     changes = [
         {"sizes": (*image[:k], n, *image[k + 1 :])} for k in range(8) for n in (-1, 70, huge) if (k, n) not in FITS
@@ -188,8 +193,11 @@ def check_handler(target, shape, operands, attributes, changes):
     found = {f"{target}, sound": call()}
     found |= {f"{target}, {change}": call(**change) for change in changes}
     for k, operand in enumerate(operands):
-        if operand.ndim == 1:
-            found[f"{target}, operand {k} short"] = call([*operands[:k], operand[:1], *operands[k + 1 :]])
+        changed = {"short": operand[:1]} if operand.ndim == 1 else {}
+        changed |= {"far": far(operand)} if operand.dtype == jnp.uint16 else {}
+        changed |= {"doubled": operand + operand} if operand.dtype == jnp.int32 else {}
+        for label, other in changed.items():
+            found[f"{target}, operand {k} {label}"] = call([*operands[:k], other, *operands[k + 1 :]])
     found[f"{target}, result short"] = call(shape=(*shape[:-1], shape[-1] // 2))
     return found
 

@@ -9,7 +9,8 @@ import pytest
 
 from rigl_jax import native
 from rigl_jax.execution.kernels.conv import conv
-from rigl_jax.execution.kernels.pattern import gather, make_pattern, scatter
+from rigl_jax.execution.kernels.moving import gather, scatter
+from rigl_jax.execution.kernels.pattern import make_pattern
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=f"native kernels: {native.reason()}")
 LEVELS = list(native.levels())

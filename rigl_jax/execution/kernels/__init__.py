@@ -26,7 +26,7 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import arrays, block, folded, linear, n_of_m, pattern, slabs, stacked
+from rigl_jax.execution.kernels import arrays, block, folded, linear, moving, n_of_m, pattern, slabs, stacked
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, Moved, as_matrix, inward, matrix_of, outward, squarest_split
@@ -108,18 +108,28 @@ _ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
 
 
 class _Family(NamedTuple):
-    """The functions of one class of patterns: its module's checks, `gather` and `scatter`, and two more."""
+    """The functions of one class of patterns: its module's checks, and those that users call."""
 
     module: Any
     matmul: Callable[..., Array]
     rebuild: Callable[[Any, np.ndarray, int | None], MatrixPattern]
+    gather: Callable[[Array, Any], Array]
+    scatter: Callable[[Array, Any], Array]
 
 
 _FAMILIES: dict[type, _Family] = {
-    Pattern: _Family(pattern, linear.matmul, pattern.rebuild),
-    BlockPattern: _Family(block, block.matmul, lambda at, mask, room: make_block_pattern(mask, at.tile)),
-    Slabs: _Family(slabs, slabs.matmul, slabs.rebuild),
-    NMPattern: _Family(n_of_m, n_of_m.matmul, lambda at, mask, room: make_nm_pattern(mask, at.n, at.m, width=at.width)),
+    Pattern: _Family(pattern, linear.matmul, pattern.rebuild, moving.gather, moving.scatter),
+    BlockPattern: _Family(
+        block, block.matmul, lambda at, mask, room: make_block_pattern(mask, at.tile), block.gather, block.scatter
+    ),
+    Slabs: _Family(slabs, slabs.matmul, slabs.rebuild, slabs.gather, slabs.scatter),
+    NMPattern: _Family(
+        n_of_m,
+        n_of_m.matmul,
+        lambda at, mask, room: make_nm_pattern(mask, at.n, at.m, width=at.width),
+        n_of_m.gather,
+        n_of_m.scatter,
+    ),
 }
 
 
@@ -266,7 +276,7 @@ def gather(dense: Array, at: AnyPattern) -> Array:
         return jax.vmap(gather)(dense, at.layers).reshape(-1)
     if isinstance(at, (Folded, Moved)):
         return gather(inward(dense, at), at.matrix)
-    return _FAMILIES[type(at)].module.gather(dense, at)
+    return _FAMILIES[type(at)].gather(dense, at)
 
 
 @arguments(values=rules.array(1), at=_ANY)
@@ -279,4 +289,4 @@ def scatter(values: Array, at: AnyPattern) -> Array:
         return jax.vmap(scatter)(values.reshape(at.shape[0], -1), at.layers)
     if isinstance(at, (Folded, Moved)):
         return outward(scatter(values, at.matrix), at)
-    return _FAMILIES[type(at)].module.scatter(values, at)
+    return _FAMILIES[type(at)].scatter(values, at)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 
 import jax
@@ -21,16 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks, native
+from rigl_jax import checks
 from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays, sorting
+from rigl_jax.execution.kernels.blocks import RUN_BLOCK, best_block
 from rigl_jax.execution.kernels.sorting import LARGEST_BLOCK, MOST, RANKS
 from rigl_jax.messages import kind, shown
 
 Array = jax.Array
 HEIGHTS = (1, 4, 8, 16)
 EXPECTED = "(in, out) or ([kd,] kh, kw, in, out)"
-RUN_BLOCK = 1024  # RUN_BLOCK in native/kernels.h
 FIELDS = ("indices", "starts", "indices_t", "starts_t", "order_t")
 
 
@@ -244,36 +243,6 @@ def _is_own(pattern: Pattern, given: Sequence[np.ndarray]) -> bool:
     return all(map(np.array_equal, given, made))
 
 
-@functools.cache
-def _large_l2() -> bool:
-    """Whether each core has a second-level cache of 2 MiB or more, which Intel's feed a vector a cycle to the core."""
-    try:
-        return os.sysconf("SC_LEVEL2_CACHE_SIZE") >= 2 << 20
-    except (AttributeError, OSError, ValueError):
-        return False
-
-
-def best_block(channels: int, taps: int, density: float, height: int) -> int:
-    """Rows in a block: as many as fit into the L1 cache with their activations, more where segments would be short.
-
-    Where the L2 cache is large and fast, longer segments are worth more than activations from the L1 cache. Without
-    the native kernels there is one block, so that a matrix is plain CSR, as jaxlib's kernel needs.
-    """
-    entries = 10 / max(density, 1e-6)  # rows in which a segment has ten entries
-    if native.library() is None:
-        wanted = RUN_BLOCK if height > 1 else LARGEST_BLOCK // taps
-    elif height > 1:  # runs use each activation so often that it may lie in the L2 cache
-        wanted = RUN_BLOCK
-    elif taps == 1:
-        # More where segments would still be almost empty, because one start is stored for each segment.
-        some = min(max(256, 5 * entries), 1024) if _large_l2() else min(max(112, entries), 384)
-        wanted = int(max(some, min(entries / 10, LARGEST_BLOCK)))
-    else:
-        wanted = int(min(max(8, 1.6 * entries / taps), 64))
-    count = -(-channels // wanted)  # blocks of equal size, instead of a short one at the end
-    return max(1, -(-channels // max(1, count))) * taps
-
-
 @arguments(pattern=rules.one_of(Pattern, "a Pattern"))
 def coordinates(pattern: Pattern) -> tuple[Array, Array]:
     """Row and unit of every entry in storage order, int32[capacity] each; works under jit.
@@ -325,21 +294,3 @@ def dense_index(pattern: Pattern, place: np.ndarray) -> np.ndarray:
 def place_of(pattern: Pattern, index: np.ndarray) -> np.ndarray:
     """The inverse of `dense_index`."""
     return sorting.swapped(index, pattern.units, pattern.taps, pattern.shape[-2])
-
-
-@jax.jit
-def gather(dense: Array, pattern: Pattern) -> Array:
-    """The values of a dense weight in storage order, [nnz], 0 for padding; the inverse of `scatter` on the mask."""
-    rows, units = coordinates(pattern)
-    matrix = sorting.as_rows(dense, pattern.shape).reshape(-1, pattern.units, pattern.height)
-    return matrix.at[rows, units].get(mode="fill", fill_value=0).reshape(-1)
-
-
-@jax.jit
-def scatter(values: Array, pattern: Pattern) -> Array:
-    """The dense weight of values [nnz] in storage order; zeros elsewhere."""
-    rows, units = coordinates(pattern)
-    values = arrays.intact(values, ends_sound(pattern.starts, pattern.indices))
-    matrix = jnp.zeros((pattern.rows, pattern.units, pattern.height), values.dtype)
-    matrix = matrix.at[rows, units].set(values.reshape(-1, pattern.height), mode="drop", unique_indices=True)
-    return sorting.from_rows(matrix, pattern.shape)

@@ -17,7 +17,8 @@ from jax.experimental import sparse
 
 from rigl_jax.execution.kernels import arrays
 from rigl_jax.execution.kernels.bilinear import Kind, varying_alike
-from rigl_jax.execution.kernels.pattern import Pattern, coordinates, ends_sound, gather, scatter
+from rigl_jax.execution.kernels.moving import plain_gather, plain_scatter
+from rigl_jax.execution.kernels.pattern import Pattern, coordinates, ends_sound
 
 Array = jax.Array
 DENSE_LIMIT = 1 << 26  # the largest weight, or gradient, that is made dense for a call: 256 MiB in f32
@@ -31,7 +32,7 @@ def run(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> Array
         return _values_gradient(a, b, pattern)
     if pattern.rows * pattern.shape[-1] > DENSE_LIMIT:
         return _by_entries(kind, a, b, pattern)
-    dense = scatter(b, pattern).reshape(pattern.rows, -1)
+    dense = plain_scatter(b, pattern).reshape(pattern.rows, -1)
     return _dot(a, dense if kind == "forward" else dense.T)
 
 
@@ -62,17 +63,17 @@ def run_conv(kind: Kind, a: Array, b: Array, pattern: Pattern, options: Any) -> 
         )
 
     if kind == "forward":
-        return dense_conv(a, scatter(b, pattern))
+        return dense_conv(a, plain_scatter(b, pattern))
     # Each device transposes for itself, so the operand of the transposed function must vary over the mesh as the others
     # do. Otherwise JAX would sum the result over the devices, and `bilinear` already asks for that sum.
     if kind == "input_gradient":
-        kernel = scatter(b, pattern)
+        kernel = plain_scatter(b, pattern)
         image, *_ = varying_alike(
             jnp.zeros((a.shape[0], *options.image, pattern.shape[-2] * options.groups), a.dtype), a, kernel
         )
         return jax.linear_transpose(lambda x: dense_conv(x, kernel), image)(a)[0]
     kernel, *_ = varying_alike(jnp.zeros(pattern.shape, a.dtype), a, b)
-    return gather(jax.linear_transpose(lambda k: dense_conv(a, k), kernel)(b)[0], pattern)
+    return plain_gather(jax.linear_transpose(lambda k: dense_conv(a, k), kernel)(b)[0], pattern)
 
 
 def _csr(values: Array, indices: Array, starts: Array, shape: tuple[int, int], x: Array) -> Array:
@@ -90,7 +91,7 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _values_gradient(x: Array, dy: Array, pattern: Pattern) -> Array:
     if pattern.rows * pattern.shape[-1] <= DENSE_LIMIT:
-        return gather(_dot(x.T, dy).reshape(pattern.shape), pattern)
+        return plain_gather(_dot(x.T, dy).reshape(pattern.shape), pattern)
     rows, units = coordinates(pattern)
     columns, runs = x.T, dy.T.reshape(pattern.units, pattern.height, -1)
 
