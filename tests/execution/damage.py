@@ -151,7 +151,17 @@ def handlers():
     attributes = {"batch": 4, "rows": 8, "outputs": 2, **runs}
     yield "dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes
     sizes = {"rows": 8, "depth": 1, "taps": 1, "outputs": 2, "height": 1, "block": 8}
-    changes = [{"rows": 9}, {"rows": huge}, {"taps": 3}, {"taps": 0}, {"depth": 0}, {"depth": huge}, {"outputs": 3}, {"outputs": -1}, {"height": 2}]
+    changes = [
+        {"rows": 9},
+        {"rows": huge},
+        {"taps": 3},
+        {"taps": 0},
+        {"depth": 0},
+        {"depth": huge},
+        {"outputs": 3},
+        {"outputs": -1},
+        {"height": 2},
+    ]
     changes += [{"height": 17}, {"block": 0}, {"block": 4}, {"block": huge}, {"block": 7}, {"dtype": jnp.float16}]
     yield "fill", (8, 2), [jnp.ones(4), indices, starts], sizes, changes
     yield "take", (4,), [jnp.ones((8, 2)), indices, starts], sizes, changes

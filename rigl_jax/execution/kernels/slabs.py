@@ -18,7 +18,7 @@ import numpy as np
 
 from rigl_jax import arguments as rules
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import arrays, linear, pattern
+from rigl_jax.execution.kernels import arrays, linear, moving, pattern
 from rigl_jax.execution.kernels.pattern import Pattern
 from rigl_jax.messages import kind, shown
 
@@ -150,13 +150,13 @@ def clear_padding(values: Array, at: Slabs, clear: Callable[[Array, Pattern], Ar
 @jax.jit
 def gather(dense: Array, at: Slabs) -> Array:
     """The values of a dense weight in storage order, [nnz], 0 for padding."""
-    return jax.vmap(pattern.gather)(_split(dense, at), at.parts).reshape(-1)
+    return jax.vmap(moving.gather)(_split(dense, at), at.parts).reshape(-1)
 
 
 @jax.jit
 def scatter(values: Array, at: Slabs) -> Array:
     """The dense weight of values [nnz]; zeros elsewhere."""
-    parts = jax.vmap(pattern.scatter)(values.reshape(at.number, -1), at.parts)
+    parts = jax.vmap(moving.scatter)(values.reshape(at.number, -1), at.parts)
     return _joined(parts)
 
 
