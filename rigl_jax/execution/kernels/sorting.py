@@ -70,6 +70,28 @@ def from_rows(matrix: Any, shape: tuple[int, ...]) -> Any:
     return matrix.reshape(math.prod(shape[:-4]), shape[-2], taps, shape[-1]).swapaxes(1, 2).reshape(shape)
 
 
+def placed(
+    indices: np.ndarray, starts: np.ndarray, block: int, units: int, rows: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Row and unit, int32, of every entry that is no padding; None where an array holds what `index` never makes."""
+    n = starts[-1]
+    if not 0 == starts[0] <= n <= len(indices) or (starts[1:] < starts[:-1]).any() or (indices[n:] != PADDING).any():
+        return None
+    segments, lengths = np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts)
+    row = np.repeat(segments // np.int32(units) * np.int32(block), lengths) + indices[:n]
+    if n and not (indices[:n].max() < block and row.max() < rows):
+        return None
+    return row, np.repeat(segments % np.int32(units), lengths)
+
+
+def ascends(keys: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether the keys of each segment ascend, each once."""
+    rises = keys[1:] > keys[:-1]
+    first = starts[(starts > 0) & (starts < len(keys))]
+    rises[first - 1] = True
+    return bool(rises.all())
+
+
 def _padded(indices: np.ndarray, room: int) -> np.ndarray:
     return np.pad(indices, (0, room), constant_values=PADDING) if room else indices
 
