@@ -452,7 +452,8 @@ bool dots(const Pattern& p, const float* x_tiles, const float* dy_tiles, float* 
     const int64_t width = tile_width(batch, t);
     const float* x = x_tiles + t * TILE * p.rows + block * p.block * width;
     const float* dy = dy_tiles + t * TILE * p.units * p.height;
-    n = width < TILE ? 1 : least(most, batch / TILE - t);
+    n = least(most, batch / TILE - t);  // whole ones; the last one may be a part
+    n = n < 1 ? 1 : n;
     if (p.height > 1)
       dots_runs(p, x, dy, width, n, block, u0, u1, dvalues, t > 0);
     else if (n == 1)
