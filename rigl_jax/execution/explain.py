@@ -15,7 +15,7 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, Shape
+from rigl_jax.base import Array, Plan, Shape
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import (
     CONV_DENSE_ABOVE,
@@ -23,7 +23,7 @@ from rigl_jax.execution.packed import (
     Choose,
     Packed,
     Whole,
-    best_pattern,
+    best_choice,
     checked,
     leaf_patterns,
     masks_of,
@@ -137,13 +137,14 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
 
 
 @arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
-def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
+def fastest(*, plan: Plan | None = None, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
     """A `choose` for `pack` that measures each leaf, and stores it dense if the sparse product is slower.
 
     Leaves of one shape, density and kernel are measured once. The choice depends on this machine and its load; the
     results of training do not depend on it, up to rounding.
 
     Args:
+      plan: as in `pack`, for leaves whose axes are not those of a matrix or of a kernel HWIO.
       batch: as in `explain`; use that of your training step.
       image: as in `explain`.
       repeats: as in `explain`.
@@ -154,9 +155,10 @@ def fastest(*, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
     >>> packed = rx.pack(params, masks, choose=fastest(batch=8, repeats=1))
     """
     known: dict[Any, bool] = {}
+    best = best_choice(plan)
 
     def choose(name: str, mask: np.ndarray) -> Any:
-        pattern = best_pattern(name, mask)
+        pattern = best(name, mask)
         if pattern is None:
             return None
         case = (mask.shape, int(mask.sum()), name_of(pattern))

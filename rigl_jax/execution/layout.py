@@ -68,8 +68,9 @@ def _is_slabs(pattern: Any) -> bool:
 
 
 def _divided(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
-    """The pattern in slabs, if it is a `Pattern` whose outputs the devices divide, in whole runs; not in those of
-    another mesh, from which it may come.
+    """The pattern in slabs, if it is a `Pattern` whose outputs the devices divide, in whole runs.
+
+    One in slabs of another mesh is made anew.
     """
     first, wanted = kernels.matrix_of(pattern), (_devices(sharding), sharding.spec[-1]) if _slabs(sharding) else None
     matrix, inward = first, kernels.folded.inward(mask, pattern)
@@ -87,8 +88,8 @@ def of(sharding: Any, shape: tuple[int, ...]) -> Any:
 
     Where weights are cut by their outputs, the last axis comes first.
     """
-    if not cuts(sharding):
-        return sharding
+    if not cuts(sharding):  # over a mesh axis of one device, too, whatever the rank of the array
+        return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
     devices = _devices(sharding)
     fits = [k for k, size in enumerate(shape) if size and size % devices == 0]
     if not fits:

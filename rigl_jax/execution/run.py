@@ -207,7 +207,7 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
         and not weight.flipped
         and weight.order == kernel
         and given["batch_group_count"] == 1
-        and min(min(pair) for pair in given["padding"]) >= 0
+        and all(min(pair) >= 0 for pair in given["padding"])
     )
     if not served:
         return _materialise(walker, eqn, operands)

@@ -80,8 +80,9 @@ def packed_training(
       inner: any such optax optimizer.
       algorithm: a method that needs dense gradients on its rewirings at most, and keeps no weights behind its masks.
       key: as for `sparsify`.
-      choose: the kernel of each leaf; see `pack`. By default leaves that the plan says are stacks of layers are packed
-        layer by layer, for `lax.scan` and `nn.scan`.
+      choose: the kernel of each leaf; see `pack`. By default the plan's axes decide how a leaf of three or more axes is
+        split into inputs and outputs, and leaves that it says are stacks of layers are packed layer by layer, for
+        `lax.scan` and `nn.scan`.
       sharding: for several devices; see also `batch` of `run_packed`. `NamedSharding(mesh, PartitionSpec())` lays
         patterns and values whole on each device. `PartitionSpec("data")` cuts them, what the optimizer keeps for them,
         and dense leaves, along their largest axes that the devices divide: each device holds its part, and for a

@@ -99,12 +99,17 @@ def level_number(level: str) -> np.int64:
 
 
 def call(
-    target: str, shape: tuple[int, ...], *operands: jax.Array, dtype: Any = np.float32, **attributes: Any
+    target: str,
+    shape: tuple[int, ...],
+    *operands: jax.Array,
+    dtype: Any = np.float32,
+    vmap_method: str | None = None,
+    **attributes: Any,
 ) -> jax.Array:
     """The result of one native handler. Attributes are integers or sequences of integers."""
     result = jax.ShapeDtypeStruct(shape, dtype)
     numbers = {name: np.int64(n) if np.ndim(n) == 0 else np.asarray(n, np.int64) for name, n in attributes.items()}
-    return jax.ffi.ffi_call(target, result, vmap_method="sequential")(*operands, **numbers)
+    return jax.ffi.ffi_call(target, result, vmap_method=vmap_method)(*operands, **numbers)
 
 
 def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Array:

@@ -140,6 +140,7 @@ def handlers():
     changes = [{"rows": 1000}, {"block": 1}]
     yield "gather_ordered", (4, 2), [tiles, jnp.ones(4), order, indices, starts], {"rows": 8, **matrix}, changes + types
     changes = [{"height": 8}, {"block": 1 << 12}, {"outputs": 4000}]
+    changes += [{"height": 1, "outputs": 2, "operands": [tiles, jnp.ones(4), indices, starts]}]  # it is for runs
     yield (
         "scatter",
         (4, 8),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rigl_jax as rx
-from rigl_jax.execution import Whole, explain, fastest
+from rigl_jax.execution import Whole, explain, fastest, kernels
 
 
 def weights():
@@ -57,3 +57,12 @@ def test_fastest_keeps_dense_what_would_be_slower(monkeypatch, sparse_wins):
     packed = rx.pack(*weights(), choose=fastest(batch=4))
     found = jax.tree.leaves(packed.patterns, is_leaf=lambda x: isinstance(x, Whole) or hasattr(x, "nnz"))
     assert [isinstance(p, Whole) for p in found] == [not sparse_wins] * 4
+
+
+def test_fastest_reads_the_axes_of_a_plan(monkeypatch):
+    module = importlib.import_module("rigl_jax.execution.explain")
+    monkeypatch.setattr(module, "_seconds", lambda *arguments: (2.0, 1.0))
+    params, mask = {"w": jnp.ones((6, 4, 3, 3))}, np.random.default_rng(0).random((6, 4, 3, 3)) < 0.2
+    apply = lambda params, x: jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME")  # noqa: E731
+    plan = rx.make_plan(params, 0.8, rx.uniform, apply=apply, inputs=(jnp.ones((1, 4, 5, 5)),))
+    assert isinstance(fastest(plan=plan)("w", mask), kernels.Moved)

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rigl_jax as rx
-from rigl_jax.execution import kernels, packed_training
+from rigl_jax.execution import kernels, layout, packed_training
 from tests.errors import refused
 
 DEVICES = 8
@@ -104,3 +104,11 @@ def test_other_shardings_are_refused():
     for sharding in (NamedSharding(mesh, PartitionSpec(None, None, "data")), "data"):
         with refused("packed_training", "sharding"):
             packed_training(optax.sgd(0.1), ALGORITHM, key=jax.random.key(0), sharding=sharding)
+
+
+def test_a_mesh_axis_of_one_device_cuts_nothing():
+    sharding = NamedSharding(
+        Mesh(np.array(jax.devices()).reshape(-1, 1), ("data", "model")), PartitionSpec(None, "model")
+    )
+    placed = layout.placed(sharding, {"index": jnp.arange(5), "weight": jnp.ones((4, 6))})
+    assert all(array.sharding.is_fully_replicated for array in placed.values())

@@ -196,7 +196,7 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
 
     Args:
       mask: one or more layers.
-      like: a `Pattern`, or a `Folded` of one, of any of these layers: all get its kernel and its blocks.
+      like: a `Pattern`, or a `Folded` or `Moved` of one, of any of these layers: all get its kernel and its blocks.
       capacity: how many entries each layer has room for. Default: as many as the fullest has.
 
     Raises:
@@ -209,7 +209,7 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
     """
     matrix = matrix_of(like)
     if not isinstance(matrix, Pattern):
-        raise ValueError(f"make_stacked: like must be a Pattern, or a Folded of one, got {shown(like)}")
+        raise ValueError(f"make_stacked: like must be a Pattern, or a Folded or Moved of one, got {shown(like)}")
     if mask.shape[1:] != tuple(like.shape) or not len(mask):
         expected = ", ".join(("layers", *map(str, like.shape)))
         raise ValueError(f"make_stacked: mask must have shape ({expected}), with one layer or more, got {mask.shape}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 
+import jax
+
 from rigl_jax import native
 from rigl_jax.execution.kernels.sorting import LARGEST_BLOCK
 
@@ -13,9 +15,12 @@ RUN_BLOCK = 1024  # RUN_BLOCK in native/kernels.h
 
 @functools.cache
 def _large_l2() -> bool:
-    """Whether each core has a second-level cache of 2 MiB or more, which Intel's feed a vector a cycle to the core."""
+    """Whether each core has a second-level cache of 2 MiB or more, which Intel's feed a vector a cycle to the core.
+
+    Not asked where several processes run one program: each builds its patterns, and all must have the same shapes.
+    """
     try:
-        return os.sysconf("SC_LEVEL2_CACHE_SIZE") >= 2 << 20
+        return jax.process_count() == 1 and os.sysconf("SC_LEVEL2_CACHE_SIZE") >= 2 << 20
     except (AttributeError, OSError, ValueError):
         return False
 

@@ -28,6 +28,8 @@ from rigl_jax.execution.kernels.slabs import Slabs
 class Folded:
     """The pattern of a weight that is stored as a matrix: its first axes are the inputs, the others the outputs.
 
+    Where the model stores outputs first, both are exchanged.
+
     Attributes:
       matrix: pattern of the weight reshaped to [prod(shape[:split]), prod(shape[split:])].
       shape: of the dense weight; static.

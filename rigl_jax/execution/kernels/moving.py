@@ -36,7 +36,7 @@ def plain_gather(dense: Array, pattern: Pattern) -> Array:
 
 @jax.jit
 def plain_scatter(values: Array, pattern: Pattern) -> Array:
-    """`scatter` in plain JAX. Where the pattern is damaged, the result is NaN."""
+    """`scatter` in plain JAX: NaN where segments do not end with the entries. The native one refuses any bad index."""
     rows, units = coordinates(pattern)
     values = arrays.intact(values, ends_sound(pattern.starts, pattern.indices))
     matrix = jnp.zeros((pattern.rows, pattern.units, pattern.height), values.dtype)
@@ -65,7 +65,7 @@ def _natively(
     def on_cpu(x: Array, p: Pattern) -> Array:
         sizes = {"rows": p.rows, "depth": math.prod(p.shape[:-4]), "taps": p.taps, "outputs": p.shape[-1]}
         sizes |= {"height": p.height, "block": p.block}
-        return native.call(target, shape(p), x, p.indices, p.starts, dtype=x.dtype, **sizes)
+        return native.call(target, shape(p), x, p.indices, p.starts, dtype=x.dtype, vmap_method="sequential", **sizes)
 
     move.defjvp(lambda primals, tangents: (move(*primals), plain(tangents[0], primals[1])))
     return jax.jit(move)

@@ -181,7 +181,7 @@ def one_by_one(product: Callable[..., Array], x: Array, values: Array, at: Slabs
       values: of all slabs.
       at: the slabs.
       cut: whether a slab takes its part of the last axis of x, and gives its part of the last axis of y. What is no
-        part of y is a term of a sum.
+        part of y is a term of a sum. A term has the dtype of y: short floats are rounded before they are summed.
     """
     parts = values.reshape(at.number, -1), at.parts
     if cut[0]:

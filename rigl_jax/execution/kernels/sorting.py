@@ -79,7 +79,7 @@ def placed(
         return None
     segments, lengths = np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts)
     row = np.repeat(segments // np.int32(units) * np.int32(block), lengths) + indices[:n]
-    if n and not (indices[:n].max() < block and row.max() < rows):
+    if n and not (indices[:n].max() < block and row.min() >= 0 and row.max() < rows):  # it may have overflowed
         return None
     return row, np.repeat(segments % np.int32(units), lengths)
 

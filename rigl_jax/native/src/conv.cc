@@ -62,7 +62,7 @@ int64_t room_of(const Kernels& k, int64_t batch, int64_t height, int64_t channel
 bool sizes_sound(const Sizes& sizes) {
   if (sizes.size() != 13 || !all_in(sizes, 0, kMost)) return false;
   const int64_t channels = sizes[3], block = sizes[4], units = sizes[7], groups = sizes[12];
-  return std::min({channels, block, sizes[8], sizes[9], sizes[10], sizes[11], groups}) > 0 && channels % groups == 0 &&
+  return std::min({channels, block, units, sizes[8], sizes[9], sizes[10], sizes[11], groups}) > 0 && channels % groups == 0 &&
          units % groups == 0;
 }
 

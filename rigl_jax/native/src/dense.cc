@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int64_t kStrip = 1 << 20;  // bytes
+
 // A dense weight [depth, taps, channels, outputs], whose pattern counts rows as (depth, channel, tap).
 struct Weight {
   int64_t rows, depth, taps, outputs, height, block, units;
@@ -36,10 +38,12 @@ struct Strip {
   const int32_t* starts;  // of the segments of u0 and on
 };
 
-// f(strip, after a check of its segments), for strips as wide as a page of memory, on all threads.
+// f(strip, after a check of its segments), for strips as wide as a page of memory, or narrower ones that fit into the
+// L2 cache, on all threads.
 template <typename F>
 ffi::Error each_strip(ffi::ThreadPool& pool, const Weight& w, int64_t entries, int64_t size, int64_t work, const F& f) {
-  const int64_t width = std::max<int64_t>(1, 4096 / (size * w.height)), strips = (w.units + width - 1) / width;
+  const int64_t most = std::min<int64_t>(4096, kStrip / std::max<int64_t>(1, std::min(w.block, w.rows)));
+  const int64_t width = std::max<int64_t>(1, most / (size * w.height)), strips = (w.units + width - 1) / width;
   std::atomic<bool> sound{true};
   parallel(pool, w.blocks() * strips, work * MOVE, [&](int64_t task) {
     const int64_t block = task / strips, first = block * w.block, u0 = task % strips * width;

@@ -65,8 +65,8 @@ ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, con
   if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
   const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
-  // A single row is limited by loads, not by arithmetic: an entry takes as long as eight multiply-adds elsewhere.
-  const int64_t work = batch == 1 && p.height == 1 ? p.entries * 8 : batch * p.entries * p.height;
+  // Single weights of a single row are limited by loads, not by arithmetic.
+  const int64_t work = batch == 1 && p.height == 1 ? p.entries * MOVE : batch * p.entries * p.height;
   return checked(pool, tiled * chunks, work, [&](int64_t task) {
     const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
     return k.gather(p, tiles.typed_data(), values, floats(*y), batch, task / chunks, u0, u1);
@@ -96,6 +96,7 @@ ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
   if (dx->dimensions().size() != 2) return invalid("rank of the result");
+  if (height == 1) return invalid("height");
   const int64_t batch = dx->dimensions()[0], rows = dx->dimensions()[1], entries = values.element_count();
   if (!is_floats(dx->element_type(), batch)) return invalid("type of the result");
   Pattern p;
