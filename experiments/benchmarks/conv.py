@@ -1,6 +1,8 @@
-"""3 x 3 convolutions, forward and both gradients, NHWC in and out: sparse kernels against XLA's dense convolution.
+"""Convolutions, forward and both gradients, channels last: sparse kernels against XLA's dense convolution.
 
-    python -m experiments.benchmarks.conv [--fresh] [--repeats 7]      (about 3 minutes on 2 cores)
+    python -m experiments.benchmarks.conv [--fresh] [--repeats 7]      (about 6 minutes on 2 cores)
+
+Kernels are 3 x 3, or 3 x 3 x 3 where images have a depth.
 
 XLA's CPU convolution is weak (oneDNN's is 1.5-2.5 times as fast), so each row also holds `gemm_ratio`: the time of
 XLA's dense matrix products of the same number of operations, without any im2col, over the time of the sparse kernels.
@@ -10,7 +12,8 @@ The gain over a better dense convolution is between the two.
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,30 +23,67 @@ from experiments.benchmarks import paired
 from experiments.benchmarks.linear import SPARSITIES, products
 from rigl_jax.execution import kernels
 
-LAYERS = ((32, 16, 128), (32, 32, 64), (64, 16, 128), (32, 16, 256))
 Array = jax.Array
 
 
-def dense_conv(x: Array, kernel: Array) -> Array:
+class Layer(NamedTuple):
+    """A convolution with as many channels out as in.
+
+    Attributes:
+      batch: images.
+      size: height and width.
+      channels: in and out.
+      groups: of channels.
+      depth: of the images; 1: they are flat.
+      sparsities: at which it is measured.
+    """
+
+    batch: int
+    size: int
+    channels: int
+    groups: int = 1
+    depth: int = 1
+    sparsities: tuple[float, ...] = SPARSITIES
+
+
+LAYERS = (
+    Layer(32, 16, 128),
+    Layer(32, 32, 64),
+    Layer(64, 16, 128),
+    Layer(32, 16, 256),
+    Layer(8, 16, 128, groups=4, sparsities=(0.8, 0.9, 0.98)),
+    Layer(32, 16, 128, groups=128, sparsities=(0.8, 0.9, 0.98)),
+    Layer(4, 16, 32, depth=8, sparsities=(0.8, 0.9, 0.98)),
+)
+
+
+def dense_conv(groups: int, x: Array, kernel: Array) -> Array:
     """XLA's convolution, SAME padding, stride 1."""
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    numbers = ("NDHWC", "DHWIO", "NDHWC") if x.ndim == 5 else ("NHWC", "HWIO", "NHWC")
+    strides = (1,) * (x.ndim - 2)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, "SAME", dimension_numbers=numbers, feature_group_count=groups
+    )
 
 
-def measure(layer: tuple[int, int, int], sparsity: float, repeats: int) -> dict[str, Any]:
+def measure(layer: Layer, sparsity: float, repeats: int) -> dict[str, Any]:
     """One row: both gradients in `ratio`, the forward product alone in `forward_ratio`."""
-    batch, size, channels = layer
+    batch, size, channels, groups, depth, _ = layer
     rng = np.random.default_rng(0)
     draw = functools.partial(rng.standard_normal, dtype=np.float32)
-    x, dy, kernel = (jnp.asarray(draw(s)) for s in ((batch, size, size, channels),) * 2 + ((3, 3, channels, channels),))
+    space = (size, size) if depth == 1 else (depth, size, size)
+    window, inputs, pixels = (3,) * len(space), channels // groups, batch * math.prod(space)
+    shapes = ((batch, *space, channels),) * 2 + ((*window, inputs, channels),)
+    x, dy, kernel = (jnp.asarray(draw(shape)) for shape in shapes)
     active = rng.permutation(np.arange(kernel.size) < round((1 - sparsity) * kernel.size)).reshape(kernel.shape)
     pattern = kernels.make_pattern(active)
-    values = kernels.gather(kernel, pattern)
-    dense = jax.jit(functools.partial(products, dense_conv))
-    sparse = jax.jit(lambda x, v, p, dy: products(lambda x, v: kernels.conv(x, v, p), x, v, dy))
-    forward, sparse_forward = jax.jit(dense_conv), jax.jit(kernels.conv)
-    pixels = batch * size * size
-    columns, out, matrix = jnp.ones((pixels, 9 * channels)), dy.reshape(pixels, channels), kernel.reshape(-1, channels)
-    gemm = jax.jit(functools.partial(products, jnp.matmul))
+    values, sparse_conv = kernels.gather(kernel, pattern), functools.partial(kernels.conv, groups=groups)
+    dense = jax.jit(functools.partial(products, functools.partial(dense_conv, groups)))
+    sparse = jax.jit(lambda x, v, p, dy: products(lambda x, v: sparse_conv(x, v, p), x, v, dy))
+    forward, sparse_forward = jax.jit(functools.partial(dense_conv, groups)), jax.jit(sparse_conv)
+    many = () if groups == 1 else (groups,)
+    columns, out = jnp.ones((*many, pixels, kernel.size // channels)), dy.reshape(*many, pixels, inputs)
+    matrix, gemm = kernel.reshape(*many, -1, inputs), jax.jit(functools.partial(products, jnp.matmul))
 
     def run() -> Any:
         return sparse(x, values, pattern, dy)
@@ -64,10 +104,11 @@ def measure(layer: tuple[int, int, int], sparsity: float, repeats: int) -> dict[
 def cases(repeats: int) -> paired.Cases:
     """Every layer x sparsity."""
     for layer in LAYERS:
-        for sparsity in SPARSITIES:
-            identity = {"batch": layer[0], "size": layer[1], "channels": layer[2], "kind": "1x1", "sparsity": sparsity}
-            yield identity, functools.partial(measure, layer, sparsity, repeats)
+        sizes = layer._asdict()
+        del sizes["sparsities"]
+        for sparsity in layer.sparsities:
+            yield {**sizes, "kind": "1x1", "sparsity": sparsity}, functools.partial(measure, layer, sparsity, repeats)
 
 
 if __name__ == "__main__":
-    paired.main("conv", "Sparse 3 x 3 convolutions against XLA's dense convolution.", cases, repeats=7)
+    paired.main("conv", "Sparse convolutions against XLA's dense convolution.", cases, repeats=7)

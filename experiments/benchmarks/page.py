@@ -6,9 +6,10 @@ changes nothing and fails if a table is out of date.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ PAGES = (Path("docs/why_not_faster.md"), Path("docs/pruning.md"), Path("README.m
 PICTURE = Path("docs/figures/break_even.png")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
 MODELS = {"mlp": "MLP 784-2048-2048-10, Adam, batch 256", "wrn": "WRN-22-2, SGD, batch 64"}
-KINDS = {"1x1": "single weights", "4x1": "runs of 4", "16x1": "runs of 16", "32x32": "32 x 32 tiles, plain XLA"}
+KINDS = {
+    "1x1": "single weights",
+    "4x1": "runs of 4",
+    "16x1": "runs of 16",
+    "32x32": "32 x 32 tiles, plain XLA",
+    "1x1 bfloat16": "single weights, bfloat16",
+}
 AIMED_AT = (0.8, 0.9, 0.95, 0.98)
 GOALS = {
     ("linear", "1x1"): (2.5, 5, 8, 14),
@@ -32,16 +39,29 @@ GOALS = {
 }
 
 
-def record(name: str) -> dict[str, Any]:
-    """A committed record."""
+Record = dict[str, Any]
+
+
+def record(name: str) -> Record:
+    """A committed record, of the machine that was measured last."""
     return json.loads((timing.RECORDS / f"{name}.json").read_text())
+
+
+def machines(name: str, tell: Callable[[Record], str]) -> str:
+    """What there is to tell of a record, and of those of the same name from machines that were measured earlier."""
+    earlier = [json.loads(path.read_text()) for path in sorted(timing.RECORDS.glob(f"*/{name}.json"))]
+    told = [f"{tell(found)}\n{machine(found)}" for found in (record(name), *earlier)]
+    leads = [f"On {found['environment']['processor']}, with earlier kernels:\n\n" for found in earlier]
+    return "\n".join(map("".join, zip(("", *leads), told, strict=True)))
 
 
 def by_sparsity(rows: list[dict[str, Any]], keys: tuple[str, ...], column: str = "ratio") -> dict[tuple[Any, ...], Any]:
     """`{identity: {sparsity: value}}`."""
     found: dict[tuple[Any, ...], Any] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), {})[row["sparsity"]] = row[column]
+        cells = found.setdefault(tuple(row[key] for key in keys), {})
+        assert row["sparsity"] not in cells, f"two rows of one identity: {row}"
+        cells[row["sparsity"]] = row[column]
     return found
 
 
@@ -50,11 +70,11 @@ def cells(values: dict[float, float]) -> list[str]:
     return [f"{values[s]:.1f}" if s in values else "" for s in SPARSITIES]
 
 
-def machine(*names: str) -> str:
+def machine(*records: Record) -> str:
     """What records were measured on."""
     said = []
-    for name in names:
-        about = timing.about(name)
+    for found in records:
+        about = found["environment"]
         level = f", kernels for {about['kernels'].split()[0].upper()}" if "kernels" in about else ""
         said.append(f"{about['processor']}, {about.get('cores', about.get('threads'))} cores{level}")
     return f"Measured on: {'; '.join(dict.fromkeys(said))}.\n"
@@ -66,32 +86,39 @@ def aims(which: str) -> list[list[str]]:
     return [[f"{KINDS[kind]}, what we aimed at", *cells(goals)] for kind, goals in found.items()]
 
 
-def linear() -> str:
+def linear(found: Record) -> str:
     """Dense time / sparse time of a linear layer, one row a kernel and shape."""
-    found = by_sparsity(record("linear")["rows"], ("kind", "batch", "in", "out"))
-    rows = [[f"{KINDS[kind]}, {b} x {i} x {o}", *cells(v)] for (kind, b, i, o), v in found.items()]
+    values = by_sparsity(found["rows"], ("kind", "batch", "in", "out"))
+    rows = [[f"{KINDS[kind]}, {b} x {i} x {o}", *cells(v)] for (kind, b, i, o), v in values.items()]
     head = ["kernel, batch x in x out", *(f"{s:.0%}" for s in SPARSITIES)]
-    return pages.table(head, sorted([*rows, *aims("linear")])) + "\n" + machine("linear")
+    return pages.table(head, sorted([*rows, *aims("linear")]))
 
 
-def conv() -> str:
+def conv(found: Record) -> str:
     """The same for 3 x 3 convolutions, against XLA's own convolution and against an im2col product in XLA."""
     rows = []
     for title, column in (("XLA's convolution", "ratio"), ("XLA's im2col product", "gemm_ratio")):
-        found = by_sparsity(record("conv")["rows"], ("batch", "size", "channels"), column)
-        rows += [[f"{b} images, {n} x {n}, {c} channels, against {title}", *cells(v)] for (b, n, c), v in found.items()]
+        whole = [{"groups": 1, "depth": 1, **row} for row in found["rows"]]
+        values = by_sparsity(whole, ("batch", "size", "channels", "groups", "depth"), column)
+        rows += [[f"{layer(*sizes)}, against {title}", *cells(v)] for sizes, v in values.items()]
     head = ["layer", *(f"{s:.0%}" for s in SPARSITIES)]
-    return pages.table(head, [*sorted(rows), *aims("conv")]) + "\n" + machine("conv")
+    return pages.table(head, [*sorted(rows), *aims("conv")])
 
 
-def gemv() -> str:
+def layer(batch: int, size: int, channels: int, groups: int, depth: int) -> str:
+    """What a convolution is of."""
+    deep, grouped = f"{depth} x " if depth > 1 else "", f" in {groups} groups" if groups > 1 else ""
+    return f"{batch} images, {deep}{size} x {size}, {channels} channels{grouped}"
+
+
+def gemv(found: Record) -> str:
     """Batch 1, forward."""
-    found = by_sparsity(record("gemv")["rows"], ("kind", "in", "out"))
-    rows = [[f"{KINDS[kind]}, {i} x {o}", *cells(v)] for (kind, i, o), v in found.items()]
-    return pages.table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows) + "\n" + machine("gemv")
+    values = by_sparsity(found["rows"], ("kind", "in", "out"))
+    rows = [[f"{KINDS[kind]}, {i} x {o}", *cells(v)] for (kind, i, o), v in values.items()]
+    return pages.table(["kernel, in x out", *(f"{s:.0%}" for s in SPARSITIES)], rows)
 
 
-def training_step() -> str:
+def training_step(found: Record) -> str:
     """Whole steps with rewirings, and bytes of the train state."""
     rows = [
         [
@@ -103,10 +130,10 @@ def training_step() -> str:
             f"{row['ratio']:.2f}",
             f"{row['state_ratio']:.3f}",
         ]
-        for row in record("training_step")["rows"]
+        for row in found["rows"]
     ]
     head = ["model", "sparsity", "dense ms", "packed ms", "rewiring ms", "dense / packed", "state bytes / dense"]
-    return pages.table(head, rows) + "\n" + machine("training_step")
+    return pages.table(head, rows)
 
 
 def summary() -> str:
@@ -127,7 +154,7 @@ def summary() -> str:
         f"process of {row['peak_resident_bytes'] / 1e9:.2f} GB, to {100 * row['test_accuracy']:.1f} % on Fashion-MNIST "
         f"after {row['steps']} steps (`python -m experiments.benchmarks.wide`).\n"
     )
-    return f"{pages.table(head, lines)}\n{note}\n{machine('training_step', 'wide')}"
+    return f"{pages.table(head, lines)}\n{note}\n{machine(record('training_step'), record('wide'))}"
 
 
 def masked_step() -> str:
@@ -143,33 +170,36 @@ def masked_step() -> str:
         for row in record("masked_step")["rows"]
     ]
     head = ["model", "optimizer", "static", "in graph", "cond around", "CPU: static", "CPU: in graph"]
-    return pages.table(head, rows) + "\n" + machine("masked_step")
+    return pages.table(head, rows) + "\n" + machine(record("masked_step"))
 
 
-def rewiring() -> str:
+def rewiring(found: Record) -> str:
     """One rewiring."""
     rows = [
         [f"{r['weights']}, {r['method']}", f"{r['sparse_weights']:,}", f"{r['ms']:.0f}", str(r["seconds_per_25M"])]
-        for r in record("rewiring")["rows"]
+        for r in found["rows"]
     ]
+    return pages.table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows)
+
+
+def rewiring_memory() -> str:
+    """The memory of a rewiring beyond that of a dense step."""
     memory = {row["order"]: row for row in record("rewiring_memory")["rows"]}
     extra = {name: m["temporary_beyond_dense_in_copies_of_the_largest_leaf"] for name, m in memory.items()}
     state = memory["default"]["state_bytes_per_weight_beyond_dense"]
     option = '`xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"`'
-    note = (
+    return (
         f"Memory of a masked Adam step beyond the dense one: {state} byte a weight for the masks, and temporary "
         f"buffers of {extra['default']['static']:.0f} copies of the largest leaf on a plain step, "
         f"{extra['default']['rewiring']:.1f} on a rewiring, {extra['default']['cond']:.1f} on a step that decides by "
         "itself: all four gradients at once, the old masks, and the scores of one leaf. XLA's own option to save "
         f"memory, {option}, makes it {extra['memory']['rewiring']:.1f} and {extra['memory']['cond']:.1f}.\n"
     )
-    table = pages.table(["weights, method", "sparse weights", "ms", "s per 25 M"], rows)
-    return f"{table}\n{machine('rewiring')}\n{note}"
 
 
-def wide() -> str:
+def wide(found: Record) -> str:
     """The network that does not fit dense."""
-    (row,) = record("wide")["rows"]
+    (row,) = found["rows"]
     lines = {
         "dense weights that it stands for": f"{row['dense_weights']:,}",
         "their bytes with Adam": f"{row['dense_bytes_with_adam'] / 1e9:.1f} GB",
@@ -181,7 +211,7 @@ def wide() -> str:
         "test accuracy": f"{100 * row['test_accuracy']:.1f} %",
     }
     head = ["", f"width {row['width']:,}, {row['sparsity']:.0%} sparse"]
-    return pages.table(head, [[k, v] for k, v in lines.items()]) + "\n" + machine("wide")
+    return pages.table(head, [[k, v] for k, v in lines.items()])
 
 
 def compiled() -> str:
@@ -205,9 +235,10 @@ def optimizers() -> str:
     return pages.table(head, rows)
 
 
-TABLES = {
-    f.__name__: f
-    for f in (linear, conv, gemv, training_step, summary, masked_step, rewiring, wide, compiled, optimizers)
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (summary, masked_step, rewiring_memory, compiled, optimizers)
+} | {
+    f.__name__: functools.partial(machines, f.__name__, f) for f in (linear, conv, gemv, training_step, rewiring, wide)
 }
 
 
@@ -221,9 +252,10 @@ def draw(path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for axis, name in zip(axes, ("linear", "conv"), strict=True):
         keys = ("kind", "batch", "in", "out") if name == "linear" else ("kind", "batch", "size", "channels")
-        column = "ratio" if name == "linear" else "gemm_ratio"
+        column, rows = "ratio" if name == "linear" else "gemm_ratio", record(name)["rows"]
+        rows = [row for row in rows if row.get("groups", 1) == 1 and row.get("depth", 1) == 1]
         for colour, kind in enumerate(KINDS):
-            lines = [v for k, v in by_sparsity(record(name)["rows"], keys, column).items() if k[0] == kind]
+            lines = [v for k, v in by_sparsity(rows, keys, column).items() if k[0] == kind]
             for i, values in enumerate(lines):
                 density = [100 * (1 - s) for s in values]
                 label = KINDS[kind] if i == 0 else None
