@@ -177,7 +177,7 @@ CALLS = {
         min_active=1,
     ),
     # packed weights
-    "pack": {"params": PARAMS, "masks": MASKS, "choose": lambda name, mask: None, "plan": PLAN},
+    "pack": {"params": PARAMS, "masks": MASKS, "choose": None, "plan": PLAN},  # one of the two, or none
     "unpack": {"packed": PACKED},
     "run_packed": {"apply": product, "batch": NamedSharding(MESH, PartitionSpec("data"))},
     "packed_training": call(

@@ -96,7 +96,9 @@ class Explanation(NamedTuple):
             f"{CONV_DENSE_ABOVE}), or other than 2 to 5 axes"
         )
         if any(row.sparse_ms < row.dense_ms for row in dense):
-            return f"{note}. Where it is faster, pack with rx.pack(..., choose=rx.execution.fastest(batch=...))"
+            return (
+                f"{note}. Where it is faster, pack with rx.pack(..., choose=rx.execution.fastest(plan=plan, batch=...))"
+            )
         return note
 
 
@@ -161,7 +163,7 @@ def fastest(*, plan: Plan | None = None, batch: int = 128, image: int = 16, repe
         pattern = best(name, mask)
         if pattern is None:
             return None
-        case = (mask.shape, int(mask.sum()), name_of(pattern))
+        case = (mask.shape, int(mask.sum()), name_of(pattern), _matrix(pattern).shape)
         if case not in known:
             dense, sparse = _seconds(_matrix(pattern), batch, image, repeats)
             known[case] = sparse < dense

@@ -85,7 +85,8 @@ def load_safetensors(path: Path, *, like: PyTree | None = None, choose: Choose |
     Args:
       path: a file that `save_safetensors` wrote.
       like: a `Packed`, or params: the tree to fill, whose names, shapes and dtypes must be those of the file. A
-        `Packed` also gives the kernels. None: nested dicts, from the slashes in the names.
+        `Packed` also gives the kernels, but not the devices: all arrays are on the default device. None: nested dicts,
+        from the slashes in the names.
       choose: the pattern of each leaf, as in `pack`; default `best_pattern`, or the kernels of `like`.
 
     Raises:

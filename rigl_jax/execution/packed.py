@@ -69,7 +69,7 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None, plan: Pl
       params: the weights. Weights off the masks are dropped.
       masks: parallel to params, bool[*shape] or None, as `state.masks`.
       choose: the pattern of each leaf; default `best_pattern`. Pass `lambda name, mask: None` to store all dense, or
-        your own choice of kernels.
+        your own choice of kernels. It replaces the plan: `rx.execution.fastest(plan=plan)` is given both.
       plan: tells which axes of a leaf are what. Without it a weight of three axes is taken for a matrix, split where
         that is closest to a square, and a convolution's kernel for one of Flax (HWIO); if the model uses it otherwise
         (OIHW in Equinox and PyTorch), it is made dense there. It also tells which leaves are stacks of layers that
@@ -79,7 +79,8 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None, plan: Pl
       The packed weights. `unpack` gives `apply_masks(params, masks)` back, bit for bit.
 
     Raises:
-      ValueError: a mask that is traced, is not bool, or does not have its weight's shape; names the leaf.
+      ValueError: a mask that is traced, is not bool, or does not have its weight's shape; names the leaf. Both `choose`
+        and `plan`.
 
     >>> packed = pack({"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, {"w": jnp.array([[False, True], [False, False]])})
     >>> packed.values["w"].tolist()
@@ -90,6 +91,11 @@ def pack(params: PyTree, masks: Masks, *, choose: Choose | None = None, plan: Pl
     checks.optional_functions("pack", choose=choose)
     if plan is not None:
         checks.plan("pack", plan)
+        if choose is not None:
+            raise ValueError(
+                "pack: plan must be given to what chooses, say choose=rx.execution.fastest(plan=plan), "
+                "got both choose and plan"
+            )
     patterns = make_patterns(params, masks, choose or best_choice(plan))
     packed = Packed(jax.tree.map(gather_leaf, params, patterns), patterns)
     if choose is not None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rigl_jax import checks, trees
 from rigl_jax.base import Array
@@ -79,13 +79,13 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
     [[0.0, 1.0, 2.0]]
     """
     checks.functions("run_packed", apply=apply)
-    if batch is not None and not (
-        isinstance(batch, NamedSharding) and len(batch.spec) == 1 and isinstance(batch.spec[0], str)
-    ):
+    spec = tuple(batch.spec) if isinstance(batch, NamedSharding) else ()
+    if batch is not None and (not spec or not isinstance(spec[0], str) or any(spec[1:])):
         raise ValueError(
             "run_packed: batch must be the NamedSharding of inputs whose first axis is split over one mesh axis, "
             f"say NamedSharding(mesh, PartitionSpec('data')), got {shown(batch)}"
         )
+    context = Context(batch=None if batch is None else NamedSharding(batch.mesh, PartitionSpec(spec[0])))
 
     @functools.wraps(apply)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ def run_packed(apply: Callable[..., Any], *, batch: NamedSharding | None = None)
                 "run_packed: expected packed weights, rx.pack(params, masks), among the arguments, got none; "
                 "for dense params call the function itself"
             )
-        return run_with(Context(batch=batch), apply, *args, **kwargs)
+        return run_with(context, apply, *args, **kwargs)
 
     return run
 

@@ -82,7 +82,8 @@ def packed_training(
       key: as for `sparsify`.
       choose: the kernel of each leaf; see `pack`. By default the plan's axes decide how a leaf of three or more axes is
         split into inputs and outputs, and leaves that it says are stacks of layers are packed layer by layer, for
-        `lax.scan` and `nn.scan`.
+        `lax.scan` and `nn.scan`. `rx.execution.fastest(plan=plan)` measures these kernels; without the plan it
+        does not know the axes.
       sharding: for several devices; see also `batch` of `run_packed`. `NamedSharding(mesh, PartitionSpec())` lays
         patterns and values whole on each device. `PartitionSpec("data")` cuts them, what the optimizer keeps for them,
         and dense leaves, along their largest axes that the devices divide: each device holds its part, and for a

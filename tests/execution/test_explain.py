@@ -46,7 +46,7 @@ def test_a_leaf_stored_dense_says_so():
         rows = tuple(row._replace(dense_ms=2.0, sparse_ms=seconds) for row in report.rows)
         note = str(report._replace(rows=rows)).splitlines()[-1]
         assert note.startswith("stored as dense:")
-        assert ("fastest(batch=...)" in note) is advised
+        assert ("fastest(plan=plan, batch=...)" in note) is advised
 
 
 @pytest.mark.parametrize("sparse_wins", [True, False])

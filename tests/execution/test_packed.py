@@ -112,3 +112,9 @@ def test_the_axes_of_a_plan_say_how_a_leaf_is_used():
     found = [getattr(packed.patterns[name], "split", getattr(packed.patterns[name], "axes", None)) for name in axes]
     assert found == [2, 2, 2, (2, 1, 0), kernels.squarest_split((4, 2, 32))]
     chex.assert_trees_all_equal(jax.jit(rx.unpack)(packed), rx.apply_masks(params, masks))
+
+
+def test_a_plan_beside_a_choice_is_refused():
+    params, masks = {"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)}
+    with refused("pack", "plan"):
+        rx.pack(params, masks, choose=lambda name, mask: None, plan=rx.make_plan(params, 0.75))

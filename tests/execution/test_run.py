@@ -314,7 +314,7 @@ def test_convolutions_in_groups_with_depth_and_transposed():
 
     @jax.jit
     def both(packed, inputs):
-        run = rx.run_packed(total, batch=NamedSharding(mesh, P("data")))
+        run = rx.run_packed(total, batch=NamedSharding(mesh, P("data", None)))  # the other axes are whole
         sparse = jax.value_and_grad(lambda v, x: run(packed._replace(values=v), x), (0, 1))(packed.values, inputs)
         return sparse, jax.value_and_grad(total, (0, 1))(rx.execution.unpack(packed), inputs)
 
