@@ -192,7 +192,7 @@ CALLS = {
     "execution.nbytes": {"tree": PARAMS},
     "execution.compact": {"apply": product, "params": PARAMS, "masks": MASKS, "inputs": X},
     "execution.explain": {"packed": rx.pack({}, {}), "batch": 1, "image": 1, "repeats": 1},
-    "execution.fastest": {"batch": 1, "image": 1, "repeats": 1},
+    "execution.fastest": {"plan": PLAN, "batch": 1, "image": 1, "repeats": 1},
     "execution.gradient_factors": {"loss": product},
     "execution.random_pattern": {"key": KEY, "shape": (4, 4), "n_active": 3},
     "execution.rewire_streamed": call(inner=SGD, gradients=FACTORS, state=TRAINED, packed=PACKED, share=0.0, block=8),

@@ -17,6 +17,7 @@ Smaller: the models, the text, and above all the training. Embeddings, positions
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,7 +134,8 @@ def _sparse_weights(module: nn.Module) -> int:
 def small(model: str) -> nn.Module:
     """The dense network whose layers, those that are sparse in the others, hold at most as many weights as theirs."""
     most = sum(leaf.n_active for leaf in plan_of(network(model)).values())
-    return next(made for k in range(100, 0, -1) if _sparse_weights(made := network(model, k / 100)) <= most)
+    percent = bisect.bisect_right(range(1, 101), most, key=lambda k: _sparse_weights(network(model, k / 100)))
+    return network(model, percent / 100)
 
 
 def prepare(model: str, method: str, steps: int | None = None) -> Run:

@@ -138,7 +138,7 @@ def explain(packed: Packed, *, batch: int = 128, image: int = 16, repeats: int =
     return Explanation(tuple(rows))
 
 
-@arguments(batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
+@arguments(plan=rules.optional(rules.plan), batch=rules.whole(1), image=rules.whole(1), repeats=rules.whole(1))
 def fastest(*, plan: Plan | None = None, batch: int = 128, image: int = 16, repeats: int = 5) -> Choose:
     """A `choose` for `pack` that measures each leaf, and stores it dense if the sparse product is slower.
 
