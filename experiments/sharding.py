@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rigl_jax import trees
 from rigl_jax.base import Array, PyTree, Shape
+from rigl_jax.execution import layout
 
 DATA = "data"
 MODEL = "model"
@@ -130,11 +131,7 @@ def _spec(name: str, shape: Shape, wanted: Any, mesh: Mesh) -> PartitionSpec:
     if wanted in (FSDP, OUTPUTS):
         over = DATA if wanted == FSDP else MODEL
         _check_axis(over, name, mesh)
-        fits = [axis for axis, size in enumerate(shape) if size and size % mesh.shape[over] == 0]
-        if not fits:
-            return PartitionSpec()
-        best = max(fits, key=lambda axis: (wanted == OUTPUTS and axis == len(shape) - 1, shape[axis]))
-        return PartitionSpec(*[None] * best, over)
+        return layout.cut_along(shape, over, mesh.shape[over], outputs=wanted == OUTPUTS)
     if len(wanted) > len(shape):
         raise ValueError(f"config.sharding: leaf {name!r} of shape {shape} has fewer axes than {wanted!r}")
     entries = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in wanted]

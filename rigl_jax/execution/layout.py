@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rigl_jax.base import Array, Masks, PyTree
+from rigl_jax.base import Array, Masks, PyTree, Shape
 from rigl_jax.execution import kernels
 from rigl_jax.execution.packed import Choose
 from rigl_jax.messages import shown
@@ -83,19 +83,24 @@ def _divided(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
     return matrix if first is pattern else dataclasses.replace(pattern, matrix=matrix)
 
 
-def of(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """The sharding of one array: cut along the largest axis that the devices divide, whole if they divide none.
-
-    Where weights are cut by their outputs, the last axis comes first.
-    """
+def of(sharding: Any, shape: Shape) -> Any:
+    """The sharding of one array."""
     if not cuts(sharding):  # over a mesh axis of one device, too, whatever the rank of the array
         return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
-    devices = _devices(sharding)
-    fits = [k for k, size in enumerate(shape) if size and size % devices == 0]
+    spec = cut_along(shape, sharding.spec[-1], _devices(sharding), outputs=_slabs(sharding))
+    return NamedSharding(sharding.mesh, spec)
+
+
+def cut_along(shape: Shape, over: str, devices: int, *, outputs: bool) -> PartitionSpec:
+    """An array cut over a mesh axis of so many devices: along its largest axis that they divide, else whole.
+
+    With `outputs` the last axis comes first.
+    """
+    fits = [axis for axis, size in enumerate(shape) if size and size % devices == 0]
     if not fits:
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    at = max(fits, key=lambda k: (_slabs(sharding) and k == len(shape) - 1, shape[k]))
-    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * at, sharding.spec[-1]))
+        return PartitionSpec()
+    best = max(fits, key=lambda axis: (outputs and axis == len(shape) - 1, shape[axis]))
+    return PartitionSpec(*[None] * best, over)
 
 
 def placed(sharding: Any, tree: PyTree) -> PyTree:

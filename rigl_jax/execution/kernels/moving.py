@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rigl_jax import native, trees
+from rigl_jax import native
 from rigl_jax.execution.kernels import arrays, sorting
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, ends_sound
 from rigl_jax.topology import topk
@@ -45,9 +45,8 @@ def plain_scatter(values: Array, pattern: Pattern) -> Array:
 
 
 def _moved_natively(x: Array, pattern: Pattern) -> bool:
-    """Whether the native library moves numbers between a dense weight and its values: as it selects, on one CPU."""
-    small = jnp.dtype(x.dtype).itemsize <= 4 and pattern.nnz > 0
-    return small and topk.one_cpu() and native.library() is not None and trees.explicit_sharding(x) is None
+    """Whether the native library moves numbers between a dense weight and its values: where it selects on a CPU."""
+    return jnp.dtype(x.dtype).itemsize <= 4 and pattern.nnz > 0 and topk.native_platform(x) == "cpu"
 
 
 def _natively(
