@@ -7,6 +7,7 @@ A score sees weights one by one; the structure pools it over units. A NaN score 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,39 @@ def magnitude(signals: Signals) -> PyTree:
 def gradient(signals: Signals) -> PyTree:
     """|g| of the dense gradient: the growth criterion of RigL (Evci et al. 2020, section 3)."""
     return jax.tree.map(jnp.abs, signals.grads)
+
+
+class Ranked(NamedTuple):
+    """What is ranked: an array for each leaf, by its entries or by their magnitudes.
+
+    Attributes:
+      arrays: tree parallel to params.
+      magnitudes: whether |x| is the score of an entry x.
+    """
+
+    arrays: PyTree
+    magnitudes: bool
+
+
+_MAGNITUDES_OF: dict[Score, Callable[[Signals], PyTree]] = {
+    magnitude: lambda signals: signals.params,
+    gradient: lambda signals: signals.grads,
+}
+
+
+def ranked(score: Score, signals: Signals) -> Ranked:
+    """What `score` ranks, for `topology.drop_and_grow`: weights and gradients themselves where it is their magnitude.
+
+    So a native kernel can take the magnitude as it reads, and no array of scores has to exist.
+
+    >>> signals = Signals({"w": jnp.array([-3.0])}, {"w": jnp.array([2.0])}, 0, jax.random.key(0))
+    >>> ranked(magnitude, signals).arrays["w"].tolist(), ranked(magnitude, signals).magnitudes
+    ([-3.0], True)
+    >>> ranked(snip, signals).arrays["w"].tolist(), ranked(snip, signals).magnitudes
+    ([6.0], False)
+    """
+    arrays = _MAGNITUDES_OF.get(score)
+    return Ranked(score(signals), False) if arrays is None else Ranked(arrays(signals), True)
 
 
 def random(signals: Signals) -> PyTree:

@@ -67,11 +67,9 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         theta = trees.map_masked(_theta, state.positive, signals.params)
         active, signed = trees.named_leaves(state.masks), trees.named_leaves(theta)
         n_drop = {name: _crossed(leaf, active[name], signed[name]) for name, leaf in plan.items()}
-        masks, kept = topology.rewire_tree(
-            plan, state.masks, theta, scores.random(signals), n_drop, regrow_dropped=False
-        )
-        fresh = jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
-        return Rewired(state._replace(masks=masks), fresh)
+        new = topology.rewire_tree(plan, state.masks, theta, scores.random(signals), n_drop, regrow_dropped=False)
+        fresh = jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
+        return Rewired(state._replace(masks=new.mask), fresh)
 
     due = schedules.every(1, start=start, stop=stop)
     return Algorithm(

@@ -83,7 +83,7 @@ def dsr(
         before = reallocation.n_active(plan, state.masks)
         below = _below(plan, state.masks, magnitude, state.threshold)
         dropped = {name: jnp.minimum(n, before[name] - 1) for name, n in below.items()}
-        masks, kept = reallocation.drop_and_reallocate(
+        new = reallocation.drop_and_reallocate(
             plan,
             state.masks,
             magnitude,
@@ -97,8 +97,8 @@ def dsr(
         moved = functools.reduce(jnp.logical_and, topology.sound(plan, magnitude, state.masks).values())
         factor = jnp.where(moved, factor, 1.0)  # a rewiring that was skipped says nothing about the threshold
         # A weight that had to be grown where it was dropped is reset too.
-        fresh = jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
-        return Rewired(DsrState(masks, state.threshold * factor), fresh)
+        fresh = jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
+        return Rewired(DsrState(new.mask, state.threshold * factor), fresh)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=DsrState, active_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -96,12 +95,9 @@ def granet(
         pruned = _prune(plan, initial, state.masks, worth, remaining(signals.step))
         share = fraction_at(signals.step)
         n_drop = {name: topology.count(share, n) for name, n in reallocation.n_active(plan, pruned).items()}
-        masks, kept = topology.rewire_tree(
-            plan, pruned, worth, grow(signals), n_drop, before=state.masks, together=True
-        )
-        # What was pruned and grown again too; where scores are not sound, all is kept as it was.
-        fresh = jax.tree.map(lambda mask, left, kept: mask & ~left & ~kept, masks, pruned, kept)
-        return Rewired(PruningState(masks), fresh)
+        new = topology.rewire_tree(plan, pruned, worth, grow(signals), n_drop, before=state.masks, together=True)
+        # What was pruned and grown again is fresh too; where scores are not sound, all is kept as it was.
+        return Rewired(PruningState(new.mask), new.fresh)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(init, update, due, dense_grads=due, plan=plan, state=PruningState, active_only=True)

@@ -70,8 +70,10 @@ def itop(
     def update(state: ItopState, signals: Signals) -> Rewired:
         # Uniform in [0, 1), or in [1, 2) where never active: ranked first, and drawn with the same 23 bits.
         grow = trees.map_masked(lambda seen, s: s + (~seen).astype(s.dtype), state.explored, scores.random(signals))
-        masks, _ = topology.drop_and_grow(plan, state.masks, drop(signals), grow, fraction_at(signals.step))
-        return Rewired(ItopState(masks, jax.tree.map(jnp.logical_or, state.explored, masks)))
+        dropping, share = scores.ranked(drop, signals), fraction_at(signals.step)
+        magnitudes = (dropping.magnitudes, False)
+        new = topology.drop_and_grow(plan, state.masks, dropping.arrays, grow, share, magnitudes=magnitudes)
+        return Rewired(ItopState(new.mask, jax.tree.map(jnp.logical_or, state.explored, new.mask)), new.fresh)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(

@@ -58,7 +58,7 @@ def drop_and_reallocate(
     worth: Mapping[str, Any],
     *,
     regrow_dropped: bool = True,
-) -> tuple[Masks, Masks]:
+) -> topology.Rewiring:
     """Drops in each leaf, then grows as many in all, more in the leaves of more worth.
 
     Args:

@@ -93,15 +93,20 @@ def rigl(
         share = fraction_at(clock(signals.step))
         if two_sided:
             dropped, n_drop = _both_sides(plan, state.masks, signals.params, share)
-            masks, kept = topology.rewire_tree(
-                plan, state.masks, dropped, grow(signals), n_drop, regrow_dropped=regrow_dropped
-            )
+            new = topology.rewire_tree(plan, state.masks, dropped, grow(signals), n_drop, regrow_dropped=regrow_dropped)
         else:
-            masks, kept = topology.drop_and_grow(
-                plan, state.masks, drop(signals), grow(signals), share, regrow_dropped=regrow_dropped
+            dropping, growing = scores.ranked(drop, signals), scores.ranked(grow, signals)
+            new = topology.drop_and_grow(
+                plan,
+                state.masks,
+                dropping.arrays,
+                growing.arrays,
+                share,
+                regrow_dropped=regrow_dropped,
+                magnitudes=(dropping.magnitudes, growing.magnitudes),
             )
-        fresh = None if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, masks, kept)
-        return Rewired(MaskState(masks), fresh, None if grow_values is None else grow_values(signals))
+        fresh = new.fresh if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
+        return Rewired(MaskState(new.mask), fresh, None if grow_values is None else grow_values(signals))
 
     return Algorithm(
         init,

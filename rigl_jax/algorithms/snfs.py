@@ -86,13 +86,18 @@ def snfs(
         return state._replace(momentum=trees.map_sparse(mean, plan, state.momentum, signals.grads))
 
     def update(state: SnfsState, signals: Signals) -> Rewired:
-        grow, share = jax.tree.map(jnp.abs, state.momentum), fraction_at(signals.step)
+        share = fraction_at(signals.step)
         if redistribute:
             worth, n_drop = _worth_and_drops(plan, state, share)
-            masks, _ = reallocation.drop_and_reallocate(plan, state.masks, drop(signals), grow, n_drop, worth)
+            grow = jax.tree.map(jnp.abs, state.momentum)
+            new = reallocation.drop_and_reallocate(plan, state.masks, drop(signals), grow, n_drop, worth)
         else:
-            masks, _ = topology.drop_and_grow(plan, state.masks, drop(signals), grow, share)
-        return Rewired(state._replace(masks=masks))
+            dropping = scores.ranked(drop, signals)
+            magnitudes = (dropping.magnitudes, True)
+            new = topology.drop_and_grow(
+                plan, state.masks, dropping.arrays, state.momentum, share, magnitudes=magnitudes
+            )
+        return Rewired(state._replace(masks=new.mask), new.fresh)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(

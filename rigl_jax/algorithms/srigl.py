@@ -85,8 +85,8 @@ def srigl(
             least = max(1, int(min_salient * leaf.n_active)) if may_ablate else None
             return topology.rewire_ablating(leaf, mask, weights, gradients, share, least)
 
-        masks, _ = topology.rewire_in_turn(plan, one, state.masks, weights, gradients)
-        return Rewired(MaskState(masks))
+        new = topology.rewire_in_turn(plan, one, state.masks, weights, gradients)
+        return Rewired(MaskState(new.mask), new.fresh)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(

@@ -34,6 +34,7 @@ TARGETS = (
     "rigl_fill",
     "rigl_take",
     "rigl_select",
+    "rigl_rewire",
 )
 REBUILD = "python -m rigl_jax.native.build"
 
@@ -119,3 +120,42 @@ def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Arra
     result = jax.ShapeDtypeStruct(flat.shape, np.bool_)
     taken = jax.ffi.ffi_call("rigl_select", result, vmap_method="broadcast_all")(flat, candidates, k)
     return taken.reshape(scores.shape)
+
+
+def rewire(
+    mask: jax.Array,
+    drop: jax.Array,
+    grow: jax.Array,
+    n_drop: jax.Array,
+    *,
+    magnitudes: tuple[bool, bool],
+    regrow_dropped: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`topology.drop_and_grow` of one weight of one group of single weights. Only where `library()` is.
+
+    In a compiled program the new mask takes the memory of the old one, if that is not read afterwards.
+
+    Args:
+      mask: bool[*shape].
+      drop: float[*shape], f32, bf16 or f16.
+      grow: the same.
+      n_drop: int32 scalar.
+      magnitudes: whether |drop|, and whether |grow|, is the score.
+      regrow_dropped: see `topology.rewire`.
+
+    Returns:
+      The new mask, the part of it that was not dropped, and the part of it that was not in the old one. Where a score
+      that is read is NaN or +inf, the new mask is the old one.
+    """
+    # As they are: a mask that is reshaped for the call would be copied.
+    given = [jax.lax.stop_gradient(score).astype(np.float32) for score in (drop, grow)]
+    results = [jax.ShapeDtypeStruct(mask.shape, dtype) for dtype in (np.bool_, np.uint8)]
+    new, part = jax.ffi.ffi_call("rigl_rewire", results, vmap_method="broadcast_all", input_output_aliases={0: 0})(
+        mask,
+        *given,
+        n_drop,
+        drop_magnitudes=np.int64(magnitudes[0]),
+        grow_magnitudes=np.int64(magnitudes[1]),
+        regrow_dropped=np.int64(regrow_dropped),
+    )
+    return new, part == 1, part == 2

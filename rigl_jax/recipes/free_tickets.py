@@ -184,9 +184,8 @@ def escape(
     else:
         checks.functions(who, grow=grow)
         scores = grow(params, batch)
-    magnitudes = jax.tree.map(jnp.abs, params)
-    after, kept = topology.drop_and_grow(plan, masks, magnitudes, scores, fraction)
-    return Pruned(apply_masks(params, kept), after)
+    new = topology.drop_and_grow(plan, masks, params, scores, fraction, magnitudes=(True, False))
+    return Pruned(apply_masks(params, new.kept), new.mask)
 
 
 def edst_rates(

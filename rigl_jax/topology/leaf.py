@@ -48,10 +48,17 @@ def pruning(structure: Structure, scores: Array, n_active: Any, among: Array | N
 
 
 class Rewiring(NamedTuple):
-    """One weight after drop and growth: its new mask, and the part of it that was not dropped."""
+    """One weight after drop and growth, or a tree of each for all weights.
 
-    mask: Array
-    kept: Array
+    Attributes:
+      mask: the new mask.
+      kept: the part of it that was not dropped.
+      fresh: the part of it that was not active before.
+    """
+
+    mask: Any
+    kept: Any
+    fresh: Any
 
 
 @arguments(
@@ -91,8 +98,8 @@ def rewire(
         units are grown only if there are no others, so that the count stays exact.
 
     Returns:
-      `Rewiring(mask, kept)`, both bool[*shape] and in the structure: the new mask, with exactly `n_active` active units
-      in each group, and the part of it that was not dropped.
+      `Rewiring(mask, kept, fresh)`, all bool[*shape] and in the structure: the new mask, with exactly `n_active` active
+      units in each group, the part of it that was not dropped, and the part of it that was not active before.
 
     Ties go to the lower index, NaN scores are dropped first and grown last.
     """
@@ -116,7 +123,8 @@ def rewiring(
     if not regrow_dropped:
         grow = jnp.where(active & ~kept, -jnp.inf, grow)
     grown = yield Selection(grow, n_grow, axes, ~kept)
-    return Rewiring(structure.expand(kept | grown, mask.shape), structure.expand(kept, mask.shape))
+    new = kept | grown
+    return Rewiring(*(structure.expand(part, mask.shape) for part in (new, kept, new & ~active)))
 
 
 def rewire_ablating(
@@ -156,7 +164,8 @@ def rewire_ablating(
     kept = yield Selection(drop, each, axes, kept)
     missing = each - jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
     grown = yield Selection(grow, missing, axes, ~kept)
-    return Rewiring(structure.expand(kept | grown, layer.shape), structure.expand(kept, layer.shape))
+    new = kept | grown
+    return Rewiring(*(structure.expand(part, layer.shape) for part in (new, kept, new & ~active)))
 
 
 @arguments(fraction=rules.numbers, n=rules.count)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import rigl_jax as rx
 from rigl_jax import native, topology
-from rigl_jax.topology import topk
+from rigl_jax.topology import order, topk
 
 pytestmark = [pytest.mark.eight_devices, pytest.mark.skipif(native.library() is None, reason=native.reason())]
 
@@ -66,6 +66,108 @@ def test_it_is_the_selection_in_xla(dtype):
         )
 
 
+def in_plain_jax(mask, drop, grow, n_drop, magnitudes, regrow):
+    """What a rewiring leaves of a mask, without the native call; the old mask where a score that is read is unsound."""
+    drop, grow = (jnp.abs(s) if of else s for s, of in zip((drop, grow), magnitudes, strict=True))
+    new = topology.rewire(rx.unstructured(), mask, drop, grow, n_drop, regrow_dropped=regrow)
+    if not bool((drop[mask] < jnp.inf).all() & (grow[~new.kept] < jnp.inf).all()):
+        return mask, mask, np.zeros_like(mask)
+    return new
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([1, 3, 256, 4096, 70_001]),
+    kinds=st.tuples(*[st.sampled_from(["normal", "ties", "special", "sorted", "sparse"])] * 2),
+    active=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+    share=st.sampled_from([-0.1, 0.0, 1e-3, 0.3, 1.0, 1.2]),
+    magnitudes=st.tuples(st.booleans(), st.booleans()),
+    regrow=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_a_rewiring_is_that_of_plain_jax(n, kinds, active, share, magnitudes, regrow, seed):
+    rng = np.random.default_rng(seed)
+    mask, (drop, grow) = rng.random(n) < active, (jnp.asarray(random_scores(kind, n, rng)) for kind in kinds)
+    n_drop = jnp.int32(share * mask.sum())
+    got = native.rewire(jnp.asarray(mask), drop, grow, n_drop, magnitudes=magnitudes, regrow_dropped=regrow)
+    for part, expected in zip(got, in_plain_jax(mask, drop, grow, n_drop, magnitudes, regrow), strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("where", ["active", "kept", "dropped", "inactive"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("of", ["drop", "grow"])
+def test_a_mask_stays_where_a_score_that_is_read_is_unsound(of, value, where):
+    mask = np.arange(5000) % 3 == 0
+    scores = {
+        name: np.random.default_rng(seed).random(5000).astype(np.float32) for seed, name in enumerate(["drop", "grow"])
+    }
+    kept = np.asarray(in_plain_jax(mask, *map(jnp.asarray, scores.values()), 300, (False, False), True)[1])
+    places = {"active": mask, "kept": kept, "dropped": mask & ~kept, "inactive": ~mask}[where]
+    scores[of][np.flatnonzero(places)[7]] = value
+    drop, grow = (jnp.asarray(s) for s in scores.values())
+    for magnitudes in ((False, False), (True, True)):
+        for regrow in (True, False):
+            got = native.rewire(
+                jnp.asarray(mask), drop, grow, jnp.int32(300), magnitudes=magnitudes, regrow_dropped=regrow
+            )
+            for part, expected in zip(got, in_plain_jax(mask, drop, grow, 300, magnitudes, regrow), strict=True):
+                np.testing.assert_array_equal(part, expected)
+
+
+def test_under_vmap_each_member_is_rewired_for_itself():
+    rng = np.random.default_rng(0)
+    masks = jnp.asarray(rng.random((3, 8, 5)) < 0.5)
+    drop, grow = (jnp.asarray(rng.standard_normal((3, 8, 5)), jnp.float32) for _ in range(2))
+    rewire = functools.partial(native.rewire, magnitudes=(True, True), regrow_dropped=True)
+    together = jax.vmap(rewire)(masks, drop, grow, jnp.array([0, 3, 20], jnp.int32))
+    shared = jax.vmap(rewire, in_axes=(0, None, 0, None))(masks, drop[0], grow, jnp.int32(4))
+    for i, n in enumerate([0, 3, 20]):
+        chex.assert_trees_all_equal(tuple(x[i] for x in together), rewire(masks[i], drop[i], grow[i], jnp.int32(n)))
+        chex.assert_trees_all_equal(tuple(x[i] for x in shared), rewire(masks[i], drop[0], grow[i], jnp.int32(4)))
+
+
+def test_a_mask_that_is_not_donated_is_not_changed():
+    """The new mask takes the memory of the old one only where nobody reads that any more."""
+    mask, (drop, grow) = jnp.arange(4096) % 2 == 0, jax.random.normal(jax.random.key(0), (2, 4096))
+    before = np.asarray(mask).copy()
+
+    @jax.jit
+    def rewired(mask):
+        new, *_ = native.rewire(mask, drop, grow, jnp.int32(500), magnitudes=(True, True), regrow_dropped=True)
+        return new, mask
+
+    new, after = rewired(mask)
+    np.testing.assert_array_equal(mask, before)
+    np.testing.assert_array_equal(after, before)
+    assert (np.asarray(new) != before).any()
+
+
+def test_a_rewiring_of_a_training_step_takes_less_than_a_copy_beyond_the_dense_step(on_one_cpu):
+    """As XLA plans it: the masks are changed in their own memory, and no scores exist."""
+    params = {f"layer_{i}": jax.ShapeDtypeStruct((256, 256), jnp.float32) for i in range(4)}
+    inner = optax.adam(1e-3)
+    tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.9), period=100), key=jax.random.key(0))
+
+    def loss(weights, x):
+        for w in weights.values():
+            x = jax.nn.relu(x @ w)
+        return jnp.mean(x**2)
+
+    def bytes_of(tx, **static):
+        def step(weights, state, x):
+            updates, state = tx.update(jax.grad(loss)(weights, x), state, weights, **static)
+            return optax.apply_updates(weights, updates), state
+
+        x = jax.ShapeDtypeStruct((32, 256), jnp.float32)
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, jax.eval_shape(tx.init, params), x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    dense, copy = bytes_of(inner), 4 * 256 * 256
+    assert bytes_of(tx, rewire=True) < dense + copy
+    assert bytes_of(tx) < dense + 2 * copy
+
+
 def test_under_vmap_each_member_selects_for_itself():
     scores = jax.random.normal(jax.random.key(0), (3, 8, 5))
     counts = jnp.array([0, 7, 40], jnp.int32)
@@ -80,7 +182,8 @@ def test_under_vmap_each_member_selects_for_itself():
 @pytest.fixture
 def on_one_cpu(monkeypatch):
     """As where there is one device; these tests have eight."""
-    monkeypatch.setattr(topk, "one_cpu", lambda: True)
+    for module in (topk, order):
+        monkeypatch.setattr(module, "one_cpu", lambda: True)
 
 
 def trained(method, structure=None):

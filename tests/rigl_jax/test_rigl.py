@@ -36,7 +36,8 @@ def as_ints(mask):
 def test_worked_example():
     result = one_update(rx.rigl(PLAN, fraction=FIXED), M, W, G)
     assert as_ints(result.state.masks["w"]) == [[1, 0, 1, 1, 0], [1, 1, 0, 0, 0]]
-    assert result.fresh is None  # (1,0) was dropped and grown at once: it keeps its value
+    # (1,0) was dropped and grown at once: it keeps its value.
+    assert as_ints(result.fresh["w"]) == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
 
 
 def test_worked_example_regrown_restart():

@@ -106,13 +106,14 @@ def test_masks_random_pruned_and_rewired(structure, shape, units, size, groups):
 
     scores, grow = jax.random.normal(jax.random.key(2), (2, *shape))
     n_drop = max(1, groups * leaf.n_active // 4)
-    random, pruned, (new, kept) = all_three(jax.random.key(3), scores, grow, n_drop)
+    random, pruned, (new, kept, fresh) = all_three(jax.random.key(3), scores, grow, n_drop)
     for mask in (random, pruned, new):
         mask = np.asarray(mask)
         sizes = np.bincount(unit.ravel(), mask.ravel())[unit]
         np.testing.assert_array_equal(sizes, np.where(mask, size, 0))  # whole units
         per_group = np.bincount(group.ravel(), mask.ravel())[np.unique(group)]
         np.testing.assert_array_equal(per_group, leaf.n_active * size)
+    np.testing.assert_array_equal(fresh, new & ~random)
     # Against the oracle, on one score a unit.
     mean = np.asarray(structure.pool(scores))
     axes = structure.axes(units)
@@ -137,12 +138,12 @@ def test_two_of_four_really_moves():
     rewired = jax.jit(
         lambda regrow: topology.drop_and_grow(plan, masks, scores, grow, 0.3, regrow_dropped=regrow), static_argnums=0
     )
-    new, kept = rewired(True)
+    new, kept, _ = rewired(True)
     assert int(kept["w"].sum()) == 256 - 76  # floor(0.3 * 256)
     assert (new["w"].reshape(16, 4, 8).sum(1) == 2).all()
     # A dropped weight competes with at least two others for its place, so at least half of the drops move on average.
     assert 30 <= int((new["w"] & ~masks["w"]).sum()) <= 76
-    forbidden, _ = rewired(False)
+    forbidden, *_ = rewired(False)
     assert int((forbidden["w"] & ~masks["w"]).sum()) == 76
 
 
@@ -153,7 +154,7 @@ def test_rewired_groups_keep_their_count_whatever_is_dropped(seed, n_drop):
     mask = np.stack([oracles.top(row, 2) for row in rng.random((32, 4))]).reshape(8, 4, 4).transpose(0, 2, 1)
     mask = mask.reshape(32, 4)
     drop, grow = rng.integers(0, 4, (2, 32, 4)).astype(np.float32)
-    new, kept = REWIRE(TWO_OF_FOUR, mask, drop, grow, n_drop)
+    new, kept, _ = REWIRE(TWO_OF_FOUR, mask, drop, grow, n_drop)
     np.testing.assert_array_equal(np.asarray(new).reshape(8, 4, 4).sum(1), 2)
     assert int(kept.sum()) == 64 - n_drop
 

@@ -142,7 +142,7 @@ def test_rewire_is_algorithm_1(seed, n_active, n_drop, regrow):
     rng = np.random.default_rng(seed)
     mask = oracles.top(rng.random((5, 6)), n_active)
     drop, grow = rng.integers(0, 5, (2, 5, 6)).astype(np.float32)  # ties everywhere
-    new, kept = REWIRE(UNSTRUCTURED, mask, drop, grow, n_drop, regrow_dropped=regrow)
+    new, kept, _ = REWIRE(UNSTRUCTURED, mask, drop, grow, n_drop, regrow_dropped=regrow)
     np.testing.assert_array_equal(new, oracles.drop_and_grow(mask, drop, grow, n_drop, regrow))
     assert int(new.sum()) == n_active
     np.testing.assert_array_equal(kept, oracles.top(drop, n_active - n_drop, mask))
@@ -153,23 +153,23 @@ def test_rewire_by_hand():
     mask = jnp.array([[True, True, True, True], [False, False, False, False]])
     drop = jnp.array([[5.0, 1.0, 3.0, 2.0], [99.0, 99.0, 99.0, 99.0]])
     grow = jnp.array([[0.0, 8.0, 0.0, 1.0], [7.0, 9.0, 0.0, 0.0]])
-    new, kept = topology.rewire(UNSTRUCTURED, mask, drop, grow, 2)
+    new, kept, _ = topology.rewire(UNSTRUCTURED, mask, drop, grow, 2)
     assert kept.astype(int).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
     assert new.astype(int).tolist() == [[1, 1, 1, 0], [0, 1, 0, 0]]
-    forbidden, _ = topology.rewire(UNSTRUCTURED, mask, drop, grow, 2, regrow_dropped=False)
+    forbidden, *_ = topology.rewire(UNSTRUCTURED, mask, drop, grow, 2, regrow_dropped=False)
     assert forbidden.astype(int).tolist() == [[1, 0, 1, 0], [1, 1, 0, 0]]
 
 
 def test_forbidden_regrowth_gives_way_to_the_count():
     mask = jnp.array([True, True, True, False])
-    new, _ = topology.rewire(UNSTRUCTURED, mask, jnp.arange(4.0), jnp.zeros(4), 3, regrow_dropped=False)
+    new, *_ = topology.rewire(UNSTRUCTURED, mask, jnp.arange(4.0), jnp.zeros(4), 3, regrow_dropped=False)
     assert new.tolist() == [True, True, False, True]  # one free place, two of the dropped come back
 
 
 def test_nan_scores_are_dropped_first_and_grown_last():
     mask = jnp.array([True, True, False, False])
     drop, grow = jnp.array([1.0, jnp.nan, 0.0, 0.0]), jnp.array([0.0, jnp.nan, jnp.nan, 0.5])
-    new, kept = topology.rewire(UNSTRUCTURED, mask, drop, grow, 1)
+    new, kept, _ = topology.rewire(UNSTRUCTURED, mask, drop, grow, 1)
     assert kept.tolist() == [True, False, False, False]
     assert new.tolist() == [True, False, False, True]
 
@@ -177,7 +177,7 @@ def test_nan_scores_are_dropped_first_and_grown_last():
 def test_an_inactive_weight_never_outranks_an_active_one():
     # An inactive score above every active one, as additive noise makes it in the authors' code.
     mask = jnp.array([True, True, True, False])
-    new, kept = topology.rewire(UNSTRUCTURED, mask, jnp.array([0.0, 1e-7, 2e-7, 1e-5]), jnp.zeros(4), 1)
+    new, kept, _ = topology.rewire(UNSTRUCTURED, mask, jnp.array([0.0, 1e-7, 2e-7, 1e-5]), jnp.zeros(4), 1)
     assert kept.tolist() == [False, True, True, False]
     assert int(new.sum()) == 3
 

@@ -113,7 +113,7 @@ def test_minus_infinity_is_a_rank_and_a_value_that_is_no_number_counts_as_0():
         masks = topology.random_masks(plan, jax.random.key(0), params)
         return masks, *topology.drop_and_grow(plan, masks, jax.tree.map(jnp.abs, params), never, 0.2)
 
-    masks, after, kept = jax.device_get(rewired(params, never))
+    masks, after, kept, _ = jax.device_get(rewired(params, never))
     assert (after["a"] != masks["a"]).any()
     assert not (after["a"] & ~kept["a"] & (never["a"] < 0)).any()
     nan = lambda signals: jax.tree.map(lambda p: p * jnp.nan, signals.params)  # noqa: E731

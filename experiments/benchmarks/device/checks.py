@@ -98,7 +98,7 @@ def _rewired(toy: bool, way: str) -> Rows:
     drop, grow = (
         {n: np.round(4 * rng.standard_normal(p.shape)).astype(np.float32) for n, p in params.items()} for _ in "ab"
     )
-    got, _ = jax.jit(lambda m, d, g: topology.drop_and_grow(plan, m, d, g, 0.25))(masks, drop, grow)
+    got, *_ = jax.jit(lambda m, d, g: topology.drop_and_grow(plan, m, d, g, 0.25))(masks, drop, grow)
     equal = 0
     for name, leaf in plan.items():
         mask, n_drop = np.asarray(masks[name]), leaf.n_active // 4

@@ -1,185 +1,7 @@
-// The k highest of n scores, exactly: topology.select, in the same order and with the same ties.
-//
-// A sample gives a bracket for the k-th score. One pass counts the scores above the bracket and on its ends (ties may
-// be many) and collects those within, a few percent. The k-th is found among them, and a second pass writes the mask.
-// If the k-th is outside of the bracket, the bracket is extended to all scores.
-#include <cmath>
-#include <cstring>
-#include <functional>
-#include <limits>
-
-#include "handlers.h"
+// Handlers that rank: the selection of the highest scores, and the rewiring of one weight.
+#include "ranking.h"
 
 namespace {
-
-constexpr int32_t kOut = std::numeric_limits<int32_t>::min();  // not a candidate
-constexpr int32_t kLowest = kOut + 1, kHighest = std::numeric_limits<int32_t>::max();
-constexpr int64_t kSample = 4096, kTask = 1 << 16, kPart = 2048;  // kPart keys stay in the L1 cache
-
-// These loops are compiled twice; the loader takes the best version that the processor has.
-#if defined(RIGL_X86) && defined(__GNUC__) && defined(__ELF__)
-#define CLONES __attribute__((target_clones("avx2", "default"), noinline))
-#else
-#define CLONES
-#endif
-
-// Scores as integers of the same order: +inf, ..., 0 and -0, ..., -inf, NaN, and last those that are not candidates.
-CLONES void keys_of(const float* scores, const uint8_t* among, int64_t n, int32_t* keys) {
-  for (int64_t i = 0; i < n; i++) {
-    int32_t bits;
-    std::memcpy(&bits, scores + i, sizeof bits);
-    const int32_t magnitude = bits & 0x7fffffff, sign = bits >> 31;
-    keys[i] = magnitude > 0x7f800000 ? kLowest : (magnitude ^ sign) - sign;
-  }
-  if (among)
-    for (int64_t i = 0; i < n; i++) {
-      const int32_t in = -(int32_t)among[i];
-      keys[i] = (keys[i] & in) | (kOut & ~in);
-    }
-}
-
-CLONES int64_t count_above(const int32_t* keys, int64_t n, int32_t bound) {
-  int32_t count = 0;
-  for (int64_t i = 0; i < n; i++) count += keys[i] > bound;
-  return count;
-}
-
-CLONES void take_above(const int32_t* keys, int64_t n, int32_t bound, bool* taken) {
-  for (int64_t i = 0; i < n; i++) taken[i] = keys[i] > bound;
-}
-
-CLONES int64_t count_equal(const int32_t* keys, int64_t n, int32_t to) {
-  int32_t count = 0;
-  for (int64_t i = 0; i < n; i++) count += keys[i] == to;
-  return count;
-}
-
-struct Bracket {
-  int32_t low, high;
-};
-
-CLONES void within(const int32_t* keys, int64_t n, Bracket b, uint8_t* is) {
-  for (int64_t i = 0; i < n; i++) is[i] = (keys[i] > b.low) & (keys[i] < b.high);
-}
-
-// Appends the keys strictly within the bracket. They are few, so eight at a time are skipped.
-void collect(const int32_t* keys, int64_t n, Bracket b, std::vector<int32_t>& found) {
-  uint8_t is[kPart + 8] = {};
-  within(keys, n, b, is);
-  for (int64_t i = 0; i < n; i += 8) {
-    uint64_t eight;
-    std::memcpy(&eight, is + i, 8);
-    if (!eight) continue;
-    for (int64_t j = i; j < i + 8; j++)
-      if (is[j]) found.push_back(keys[j]);
-  }
-}
-
-struct Group {
-  const float* scores;
-  const uint8_t* among;  // 0 or 1 each; or null: all
-  bool* taken;
-  int64_t n;
-};
-
-// Runs f(task, its first score, keys, number of keys) for the parts of every task.
-template <typename F>
-void for_parts(ffi::ThreadPool& pool, const Group& g, const F& f) {
-  parallel(pool, (g.n + kTask - 1) / kTask, 2 * g.n, [&](int64_t task) {
-    int32_t keys[kPart];
-    for (int64_t i = task * kTask, end = std::min(g.n, i + kTask); i < end; i += kPart) {
-      const int64_t size = std::min(kPart, end - i);
-      keys_of(g.scores + i, g.among ? g.among + i : nullptr, size, keys);
-      f(task, i, keys, size);
-    }
-  });
-}
-
-// Two keys with the k-th highest most likely between them.
-Bracket bracket(const Group& g, int64_t k) {
-  const int64_t size = std::min(g.n, kSample);
-  std::vector<int32_t> sample(size);
-  for (int64_t i = 0; i < size; i++) {
-    const int64_t from = (int64_t)((double)i / size * g.n);
-    keys_of(g.scores + from, g.among ? g.among + from : nullptr, 1, &sample[i]);
-  }
-  const double share = std::min(1.0, (double)k / g.n);
-  const int64_t rank = (int64_t)(share * size), margin = 2 + (int64_t)(3.5 * std::sqrt(size * share * (1 - share)));
-  const auto at = [&](int64_t i) {
-    std::nth_element(sample.begin(), sample.begin() + i, sample.end(), std::greater<>());
-    return std::max(sample[i], kLowest);
-  };
-  return {rank + margin < size ? at(rank + margin) : kLowest,
-          rank - margin >= 0 ? at(rank - margin) : kHighest};
-}
-
-// The counts and keys that a task found for a bracket.
-struct Found {
-  int64_t above = 0, high = 0, low = 0;
-  std::vector<int32_t> inside;
-};
-
-// The k-th highest key, and how many of the scores with this key are taken.
-struct Threshold {
-  int32_t key;
-  int64_t need;
-};
-
-// Afterwards `b` is the bracket that contains it, and `tasks` what each task found.
-Threshold kth(ffi::ThreadPool& pool, const Group& g, int64_t k, Bracket& b, std::vector<Found>& tasks) {
-  for (;; b = {kLowest, kHighest}) {
-    for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
-      Found& found = tasks[task];
-      if (first == task * kTask) found = {};
-      found.above += count_above(keys, size, b.high);
-      found.high += count_equal(keys, size, b.high);
-      if (b.low != b.high) found.low += count_equal(keys, size, b.low);
-      collect(keys, size, b, found.inside);
-    });
-    int64_t need = k, high = 0, low = 0;
-    std::vector<int32_t> inside;
-    for (const Found& found : tasks) {
-      need -= found.above, high += found.high, low += found.low;
-      inside.insert(inside.end(), found.inside.begin(), found.inside.end());
-    }
-    if (need < 1) continue;
-    if (need <= high) return {b.high, need};
-    need -= high;
-    if (need <= (int64_t)inside.size()) {
-      std::nth_element(inside.begin(), inside.begin() + (need - 1), inside.end(), std::greater<>());
-      const int32_t key = inside[need - 1];
-      for (int64_t i = 0, end = need; i < end; i++) need -= inside[i] > key;
-      return {key, need};
-    }
-    need -= inside.size();
-    if (need <= low) return {b.low, need};
-    if (b.low == kLowest) return {kOut, 0};  // k is more than all candidates
-  }
-}
-
-void select(ffi::ThreadPool& pool, const Group& g, int64_t k) {
-  if (k <= 0) {
-    std::memset(g.taken, 0, g.n);
-    return;
-  }
-  std::vector<Found> tasks((g.n + kTask - 1) / kTask);
-  Bracket b = bracket(g, k);
-  auto [key, need] = kth(pool, g, k, b, tasks);
-  const int32_t threshold = key;
-  // The number of ties that each task takes; they go to the lower index.
-  std::vector<int64_t> ties;
-  for (const Found& found : tasks) {
-    const int64_t within = std::count(found.inside.begin(), found.inside.end(), threshold);
-    ties.push_back(std::min(need, threshold == b.high ? found.high : threshold == b.low ? found.low : within));
-    need -= ties.back();
-  }
-  for_parts(pool, g, [&](int64_t task, int64_t first, const int32_t* keys, int64_t size) {
-    bool* taken = g.taken + first;
-    take_above(keys, size, threshold, taken);
-    for (int64_t i = 0; i < size && ties[task] > 0; i++)
-      if (keys[i] == threshold) taken[i] = true, ties[task]--;
-  });
-}
 
 // scores[..., n], among[..., n] or [0] for all, k[...] -> taken[..., n].
 ffi::Error Select(ffi::ThreadPool pool, F32 scores, ffi::Buffer<ffi::PRED> among, S32 k,
@@ -189,9 +11,82 @@ ffi::Error Select(ffi::ThreadPool pool, F32 scores, ffi::Buffer<ffi::PRED> among
   if (times({n, groups}) != size || (int64_t)taken->element_count() != size ||
       (!all && (int64_t)among.element_count() != size))
     return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rigl_jax: sizes of scores, candidates and counts differ");
-  for (int64_t i = 0; i < groups; i++)
-    select(pool, {scores.typed_data() + i * n, all ? nullptr : (const uint8_t*)among.typed_data() + i * n,
-                  taken->typed_data() + i * n, n}, k.typed_data()[i]);
+  for (int64_t i = 0; i < groups; i++) {
+    const Group g{scores.typed_data() + i * n, n, false, {all ? nullptr : (const uint8_t*)among.typed_data() + i * n}};
+    bool* const out = taken->typed_data() + i * n;
+    if (k.typed_data()[i] <= 0) {
+      std::memset(out, 0, n);
+      continue;
+    }
+    Cut cut = highest(pool, g, k.typed_data()[i]);
+    take(pool, g, cut, [&](int64_t first, const bool* part, int64_t size) { std::memcpy(out + first, part, size); });
+  }
+  return ffi::Error::Success();
+}
+
+// How many of n bytes, 0 or 1 each, are 1.
+CLONES int64_t count_ones(const uint8_t* bytes, int64_t n) {
+  int32_t total = 0;
+  for (int64_t i = 0; i < n; i++) total += bytes[i];
+  return total;
+}
+
+int64_t count(ffi::ThreadPool& pool, const uint8_t* bytes, int64_t n) {
+  std::atomic<int64_t> total{0};
+  parallel(pool, (n + kTask - 1) / kTask, n, [&](int64_t task) {
+    total += count_ones(bytes + task * kTask, std::min(kTask, n - task * kTask));
+  });
+  return total;
+}
+
+// What became of a weight.
+enum Part : uint8_t { kNeither = 0, kKept = 1, kFresh = 2 };
+
+// `part` is kKept or kNeither before.
+CLONES void settle(const uint8_t* before, const bool* grown, int64_t n, uint8_t* mask, uint8_t* part) {
+  for (int64_t i = 0; i < n; i++) {
+    const uint8_t active = part[i] | grown[i];
+    part[i] |= (active & ~before[i]) * kFresh;
+    mask[i] = active;
+  }
+}
+
+// topology.drop_and_grow of one group of single weights; a mask with unsound scores stays as it is. `mask` may be the
+// memory of `old`.
+void rewire(ffi::ThreadPool& pool, const uint8_t* old, Group drop, Group grow, bool regrow_dropped, int64_t n_drop,
+            uint8_t* mask, uint8_t* part) {
+  const int64_t n = drop.n, active = count(pool, old, n), n_kept = std::clamp<int64_t>(active - n_drop, 0, active);
+  drop.among = {old, 1};
+  Cut stay = highest(pool, drop, n_kept);
+  take(pool, drop, stay, [&](int64_t first, const bool* kept, int64_t size) { std::memcpy(part + first, kept, size); });
+  grow.among = {part, kNeither};
+  if (!regrow_dropped) grow.late = {old, 1};
+  Cut grown = highest(pool, grow, active - n_kept);
+  if (!stay.sound || !grown.sound) {
+    std::memcpy(part, old, n);
+    std::memmove(mask, old, n);
+    return;
+  }
+  take(pool, grow, grown, [&](int64_t first, const bool* some, int64_t size) {
+    uint8_t before[kPart];
+    std::memcpy(before, old + first, size);
+    settle(before, some, size, mask + first, part + first);
+  });
+}
+
+// old[groups..., shape...], drop and grow as old, n_drop[groups...] -> mask, which may be the memory of old, and part:
+// what became of each weight.
+ffi::Error Rewire(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> old, F32 drop, F32 grow, S32 n_drop,
+                  ffi::ResultBuffer<ffi::PRED> mask, ffi::ResultBuffer<ffi::U8> part, int64_t drop_magnitudes,
+                  int64_t grow_magnitudes, int64_t regrow_dropped) {
+  const int64_t size = old.element_count(), groups = n_drop.element_count(), n = groups ? size / groups : 0;
+  for (int64_t given : {times({n, groups}), (int64_t)drop.element_count(), (int64_t)grow.element_count(),
+                        (int64_t)mask->element_count(), (int64_t)part->element_count()})
+    if (given != size) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rigl_jax: sizes of masks and scores differ");
+  for (int64_t i = 0, at = 0; i < groups; i++, at += n)
+    rewire(pool, (const uint8_t*)old.untyped_data() + at, {drop.typed_data() + at, n, drop_magnitudes != 0},
+           {grow.typed_data() + at, n, grow_magnitudes != 0}, regrow_dropped != 0, n_drop.typed_data()[i],
+           (uint8_t*)mask->untyped_data() + at, part->typed_data() + at);
   return ffi::Error::Success();
 }
 
@@ -201,4 +96,8 @@ ffi::Error Select(ffi::ThreadPool pool, F32 scores, ffi::Buffer<ffi::PRED> among
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_select, Select, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Arg<S32>().Ret<ffi::Buffer<ffi::PRED>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_rewire, Rewire, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<ffi::Buffer<ffi::PRED>>().Arg<F32>().Arg<F32>().Arg<S32>()
+    .Ret<ffi::Buffer<ffi::PRED>>().Ret<ffi::Buffer<ffi::U8>>()
+    .Attr<int64_t>("drop_magnitudes").Attr<int64_t>("grow_magnitudes").Attr<int64_t>("regrow_dropped"));
 #pragma GCC visibility pop
