@@ -54,11 +54,16 @@ def units(machine: str) -> tuple[Unit, ...]:
     """What a processor family is compiled from: the handlers, and one copy of level.cc a level."""
     x86 = machine.lower() in ("x86_64", "amd64")
     family = ("-DRIGL_X86",) if x86 else ()
-    levels = [("rigl_portable", 4, ())]
+    levels, halves = [("rigl_portable", 4, ())], []
     if x86:
         levels += [("rigl_avx2", 8, AVX2), ("rigl_avx2_wide", 16, AVX2), ("rigl_avx512", 16, AVX512)]
+        halves += [("rigl_half_wide", 16, AVX2), ("rigl_half", 16, (*AVX512, "-mavx512bf16"))]
     handlers = [Unit(source, source, family) for source in ("linear.cc", "conv.cc", "dense.cc", "select.cc", "host.cc")]
-    copies = [Unit("level.cc", name, (*family, *f, f"-DLANES={n}", f"-DLEVEL={name}")) for name, n, f in levels]
+    copies = [
+        Unit(source, name, (*family, *flags, f"-DLANES={n}", f"-DLEVEL={name}"))
+        for source, built in (("level.cc", levels), ("half.cc", halves))
+        for name, n, flags in built
+    ]
     return (*handlers, *copies)
 
 

@@ -38,6 +38,9 @@ SIGNED = {**UNSIGNED, "doubled": lambda a: a + a, "low": low, "falling": lambda 
 LENGTH = {"shorter": lambda a: a[:-1], "longer": longer, "empty": lambda a: a[:0]}
 
 
+HALVES = [level for level in ("avx2_wide", "avx512_bf16") if level in native.levels()]
+
+
 def cases(level):
     """(name, pattern, x, dy, product)."""
     rng = np.random.default_rng(0)
@@ -49,6 +52,13 @@ def cases(level):
         pattern = kernels.make_pattern(mask, height=height, block=20, capacity=capacity)
         x, dy = jnp.ones((batch, 60)), jnp.ones((batch, 96))
         yield name, pattern, x, dy, lambda x, v, p: kernels.matmul(x, v, p, level=level)
+    for wide in HALVES:  # products in bfloat16, of one whole tile
+        mask = rng.random((60, 96)) < 0.3
+        mask[[19, 39, 59]] = True
+        x, dy = jnp.ones((64, 60), jnp.bfloat16), jnp.ones((64, 96), jnp.bfloat16)
+        on = level if level == "jax" else wide
+        pattern = kernels.make_pattern(mask, block=20, capacity=int(mask.sum()) + 5)
+        yield f"halves {wide}", pattern, x, dy, lambda x, v, p, on=on: kernels.matmul(x, v, p, level=on)
     convs = {"conv": (1, 1), "strided conv": (2, 1), "strided conv in groups": (2, 2)}
     for name, (stride, groups) in convs.items():
         mask = rng.random((3, 3, 6, 8)) < 0.4
@@ -71,10 +81,10 @@ def products(product, x, dy):
     """Each of the three alone, so that no other one's error hides what it does."""
 
     def given(x, v, p):
-        return jnp.vdot(product(x, v, p), dy)
+        return jnp.vdot(product(x, v.astype(x.dtype), p), dy)
 
     return {
-        "forward": jax.jit(lambda v, p: product(x, v, p)),
+        "forward": jax.jit(lambda v, p: product(x, v.astype(x.dtype), p)),
         "input gradient": jax.jit(lambda v, p: jax.grad(given)(x, v, p)),
         "values gradient": jax.jit(lambda v, p: jax.grad(given, 1)(x, v, p)),
     }
@@ -151,6 +161,8 @@ def handlers():
     changes = [{"batch": 1000}, {"batch": huge}, {"batch": 0}, {"outputs": 200}]
     attributes = {"batch": 4, "rows": 8, "outputs": 2, **runs}
     yield "dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes
+    for level in (native.levels()[name] for name in HALVES):
+        yield from halves(level, indices, starts, order, huge)
     sizes = {"rows": 8, "depth": 1, "taps": 1, "outputs": 2, "height": 1, "block": 8}
     changes = [
         {"rows": 9},
@@ -172,6 +184,21 @@ def handlers():
     ]
     yield "planes", (16 * 6 * 6 * 3,), [jnp.ones((2, 4, 4, 3))], {"sizes": image, "level": -1}, changes
     yield from convolutions(indices, starts, order, huge)
+
+
+def halves(level, indices, starts, order, huge):
+    level, tiles, dy_tiles = {"level": level}, jnp.ones(64 * 8, jnp.uint16), jnp.ones(64 * 2, jnp.uint16)
+    x, values = jnp.ones((9, 8), jnp.bfloat16), jnp.ones(4, jnp.bfloat16)
+    none = {"level": native.levels()["portable"]}  # it has none of these
+    yield "half_tile", (64 * 8,), [x], {"dtype": jnp.uint16, **level}, [{"operands": [jnp.ones((9, 8))]}, none]
+    attributes = {"dtype": jnp.bfloat16, "rows": 8, "block": 8, **level}
+    changes = [{"rows": n} for n in (1000, huge, -1)] + [{"block": 0}, {"block": 3}, {"dtype": jnp.float32}, none]
+    changes += [{"shape": (65, 2)}]
+    yield "half_gather", (4, 2), [tiles, values, indices, starts], attributes, changes
+    yield "half_gather_ordered", (4, 2), [tiles, values, order, indices, starts], attributes, changes
+    attributes = {"batch": 4, "rows": 8, "outputs": 2, "block": 8, **level}
+    changes = [{"batch": n} for n in (65, huge, 0)] + [{"outputs": 200}, {"rows": 1000}, {"block": 3}, none]
+    yield "half_dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes
 
 
 FITS = {(4, 70), (5, 70)}  # margins may be as wide as they like
@@ -205,7 +232,8 @@ def check_handler(target, shape, operands, attributes, changes):
     found |= {f"{target}, {change}": call(**change) for change in changes}
     for k, operand in enumerate(operands):
         changed = {"short": operand[:1]} if operand.ndim == 1 else {}
-        changed |= {"far": far(operand)} if operand.dtype == jnp.uint16 else {}
+        index = operand.dtype == jnp.uint16 and operand.size == 4  # not tiles, whose content may be anything
+        changed |= {"far": far(operand)} if index else {}
         changed |= {"doubled": operand + operand} if operand.dtype == jnp.int32 else {}
         for label, other in changed.items():
             found[f"{target}, operand {k} {label}"] = call([*operands[:k], other, *operands[k + 1 :]])

@@ -296,6 +296,7 @@ def test_a_level_is_built_with_its_own_flags_only():
     flags = {unit.name: unit.flags for unit in units("x86_64")}
     assert not any(flag.startswith("-mavx") for flag in (*flags["rigl_portable"], *flags["linear.cc"]))
     assert "-mavx512f" in flags["rigl_avx512"]
+    assert [name for name, given in flags.items() if "-mavx512bf16" in given] == ["rigl_half"]
     assert [unit.name for unit in units("aarch64") if "rigl" in unit.name] == ["rigl_portable"]
     everything = " ".join(flag for unit in units("x86_64") for flag in unit.flags)
     assert "native" not in everything

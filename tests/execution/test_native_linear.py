@@ -1,5 +1,7 @@
 """The native matrix kernels against the masked dense product: values, gradients, every instruction-set level."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from rigl_jax.execution.kernels.moving import gather, scatter
 from rigl_jax.execution.kernels.pattern import make_pattern
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=f"native kernels: {native.reason()}")
-LEVELS = list(native.levels())
+LEVELS = [level for level in native.levels() if level != "avx512_bf16"]  # in float32 it is avx512
+HALVES = [level for level in ("avx2_wide", "avx512_bf16") if level in native.levels()]
+"""Levels that multiply in bfloat16; avx2_wide does so without instructions for it."""
 
 
 def problem(batch, inputs, outputs, density, height=1, seed=0):
@@ -84,6 +88,55 @@ def test_full_mask():
 def test_many_blocks_and_threads():
     check(*problem(256, 500, 400, 0.1))
     check(*problem(200, 500, 400, 0.1, height=8), height=8)
+
+
+def in_halves(batch, inputs, outputs, density, level, block=None):
+    """y and both gradients in bfloat16, and those in float32 of the same numbers."""
+    mask, dense, x, dy = problem(batch, inputs, outputs, density)
+    pattern = make_pattern(mask, block=block)
+    values = gather(dense, pattern).astype(jnp.bfloat16)
+    x, dy = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
+
+    @functools.partial(jax.jit, static_argnames="level")
+    def run(x, values, dy, level):
+        y, pull = jax.vjp(lambda x, values: matmul(x, values, pattern, level=level), x, values)
+        return y, *pull(dy)
+
+    exact = run(*(a.astype(jnp.float32) for a in (x, values, dy)), level="auto")
+    return run, (x, values, dy), exact
+
+
+@pytest.mark.parametrize("level", HALVES)
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "block"),
+    [
+        (64, 50, 48, 17),
+        (52, 33, 19, None),
+        (128, 70, 131, 64),
+        (320, 64, 40, 30),
+        (250, 97, 33, None),
+        (256, 3, 5, None),
+    ],
+)
+def test_products_in_bfloat16_have_sums_in_float32(level, batch, inputs, outputs, block):
+    """Batches of part of a tile, of one, of four that are taken together and one more; rows by 32 and what is left."""
+    run, (x, values, dy), exact = in_halves(batch, inputs, outputs, 0.3, level, block)
+    assert "rigl_half_tile" in run.lower(x, values, dy, level=level).as_text()
+    for got, want in zip(run(x, values, dy, level=level), exact, strict=True):
+        assert got.dtype == jnp.bfloat16
+        # Rounded once: half a unit in the last place of eight bits, and that of the sums in float32.
+        np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", HALVES)
+def test_what_is_no_number_in_bfloat16_goes_where_it_belongs(level):
+    run, (x, values, dy), _ = in_halves(64, 40, 24, 0.3, level)
+    x = x.at[5].set(jnp.nan).at[20, 1].set(jnp.inf)
+    want = run(*(a.astype(jnp.float32) for a in (x, values, dy)), level="auto")
+    for got, exact in zip(run(x, values, dy, level=level), want, strict=True):
+        got, exact = np.asarray(got, np.float32), np.asarray(exact.astype(jnp.bfloat16), np.float32)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(exact))
+        np.testing.assert_array_equal(np.isinf(got), np.isinf(exact))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -1,7 +1,7 @@
 """y = x @ W for a sparse W: native kernels on CPUs and NVIDIA's GPUs, plain JAX elsewhere, one differentiable function.
 
 The native kernels read activations in tiles of 64 batch rows, feature-major, so that one weight is multiplied by 64
-contiguous floats. `rigl_tile` makes the tiles; the products write row-major results. In one compiled program x and dy
+contiguous numbers. `rigl_tile` makes the tiles; the products write row-major results. In one compiled program x and dy
 are tiled once for all products that need them, because XLA merges equal calls.
 """
 
@@ -65,15 +65,27 @@ def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, level: str) -> Ar
     served = native.library() is not None and level != "jax" and a.dtype.itemsize <= 4
     if not served or 0 in (pattern.nnz, *a.shape):
         return reference.run_cpu(kind, a, b, pattern, level)
-    native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
-    number = native.level_number("auto" if level == "cuda" else level)
+    level = "auto" if level == "cuda" else level
+    number = native.level_number(level)
+    if _multiplies_halves(a, b, pattern, level):
+        return _HALVES[kind](a, b, pattern, number).astype(a.dtype)
     b = _readable(b) if kind == "values_gradient" else b.astype(jnp.float32)
-    return native_run(_readable(a), b, pattern, number).astype(a.dtype)
+    return _FLOATS[kind](_readable(a), b, pattern, number).astype(a.dtype)
 
 
 def _readable(x: Array) -> Array:
     """Activations in a dtype that the kernels read: float32, or bfloat16 where there are several rows."""
     return x if x.dtype == jnp.bfloat16 and x.shape[0] > 1 else x.astype(jnp.float32)
+
+
+def _multiplies_halves(a: Array, b: Array, p: Pattern, level: str) -> bool:
+    """Whether products are taken in bfloat16, with sums in float32: for single weights, if the level has instructions
+    for it, unless more than a fifth of the tiles, which are whole, would be padding.
+    """
+    batch = a.shape[0]
+    whole = -(-batch // TILE) * TILE <= 1.25 * batch
+    has = level in ("avx512_bf16", "avx2_wide") or (level == "auto" and "avx512_bf16" in native.levels())
+    return has and whole and p.height == 1 and a.dtype == b.dtype == jnp.bfloat16
 
 
 _product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)
@@ -110,3 +122,34 @@ def _values_gradient(x: Array, dy: Array, p: Pattern, level: np.int64) -> Array:
     sizes = {"batch": x.shape[0], "rows": p.rows, "outputs": p.shape[-1]}
     attributes = {**sizes, "height": p.height, "block": p.block, "level": level}
     return native.call("rigl_dots", (p.nnz,), _tiled(x, level), _tiled(dy, level), p.indices, p.starts, **attributes)
+
+
+_FLOATS = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}
+"""The products by kind, in float32."""
+
+
+def _half_tiled(x: Array, level: np.int64) -> Array:
+    room = -(-x.shape[0] // TILE) * TILE
+    return native.call("rigl_half_tile", (room * x.shape[1],), x, dtype=np.uint16, level=level)
+
+
+def _half_forward(x: Array, values: Array, p: Pattern, level: np.int64) -> Array:
+    shape, tiles = (x.shape[0], p.shape[-1]), _half_tiled(x, level)
+    attributes = {"rows": p.rows, "block": p.block, "level": level}
+    return native.call("rigl_half_gather", shape, tiles, values, p.indices, p.starts, dtype=x.dtype, **attributes)
+
+
+def _half_input_gradient(dy: Array, values: Array, p: Pattern, level: np.int64) -> Array:
+    shape, operands = (dy.shape[0], p.rows), (_half_tiled(dy, level), values, p.order_t, p.indices_t, p.starts_t)
+    attributes = {"rows": p.shape[-1], "block": p.block_t, "level": level}
+    return native.call("rigl_half_gather_ordered", shape, *operands, dtype=dy.dtype, **attributes)
+
+
+def _half_values_gradient(x: Array, dy: Array, p: Pattern, level: np.int64) -> Array:
+    operands = _half_tiled(x, level), _half_tiled(dy, level), p.indices, p.starts
+    sizes = {"batch": x.shape[0], "rows": p.rows, "outputs": p.shape[-1]}
+    return native.call("rigl_half_dots", (p.nnz,), *operands, **sizes, block=p.block, level=level)
+
+
+_HALVES = {"forward": _half_forward, "input_gradient": _half_input_gradient, "values_gradient": _half_values_gradient}
+"""The products by kind, in bfloat16 with sums in float32."""

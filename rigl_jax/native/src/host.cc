@@ -9,7 +9,7 @@ extern "C" {
 
 // Name of level i, or null after the last one; `available` says whether this build and processor have it.
 const char* rigl_level(int64_t i, int32_t* available) {
-  static const char* const names[LEVELS] = {"portable", "avx2", "avx2_wide", "avx512"};
+  static const char* const names[LEVELS] = {"portable", "avx2", "avx2_wide", "avx512", "avx512_bf16"};
   if (i < 0 || i >= LEVELS) return nullptr;
   *available = level_at(i) != nullptr;
   return names[i];

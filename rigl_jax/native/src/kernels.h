@@ -104,9 +104,22 @@ struct Kernels {
   int64_t (*spin)(int64_t rounds, float* out);
 };
 
+// Products of bfloat16 activations and weights, for single weights. Tiles of bfloat16 are whole: TILE batch rows to each
+// feature, in an order of their own.
+struct HalfKernels {
+  void (*tile)(const uint16_t* x, uint16_t* tiles, int64_t batch, int64_t features, int64_t t, int64_t k0, int64_t k1);
+  bool (*gather)(const Pattern& p, const uint16_t* tiles, const uint16_t* values, Half* y, int64_t batch, int64_t t,
+                 int64_t u0, int64_t u1);
+  bool (*dots)(const Pattern& p, const uint16_t* x_tiles, const uint16_t* dy_tiles, float* dvalues, int64_t batch,
+               int64_t block, int64_t u0, int64_t u1);
+  bool (*reorder)(const uint16_t* values, int64_t n, const int32_t* order, int64_t count, uint16_t* out);
+};
+
 extern "C" {
 extern const Kernels rigl_portable;
 #ifdef RIGL_X86
+extern const HalfKernels rigl_half;
+extern const HalfKernels rigl_half_wide;  // the same code in AVX2 instructions: for tests only
 extern const Kernels rigl_avx2;
 extern const Kernels rigl_avx2_wide;  // the code of avx512 (16 lanes) in AVX2 instructions: for tests only
 extern const Kernels rigl_avx512;

@@ -126,6 +126,89 @@ ffi::Error Dots(ffi::ThreadPool pool, F32 x, F32 dy, U16 indices, S32 starts, F3
   });
 }
 
+// ---- bfloat16 -----------------------------------------------------------------------------------------------------
+
+using BF16 = ffi::Buffer<ffi::BF16>;
+using BF16Result = ffi::ResultBuffer<ffi::BF16>;
+using U16Result = ffi::ResultBuffer<ffi::U16>;
+
+const uint16_t* words(const BF16& x) { return (const uint16_t*)x.untyped_data(); }
+
+bool holds_half_tiles(int64_t size, int64_t batch, int64_t features) {
+  return size >= times({tile_count(batch), TILE, features});
+}
+
+ffi::Error HalfTile(ffi::ThreadPool pool, BF16 x, U16Result tiles, int64_t asked) {
+  const HalfKernels* k = half_level(asked);
+  if (!k) return kNoLevel;
+  if (x.dimensions().size() != 2) return invalid("rank of the activations");
+  const int64_t batch = x.dimensions()[0], features = x.dimensions()[1], parts = (features + 255) / 256;
+  if (!holds_half_tiles(tiles->element_count(), batch, features)) return tiles_invalid();
+  parallel(pool, tile_count(batch) * parts, batch * features * MOVE / 2, [&](int64_t task) {
+    const int64_t t = task / parts, k0 = task % parts * 256;
+    k->tile(words(x), tiles->typed_data(), batch, features, t, k0, std::min(features, k0 + 256));
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error half_gather(ffi::ThreadPool& pool, const HalfKernels& k, const U16& tiles, const uint16_t* values,
+                       int64_t value_count, const U16& indices, const S32& starts, BF16Result& y, int64_t rows,
+                       int64_t block) {
+  if (y->dimensions().size() != 2) return invalid("rank of the result");
+  const int64_t batch = y->dimensions()[0], tiled = tile_count(batch);
+  Pattern p;
+  if (auto e = make_pattern(indices, starts, value_count, rows, y->dimensions()[1], 1, block, p); e.failure()) return e;
+  if (!holds_half_tiles(tiles.element_count(), batch, rows)) return tiles_invalid();
+  const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
+  return checked(pool, tiled * chunks, batch * p.entries, [&](int64_t task) {
+    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
+    return k.gather(p, tiles.typed_data(), values, (Half*)y->untyped_data(), batch, task / chunks, u0, u1);
+  });
+}
+
+ffi::Error HalfGather(ffi::ThreadPool pool, U16 tiles, BF16 values, U16 indices, S32 starts, BF16Result y, int64_t rows,
+                      int64_t block, int64_t asked) {
+  const HalfKernels* k = half_level(asked);
+  if (!k) return kNoLevel;
+  return half_gather(pool, *k, tiles, words(values), values.element_count(), indices, starts, y, rows, block);
+}
+
+// The values are in the order of another pattern, as in GatherOrdered.
+ffi::Error HalfGatherOrdered(ffi::ThreadPool pool, U16 tiles, BF16 values, S32 order, U16 indices, S32 starts,
+                             BF16Result y, int64_t rows, int64_t block, int64_t asked) {
+  const HalfKernels* k = half_level(asked);
+  if (!k) return kNoLevel;
+  const int64_t n = order.element_count(), count = values.element_count(), part = 4096;
+  if (count > kMost) return invalid("number of values");
+  uint16_t* out = scratch<uint16_t, 1>(n);
+  if (auto e = checked(pool, (n + part - 1) / part, n * MOVE, [&](int64_t task) {
+        const int64_t first = task * part;
+        return k->reorder(words(values), count, order.typed_data() + first, std::min(part, n - first), out + first);
+      });
+      e.failure())
+    return e;
+  return half_gather(pool, *k, tiles, out, n, indices, starts, y, rows, block);
+}
+
+ffi::Error HalfDots(ffi::ThreadPool pool, U16 x, U16 dy, U16 indices, S32 starts, F32Result dvalues, int64_t batch,
+                    int64_t rows, int64_t outputs, int64_t block, int64_t asked) {
+  const HalfKernels* k = half_level(asked);
+  if (!k) return kNoLevel;
+  const int64_t entries = dvalues->element_count();
+  Pattern p;
+  if (auto e = make_pattern(indices, starts, entries, rows, outputs, 1, block, p); e.failure()) return e;
+  if (batch < 1 || batch > kMost || !holds_half_tiles(x.element_count(), batch, rows) ||
+      !holds_half_tiles(dy.element_count(), batch, outputs))
+    return tiles_invalid();
+  clear_padding(dvalues, starts, 1);
+  const int64_t blocks = block_count(p), chunk = chunk_of(p, blocks, pool.num_threads());
+  const int64_t chunks = (p.units + chunk - 1) / chunk;
+  return checked(pool, blocks * chunks, batch * entries, [&](int64_t task) {
+    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
+    return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, task / chunks, u0, u1);
+  });
+}
+
 }  // namespace
 
 // clang-format off
@@ -146,4 +229,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_dots, Dots, ffi::Ffi::Bind().Ctx<ffi::ThreadP
     .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<F32>()
     .Attr<int64_t>("batch").Attr<int64_t>("rows").Attr<int64_t>("outputs")
     .Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_tile, HalfTile, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<BF16>().Ret<ffi::Buffer<ffi::U16>>()
+    .Attr<int64_t>("level"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_gather, HalfGather, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<U16>().Arg<BF16>().Arg<U16>().Arg<S32>().Ret<BF16>()
+    .Attr<int64_t>("rows").Attr<int64_t>("block").Attr<int64_t>("level"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_gather_ordered, HalfGatherOrdered, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<U16>().Arg<BF16>().Arg<S32>().Arg<U16>().Arg<S32>().Ret<BF16>()
+    .Attr<int64_t>("rows").Attr<int64_t>("block").Attr<int64_t>("level"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_dots, HalfDots, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<U16>().Arg<U16>().Arg<U16>().Arg<S32>().Ret<F32>()
+    .Attr<int64_t>("batch").Attr<int64_t>("rows").Attr<int64_t>("outputs")
+    .Attr<int64_t>("block").Attr<int64_t>("level"));
 #pragma GCC visibility pop
