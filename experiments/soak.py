@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ class Case(NamedTuple):
     execution: str = "masked"
     processes: int = 1
     rules: sharding.Rules = ()
-    signal: signal.Signals = signal.SIGKILL
+    signal: Signals = Signals.SIGKILL
 
 
 CASES = {

@@ -132,17 +132,17 @@ def grouped(name: str, repeats: int = 3) -> dict[str, Any]:
     else:
         apply, init, x = Transformer().apply, Transformer().init, jax.ShapeDtypeStruct((1, 128), jnp.int32)
     params = jax.eval_shape(init, jax.random.key(0), x)
-    times = []
+    times, found = [], []
     for _ in range(repeats):
         jax.clear_caches()
         start, busy = time.perf_counter(), time.process_time()
-        groups = rx.channels.groups(apply, params, x)
+        found = rx.channels.groups(apply, params, x)
         times.append((time.perf_counter() - start, time.process_time() - busy))
     elapsed, processor = np.median(times, axis=0).round(2).tolist()
     return {
         "model": name,
         "leaves": len(jax.tree.leaves(params)),
-        "groups": len(groups),
+        "groups": len(found),
         "seconds": elapsed,
         "processor_seconds": processor,
     }

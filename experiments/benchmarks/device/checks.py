@@ -179,17 +179,23 @@ def cuda_products(kind: str, toy: bool) -> Rows:
     """One product with single weights or runs of 16 against float64, and what a damaged pattern gives."""
     product = functools.partial(kernels.matmul, level="cuda")
     inputs, outputs = (40, 64) if toy else (1100, 1600)
-    for height, dtype, batch in itertools.product((1, 16), ("float32", "bfloat16"), (1, 5, 300)):
+
+    def drawn(height: int, dtype: str, batch: int) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
         rng = np.random.default_rng(0)
         runs = rng.random((inputs, outputs // height)) < 0.1
         runs[:, 0] = False  # an output without a weight
         at = kernels.make_pattern(np.repeat(runs, height, axis=1), height=height)
         sizes = (batch, inputs), (at.nnz,), (batch, outputs)
         x, values, dy = (jnp.asarray(rng.standard_normal(size), dtype) for size in sizes)
+        return x, values, dy, at
+
+    for height, dtype, batch in itertools.product((1, 16), ("float32", "bfloat16"), (1, 5, 300)):
+        x, values, dy, at = drawn(height, dtype, batch)
         error = _away(kind, _product(kind, x, values, dy, at, product), x, values, dy, at)
         row = {"product": kind, "height": height, "dtype": dtype, "batch": batch, "kernels": timings.on_cuda()}
         yield {**row, "error": error, "sound": error < (1e-4 if dtype == "float32" else 5e-2)}
     if jax.default_backend() == "gpu":
+        x, values, dy, at = drawn(16, "bfloat16", 300)
         damaged = dataclasses.replace(at, starts=at.starts.at[3].set(1 << 30))
         yield {"product": kind, "damaged": bool(jnp.isnan(_product(kind, x, values, dy, damaged, product)).any())}
 
