@@ -28,6 +28,8 @@ from rigl_jax.topology import apportion
 
 SMALL_GROUP = 16
 """Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
+_NARROW = ("bfloat16", "float16", "float32")
+"""The types of scores that native kernels rank."""
 
 
 def digit_bits() -> int:
@@ -116,7 +118,7 @@ def one_cpu() -> bool:
 
 def native_platform(scores: Array) -> str | None:
     """The platform whose native kernels select from all of an array: "cpu", "cuda", or None."""
-    if scores.size == 0 or scores.dtype == jnp.float64 or trees.explicit_sharding(scores) is not None:
+    if scores.size == 0 or scores.dtype not in _NARROW or trees.explicit_sharding(scores) is not None:
         return None
     if one_cpu():
         return "cpu" if native.library() is not None else None
@@ -214,7 +216,7 @@ def check_scores(who: str, scores: Array, among: Array | None) -> None:
 
 def _types() -> tuple[str, ...]:
     """The types of scores that this mode of JAX can rank."""
-    return ("bfloat16", "float16", "float32", *(("float64",) if jnp.result_type(float) == jnp.float64 else ()))
+    return (*_NARROW, *(("float64",) if jnp.result_type(float) == jnp.float64 else ()))
 
 
 def candidates(scores: Array, among: Array | None) -> tuple[Array, int]:

@@ -15,8 +15,9 @@ from jax import lax
 from rigl_jax import arguments as rules
 from rigl_jax import checks, native, trees
 from rigl_jax.arguments import arguments
-from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree, Structure
+from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import listed
+from rigl_jax.structures import unstructured
 from rigl_jax.topology.leaf import Rewiring, count, pruning, rewiring
 from rigl_jax.topology.order import after
 from rigl_jax.topology.together import Selections, map_selections, selected
@@ -115,34 +116,33 @@ def drop_and_grow(
         arrays = mask_of[name], drop_of[name], grow_of[name]
         if _is_native(leaf, *arrays):
             (n,) = after(last, n_drop(leaf))
-            new = _rewired(*arrays, n, structure=leaf.structure, magnitudes=magnitudes, regrow=regrow_dropped)
+            new = _rewired(*arrays, n, magnitudes=magnitudes, regrow=regrow_dropped)
             done[name], last = Rewiring(*new), new[0]
     return rewire_in_turn(plan, one, masks, drop, grow, magnitudes=magnitudes, done=done)
 
 
+_SINGLE = unstructured()
+"""The structure of all leaves that the native call serves."""
+
+
 def _is_native(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> bool:
-    """Whether the native call serves a leaf: one group of single weights, of which some are inactive."""
+    """Whether the native call serves a leaf: one group of single weights, ranked as they are, some of them inactive."""
     checks.same_shape("drop_and_grow", leaf.shape, mask=mask, drop=drop, grow=grow)
-    single = leaf.groups == 1 and leaf.unit_size == 1 and leaf.n_active < leaf.group_size
+    single = leaf.groups == 1 and leaf.structure.pool is _SINGLE.pool and leaf.n_active < leaf.group_size
     return single and all(native_platform(scores) == "cpu" for scores in (drop, grow))
 
 
-# Jitted, so that outside of jit it is compiled once for each shape; inside of jit it is inlined.
-@functools.partial(jax.jit, static_argnames=("structure", "magnitudes", "regrow"), inline=True)
+# Jitted, so that outside of jit it is compiled once for each shape; inside of jit it is inlined. Without the structure
+# of the leaf: each plan makes its own.
+@functools.partial(jax.jit, static_argnames=("magnitudes", "regrow"), inline=True)
 def _rewired(
-    mask: Array,
-    drop: Array,
-    grow: Array,
-    n_drop: Array,
-    structure: Structure,
-    magnitudes: tuple[bool, bool],
-    regrow: bool,
+    mask: Array, drop: Array, grow: Array, n_drop: Array, magnitudes: tuple[bool, bool], regrow: bool
 ) -> tuple[Array, Array, Array]:
     """The rewiring of one leaf, held, by the native call where the program is compiled for a CPU."""
 
     def default(mask: Array, drop: Array, grow: Array, n_drop: Array) -> tuple[Array, Array, Array]:
         drop, grow = _scores((drop, grow), magnitudes)
-        new = selected(rewiring(structure, mask, drop, grow, n_drop, None, regrow))
+        new = selected(rewiring(_SINGLE, mask, drop, grow, n_drop, None, regrow))
         fine = _sound(drop, mask) & _sound(grow, ~new.kept)
         return jnp.where(fine, new.mask, mask), jnp.where(fine, new.kept, mask), new.fresh & fine
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import rigl_jax as rx
 from rigl_jax import native, topology
-from rigl_jax.topology import order, topk
+from rigl_jax.topology import order, topk, tree
 
 pytestmark = [pytest.mark.eight_devices, pytest.mark.skipif(native.library() is None, reason=native.reason())]
 
@@ -229,3 +229,34 @@ def test_no_gradient_asks_for_that_of_the_selection(on_one_cpu):
         return jnp.sum(jnp.where(rx.topology.select(jnp.abs(w), 2), w, 0) ** 2)
 
     np.testing.assert_array_equal(jax.grad(loss)(jnp.array([1.0, -3.0, 2.0])), [0.0, -6.0, 4.0])
+
+
+PLAN = rx.make_plan({"w": jax.ShapeDtypeStruct((8, 9), jnp.float32)}, 0.7)
+MASK = jnp.arange(72).reshape(8, 9) < PLAN["w"].n_active
+DROP, GROW = jax.random.normal(jax.random.key(0), (2, 8, 9))
+
+
+def rewired(plan=PLAN, drop=DROP, grow=GROW, **how):
+    """What `drop_and_grow` makes of one leaf."""
+    new = topology.drop_and_grow(plan, {"w": MASK}, {"w": drop}, {"w": grow}, 0.3, **how)
+    return topology.Rewiring(*(tree["w"] for tree in new))
+
+
+def test_a_structure_that_changes_scores_is_asked(on_one_cpu):
+    dear = rx.unstructured()._replace(pool=lambda scores: scores * jnp.arange(72.0).reshape(8, 9))
+    new = rewired({"w": PLAN["w"]._replace(structure=dear)})
+    chex.assert_trees_all_equal(new, topology.rewire(dear, MASK, DROP, GROW, int(0.3 * PLAN["w"].n_active)))
+    assert (new.mask != rewired().mask).any()
+
+
+def test_of_complex_numbers_the_magnitude_is_ranked(on_one_cpu):
+    turns, magnitudes = 1j ** jnp.arange(72).reshape(8, 9), (True, True)
+    new = rewired(drop=DROP * turns, grow=GROW * turns, magnitudes=magnitudes)
+    chex.assert_trees_all_equal(new, rewired(magnitudes=magnitudes))
+
+
+def test_a_rewiring_outside_of_jit_is_compiled_once_for_each_shape(on_one_cpu):
+    tree._rewired.clear_cache()
+    for _ in range(2):
+        rewired(rx.make_plan({"w": DROP}, 0.7))  # each plan makes structures of its own
+    assert tree._rewired._cache_size() == 1
