@@ -40,12 +40,6 @@ class Ranked(NamedTuple):
     magnitudes: bool
 
 
-_MAGNITUDES_OF: dict[Score, Callable[[Signals], PyTree]] = {
-    magnitude: lambda signals: signals.params,
-    gradient: lambda signals: signals.grads,
-}
-
-
 def ranked(score: Score, signals: Signals) -> Ranked:
     """What `score` ranks, for `topology.drop_and_grow`: weights and gradients themselves where it is their magnitude.
 
@@ -57,8 +51,11 @@ def ranked(score: Score, signals: Signals) -> Ranked:
     >>> ranked(snip, signals).arrays["w"].tolist(), ranked(snip, signals).magnitudes
     ([6.0], False)
     """
-    arrays = _MAGNITUDES_OF.get(score)
-    return Ranked(score(signals), False) if arrays is None else Ranked(arrays(signals), True)
+    if score is magnitude:
+        return Ranked(signals.params, True)
+    if score is gradient:
+        return Ranked(signals.grads, True)
+    return Ranked(score(signals), False)
 
 
 def random(signals: Signals) -> PyTree:

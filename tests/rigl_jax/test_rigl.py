@@ -232,3 +232,18 @@ def test_the_network_computes_the_same_right_after_growth():
     updates, _ = tx.update(grads, state, params, rewire=True)
     kept = oracles.top(np.abs(params["w"]), 40 - int(np.float32(0.3) * 40), masks["w"])
     np.testing.assert_array_equal(optax.apply_updates(params, updates)["w"], np.where(kept, params["w"], 0))
+
+
+def test_a_score_may_be_an_object_that_has_no_hash():
+    """As a module of Equinox that holds arrays."""
+
+    class Magnitude:
+        __hash__ = None
+
+        def __call__(self, signals):
+            return rx.scores.magnitude(signals)
+
+    own, plain = (
+        one_update(rx.rigl(PLAN, drop=drop, fraction=FIXED), M, W, G) for drop in (Magnitude(), rx.scores.magnitude)
+    )
+    chex.assert_trees_all_equal(own, plain)
