@@ -18,8 +18,11 @@ constexpr int32_t kLowest = kOut + 1, kHighest = std::numeric_limits<int32_t>::m
 constexpr int32_t kInfinite = 0x7f800000;
 constexpr int64_t kSample = 4096, kTask = 1 << 16, kPart = 2048;  // kPart keys stay in the L1 cache
 
-// Loops that are compiled twice; the loader takes the best version that the processor has.
-#if defined(RIGL_X86) && defined(__GNUC__) && defined(__ELF__)
+// Loops that are compiled twice; the loader takes the best version that the processor has. Clang refuses both attributes
+// on one function.
+#if defined(RIGL_X86) && defined(__ELF__) && defined(__clang__)
+#define CLONES __attribute__((target_clones("avx2", "default")))
+#elif defined(RIGL_X86) && defined(__ELF__) && defined(__GNUC__)
 #define CLONES __attribute__((target_clones("avx2", "default"), noinline))
 #else
 #define CLONES
