@@ -51,7 +51,7 @@ class Unit(NamedTuple):
 
 
 def units(machine: str) -> tuple[Unit, ...]:
-    """What a processor family is compiled from: the handlers, and one copy of level.cc a level."""
+    """What a processor family is compiled from: the handlers, a copy of level.cc a level, and of half.cc for some."""
     x86 = machine.lower() in ("x86_64", "amd64")
     family = ("-DRIGL_X86",) if x86 else ()
     levels, halves = [("rigl_portable", 4, ())], []

@@ -1,4 +1,4 @@
-// Shared by the XLA FFI handlers of products and convolutions.
+// Shared by the XLA FFI handlers of products, convolutions and rankings.
 #pragma once
 #include <algorithm>
 #include <atomic>
