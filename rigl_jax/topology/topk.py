@@ -26,10 +26,8 @@ from rigl_jax.messages import kind, shown
 from rigl_jax.native import cuda
 from rigl_jax.topology import apportion
 
-SMALL_GROUP = 16
-"""Size of a group up to which entries are ranked by comparing all pairs instead of by a search over bits."""
-_NARROW = ("bfloat16", "float16", "float32")
-"""The types of scores that native kernels rank."""
+SMALL_GROUP = 16  # size up to which entries of a group are ranked by comparing all pairs, not by a search over bits
+_NARROW = ("bfloat16", "float16", "float32")  # types of scores that native kernels rank
 
 
 def digit_bits() -> int:
@@ -118,7 +116,8 @@ def one_cpu() -> bool:
 
 def native_platform(scores: Array) -> str | None:
     """The platform whose native kernels select from all of an array: "cpu", "cuda", or None."""
-    if scores.size == 0 or scores.dtype not in _NARROW or trees.explicit_sharding(scores) is not None:
+    plain = scores.size == 0 or scores.dtype not in _NARROW or trees.explicit_sharding(scores) is not None
+    if plain or jax.sharding.get_abstract_mesh().manual_axes:  # `shard_map` asks over which axes results vary
         return None
     if one_cpu():
         return "cpu" if native.library() is not None else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -98,6 +97,13 @@ def drop_and_grow(
       or +inf.
     """
     checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
+    mask_of, drop_of, grow_of = (trees.named_leaves(tree) for tree in (masks, drop, grow))
+    for name, leaf in plan.items():
+        checks.same_shape("drop_and_grow", leaf.shape, mask=mask_of[name], drop=drop_of[name], grow=grow_of[name])
+        if mask_of[name].dtype != bool:
+            raise ValueError(
+                f"drop_and_grow: masks must be bool, got {mask_of[name].dtype}{list(leaf.shape)} for leaf {name!r}"
+            )
 
     def n_drop(leaf: LayerPlan) -> Array:
         return count(fraction, leaf.active_units // leaf.layers)
@@ -109,25 +115,26 @@ def drop_and_grow(
 
     # The last leaf first, as their gradients come: so no gradient has to wait, and the results of a leaf are used
     # before those of the next one are made.
-    done: dict[str, Rewiring] = {}
-    mask_of, drop_of, grow_of = (trees.named_leaves(tree) for tree in (masks, drop, grow))
+    done: dict[str, tuple[Array, Array, Array]] = {}
     last = None
     for name, leaf in reversed(list(plan.items())):
-        arrays = mask_of[name], drop_of[name], grow_of[name]
-        if _is_native(leaf, *arrays):
+        if _is_native(leaf, drop_of[name], grow_of[name]):
             (n,) = after(last, n_drop(leaf))
-            new = _rewired(*arrays, n, magnitudes=magnitudes, regrow=regrow_dropped)
-            done[name], last = Rewiring(*new), new[0]
-    return rewire_in_turn(plan, one, masks, drop, grow, magnitudes=magnitudes, done=done)
+            arrays = mask_of[name], drop_of[name], grow_of[name]
+            done[name] = _rewired(*arrays, n, magnitudes=magnitudes, regrow=regrow_dropped)
+            last = done[name][0]
+    rest = {name: leaf for name, leaf in plan.items() if name not in done}
+    others = rewire_in_turn(rest, one, masks, drop, grow, magnitudes=magnitudes) if rest else Rewiring({}, {}, {})
+    parts = [{name: new[i] for name, new in done.items()} | trees.named_leaves(part) for i, part in enumerate(others)]
+    return Rewiring(*(trees.map_sparse(lambda leaf, _, part=part: part[leaf.name], plan, masks) for part in parts))
 
 
 _SINGLE = unstructured()
 """The structure of all leaves that the native call serves."""
 
 
-def _is_native(leaf: LayerPlan, mask: Array, drop: Array, grow: Array) -> bool:
+def _is_native(leaf: LayerPlan, drop: Array, grow: Array) -> bool:
     """Whether the native call serves a leaf: one group of single weights, ranked as they are, some of them inactive."""
-    checks.same_shape("drop_and_grow", leaf.shape, mask=mask, drop=drop, grow=grow)
     single = leaf.groups == 1 and leaf.structure.pool is _SINGLE.pool and leaf.n_active < leaf.group_size
     return single and all(native_platform(scores) == "cpu" for scores in (drop, grow))
 
@@ -197,7 +204,6 @@ def rewire_in_turn(
     before: Masks | None = None,
     together: bool = False,
     magnitudes: tuple[bool, bool] = (False, False),
-    done: Mapping[str, Rewiring] = MappingProxyType({}),
 ) -> Rewiring:
     """`one(leaf, mask, drop, grow)` for each sparse leaf, and no mask changed where a score is not sound.
 
@@ -213,7 +219,6 @@ def rewire_in_turn(
       before: what an unsound leaf gets. Default: the current masks.
       together: see `hold`.
       magnitudes: whether the score is |drop|, and whether it is |grow|.
-      done: by name, leaves that are rewired already, or have their old mask because a score is not sound.
 
     Returns:
       `Rewiring` of trees.
@@ -222,8 +227,6 @@ def rewire_in_turn(
 
     def next_one(leaf: LayerPlan, *arrays: Array) -> Selections[Rewiring]:
         nonlocal last
-        if leaf.name in done:
-            return done[leaf.name]
         mask, drop, grow, old = after(last, *arrays)
         drop, grow = _scores((drop, grow), magnitudes)
         new = yield from one(leaf, mask, drop, grow)
@@ -235,7 +238,7 @@ def rewire_in_turn(
     new, kept, fresh = (
         jax.tree.map(operator.itemgetter(i), rewired, is_leaf=lambda x: isinstance(x, Rewiring)) for i in range(3)
     )
-    nothing = jax.tree.map(jnp.zeros_like, fresh) if fine else fresh
+    nothing = jax.tree.map(jnp.zeros_like, fresh)
     return Rewiring(
         hold(plan, fine, new, before, together=together),
         hold(plan, fine, kept, before, together=together),
@@ -270,15 +273,12 @@ def _sound(scores: Array, read: Array | None) -> Array:
 def hold(plan: Plan, sound: Mapping[str, Array], masks: Masks, before: Masks, *, together: bool = False) -> Masks:
     """The new masks of leaves that are sound, the old masks of the others; with `together` the old ones of all.
 
-    A leaf that `sound` does not name has its new mask. `together` is for methods that move counts between leaves: if
-    one leaf kept its old mask, the total would be wrong.
+    `together` is for methods that move counts between leaves: if one leaf kept its old mask, the total would be wrong.
     """
-    whole = functools.reduce(jnp.logical_and, sound.values(), True)
-
-    def one(leaf: LayerPlan, new: Array, old: Array) -> Array:
-        return jnp.where(whole if together else sound[leaf.name], new, old) if leaf.name in sound else new
-
-    return trees.map_sparse(one, plan, masks, before)
+    whole = functools.reduce(jnp.logical_and, sound.values())
+    return trees.map_sparse(
+        lambda leaf, new, old: jnp.where(whole if together else sound[leaf.name], new, old), plan, masks, before
+    )
 
 
 @arguments(plan=rules.plan)

@@ -217,6 +217,31 @@ def test_training_goes_through_the_same_masks(structure, request):
     chex.assert_trees_all_equal(trained(method, structure), expected)
 
 
+def test_inside_shard_map_plain_jax_selects(on_one_cpu):
+    """There the types of results say over which axes of the mesh they vary, and those of a native call do not."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"w": jax.random.normal(jax.random.key(0), (16, 8))}
+    tx = rx.sparsify(optax.adam(0.1), rx.rigl(rx.make_plan(params, 0.5), period=1), key=jax.random.key(1))
+
+    def step(params, state, x):
+        grads = jax.grad(lambda params: jnp.sum((x @ params["w"]) ** 2))(params)
+        updates, state = tx.update(jax.lax.pmean(grads, "data"), state, params, rewire=True)
+        return optax.apply_updates(params, updates), state.masks, topology.select(x[:, 0], 1)
+
+    state, x = tx.init(params), jax.random.normal(jax.random.key(2), (4, 16))
+    specs = (jax.P(), jax.P(), jax.P("data")), (jax.P(), jax.P(), jax.P("data"))
+    *_, masks, first = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs[0], out_specs=specs[1]))(params, state, x)
+    assert int(masks["w"].sum()) == 64
+    assert first.reshape(2, 2).sum(1).tolist() == [1, 1]
+
+
+def test_a_mask_that_is_not_bool_is_refused_by_name():
+    plan = rx.make_plan({"w": jnp.ones((8, 8))}, 0.5)
+    scores = {"w": jnp.ones((8, 8))}
+    with pytest.raises(ValueError, match=r"masks must be bool, got uint8\[8, 8\] for leaf 'w'"):
+        topology.drop_and_grow(plan, {"w": jnp.ones((8, 8), jnp.uint8)}, scores, scores, 0.3)
+
+
 def test_one_group_on_one_cpu_is_selected_natively(on_one_cpu):
     program = str(jax.make_jaxpr(lambda scores: topology.select(scores, 2))(jnp.ones(5)))
     assert "rigl_select" in program
