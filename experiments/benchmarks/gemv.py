@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.gemv [--fresh] [--repeats 20]      (about 1 minute on 2 cores)
 
 `ratio` is of one product inside a compiled program, a loop of 64 that feed each other, as layers do in a model;
-`call_ratio` is of one jitted call, whose dispatch (`dispatch_us`, that of a jitted x + 1) both contenders pay. The
-dense contender is the faster of x @ w and x @ w.T of the stored transpose.
+`call_ratio` is of one jitted call, whose dispatch (`dispatch_us`, that of a jitted x + 1) both contenders pay.
+`bare_us` is one round of that loop with a native product that has almost nothing to do. The dense contender is the
+faster of x @ w and x @ w.T of the stored transpose.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ def _each(times: paired.Paired) -> paired.Paired:
     return times._replace(dense=times.dense / LENGTH, sparse=times.sparse / LENGTH)
 
 
+def bare_us(repeats: int) -> float:
+    """Microseconds of one round of the loop for a matrix of 16 x 16 with eight weights."""
+    pattern = kernels.make_pattern(np.arange(256).reshape(16, 16) % 32 == 0)
+    x, values = jnp.ones((1, 16)), jnp.ones(pattern.nnz)
+    loop = jax.jit(functools.partial(chain, lambda x, v: kernels.matmul(x, v, pattern)))
+    return round(_each(paired.paired(lambda: loop(x, values), lambda: loop(x, values), repeats)).sparse * 1e6, 2)
+
+
 def measure(shape: tuple[int, int], kind: str, sparsity: float, repeats: int) -> dict[str, Any]:
     """One row."""
     rng = np.random.default_rng(0)
@@ -71,6 +80,7 @@ def measure(shape: tuple[int, int], kind: str, sparsity: float, repeats: int) ->
         **paired.row(_each(times[best]), cold, 2.0 * pattern.nnz, 4.0 * (sum(shape) + pattern.nnz) + indices),
         "call_ratio": round(alone.ratio, 2),
         "dispatch_us": round(idle.dense * 1e6, 1),
+        "bare_us": bare_us(repeats),
     }
 
 
