@@ -95,15 +95,16 @@ def drop_and_grow(
     Returns:
       `Rewiring` of trees. A leaf that the plan keeps full is not changed, nor one in which a score that is read is NaN
       or +inf.
+
+    Raises:
+      ValueError: leaves, shapes or masks that are not those of the plan.
     """
     checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
     mask_of, drop_of, grow_of = (trees.named_leaves(tree) for tree in (masks, drop, grow))
-    for name, leaf in plan.items():
-        checks.same_shape("drop_and_grow", leaf.shape, mask=mask_of[name], drop=drop_of[name], grow=grow_of[name])
-        if mask_of[name].dtype != bool:
-            raise ValueError(
-                f"drop_and_grow: masks must be bool, got {mask_of[name].dtype}{list(leaf.shape)} for leaf {name!r}"
-            )
+    given = {name: (mask_of[name], drop_of[name], grow_of[name]) for name in plan}
+    for name, (mask, *_) in given.items():
+        if mask.dtype != bool:
+            raise ValueError(f"drop_and_grow: masks must be bool, got {mask.dtype}{list(mask.shape)} for leaf {name!r}")
 
     def n_drop(leaf: LayerPlan) -> Array:
         return count(fraction, leaf.active_units // leaf.layers)
@@ -113,20 +114,33 @@ def drop_and_grow(
             return Rewiring(mask, mask, jnp.zeros_like(mask))
         return (yield from rewiring(leaf.structure, mask, drop, grow, n_drop(leaf), None, regrow_dropped))
 
-    # The last leaf first, as their gradients come: so no gradient has to wait, and the results of a leaf are used
-    # before those of the next one are made.
-    done: dict[str, tuple[Array, Array, Array]] = {}
-    last = None
-    for name, leaf in reversed(list(plan.items())):
-        if _is_native(leaf, drop_of[name], grow_of[name]):
-            (n,) = after(last, n_drop(leaf))
-            arrays = mask_of[name], drop_of[name], grow_of[name]
-            done[name] = _rewired(*arrays, n, magnitudes=magnitudes, regrow=regrow_dropped)
-            last = done[name][0]
-    rest = {name: leaf for name, leaf in plan.items() if name not in done}
+    native_leaves = {name: leaf for name, leaf in plan.items() if _is_native(leaf, *given[name][1:])}
+    rest = {name: leaf for name, leaf in plan.items() if name not in native_leaves}
+    done = _rewire_natively(native_leaves, given, n_drop, magnitudes, regrow_dropped)
     others = rewire_in_turn(rest, one, masks, drop, grow, magnitudes=magnitudes) if rest else Rewiring({}, {}, {})
     parts = [{name: new[i] for name, new in done.items()} | trees.named_leaves(part) for i, part in enumerate(others)]
     return Rewiring(*(trees.map_sparse(lambda leaf, _, part=part: part[leaf.name], plan, masks) for part in parts))
+
+
+def _rewire_natively(
+    plan: Plan,
+    given: Mapping[str, tuple[Array, Array, Array]],
+    n_drop: Callable[[LayerPlan], Array],
+    magnitudes: tuple[bool, bool],
+    regrow_dropped: bool,
+) -> dict[str, Rewiring]:
+    """Leaves that the native call serves, by name; `given` has their masks and scores.
+
+    The last leaf comes first, as their gradients do: so no gradient has to wait, and the results of a leaf are used
+    before those of the next one are made.
+    """
+    done: dict[str, Rewiring] = {}
+    last = None
+    for name, leaf in reversed(list(plan.items())):
+        (n,) = after(last, n_drop(leaf))
+        done[name] = Rewiring(*_rewired(*given[name], n, magnitudes=magnitudes, regrow=regrow_dropped))
+        last = done[name].mask
+    return done
 
 
 _SINGLE = unstructured()
