@@ -184,7 +184,7 @@ flag = rule("True or False", lambda value: isinstance(value, (bool, np.bool_)))
 """A bool, known on the host."""
 
 two_flags = rule(
-    "two of True or False",
+    "a tuple of two, each True or False",
     lambda value: isinstance(value, tuple) and len(value) == 2 and all(isinstance(x, (bool, np.bool_)) for x in value),
     lambda value: (bool(value[0]), bool(value[1])),
 )

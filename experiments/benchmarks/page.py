@@ -190,7 +190,8 @@ def rewiring_memory() -> str:
     default, saving = (memory[name]["bytes"]["dense"]["temporary"] for name in ("default", "memory"))
     option = '`xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"`'
     return (
-        f"Memory of a masked Adam step beyond the dense one: {state} byte a weight for the masks, and temporary "
+        "Memory of a masked Adam step beyond the dense one, for RigL in float32 and an MLP of 4 x 1024 x 1024 at batch "
+        f"128 (other methods and networks need more, or less): {state} byte a weight for the masks, and temporary "
         f"buffers of {extra['default']['static']:.0f} copies of the largest leaf on a plain step, "
         f"{extra['default']['rewiring']:.1f} on a rewiring, {extra['default']['cond']:.1f} on a step that decides by "
         "itself, which has all four gradients at once. With XLA's own option to save memory, "

@@ -92,8 +92,8 @@ class Explanation(NamedTuple):
             return ""
         note = (
             "stored as dense: multiplied dense; sparse ms is the time of a kernel for its mask, if it were used. pack "
-            f"stores leaves so that have a density above {DENSE_ABOVE} (convolutions with native kernels: above "
-            f"{CONV_DENSE_ABOVE}), or other than 2 to 5 axes"
+            f"stores a leaf dense if its density is above {DENSE_ABOVE} (convolutions with native kernels: above "
+            f"{CONV_DENSE_ABOVE}), or if it does not have 2 to 5 axes"
         )
         if any(row.sparse_ms < row.dense_ms for row in dense):
             return (

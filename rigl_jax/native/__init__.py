@@ -16,6 +16,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax.messages import shown
@@ -117,9 +118,21 @@ def call(
     return jax.ffi.ffi_call(target, result, vmap_method=vmap_method)(*operands, **numbers)
 
 
+def _floats(scores: jax.Array) -> jax.Array:
+    """f32 of scores of f32, bf16 or f16, in their order and with their ties.
+
+    Rounded explicitly: XLA may leave out the rounding of a short float that the same program has computed.
+    """
+    wide = jax.lax.stop_gradient(scores).astype(np.float32)
+    if scores.dtype == np.float32:
+        return wide
+    kind = jnp.finfo(scores.dtype)
+    return jax.lax.reduce_precision(wide, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+
+
 def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Array:
     """`topology.select` over all of an array of f32, bf16 or f16; `k` is an int32 scalar. Only where `library()` is."""
-    flat = jax.lax.stop_gradient(scores).astype(np.float32).reshape(-1)  # short floats keep their order and their ties
+    flat = _floats(scores).reshape(-1)
     candidates = np.zeros(0, bool) if among is None else among.reshape(-1)
     result = jax.ShapeDtypeStruct(flat.shape, np.bool_)
     taken = jax.ffi.ffi_call("rigl_select", result, vmap_method="broadcast_all")(flat, candidates, k)
@@ -151,12 +164,11 @@ def rewire(
       The new mask, the part of it that was not dropped, and the part of it that was not in the old one. Where a score
       that is read is NaN or +inf, the new mask is the old one.
     """
-    # As they are: a mask that is reshaped for the call would be copied.
-    given = [jax.lax.stop_gradient(score).astype(np.float32) for score in (drop, grow)]
     results = [jax.ShapeDtypeStruct(mask.shape, dtype) for dtype in (np.bool_, np.uint8)]
     new, part = jax.ffi.ffi_call("rigl_rewire", results, vmap_method="broadcast_all", input_output_aliases={0: 0})(
-        mask,
-        *given,
+        mask,  # in its own shape: a mask that is reshaped for the call would be copied
+        _floats(drop),
+        _floats(grow),
         n_drop,
         drop_magnitudes=np.int64(magnitudes[0]),
         grow_magnitudes=np.int64(magnitudes[1]),

@@ -87,7 +87,7 @@ def drop_and_grow(
       masks: the current masks.
       drop: tree of scores parallel to params; the lowest active ones are dropped.
       grow: tree of scores parallel to params; the highest are grown.
-      fraction: scalar in [0, 1], may be traced.
+      fraction: scalar in [0, 1], may be traced; what is beyond counts as the nearer end.
       regrow_dropped: see `rewire`.
       magnitudes: whether the score is |drop|, and whether it is |grow|. The native call then takes weights and
         gradients as they are, so that no array of scores has to exist.
@@ -137,8 +137,12 @@ def _rewire_natively(
     done: dict[str, Rewiring] = {}
     last = None
     for name, leaf in reversed(list(plan.items())):
+        mask, *scores = given[name]
         (n,) = after(last, n_drop(leaf))
-        done[name] = Rewiring(*_rewired(*given[name], n, magnitudes=magnitudes, regrow=regrow_dropped))
+        # Arrays that are made for the call too; weights and gradients themselves are there, and would be copied.
+        is_there = [of and x.dtype == jnp.float32 for x, of in zip(scores, magnitudes, strict=True)]
+        scores = [x if there else after(last, x)[0] for x, there in zip(scores, is_there, strict=True)]
+        done[name] = Rewiring(*_rewired(mask, *scores, n, magnitudes=magnitudes, regrow=regrow_dropped))
         last = done[name].mask
     return done
 

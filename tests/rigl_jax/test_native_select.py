@@ -217,6 +217,25 @@ def test_training_goes_through_the_same_masks(structure, request):
     chex.assert_trees_all_equal(trained(method, structure), expected)
 
 
+def test_short_floats_are_ranked_as_they_are_stored(on_one_cpu):
+    """Not as XLA may hold them in the program that computes them, in float32. Many are tied in bfloat16."""
+    mask = jnp.arange(4096).reshape(64, 64) % 2 == 0
+    drawn = jax.random.normal(jax.random.key(0), (2, 64, 64))
+    rewire = functools.partial(native.rewire, magnitudes=(True, True), regrow_dropped=True)
+
+    def computed(x):
+        return (x * 1.001).astype(jnp.bfloat16) + x.astype(jnp.bfloat16)
+
+    @jax.jit
+    def at_once(mask, drop, grow):
+        drop, grow = computed(drop), computed(grow)
+        return drop, grow, rewire(mask, drop, grow, jnp.int32(500)), native.select(jnp.abs(drop), jnp.int32(700), None)
+
+    drop, grow, rewired, selected = at_once(mask, *drawn)
+    chex.assert_trees_all_equal(rewired, rewire(mask, drop, grow, jnp.int32(500)))
+    np.testing.assert_array_equal(selected, native.select(jnp.abs(drop), jnp.int32(700), None))
+
+
 def test_inside_shard_map_plain_jax_selects(on_one_cpu):
     """There the types of results say over which axes of the mesh they vary, and those of a native call do not."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
