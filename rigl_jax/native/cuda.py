@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rigl_jax.native import build
-
 TARGETS = ("rigl_cuda_select", "rigl_cuda_gather", "rigl_cuda_scatter", "rigl_cuda_dots")
 MOST_LEAVES = 64  # that one search takes; kLeaves in kernels.h
 PER_LEAF, BLOCKS = 2053, 1024  # words of a search's memory: kPerLeaf, kBlocks
@@ -25,6 +23,8 @@ PER_LEAF, BLOCKS = 2053, 1024  # words of a search's memory: kPerLeaf, kBlocks
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
+    from rigl_jax.native import build  # here, because `python -m` warns of a module that its package has imported
+
     if os.environ.get("RIGL_JAX_CUDA") == "0":
         return None, "switched off by RIGL_JAX_CUDA=0"
     if why := build.fault(build.CUDA_LIBRARY, cuda=True):

@@ -56,6 +56,14 @@ def test_imports_point_one_way():
         assert len(order) == len(known)
 
 
+def test_the_build_of_native_code_is_imported_by_no_module_at_once():
+    """`python -m rigl_jax.native.build` would warn that its package has imported it already."""
+    for name, path in modules("rigl_jax").items():
+        at_once = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        found = {f"{node.module}.{alias.name}" for node in at_once for alias in node.names}
+        assert "rigl_jax.native.build" not in found, name
+
+
 def test_a_family_imports_no_other_but_criteria():
     known = modules("rigl_jax")
     families = ("algorithms", "channels", "coreset", "criteria", "diagnostics", "execution", "recipes")
