@@ -194,7 +194,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, F32 planes, F32 values, S32 order
   if (images != times({r.batch, r.height, r.width, all_units})) return invalid("size of the images");
   if (auto e = check(*k, planes, indices, starts, r, taps, entries, images / groups); e.failure()) return e;
   if (values.element_count() > kMost) return invalid("number of values");
-  r.values = ordered(pool, *k, values, order);
+  r.values = ordered(pool, *k, values.typed_data(), values.element_count(), order);
   if (!r.values) return indices_invalid();
   if (times({blocks_of(r), r.phase_y, r.phase_x, all_units}) > kMost) return invalid("stride");
   if (r.phase_y * r.phase_x * groups > 1) split(pool, r, taps, groups, entries);

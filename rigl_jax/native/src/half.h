@@ -163,36 +163,24 @@ template <int TILES>
 void half_dots_pass(const Pattern& p, const uint16_t* x, const uint16_t* dy, int64_t block, int64_t u0, int64_t u1,
                     float* dvalues, bool add) {
   const int64_t x_tile = p.rows * TILE, dy_tile = p.units * TILE;
-  const int32_t* starts = p.starts + block * p.units;
-  Pending pending;
-  pending.out = dvalues + starts[u0];
-  for (int64_t u = u0; u < u1; u++) {
-    int64_t i = starts[u];
-    const int64_t end = starts[u + 1];
-    if (i == end) continue;
-    words g[TILES][PARTS];
+  words g[TILES][PARTS];
+  const auto begin = [&](int64_t u) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int t = 0; t < TILES; t++)
 #pragma GCC unroll 2
       for (int k = 0; k < PARTS; k++) g[t][k] = words_at(dy + t * dy_tile + u * TILE + k * WORDS);
-    while (i < end) {
-      const int64_t stop = least(end, i + Pending::SIZE - pending.held);
-      square_vec* sum = pending.sum + pending.held;
-      pending.held += stop - i;
-      for (; i < stop; i++) {
-        const uint16_t* row = x + p.indices[i] * TILE;
-        vec a = zero(), b = zero();
+  };
+  const auto sum = [&](int64_t index) __attribute__((always_inline)) {
+    const uint16_t* row = x + index * TILE;
+    vec a = zero(), b = zero();
 #pragma GCC unroll 4
-        for (int t = 0; t < TILES; t++) {
-          a = pair_products(a, words_at(row + t * x_tile), g[t][0]);
-          b = pair_products(b, words_at(row + t * x_tile + WORDS), g[t][1]);
-        }
-        *sum++ = fold(a + b);
-      }
-      if (pending.held == Pending::SIZE) pending.flush(add);
+    for (int t = 0; t < TILES; t++) {
+      a = pair_products(a, words_at(row + t * x_tile), g[t][0]);
+      b = pair_products(b, words_at(row + t * x_tile + WORDS), g[t][1]);
     }
-  }
-  pending.flush(add);
+    return a + b;
+  };
+  sum_entries(p, block, u0, u1, dvalues, add, begin, sum);
 }
 
 bool half_dots(const Pattern& p, const uint16_t* x_tiles, const uint16_t* dy_tiles, float* dvalues, int64_t batch,
@@ -205,14 +193,6 @@ bool half_dots(const Pattern& p, const uint16_t* x_tiles, const uint16_t* dy_til
     n = tile_count(batch) - t >= 4 ? 4 : 1;
     (n == 4 ? half_dots_pass<4> : half_dots_pass<1>)(p, x, dy, block, u0, u1, dvalues, t > 0);
   }
-  return true;
-}
-
-// See `reorder` in kernels.h.
-bool half_reorder(const uint16_t* values, int64_t n, const int32_t* order, int64_t count, uint16_t* out) {
-  if (n == 0) return count == 0;
-  if (CHECKED && !all_below(order, count, (uint32_t)(n - 1))) return false;
-  for (int64_t k = 0; k < count; k++) out[k] = values[order[k]];
   return true;
 }
 

@@ -76,15 +76,16 @@ inline void clear_padding(F32Result& dvalues, const S32& starts, int64_t height)
   std::fill(dvalues->typed_data() + used, dvalues->typed_data() + dvalues->element_count(), 0.0f);
 }
 
-// values[order[i]] for every i, in scratch memory of this thread; null if an order is out of range.
-inline const float* ordered(ffi::ThreadPool& pool, const Kernels& k, const F32& values, const S32& order) {
+// values[order[i]] for every i, in scratch memory of this thread; null if an order is out of range. `k` are kernels for
+// values of this type.
+template <typename T, typename K>
+const T* ordered(ffi::ThreadPool& pool, const K& k, const T* values, int64_t count, const S32& order) {
   const int64_t n = order.element_count(), part = 4096;
-  float* out = scratch<float, 0>(n);
+  T* out = scratch<T, 0>(n);
   std::atomic<bool> sound{true};
   parallel(pool, (n + part - 1) / part, n * 2 * MOVE, [&](int64_t task) {
-    const int64_t first = task * part, count = std::min(part, n - first);
-    if (!k.reorder(values.typed_data(), values.element_count(), order.typed_data() + first, count, out + first))
-      sound = false;
+    const int64_t first = task * part;
+    if (!k.reorder(values, count, order.typed_data() + first, std::min(part, n - first), out + first)) sound = false;
   });
   return sound ? out : nullptr;
 }

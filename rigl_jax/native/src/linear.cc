@@ -40,16 +40,35 @@ int64_t chunk_of(const Pattern& p, int64_t others, int64_t threads) {
   return std::clamp((fair + line - 1) / line * line, line, most);
 }
 
+// f(other, u0, u1) for chunks of the units, each for `others` parts: tiles, or blocks of rows.
+template <typename F>
+ffi::Error by_chunks(ffi::ThreadPool& pool, const Pattern& p, int64_t others, int64_t operations, const F& f) {
+  const int64_t chunk = chunk_of(p, others, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
+  return checked(pool, others * chunks, operations, [&](int64_t task) {
+    const int64_t u0 = task % chunks * chunk;
+    return f(task / chunks, u0, std::min(p.units, u0 + chunk));
+  });
+}
+
+// f(t, k0, k1) for parts of the features of every tile.
+template <typename F>
+void by_features(ffi::ThreadPool& pool, int64_t batch, int64_t features, int64_t operations, const F& f) {
+  const int64_t parts = (features + 255) / 256;
+  parallel(pool, tile_count(batch) * parts, operations, [&](int64_t task) {
+    const int64_t k0 = task % parts * 256;
+    f(task / parts, k0, std::min(features, k0 + 256));
+  });
+}
+
 ffi::Error Tile(ffi::ThreadPool pool, Activations x, F32Result tiles, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
   if (x.dimensions().size() != 2) return invalid("rank of the activations");
-  const int64_t batch = x.dimensions()[0], rows = x.dimensions()[1], parts = (rows + 255) / 256;
+  const int64_t batch = x.dimensions()[0], rows = x.dimensions()[1];
   if (!is_floats(x.element_type(), batch)) return invalid("type of the activations");
   if ((int64_t)tiles->element_count() < times({tiled_batch(batch, k->lanes), rows})) return tiles_invalid();
-  parallel(pool, tile_count(batch) * parts, batch * rows * MOVE, [&](int64_t task) {
-    const int64_t t = task / parts, k0 = task % parts * 256;
-    k->tile(floats(x), tiles->typed_data(), batch, rows, t, k0, std::min(rows, k0 + 256));
+  by_features(pool, batch, rows, batch * rows * MOVE, [&](int64_t t, int64_t k0, int64_t k1) {
+    k->tile(floats(x), tiles->typed_data(), batch, rows, t, k0, k1);
   });
   return ffi::Error::Success();
 }
@@ -58,18 +77,15 @@ ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, con
                   const U16& indices, const S32& starts, ActivationsResult& y, int64_t rows, int64_t height,
                   int64_t block) {
   if (y->dimensions().size() != 2) return invalid("rank of the result");
-  const int64_t batch = y->dimensions()[0], tiled = tile_count(batch);
-  const int64_t outputs = y->dimensions()[1];
+  const int64_t batch = y->dimensions()[0], outputs = y->dimensions()[1];
   if (!is_floats(y->element_type(), batch)) return invalid("type of the result");
   Pattern p;
   if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
-  const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
   // Single weights of a single row are limited by loads, not by arithmetic.
   const int64_t work = batch == 1 && p.height == 1 ? p.entries * MOVE : batch * p.entries * p.height;
-  return checked(pool, tiled * chunks, work, [&](int64_t task) {
-    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
-    return k.gather(p, tiles.typed_data(), values, floats(*y), batch, task / chunks, u0, u1);
+  return by_chunks(pool, p, tile_count(batch), work, [&](int64_t t, int64_t u0, int64_t u1) {
+    return k.gather(p, tiles.typed_data(), values, floats(*y), batch, t, u0, u1);
   });
 }
 
@@ -86,7 +102,7 @@ ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order,
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
   if (values.element_count() > kMost) return invalid("number of values");
-  const float* v = ordered(pool, *k, values, order);
+  const float* v = ordered(pool, *k, values.typed_data(), values.element_count(), order);
   if (!v) return indices_invalid();
   return gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, 1, block);
 }
@@ -118,11 +134,8 @@ ffi::Error Dots(ffi::ThreadPool pool, F32 x, F32 dy, U16 indices, S32 starts, F3
   if (batch < 1 || batch > kMost || !holds_tiles(x, batch, rows, *k) || !holds_tiles(dy, batch, outputs, *k))
     return tiles_invalid();
   clear_padding(dvalues, starts, height);
-  const int64_t blocks = block_count(p), chunk = chunk_of(p, blocks, pool.num_threads());
-  const int64_t chunks = (p.units + chunk - 1) / chunk;
-  return checked(pool, blocks * chunks, batch * entries, [&](int64_t task) {
-    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
-    return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, task / chunks, u0, u1);
+  return by_chunks(pool, p, block_count(p), batch * entries, [&](int64_t block, int64_t u0, int64_t u1) {
+    return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, block, u0, u1);
   });
 }
 
@@ -142,11 +155,10 @@ ffi::Error HalfTile(ffi::ThreadPool pool, BF16 x, U16Result tiles, int64_t asked
   const HalfKernels* k = half_level(asked);
   if (!k) return kNoLevel;
   if (x.dimensions().size() != 2) return invalid("rank of the activations");
-  const int64_t batch = x.dimensions()[0], features = x.dimensions()[1], parts = (features + 255) / 256;
+  const int64_t batch = x.dimensions()[0], features = x.dimensions()[1];
   if (!holds_half_tiles(tiles->element_count(), batch, features)) return tiles_invalid();
-  parallel(pool, tile_count(batch) * parts, batch * features * MOVE / 2, [&](int64_t task) {
-    const int64_t t = task / parts, k0 = task % parts * 256;
-    k->tile(words(x), tiles->typed_data(), batch, features, t, k0, std::min(features, k0 + 256));
+  by_features(pool, batch, features, batch * features * MOVE / 2, [&](int64_t t, int64_t k0, int64_t k1) {
+    k->tile(words(x), tiles->typed_data(), batch, features, t, k0, k1);
   });
   return ffi::Error::Success();
 }
@@ -155,14 +167,12 @@ ffi::Error half_gather(ffi::ThreadPool& pool, const HalfKernels& k, const U16& t
                        int64_t value_count, const U16& indices, const S32& starts, BF16Result& y, int64_t rows,
                        int64_t block) {
   if (y->dimensions().size() != 2) return invalid("rank of the result");
-  const int64_t batch = y->dimensions()[0], tiled = tile_count(batch);
+  const int64_t batch = y->dimensions()[0];
   Pattern p;
   if (auto e = make_pattern(indices, starts, value_count, rows, y->dimensions()[1], 1, block, p); e.failure()) return e;
   if (!holds_half_tiles(tiles.element_count(), batch, rows)) return tiles_invalid();
-  const int64_t chunk = chunk_of(p, tiled, pool.num_threads()), chunks = (p.units + chunk - 1) / chunk;
-  return checked(pool, tiled * chunks, batch * p.entries, [&](int64_t task) {
-    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
-    return k.gather(p, tiles.typed_data(), values, (Half*)y->untyped_data(), batch, task / chunks, u0, u1);
+  return by_chunks(pool, p, tile_count(batch), batch * p.entries, [&](int64_t t, int64_t u0, int64_t u1) {
+    return k.gather(p, tiles.typed_data(), values, (Half*)y->untyped_data(), batch, t, u0, u1);
   });
 }
 
@@ -178,16 +188,10 @@ ffi::Error HalfGatherOrdered(ffi::ThreadPool pool, U16 tiles, BF16 values, S32 o
                              BF16Result y, int64_t rows, int64_t block, int64_t asked) {
   const HalfKernels* k = half_level(asked);
   if (!k) return kNoLevel;
-  const int64_t n = order.element_count(), count = values.element_count(), part = 4096;
-  if (count > kMost) return invalid("number of values");
-  uint16_t* out = scratch<uint16_t, 1>(n);
-  if (auto e = checked(pool, (n + part - 1) / part, n * MOVE, [&](int64_t task) {
-        const int64_t first = task * part;
-        return k->reorder(words(values), count, order.typed_data() + first, std::min(part, n - first), out + first);
-      });
-      e.failure())
-    return e;
-  return half_gather(pool, *k, tiles, out, n, indices, starts, y, rows, block);
+  if (values.element_count() > kMost) return invalid("number of values");
+  const uint16_t* v = ordered(pool, *k, words(values), values.element_count(), order);
+  if (!v) return indices_invalid();
+  return half_gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, block);
 }
 
 ffi::Error HalfDots(ffi::ThreadPool pool, U16 x, U16 dy, U16 indices, S32 starts, F32Result dvalues, int64_t batch,
@@ -201,11 +205,8 @@ ffi::Error HalfDots(ffi::ThreadPool pool, U16 x, U16 dy, U16 indices, S32 starts
       !holds_half_tiles(dy.element_count(), batch, outputs))
     return tiles_invalid();
   clear_padding(dvalues, starts, 1);
-  const int64_t blocks = block_count(p), chunk = chunk_of(p, blocks, pool.num_threads());
-  const int64_t chunks = (p.units + chunk - 1) / chunk;
-  return checked(pool, blocks * chunks, batch * entries, [&](int64_t task) {
-    const int64_t u0 = task % chunks * chunk, u1 = std::min(p.units, u0 + chunk);
-    return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, task / chunks, u0, u1);
+  return by_chunks(pool, p, block_count(p), batch * entries, [&](int64_t block, int64_t u0, int64_t u1) {
+    return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, block, u0, u1);
   });
 }
 

@@ -328,11 +328,11 @@ bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Float
 
 // ---- dW: for every entry the products of its row and its unit, summed over the batch ------------------------------
 
-// U vectors of each of TILES tiles.
-template <int U, int TILES, int64_t STRIDE>
-void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0, int64_t u1,
-               float* dvalues, bool add) {
-  const int64_t stride = STRIDE ? STRIDE : width, x_tile = p.rows * TILE, dy_tile = p.units * TILE;
+// dvalues of the segments of units u0..u1 in one block: begin(u) reads a unit, and sum(index) is the sum of the products of an
+// entry, one number a lane.
+template <class Begin, class Sum>
+RIGL_INLINE void sum_entries(const Pattern& p, int64_t block, int64_t u0, int64_t u1, float* dvalues, bool add,
+                             const Begin& begin, const Sum& sum) {
   const int32_t* starts = p.starts + block * p.units;
   Pending pending;
   pending.out = dvalues + starts[u0];
@@ -340,28 +340,40 @@ void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width,
     int64_t i = starts[u];
     const int64_t end = starts[u + 1];
     if (i == end) continue;
-    vec g[TILES][U];
-#pragma GCC unroll 4
-    for (int t = 0; t < TILES; t++)
-#pragma GCC unroll 16
-      for (int k = 0; k < U; k++) g[t][k] = load(dy + t * dy_tile + u * stride + k * LANES);
+    begin(u);
     while (i < end) {
       const int64_t stop = least(end, i + Pending::SIZE - pending.held);
-      square_vec* sum = pending.sum + pending.held;
+      square_vec* folded = pending.sum + pending.held;
       pending.held += stop - i;
-      for (; i < stop; i++) {
-        const float* row = x + p.indices[i] * stride;
-        vec a = zero(), b = zero();
-#pragma GCC unroll 4
-        for (int t = 0; t < TILES; t++)
-#pragma GCC unroll 16
-          for (int k = 0; k < U; k++) (k % 2 ? b : a) += load(row + t * x_tile + k * LANES) * g[t][k];
-        *sum++ = fold(U > 1 ? a + b : a);
-      }
+      for (; i < stop; i++) *folded++ = fold(sum(p.indices[i]));
       if (pending.held == Pending::SIZE) pending.flush(add);
     }
   }
   pending.flush(add);
+}
+
+// U vectors of each of TILES tiles.
+template <int U, int TILES, int64_t STRIDE>
+void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0, int64_t u1,
+               float* dvalues, bool add) {
+  const int64_t stride = STRIDE ? STRIDE : width, x_tile = p.rows * TILE, dy_tile = p.units * TILE;
+  vec g[TILES][U];
+  const auto begin = [&](int64_t u) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int t = 0; t < TILES; t++)
+#pragma GCC unroll 16
+      for (int k = 0; k < U; k++) g[t][k] = load(dy + t * dy_tile + u * stride + k * LANES);
+  };
+  const auto sum = [&](int64_t index) __attribute__((always_inline)) {
+    const float* row = x + index * stride;
+    vec a = zero(), b = zero();
+#pragma GCC unroll 4
+    for (int t = 0; t < TILES; t++)
+#pragma GCC unroll 16
+      for (int k = 0; k < U; k++) (k % 2 ? b : a) += load(row + t * x_tile + k * LANES) * g[t][k];
+    return U > 1 ? a + b : a;
+  };
+  sum_entries(p, block, u0, u1, dvalues, add, begin, sum);
 }
 
 // COUNT entries of a run times four of its outputs, over the whole width of `tiles` tiles: the sums over the lanes,

@@ -75,7 +75,8 @@ bool sound(const uint16_t* indices, const int32_t* starts, int64_t count, int64_
 }
 
 // See kernels.h. The first pass checks, the second one reads the same indices from the L1 cache.
-bool reorder(const float* values, int64_t n, const int32_t* order, int64_t count, float* out) {
+template <class T>
+bool reorder(const T* values, int64_t n, const int32_t* order, int64_t count, T* out) {
   if (n == 0) return count == 0;
   enum { PART = 256 };
   for (int64_t i = 0; i < count; i += PART) {
