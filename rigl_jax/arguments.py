@@ -183,13 +183,6 @@ counts = rule("{name: whole number}", lambda value: isinstance(value, Mapping) a
 flag = rule("True or False", lambda value: isinstance(value, (bool, np.bool_)))
 """A bool, known on the host."""
 
-two_flags = rule(
-    "a tuple of two, each True or False",
-    lambda value: isinstance(value, tuple) and len(value) == 2 and all(isinstance(x, (bool, np.bool_)) for x in value),
-    lambda value: (bool(value[0]), bool(value[1])),
-)
-"""A pair of bools, known on the host."""
-
 word = one_of(str, "a word")
 function = rule("a function", callable)
 axes = one_of(Axes, "an rx.base.Axes")

@@ -28,45 +28,79 @@ def gradient(signals: Signals) -> PyTree:
     return jax.tree.map(jnp.abs, signals.grads)
 
 
-class Ranked(NamedTuple):
-    """What is ranked: an array for each leaf, by its entries or by their magnitudes.
+class Magnitudes(NamedTuple):
+    """|x| is the score of an entry x. A native kernel takes the magnitude as it reads; no array of scores has to exist.
 
     Attributes:
-      arrays: tree parallel to params.
-      magnitudes: whether |x| is the score of an entry x.
+      arrays: tree parallel to params, such as the weights; or the array of one leaf.
     """
 
     arrays: PyTree
-    magnitudes: bool
 
 
-def ranked(score: Score, signals: Signals) -> Ranked:
-    """What `score` ranks, for `topology.drop_and_grow`: weights and gradients themselves where it is their magnitude.
+class Draws(NamedTuple):
+    """Scores drawn uniformly from [0, 1), as those of `random`. A native kernel draws as it ranks, without an array.
 
-    So a native kernel can take the magnitude as it reads, and no array of scores has to exist.
+    Attributes:
+      key: typed PRNG key, into which the name of each leaf is folded (`trees.leaf_key`); or that of one leaf.
+      late: bool, tree parallel to the masks, or None. Where it is False, 1 is added: those come before all others.
+    """
+
+    key: Array
+    late: PyTree = None
+
+
+Scores = PyTree | Magnitudes | Draws
+"""What is ranked: a tree of scores parallel to params, or what they follow from; or that of one leaf."""
+
+
+def ranked(score: Score, signals: Signals) -> Scores:
+    """What `score` ranks, for `topology.drop_and_grow`: what its scores follow from, where they need not be made.
 
     >>> signals = Signals({"w": jnp.array([-3.0])}, {"w": jnp.array([2.0])}, 0, jax.random.key(0))
-    >>> ranked(magnitude, signals).arrays["w"].tolist(), ranked(magnitude, signals).magnitudes
-    ([-3.0], True)
-    >>> ranked(snip, signals).arrays["w"].tolist(), ranked(snip, signals).magnitudes
-    ([6.0], False)
+    >>> ranked(magnitude, signals)
+    Magnitudes(arrays={'w': Array([-3.], dtype=float32)})
+    >>> ranked(snip, signals)["w"].tolist()
+    [6.0]
     """
     if score is magnitude:
-        return Ranked(signals.params, True)
+        return Magnitudes(signals.params)
     if score is gradient:
-        return Ranked(signals.grads, True)
-    return Ranked(score(signals), False)
+        return Magnitudes(signals.grads)
+    return Draws(signals.key) if score is random else score(signals)
+
+
+def of_leaves(given: Scores) -> Callable[[str], Scores]:
+    """What is ranked in a leaf, by its name."""
+    if isinstance(given, Magnitudes):
+        arrays = trees.named_leaves(given.arrays)
+        return lambda name: Magnitudes(arrays[name])
+    if isinstance(given, Draws):
+        late = trees.named_leaves(given.late)
+        return lambda name: Draws(trees.leaf_key(given.key, name), late.get(name))
+    arrays = trees.named_leaves(given)
+    return arrays.__getitem__
+
+
+def made(given: Scores, like: Array) -> Array:
+    """The scores of one leaf.
+
+    Args:
+      given: what is ranked in it.
+      like: an array of its shape, sharded as it is.
+    """
+    if isinstance(given, Magnitudes):
+        return jnp.abs(given.arrays)
+    if not isinstance(given, Draws):
+        return given
+    drawn = jax.random.uniform(given.key, jnp.shape(like), jnp.float32, out_sharding=trees.explicit_sharding(like))
+    return drawn if given.late is None else drawn + (~given.late).astype(jnp.float32)
 
 
 def random(signals: Signals) -> PyTree:
     """Independent uniform scores, one key for each leaf: the growth criterion of SET."""
-    return jax.tree.map(
-        lambda name, p: jax.random.uniform(
-            trees.leaf_key(signals.key, name), p.shape, jnp.float32, out_sharding=trees.explicit_sharding(p)
-        ),
-        trees.names(signals.params),
-        signals.params,
-    )
+    of_leaf = of_leaves(Draws(signals.key))
+    return jax.tree.map(lambda name, p: made(of_leaf(name), p), trees.names(signals.params), signals.params)
 
 
 def noisy(score: Score, scale: float) -> Score:

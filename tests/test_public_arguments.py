@@ -152,9 +152,7 @@ CALLS = {
     "topology.random_masks": {"plan": PLAN, "key": KEY, "params": PARAMS},
     "topology.prune_tree": {"plan": PLAN, "scores": PARAMS},
     "topology.prune_jointly": {"plan": PLAN, "scores": PARAMS, "n_active": 3, "min_active": 1, "among": MASKS},
-    "topology.drop_and_grow": call(
-        plan=PLAN, masks=MASKS, drop=PARAMS, grow=PARAMS, fraction=0.5, regrow_dropped=True, magnitudes=(True, False)
-    ),
+    "topology.drop_and_grow": call(plan=PLAN, masks=MASKS, drop=PARAMS, grow=PARAMS, fraction=0.5, regrow_dropped=True),
     "topology.rewire_tree": call(
         plan=PLAN,
         masks=MASKS,

@@ -67,7 +67,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         theta = trees.map_masked(_theta, state.positive, signals.params)
         active, signed = trees.named_leaves(state.masks), trees.named_leaves(theta)
         n_drop = {name: _crossed(leaf, active[name], signed[name]) for name, leaf in plan.items()}
-        new = topology.rewire_tree(plan, state.masks, theta, scores.random(signals), n_drop, regrow_dropped=False)
+        new = topology.rewire_tree(plan, state.masks, theta, scores.Draws(signals.key), n_drop, regrow_dropped=False)
         fresh = jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
         return Rewired(state._replace(masks=new.mask), fresh)
 

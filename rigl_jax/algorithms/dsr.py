@@ -87,7 +87,7 @@ def dsr(
             plan,
             state.masks,
             magnitude,
-            scores.random(signals),
+            scores.Draws(signals.key),
             dropped,
             {name: before[name] - dropped[name] for name in plan},
             regrow_dropped=False,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rigl_jax import arguments as rules
-from rigl_jax import checks, schedules, scores, topology, trees
+from rigl_jax import checks, schedules, scores, topology
 from rigl_jax.algorithms.rigl import fraction_schedule
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Algorithm, Array, Masks, Plan, PyTree, Rewired, Score, Signals
@@ -68,11 +68,9 @@ def itop(
         return ItopState(masks, jax.tree.map(jnp.copy, masks))  # a donated state holds no buffer twice
 
     def update(state: ItopState, signals: Signals) -> Rewired:
-        # Uniform in [0, 1), or in [1, 2) where never active: ranked first, and drawn with the same 23 bits.
-        grow = trees.map_masked(lambda seen, s: s + (~seen).astype(s.dtype), state.explored, scores.random(signals))
-        dropping, share = scores.ranked(drop, signals), fraction_at(signals.step)
-        magnitudes = (dropping.magnitudes, False)
-        new = topology.drop_and_grow(plan, state.masks, dropping.arrays, grow, share, magnitudes=magnitudes)
+        # Weights that were never active come first.
+        growing, share = scores.Draws(signals.key, late=state.explored), fraction_at(signals.step)
+        new = topology.drop_and_grow(plan, state.masks, scores.ranked(drop, signals), growing, share)
         return Rewired(ItopState(new.mask, jax.tree.map(jnp.logical_or, state.explored, new.mask)), new.fresh)
 
     due = schedules.every(period, start=start, stop=stop)

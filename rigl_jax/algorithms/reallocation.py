@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from rigl_jax import checks, topology, trees
-from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
+from rigl_jax.base import Array, LayerPlan, Masks, Plan
+from rigl_jax.scores import Scores
 
 
 def pools(plan: Plan) -> list[list[LayerPlan]]:
@@ -52,8 +53,8 @@ def n_active(plan: Plan, masks: Masks) -> dict[str, Array]:
 def drop_and_reallocate(
     plan: Plan,
     masks: Masks,
-    drop: PyTree,
-    grow: PyTree,
+    drop: Scores,
+    grow: Scores,
     n_drop: Mapping[str, Array],
     worth: Mapping[str, Any],
     *,
@@ -64,8 +65,8 @@ def drop_and_reallocate(
     Args:
       plan: from `make_plan`; its counts are not read.
       masks: the current masks.
-      drop: tree of scores parallel to params; the lowest active ones are dropped.
-      grow: tree of scores parallel to params; the highest are grown.
+      drop: what is ranked, as in `topology.drop_and_grow`; the lowest active ones are dropped.
+      grow: the same; the highest are grown.
       n_drop: units to drop, by name (in a stack, of each layer); one active unit of each stays in any case, so that no
         layer is cut off.
       worth: at least 0, by name; leaves of a pool get what was dropped in it in proportion (`topology.redistribute`).

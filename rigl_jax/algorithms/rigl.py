@@ -93,18 +93,11 @@ def rigl(
         share = fraction_at(clock(signals.step))
         if two_sided:
             dropped, n_drop = _both_sides(plan, state.masks, signals.params, share)
-            new = topology.rewire_tree(plan, state.masks, dropped, grow(signals), n_drop, regrow_dropped=regrow_dropped)
+            growing = scores.ranked(grow, signals)
+            new = topology.rewire_tree(plan, state.masks, dropped, growing, n_drop, regrow_dropped=regrow_dropped)
         else:
             dropping, growing = scores.ranked(drop, signals), scores.ranked(grow, signals)
-            new = topology.drop_and_grow(
-                plan,
-                state.masks,
-                dropping.arrays,
-                growing.arrays,
-                share,
-                regrow_dropped=regrow_dropped,
-                magnitudes=(dropping.magnitudes, growing.magnitudes),
-            )
+            new = topology.drop_and_grow(plan, state.masks, dropping, growing, share, regrow_dropped=regrow_dropped)
         fresh = new.fresh if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
         return Rewired(MaskState(new.mask), fresh, None if grow_values is None else grow_values(signals))
 

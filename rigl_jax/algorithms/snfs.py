@@ -87,16 +87,12 @@ def snfs(
 
     def update(state: SnfsState, signals: Signals) -> Rewired:
         share = fraction_at(signals.step)
+        dropping, growing = scores.ranked(drop, signals), scores.Magnitudes(state.momentum)
         if redistribute:
             worth, n_drop = _worth_and_drops(plan, state, share)
-            grow = jax.tree.map(jnp.abs, state.momentum)
-            new = reallocation.drop_and_reallocate(plan, state.masks, drop(signals), grow, n_drop, worth)
+            new = reallocation.drop_and_reallocate(plan, state.masks, dropping, growing, n_drop, worth)
         else:
-            dropping = scores.ranked(drop, signals)
-            magnitudes = (dropping.magnitudes, True)
-            new = topology.drop_and_grow(
-                plan, state.masks, dropping.arrays, state.momentum, share, magnitudes=magnitudes
-            )
+            new = topology.drop_and_grow(plan, state.masks, dropping, growing, share)
         return Rewired(state._replace(masks=new.mask), new.fresh)
 
     due = schedules.every(period, start=start, stop=stop)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rigl_jax.messages import shown
+from rigl_jax.scores import Draws, Magnitudes, Scores
 
 LIBRARY = pathlib.Path(os.environ.get("RIGL_JAX_NATIVE_LIBRARY") or pathlib.Path(__file__).parent / "_native.so")
 TARGETS = (
@@ -139,14 +140,14 @@ def select(scores: jax.Array, k: jax.Array, among: jax.Array | None) -> jax.Arra
     return taken.reshape(scores.shape)
 
 
+def draws(key: jax.Array) -> bool:
+    """Whether `rewire` draws the numbers of `jax.random.uniform`: those of JAX's default generator."""
+    config: Any = jax.config
+    return str(jax.random.key_impl(key)) == "threefry2x32" and config.jax_threefry_partitionable
+
+
 def rewire(
-    mask: jax.Array,
-    drop: jax.Array,
-    grow: jax.Array,
-    n_drop: jax.Array,
-    *,
-    magnitudes: tuple[bool, bool],
-    regrow_dropped: bool,
+    mask: jax.Array, drop: Scores, grow: Scores, n_drop: jax.Array, *, regrow_dropped: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`topology.drop_and_grow` of one weight of one group of single weights. Only where `library()` is.
 
@@ -154,24 +155,30 @@ def rewire(
 
     Args:
       mask: bool[*shape].
-      drop: float[*shape], f32, bf16 or f16.
-      grow: the same.
+      drop: float[*shape], f32, bf16 or f16, or its `Magnitudes`.
+      grow: the same, or `Draws` with a key that `draws`.
       n_drop: int32 scalar.
-      magnitudes: whether |drop|, and whether |grow|, is the score.
       regrow_dropped: see `topology.rewire`.
 
     Returns:
       The new mask, the part of it that was not dropped, and the part of it that was not in the old one. Where a score
       that is read is NaN or +inf, the new mask is the old one.
     """
+
+    def of(given: Any) -> jax.Array:
+        return _floats(given.arrays if isinstance(given, Magnitudes) else given)
+
+    drawn = isinstance(grow, Draws)
+    late = grow.late if drawn and grow.late is not None else np.zeros(0, bool)
     results = [jax.ShapeDtypeStruct(mask.shape, dtype) for dtype in (np.bool_, np.uint8)]
     new, part = jax.ffi.ffi_call("rigl_rewire", results, vmap_method="broadcast_all", input_output_aliases={0: 0})(
         mask,  # in its own shape: a mask that is reshaped for the call would be copied
-        _floats(drop),
-        _floats(grow),
+        of(drop),
+        jax.random.key_data(grow.key) if drawn else of(grow),
+        late,
         n_drop,
-        drop_magnitudes=np.int64(magnitudes[0]),
-        grow_magnitudes=np.int64(magnitudes[1]),
+        drop_magnitudes=np.int64(isinstance(drop, Magnitudes)),
+        grow_magnitudes=np.int64(isinstance(grow, Magnitudes)),
         regrow_dropped=np.int64(regrow_dropped),
     )
     return new, part == 1, part == 2

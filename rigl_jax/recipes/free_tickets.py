@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rigl_jax import checks, topology, trees
+from rigl_jax import checks, scores, topology
 from rigl_jax.base import Array, Criterion, Masks, Plan, Pruned, PyTree, Train
 from rigl_jax.masking import apply_masks
 from rigl_jax.messages import kind
@@ -177,14 +177,10 @@ def escape(
     key, fraction = checks.key(who, key), fraction_of(who, fraction)
     masks = checks.masks(who, masks, params)
     params = apply_masks(params, masks)
-    if grow is None:
-        scores = jax.tree.map(
-            lambda name, p: jax.random.uniform(trees.leaf_key(key, name), jnp.shape(p)), trees.names(params), params
-        )
-    else:
+    if grow is not None:
         checks.functions(who, grow=grow)
-        scores = grow(params, batch)
-    new = topology.drop_and_grow(plan, masks, params, scores, fraction, magnitudes=(True, False))
+    growing = scores.Draws(key) if grow is None else grow(params, batch)
+    new = topology.drop_and_grow(plan, masks, scores.Magnitudes(params), growing, fraction)
     return Pruned(apply_masks(params, new.kept), new.mask)
 
 

@@ -16,6 +16,7 @@ from rigl_jax import checks, native, trees
 from rigl_jax.arguments import arguments
 from rigl_jax.base import Array, LayerPlan, Masks, Plan, PyTree
 from rigl_jax.messages import listed
+from rigl_jax.scores import Draws, Magnitudes, Scores, made, of_leaves
 from rigl_jax.structures import unstructured
 from rigl_jax.topology.leaf import Rewiring, count, pruning, rewiring
 from rigl_jax.topology.order import after
@@ -66,16 +67,9 @@ def prune_tree(plan: Plan, scores: PyTree) -> Masks:
     return map_selections(lambda leaf, s: pruning(leaf.structure, s, leaf.n_active), plan, scores)
 
 
-@arguments(plan=rules.plan, fraction=rules.numbers, regrow_dropped=rules.flag, magnitudes=rules.two_flags)
+@arguments(plan=rules.plan, fraction=rules.numbers, regrow_dropped=rules.flag)
 def drop_and_grow(
-    plan: Plan,
-    masks: Masks,
-    drop: PyTree,
-    grow: PyTree,
-    fraction: Any,
-    *,
-    regrow_dropped: bool = True,
-    magnitudes: tuple[bool, bool] = (False, False),
+    plan: Plan, masks: Masks, drop: Scores, grow: Scores, fraction: Any, *, regrow_dropped: bool = True
 ) -> Rewiring:
     """`rewire` for each sparse leaf, moving `fraction` of its active units, by floor.
 
@@ -85,12 +79,11 @@ def drop_and_grow(
     Args:
       plan: from `make_plan`.
       masks: the current masks.
-      drop: tree of scores parallel to params; the lowest active ones are dropped.
-      grow: tree of scores parallel to params; the highest are grown.
+      drop: tree of scores parallel to params, or what they follow from (`scores.Magnitudes`, `scores.Draws`): then the
+        native call needs no array of scores. The lowest active ones are dropped.
+      grow: the same; the highest are grown.
       fraction: scalar in [0, 1], may be traced; what is beyond counts as the nearer end.
       regrow_dropped: see `rewire`.
-      magnitudes: whether the score is |drop|, and whether it is |grow|. The native call then takes weights and
-        gradients as they are, so that no array of scores has to exist.
 
     Returns:
       `Rewiring` of trees. A leaf that the plan keeps full is not changed, nor one in which a score that is read is NaN
@@ -99,11 +92,10 @@ def drop_and_grow(
     Raises:
       ValueError: leaves, shapes or masks that are not those of the plan.
     """
-    checks.of_plan("drop_and_grow", plan, masks=masks, drop=drop, grow=grow)
-    mask_of, drop_of, grow_of = (trees.named_leaves(tree) for tree in (masks, drop, grow))
-    given = {name: (mask_of[name], drop_of[name], grow_of[name]) for name in plan}
-    for name, (mask, *_) in given.items():
-        if mask.dtype != bool:
+    drop_of, grow_of = _checked("drop_and_grow", plan, masks, drop, grow)
+    mask_of = trees.named_leaves(masks)
+    for name in plan:
+        if (mask := mask_of[name]).dtype != bool:
             raise ValueError(f"drop_and_grow: masks must be bool, got {mask.dtype}{list(mask.shape)} for leaf {name!r}")
 
     def n_drop(leaf: LayerPlan) -> Array:
@@ -114,64 +106,78 @@ def drop_and_grow(
             return Rewiring(mask, mask, jnp.zeros_like(mask))
         return (yield from rewiring(leaf.structure, mask, drop, grow, n_drop(leaf), None, regrow_dropped))
 
-    native_leaves = {name: leaf for name, leaf in plan.items() if _is_native(leaf, *given[name][1:])}
+    native_leaves = {name: leaf for name, leaf in plan.items() if _is_native(leaf, drop_of(name), grow_of(name))}
     rest = {name: leaf for name, leaf in plan.items() if name not in native_leaves}
-    done = _rewire_natively(native_leaves, given, n_drop, magnitudes, regrow_dropped)
-    others = rewire_in_turn(rest, one, masks, drop, grow, magnitudes=magnitudes) if rest else Rewiring({}, {}, {})
+    done: dict[str, Rewiring] = {}
+    last = None
+    # The last leaf comes first, as their gradients do: so no gradient has to wait, and the results of a leaf are used
+    # before those of the next one are made.
+    for name, leaf in reversed(list(native_leaves.items())):
+        done[name] = _rewire_natively(
+            mask_of[name], drop_of(name), grow_of(name), n_drop(leaf), last, regrow=regrow_dropped
+        )
+        last = done[name].mask
+    others = rewire_in_turn(rest, one, masks, drop, grow) if rest else Rewiring({}, {}, {})
     parts = [{name: new[i] for name, new in done.items()} | trees.named_leaves(part) for i, part in enumerate(others)]
     return Rewiring(*(trees.map_sparse(lambda leaf, _, part=part: part[leaf.name], plan, masks) for part in parts))
 
 
-def _rewire_natively(
-    plan: Plan,
-    given: Mapping[str, tuple[Array, Array, Array]],
-    n_drop: Callable[[LayerPlan], Array],
-    magnitudes: tuple[bool, bool],
-    regrow_dropped: bool,
-) -> dict[str, Rewiring]:
-    """Leaves that the native call serves, by name; `given` has their masks and scores.
+def _checked(
+    who: str, plan: Plan, masks: Masks, drop: Scores, grow: Scores, **more: PyTree
+) -> list[Callable[[str], Scores]]:
+    """What is dropped and grown in a leaf, by its name. ValueError where trees do not fit the plan."""
+    trees_of = {
+        "drop": drop.arrays if isinstance(drop, Magnitudes) else drop,
+        "grow": grow.arrays if isinstance(grow, Magnitudes) else grow,
+    }
+    for name, given in list(trees_of.items()):
+        if isinstance(given, Draws):
+            checks.key(who, given.key)
+            trees_of[name] = masks if given.late is None else given.late
+    checks.of_plan(who, plan, masks=masks, **trees_of, **more)
+    return [of_leaves(drop), of_leaves(grow)]
 
-    The last leaf comes first, as their gradients do: so no gradient has to wait, and the results of a leaf are used
-    before those of the next one are made.
-    """
-    done: dict[str, Rewiring] = {}
-    last = None
-    for name, leaf in reversed(list(plan.items())):
-        mask, *scores = given[name]
-        (n,) = after(last, n_drop(leaf))
-        # Arrays that are made for the call too; weights and gradients themselves are there, and would be copied.
-        is_there = [of and x.dtype == jnp.float32 for x, of in zip(scores, magnitudes, strict=True)]
-        scores = [x if there else after(last, x)[0] for x, there in zip(scores, is_there, strict=True)]
-        done[name] = Rewiring(*_rewired(mask, *scores, n, magnitudes=magnitudes, regrow=regrow_dropped))
-        last = done[name].mask
-    return done
+
+def _rewire_natively(
+    mask: Array, drop: Scores, grow: Scores, n_drop: Array, last: Array | None, *, regrow: bool
+) -> Rewiring:
+    """The rewiring of a leaf that the native call serves, once `last` is known."""
+    n_drop, *scores = after(last, n_drop, *(x for x in (drop, grow) if _is_made(x)))
+    drop, grow = (made(scores.pop(0), mask) if _is_made(x) else x for x in (drop, grow))
+    return Rewiring(*_rewired(mask, drop, grow, n_drop, regrow=regrow))
+
+
+def _is_made(given: Scores) -> bool:
+    """Whether an array is made for the native call. Weights and gradients are there, and would be copied."""
+    if isinstance(given, Draws):
+        return not native.draws(given.key)
+    return not isinstance(given, Magnitudes) or given.arrays.dtype != jnp.float32
 
 
 _SINGLE = unstructured()
 """The structure of all leaves that the native call serves."""
 
 
-def _is_native(leaf: LayerPlan, drop: Array, grow: Array) -> bool:
+def _is_native(leaf: LayerPlan, drop: Scores, grow: Scores) -> bool:
     """Whether the native call serves a leaf: one group of single weights, ranked as they are, some of them inactive."""
     single = leaf.groups == 1 and leaf.structure.pool is _SINGLE.pool and leaf.n_active < leaf.group_size
-    return single and all(native_platform(scores) == "cpu" for scores in (drop, grow))
+    arrays = [x.arrays if isinstance(x, Magnitudes) else x for x in (drop, grow) if not isinstance(x, Draws)]
+    return single and not isinstance(drop, Draws) and all(native_platform(scores) == "cpu" for scores in arrays)
 
 
 # Jitted, so that outside of jit it is compiled once for each shape; inside of jit it is inlined. Without the structure
 # of the leaf: each plan makes its own.
-@functools.partial(jax.jit, static_argnames=("magnitudes", "regrow"), inline=True)
-def _rewired(
-    mask: Array, drop: Array, grow: Array, n_drop: Array, magnitudes: tuple[bool, bool], regrow: bool
-) -> tuple[Array, Array, Array]:
+@functools.partial(jax.jit, static_argnames="regrow", inline=True)
+def _rewired(mask: Array, drop: Scores, grow: Scores, n_drop: Array, regrow: bool) -> tuple[Array, Array, Array]:
     """The rewiring of one leaf, held, by the native call where the program is compiled for a CPU."""
 
-    def default(mask: Array, drop: Array, grow: Array, n_drop: Array) -> tuple[Array, Array, Array]:
-        drop, grow = _scores((drop, grow), magnitudes)
+    def default(mask: Array, drop: Scores, grow: Scores, n_drop: Array) -> tuple[Array, Array, Array]:
+        drop, grow = made(drop, mask), made(grow, mask)
         new = selected(rewiring(_SINGLE, mask, drop, grow, n_drop, None, regrow))
         fine = _sound(drop, mask) & _sound(grow, ~new.kept)
         return jnp.where(fine, new.mask, mask), jnp.where(fine, new.kept, mask), new.fresh & fine
 
-    by_call = functools.partial(native.rewire, magnitudes=magnitudes, regrow_dropped=regrow)
+    by_call = functools.partial(native.rewire, regrow_dropped=regrow)
     return lax.platform_dependent(mask, drop, grow, n_drop, cpu=by_call, default=default)
 
 
@@ -185,8 +191,8 @@ def _rewired(
 def rewire_tree(
     plan: Plan,
     masks: Masks,
-    drop: PyTree,
-    grow: PyTree,
+    drop: Scores,
+    grow: Scores,
     n_drop: Mapping[str, Any],
     n_active: Mapping[str, Any] | None = None,
     *,
@@ -199,9 +205,7 @@ def rewire_tree(
     A leaf in which a score that is read is NaN or +inf keeps its mask (or gets that of `before`, if `masks` were pruned
     from it); with `together` all leaves do.
     """
-    checks.of_plan(
-        "rewire_tree", plan, masks=masks, drop=drop, grow=grow, **({} if before is None else {"before": before})
-    )
+    _checked("rewire_tree", plan, masks, drop, grow, **({} if before is None else {"before": before}))
     if missing := sorted(plan.keys() - n_drop.keys()):
         raise ValueError(f"rewire_tree: n_drop must have a number for each leaf of the plan, it lacks {missing}")
     n_active = n_active or {}
@@ -216,12 +220,11 @@ def rewire_in_turn(
     plan: Plan,
     one: Callable[[LayerPlan, Array, Array, Array], Selections[Rewiring]],
     masks: Masks,
-    drop: PyTree,
-    grow: PyTree,
+    drop: Scores,
+    grow: Scores,
     *,
     before: Masks | None = None,
     together: bool = False,
-    magnitudes: tuple[bool, bool] = (False, False),
 ) -> Rewiring:
     """`one(leaf, mask, drop, grow)` for each sparse leaf, and no mask changed where a score is not sound.
 
@@ -232,27 +235,27 @@ def rewire_in_turn(
       plan: from `make_plan`.
       one: the rewiring of one leaf, as a ranking.
       masks: the current masks.
-      drop: tree of scores parallel to params.
-      grow: tree of scores parallel to params.
+      drop: tree of scores parallel to params, or what they follow from; see `drop_and_grow`.
+      grow: the same.
       before: what an unsound leaf gets. Default: the current masks.
       together: see `hold`.
-      magnitudes: whether the score is |drop|, and whether it is |grow|.
 
     Returns:
       `Rewiring` of trees.
     """
     before, last, fine = masks if before is None else before, None, {}
+    drop_of, grow_of = of_leaves(drop), of_leaves(grow)
 
-    def next_one(leaf: LayerPlan, *arrays: Array) -> Selections[Rewiring]:
+    def next_one(leaf: LayerPlan, mask: Array, old: Array) -> Selections[Rewiring]:
         nonlocal last
-        mask, drop, grow, old = after(last, *arrays)
-        drop, grow = _scores((drop, grow), magnitudes)
+        mask, old, *scores = after(last, mask, old, drop_of(leaf.name), grow_of(leaf.name))
+        drop, grow = (made(x, mask) for x in scores)
         new = yield from one(leaf, mask, drop, grow)
         fine[leaf.name] = _sound(drop, old) & _sound(grow, ~new.kept)
         last = new.mask
         return new
 
-    rewired = map_selections(next_one, plan, masks, drop, grow, before)
+    rewired = map_selections(next_one, plan, masks, before)
     new, kept, fresh = (
         jax.tree.map(operator.itemgetter(i), rewired, is_leaf=lambda x: isinstance(x, Rewiring)) for i in range(3)
     )
@@ -262,11 +265,6 @@ def rewire_in_turn(
         hold(plan, fine, kept, before, together=together),
         hold(plan, fine, fresh, nothing, together=together),
     )
-
-
-def _scores(given: tuple[Array, Array], magnitudes: tuple[bool, bool]) -> tuple[Array, Array]:
-    drop, grow = (jnp.abs(x) if of else x for x, of in zip(given, magnitudes, strict=True))
-    return drop, grow
 
 
 def sound(plan: Plan, scores: PyTree, read: Masks | None = None) -> dict[str, Array]:

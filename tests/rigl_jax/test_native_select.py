@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import rigl_jax as rx
 from rigl_jax import native, topology
+from rigl_jax.scores import Draws, Magnitudes, made
 from rigl_jax.topology import order, topk, tree
 
 pytestmark = [pytest.mark.eight_devices, pytest.mark.skipif(native.library() is None, reason=native.reason())]
@@ -66,9 +67,9 @@ def test_it_is_the_selection_in_xla(dtype):
         )
 
 
-def in_plain_jax(mask, drop, grow, n_drop, magnitudes, regrow):
+def in_plain_jax(mask, drop, grow, n_drop, regrow):
     """What a rewiring leaves of a mask, without the native call; the old mask where a score that is read is unsound."""
-    drop, grow = (jnp.abs(s) if of else s for s, of in zip((drop, grow), magnitudes, strict=True))
+    drop, grow = made(drop, mask), made(grow, mask)
     new = topology.rewire(rx.unstructured(), mask, drop, grow, n_drop, regrow_dropped=regrow)
     if not bool((drop[mask] < jnp.inf).all() & (grow[~new.kept] < jnp.inf).all()):
         return mask, mask, np.zeros_like(mask)
@@ -87,11 +88,48 @@ def in_plain_jax(mask, drop, grow, n_drop, magnitudes, regrow):
 )
 def test_a_rewiring_is_that_of_plain_jax(n, kinds, active, share, magnitudes, regrow, seed):
     rng = np.random.default_rng(seed)
-    mask, (drop, grow) = rng.random(n) < active, (jnp.asarray(random_scores(kind, n, rng)) for kind in kinds)
+    mask, given = rng.random(n) < active, [jnp.asarray(random_scores(kind, n, rng)) for kind in kinds]
+    drop, grow = (Magnitudes(x) if of else x for x, of in zip(given, magnitudes, strict=True))
     n_drop = jnp.int32(share * mask.sum())
-    got = native.rewire(jnp.asarray(mask), drop, grow, n_drop, magnitudes=magnitudes, regrow_dropped=regrow)
-    for part, expected in zip(got, in_plain_jax(mask, drop, grow, n_drop, magnitudes, regrow), strict=True):
+    got = native.rewire(jnp.asarray(mask), drop, grow, n_drop, regrow_dropped=regrow)
+    for part, expected in zip(got, in_plain_jax(mask, drop, grow, n_drop, regrow), strict=True):
         np.testing.assert_array_equal(part, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([1, 3, 256, 4097, 70_001, 300_007]),
+    active=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+    late=st.sampled_from([None, 0.0, 0.5, 0.95, 1.0]),
+    share=st.sampled_from([0.0, 1e-3, 0.3, 1.0]),
+    regrow=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_draws_are_those_of_jax(n, active, late, share, regrow, seed):
+    rng = np.random.default_rng(seed)
+    mask, drop = rng.random(n) < active, jnp.asarray(rng.standard_normal(n), jnp.float32)
+    grow = Draws(jax.random.key(seed), None if late is None else jnp.asarray(rng.random(n) < late))
+    n_drop = jnp.int32(share * mask.sum())
+    got = native.rewire(jnp.asarray(mask), drop, grow, n_drop, regrow_dropped=regrow)
+    for part, expected in zip(got, in_plain_jax(mask, drop, grow, n_drop, regrow), strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg", "threefry2x32"])
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_draws_of_every_generator_give_the_masks_of_plain_jax(generator, partitionable, request):
+    before = jax.config.jax_threefry_partitionable
+    jax.config.update("jax_threefry_partitionable", partitionable)
+    try:
+        grow = Draws(jax.random.key(3, impl=generator), late={"w": MASK & (GROW > 0)})
+        rewire = lambda: topology.drop_and_grow(PLAN, {"w": MASK}, {"w": DROP}, grow, 0.5)  # noqa: E731
+        expected = rewire()
+        request.getfixturevalue("on_one_cpu")
+        (call,) = [line for line in jax.jit(rewire).lower().as_text().splitlines() if "@rigl_rewire" in line]
+        assert ("tensor<2xui32>" in call) == native.draws(grow.key) == (partitionable and generator == "threefry2x32")
+        chex.assert_trees_all_equal(rewire(), expected)
+    finally:
+        jax.config.update("jax_threefry_partitionable", before)
 
 
 @pytest.mark.parametrize("where", ["active", "kept", "dropped", "inactive"])
@@ -102,16 +140,14 @@ def test_a_mask_stays_where_a_score_that_is_read_is_unsound(of, value, where):
     scores = {
         name: np.random.default_rng(seed).random(5000).astype(np.float32) for seed, name in enumerate(["drop", "grow"])
     }
-    kept = np.asarray(in_plain_jax(mask, *map(jnp.asarray, scores.values()), 300, (False, False), True)[1])
+    kept = np.asarray(in_plain_jax(mask, *map(jnp.asarray, scores.values()), 300, True)[1])
     places = {"active": mask, "kept": kept, "dropped": mask & ~kept, "inactive": ~mask}[where]
     scores[of][np.flatnonzero(places)[7]] = value
-    drop, grow = (jnp.asarray(s) for s in scores.values())
-    for magnitudes in ((False, False), (True, True)):
+    for of in (lambda x: x, Magnitudes):
+        drop, grow = (of(jnp.asarray(s)) for s in scores.values())
         for regrow in (True, False):
-            got = native.rewire(
-                jnp.asarray(mask), drop, grow, jnp.int32(300), magnitudes=magnitudes, regrow_dropped=regrow
-            )
-            for part, expected in zip(got, in_plain_jax(mask, drop, grow, 300, magnitudes, regrow), strict=True):
+            got = native.rewire(jnp.asarray(mask), drop, grow, jnp.int32(300), regrow_dropped=regrow)
+            for part, expected in zip(got, in_plain_jax(mask, drop, grow, 300, regrow), strict=True):
                 np.testing.assert_array_equal(part, expected)
 
 
@@ -119,12 +155,48 @@ def test_under_vmap_each_member_is_rewired_for_itself():
     rng = np.random.default_rng(0)
     masks = jnp.asarray(rng.random((3, 8, 5)) < 0.5)
     drop, grow = (jnp.asarray(rng.standard_normal((3, 8, 5)), jnp.float32) for _ in range(2))
-    rewire = functools.partial(native.rewire, magnitudes=(True, True), regrow_dropped=True)
+    rewire = functools.partial(native.rewire, regrow_dropped=True)
     together = jax.vmap(rewire)(masks, drop, grow, jnp.array([0, 3, 20], jnp.int32))
     shared = jax.vmap(rewire, in_axes=(0, None, 0, None))(masks, drop[0], grow, jnp.int32(4))
     for i, n in enumerate([0, 3, 20]):
         chex.assert_trees_all_equal(tuple(x[i] for x in together), rewire(masks[i], drop[i], grow[i], jnp.int32(n)))
         chex.assert_trees_all_equal(tuple(x[i] for x in shared), rewire(masks[i], drop[0], grow[i], jnp.int32(4)))
+
+
+def test_under_vmap_each_member_draws_with_its_own_key():
+    rng = np.random.default_rng(0)
+    masks, late = (jnp.asarray(rng.random((3, 8, 5)) < 0.5) for _ in range(2))
+    drop, keys = jnp.asarray(rng.standard_normal((3, 8, 5)), jnp.float32), jax.random.split(jax.random.key(0), 3)
+    rewire = functools.partial(native.rewire, n_drop=jnp.int32(4), regrow_dropped=True)
+    for draws in (Draws(keys), Draws(keys, late)):
+        together = jax.vmap(rewire)(masks, drop, draws)
+        for i in range(3):
+            alone = rewire(masks[i], drop[i], jax.tree.map(lambda x, i=i: x[i], draws))
+            chex.assert_trees_all_equal(tuple(x[i] for x in together), alone)
+
+
+@pytest.mark.parametrize(
+    ("what", "drop", "grow", "late"),
+    [
+        ("scores", (4,), ((5,), "float32"), (0,)),
+        ("scores", (5,), ((4,), "float32"), (0,)),
+        ("draws", (5,), ((1,), "uint32"), (0,)),
+        ("draws", (5,), ((4,), "uint32"), (0,)),
+        ("draws", (5,), ((2,), "uint32"), (4,)),
+        ("draws", (5,), ((5,), "float32"), (5,)),
+        ("a key", (5,), ((5,), "int32"), (0,)),
+    ],
+)
+def test_a_native_rewiring_of_arrays_that_do_not_fit_is_an_error(what, drop, grow, late):
+    """Nothing is read or written outside of the arrays, whatever the call is given."""
+    results = [jax.ShapeDtypeStruct((5,), dtype) for dtype in (np.bool_, np.uint8)]
+    attributes = {name: np.int64(0) for name in ("drop_magnitudes", "grow_magnitudes", "regrow_dropped")}
+    with pytest.raises(jax.errors.JaxRuntimeError, match=what):
+        jax.block_until_ready(
+            jax.ffi.ffi_call("rigl_rewire", results)(
+                jnp.ones(5, bool), jnp.ones(drop), jnp.ones(*grow), jnp.ones(late, bool), jnp.int32(1), **attributes
+            )
+        )
 
 
 def test_a_mask_that_is_not_donated_is_not_changed():
@@ -134,7 +206,7 @@ def test_a_mask_that_is_not_donated_is_not_changed():
 
     @jax.jit
     def rewired(mask):
-        new, *_ = native.rewire(mask, drop, grow, jnp.int32(500), magnitudes=(True, True), regrow_dropped=True)
+        new, *_ = native.rewire(mask, drop, grow, jnp.int32(500), regrow_dropped=True)
         return new, mask
 
     new, after = rewired(mask)
@@ -143,11 +215,15 @@ def test_a_mask_that_is_not_donated_is_not_changed():
     assert (np.asarray(new) != before).any()
 
 
-def test_a_rewiring_of_a_training_step_takes_less_than_a_copy_beyond_the_dense_step(on_one_cpu):
-    """As XLA plans it: the masks are changed in their own memory, and no scores exist."""
+@pytest.mark.parametrize(("method", "copies"), [("rigl", (1, 2)), ("set_", (5, 6)), ("itop", (5, 6))])
+def test_a_rewiring_of_a_training_step_takes_few_copies_beyond_the_dense_step(method, copies, on_one_cpu):
+    """As XLA plans it: the masks are changed in their own memory, and no scores exist.
+
+    SET and ITOP train in a step that rewires, so the new weights of all four leaves exist beside the old ones.
+    """
     params = {f"layer_{i}": jax.ShapeDtypeStruct((256, 256), jnp.float32) for i in range(4)}
     inner = optax.adam(1e-3)
-    tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.9), period=100), key=jax.random.key(0))
+    tx = rx.sparsify(inner, getattr(rx, method)(rx.make_plan(params, 0.9), period=100), key=jax.random.key(0))
 
     def loss(weights, x):
         for w in weights.values():
@@ -164,8 +240,8 @@ def test_a_rewiring_of_a_training_step_takes_less_than_a_copy_beyond_the_dense_s
         return compiled.memory_analysis().temp_size_in_bytes
 
     dense, copy = bytes_of(inner), 4 * 256 * 256
-    assert bytes_of(tx, rewire=True) < dense + copy
-    assert bytes_of(tx) < dense + 2 * copy
+    assert bytes_of(tx, rewire=True) < dense + copies[0] * copy
+    assert bytes_of(tx) < dense + copies[1] * copy
 
 
 def test_under_vmap_each_member_selects_for_itself():
@@ -221,7 +297,9 @@ def test_short_floats_are_ranked_as_they_are_stored(on_one_cpu):
     """Not as XLA may hold them in the program that computes them, in float32. Many are tied in bfloat16."""
     mask = jnp.arange(4096).reshape(64, 64) % 2 == 0
     drawn = jax.random.normal(jax.random.key(0), (2, 64, 64))
-    rewire = functools.partial(native.rewire, magnitudes=(True, True), regrow_dropped=True)
+    rewire = lambda mask, drop, grow: native.rewire(  # noqa: E731
+        mask, Magnitudes(drop), Magnitudes(grow), jnp.int32(500), regrow_dropped=True
+    )
 
     def computed(x):
         return (x * 1.001).astype(jnp.bfloat16) + x.astype(jnp.bfloat16)
@@ -229,10 +307,10 @@ def test_short_floats_are_ranked_as_they_are_stored(on_one_cpu):
     @jax.jit
     def at_once(mask, drop, grow):
         drop, grow = computed(drop), computed(grow)
-        return drop, grow, rewire(mask, drop, grow, jnp.int32(500)), native.select(jnp.abs(drop), jnp.int32(700), None)
+        return drop, grow, rewire(mask, drop, grow), native.select(jnp.abs(drop), jnp.int32(700), None)
 
     drop, grow, rewired, selected = at_once(mask, *drawn)
-    chex.assert_trees_all_equal(rewired, rewire(mask, drop, grow, jnp.int32(500)))
+    chex.assert_trees_all_equal(rewired, rewire(mask, drop, grow))
     np.testing.assert_array_equal(selected, native.select(jnp.abs(drop), jnp.int32(700), None))
 
 
@@ -280,9 +358,9 @@ MASK = jnp.arange(72).reshape(8, 9) < PLAN["w"].n_active
 DROP, GROW = jax.random.normal(jax.random.key(0), (2, 8, 9))
 
 
-def rewired(plan=PLAN, drop=DROP, grow=GROW, **how):
+def rewired(plan=PLAN, drop=DROP, grow=GROW, of=lambda tree: tree):
     """What `drop_and_grow` makes of one leaf."""
-    new = topology.drop_and_grow(plan, {"w": MASK}, {"w": drop}, {"w": grow}, 0.3, **how)
+    new = topology.drop_and_grow(plan, {"w": MASK}, of({"w": drop}), of({"w": grow}), 0.3)
     return topology.Rewiring(*(tree["w"] for tree in new))
 
 
@@ -294,9 +372,16 @@ def test_a_structure_that_changes_scores_is_asked(on_one_cpu):
 
 
 def test_of_complex_numbers_the_magnitude_is_ranked(on_one_cpu):
-    turns, magnitudes = 1j ** jnp.arange(72).reshape(8, 9), (True, True)
-    new = rewired(drop=DROP * turns, grow=GROW * turns, magnitudes=magnitudes)
-    chex.assert_trees_all_equal(new, rewired(magnitudes=magnitudes))
+    turns = 1j ** jnp.arange(72).reshape(8, 9)
+    new = rewired(drop=DROP * turns, grow=GROW * turns, of=Magnitudes)
+    chex.assert_trees_all_equal(new, rewired(of=Magnitudes))
+
+
+def test_draws_with_what_is_no_key_are_refused():
+    with pytest.raises(ValueError, match="drop_and_grow: key must be a PRNG key"):
+        topology.drop_and_grow(PLAN, {"w": MASK}, {"w": DROP}, Draws(7), 0.3)
+    with pytest.raises(ValueError, match=r"rewire_tree: grow must have an array of shape \(8, 9\) for leaf 'w'"):
+        topology.rewire_tree(PLAN, {"w": MASK}, {"w": DROP}, Draws(jax.random.key(0), late={"w": MASK[:3]}), {"w": 2})
 
 
 def test_a_rewiring_outside_of_jit_is_compiled_once_for_each_shape(on_one_cpu):

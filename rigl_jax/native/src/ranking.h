@@ -22,10 +22,13 @@ constexpr int64_t kSample = 4096, kTask = 1 << 16, kPart = 2048;  // kPart keys 
 // on one function.
 #if defined(RIGL_X86) && defined(__ELF__) && defined(__clang__)
 #define CLONES __attribute__((target_clones("avx2", "default")))
+#define WIDE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #elif defined(RIGL_X86) && defined(__ELF__) && defined(__GNUC__)
 #define CLONES __attribute__((target_clones("avx2", "default"), noinline))
+#define WIDE_CLONES __attribute__((target_clones("avx512f", "avx2", "default"), noinline))
 #else
 #define CLONES
+#define WIDE_CLONES
 #endif
 
 // Scores as integers of the same order: +inf, ..., 0 and -0, ..., -inf, NaN. `signs` is -1, or 0 to rank magnitudes.
@@ -45,6 +48,33 @@ struct Among {
   const uint8_t* bytes = nullptr;
   uint8_t value = 1;
 };
+
+inline uint32_t turned(uint32_t x, int bits) { return x << bits | x >> (32 - bits); }
+
+// Draws [first, first + n) of jax.random.uniform with a key of Threefry 2x32 (Salmon et al. 2011, 20 rounds), as
+// integers below 2^23 in their order: draw i is the hash of its own number.
+WIDE_CLONES void draw(const uint32_t* key, int64_t first, int64_t n, int32_t* keys) {
+  const uint32_t k[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bda};
+  for (int64_t i = 0; i < n; i++) {
+    const uint64_t number = (uint64_t)(first + i);
+    uint32_t a = (uint32_t)(number >> 32) + k[0], b = (uint32_t)number + k[1];
+#pragma GCC unroll 5
+    for (int group = 0; group < 5; group++) {
+      const int odd = group % 2;
+      a += b, b = turned(b, odd ? 17 : 13) ^ a;
+      a += b, b = turned(b, odd ? 29 : 15) ^ a;
+      a += b, b = turned(b, odd ? 16 : 26) ^ a;
+      a += b, b = turned(b, odd ? 24 : 6) ^ a;
+      a += k[(group + 1) % 3], b += k[(group + 2) % 3] + group + 1;
+    }
+    keys[i] = (int32_t)((a ^ b) >> 9);
+  }
+}
+
+// 1 is added to the draws that do not come late.
+CLONES void put_first(const uint8_t* late, int64_t n, int32_t* keys) {
+  for (int64_t i = 0; i < n; i++) keys[i] += late[i] ? 0 : 1 << 23;
+}
 
 // Other scores do not compete.
 CLONES void restrict_to(Among among, int64_t first, int64_t n, int32_t* keys) {
@@ -101,17 +131,24 @@ void collect(const int32_t* keys, int64_t n, const uint8_t* inside, std::vector<
   }
 }
 
-// What is ranked.
+// What is ranked: scores, or uniform draws.
 struct Group {
   const float* scores;
   int64_t n;
-  bool magnitudes = false;  // whether |scores| are ranked
-  Among among = {};         // which compete; null: all
-  Among late = {};          // of which the finite scores are taken as -inf; null: of none
+  bool magnitudes = false;         // whether |scores| are ranked
+  Among among = {};                // which compete; null: all
+  Among late = {};                 // of which the finite scores are taken as -inf; null: of none
+  const uint32_t* draws = nullptr;  // key of the draws; null: scores
+  const uint8_t* later = nullptr;  // which draws rank after all others; null: none
 };
 
 void keys_at(const Group& g, int64_t first, int64_t size, int32_t* keys) {
-  keys_of(g.scores + first, size, g.magnitudes ? 0 : -1, keys);
+  if (g.draws) {
+    draw(g.draws, first, size, keys);
+    if (g.later) put_first(g.later + first, size, keys);
+  } else {
+    keys_of(g.scores + first, size, g.magnitudes ? 0 : -1, keys);
+  }
   if (g.late.bytes) put_last(g.late, first, size, keys);
   if (g.among.bytes) restrict_to(g.among, first, size, keys);
 }

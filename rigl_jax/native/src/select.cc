@@ -74,19 +74,29 @@ void rewire(ffi::ThreadPool& pool, const uint8_t* old, Group drop, Group grow, b
   });
 }
 
-// old[groups..., shape...], drop and grow as old, n_drop[groups...] -> mask, which may be the memory of old, and part:
-// what became of each weight.
-ffi::Error Rewire(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> old, F32 drop, F32 grow, S32 n_drop,
-                  ffi::ResultBuffer<ffi::PRED> mask, ffi::ResultBuffer<ffi::U8> part, int64_t drop_magnitudes,
-                  int64_t grow_magnitudes, int64_t regrow_dropped) {
+// old[groups..., shape...], drop as old, grow as old or, to draw scores, uint32[groups..., 2], then with late as old or
+// [groups..., 0], n_drop[groups...] -> mask, which may be the memory of old, and part: what became of each weight.
+ffi::Error Rewire(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> old, F32 drop, ffi::AnyBuffer grow,
+                  ffi::Buffer<ffi::PRED> late, S32 n_drop, ffi::ResultBuffer<ffi::PRED> mask,
+                  ffi::ResultBuffer<ffi::U8> part, int64_t drop_magnitudes, int64_t grow_magnitudes,
+                  int64_t regrow_dropped) {
+  const bool drawn = grow.element_type() == ffi::DataType::U32;
+  if (!drawn && grow.element_type() != ffi::DataType::F32)
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rigl_jax: scores must be float32, or a key");
   const int64_t size = old.element_count(), groups = n_drop.element_count(), n = groups ? size / groups : 0;
-  for (int64_t given : {times({n, groups}), (int64_t)drop.element_count(), (int64_t)grow.element_count(),
-                        (int64_t)mask->element_count(), (int64_t)part->element_count()})
+  const int64_t later = late.element_count();
+  for (int64_t given : {times({n, groups}), (int64_t)drop.element_count(), (int64_t)mask->element_count(),
+                        (int64_t)part->element_count(), drawn ? size : (int64_t)grow.element_count()})
     if (given != size) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rigl_jax: sizes of masks and scores differ");
-  for (int64_t i = 0, at = 0; i < groups; i++, at += n)
-    rewire(pool, (const uint8_t*)old.untyped_data() + at, {drop.typed_data() + at, n, drop_magnitudes != 0},
-           {grow.typed_data() + at, n, grow_magnitudes != 0}, regrow_dropped != 0, n_drop.typed_data()[i],
-           (uint8_t*)mask->untyped_data() + at, part->typed_data() + at);
+  if ((drawn && (int64_t)grow.element_count() != times({2, groups})) || (later && (!drawn || later != size)))
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rigl_jax: sizes of masks and draws differ");
+  for (int64_t i = 0, at = 0; i < groups; i++, at += n) {
+    Group growing{drawn ? nullptr : (const float*)grow.untyped_data() + at, n, grow_magnitudes != 0};
+    if (drawn) growing.draws = (const uint32_t*)grow.untyped_data() + 2 * i;
+    if (later) growing.later = (const uint8_t*)late.untyped_data() + at;
+    rewire(pool, (const uint8_t*)old.untyped_data() + at, {drop.typed_data() + at, n, drop_magnitudes != 0}, growing,
+           regrow_dropped != 0, n_drop.typed_data()[i], (uint8_t*)mask->untyped_data() + at, part->typed_data() + at);
+  }
   return ffi::Error::Success();
 }
 
@@ -97,7 +107,7 @@ ffi::Error Rewire(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> old, F32 drop, F3
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_select, Select, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Arg<S32>().Ret<ffi::Buffer<ffi::PRED>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_rewire, Rewire, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<ffi::Buffer<ffi::PRED>>().Arg<F32>().Arg<F32>().Arg<S32>()
+    .Arg<ffi::Buffer<ffi::PRED>>().Arg<F32>().Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::PRED>>().Arg<S32>()
     .Ret<ffi::Buffer<ffi::PRED>>().Ret<ffi::Buffer<ffi::U8>>()
     .Attr<int64_t>("drop_magnitudes").Attr<int64_t>("grow_magnitudes").Attr<int64_t>("regrow_dropped"));
 #pragma GCC visibility pop
