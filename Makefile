@@ -48,7 +48,7 @@ sanitize: $(VENV)/installed-experiments-notebooks-tests  ## Run the native tests
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 RIGL_JAX_NATIVE_LIBRARY=$(CURDIR)/build/sanitize/_native.so \
 	  $(BIN)/python -m pytest tests/execution/test_native_linear.py tests/execution/test_native_conv.py \
-	  tests/rigl_jax/test_native_select.py tests/execution/test_damaged.py
+	  tests/rigl_jax/test_native_select.py tests/execution/test_damaged.py tests/execution/test_sorting.py
 
 demo: $(VENV)/installed-experiments  ## Train a 98 % sparse network with RigL beside its dense, static and SET twins
 	$(NATIVE)

@@ -139,7 +139,7 @@ def packed_training(
         # One program, in which the positions of a pattern's values are computed once.
         gather=jax.jit(functools.partial(_gather, inner, sharding)),
         scatter=jax.jit(functools.partial(_scatter, inner, sharding)),
-        masked_step=jax.jit(lambda *a, **extra: layout.laid(sharding, masked.update(*a, rewire=True, **extra))),
+        masked_step=jax.jit(functools.partial(_masked_step, inner, masked, sharding)),
     )
     return PackedTraining(*(functools.partial(f, run) for f in (_init, _update, _rewire, _pack, _unpack)))
 
@@ -215,9 +215,8 @@ def _scatter(
     return layout.laid(sharding, (unpack(packed), masked))
 
 
-def _unpack(
-    run: _Run, packed: Packed, state: SparseState, who: str = "packed_training: unpack"
-) -> tuple[PyTree, SparseState]:
+def _unpack(run: _Run, packed: Packed, state: SparseState) -> tuple[PyTree, SparseState]:
+    who = "packed_training: unpack"
     return run.scatter(checked(who, packed), _checked_state(run, who, packed, state))
 
 
@@ -240,10 +239,25 @@ def _without_padding(values: Array, pattern: Any) -> Array:
 
 def _rewire(run: _Run, grads: PyTree, state: SparseState, packed: Packed, **extra: Any) -> tuple[Packed, SparseState]:
     who = "packed_training: rewire"
-    params, state = _unpack(run, packed, state, who)
-    checks.gradients(who, grads, params)
-    updates, state = run.masked_step(grads, state, params, **extra)
-    return _enter(run, optax.apply_updates(params, updates), state, packed)
+    packed, state = checked(who, packed), _checked_state(run, who, packed, state)
+    checks.gradients(who, grads, jax.eval_shape(unpack, packed))
+    params, state = run.masked_step(grads, state, packed, **extra)
+    return _enter(run, params, state, packed)
+
+
+def _masked_step(
+    inner: optax.GradientTransformation,
+    masked: optax.GradientTransformationExtraArgs,
+    sharding: Any,
+    grads: PyTree,
+    state: SparseState,
+    packed: Packed,
+    **extra: Any,
+) -> tuple[PyTree, SparseState]:
+    """The params and the state of the masked run after a step that rewires."""
+    params, dense = _scatter(inner, sharding, packed, state)
+    updates, after = masked.update(grads, dense, params, rewire=True, **extra)
+    return layout.laid(sharding, (optax.apply_updates(params, updates), after))
 
 
 def _checked_state(run: _Run, who: str, packed: Packed, state: Any) -> SparseState:

@@ -51,14 +51,15 @@ class Unit(NamedTuple):
 
 
 def units(machine: str) -> tuple[Unit, ...]:
-    """What a processor family is compiled from: the handlers, a copy of level.cc a level, and of half.cc for some."""
+    """What a processor family is compiled from: plain sources, a copy of level.cc a level, and of half.cc for some."""
     x86 = machine.lower() in ("x86_64", "amd64")
     family = ("-DRIGL_X86",) if x86 else ()
     levels, halves = [("rigl_portable", 4, ())], []
     if x86:
         levels += [("rigl_avx2", 8, AVX2), ("rigl_avx2_wide", 16, AVX2), ("rigl_avx512", 16, AVX512)]
         halves += [("rigl_half_wide", 16, AVX2), ("rigl_half", 16, (*AVX512, "-mavx512bf16"))]
-    handlers = [Unit(source, source, family) for source in ("linear.cc", "conv.cc", "dense.cc", "select.cc", "host.cc")]
+    plain = ("linear.cc", "conv.cc", "dense.cc", "select.cc", "index.cc", "host.cc")
+    handlers = [Unit(source, source, family) for source in plain]
     copies = [
         Unit(source, name, (*family, *flags, f"-DLANES={n}", f"-DLEVEL={name}"))
         for source, built in (("level.cc", levels), ("half.cc", halves))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,117 @@ PADDING = 0xFFFF  # the index of an entry that is only room for later ones
 def index(
     entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int, room: int = 0
 ) -> tuple[np.ndarray, ...]:
-    """The five arrays of a `Pattern`, with `room` entries of padding at the end."""
+    """The five arrays of a `Pattern`, with `room` entries of padding at the end.
+
+    Args:
+      entries: int64[n], ascending positions row * units + unit.
+      shape: of the dense weight.
+      height: of a run.
+      block: rows in a block.
+      block_t: the same for the transposed order.
+      room: number of entries of padding.
+    """
+    make = _index if native.library() is None else _index_native
+    indices, starts, indices_t, starts_t, order_t = make(entries, shape, height, block, block_t)
+    if height == 1:  # padding stays where it is
+        indices_t = _padded(indices_t, room)
+        order_t = np.append(order_t, np.arange(len(entries), len(entries) + room, dtype=np.int32))
+    return _padded(indices, room), starts, indices_t, starts_t, order_t
+
+
+def _index_native(
+    entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int
+) -> tuple[np.ndarray, ...]:
+    (taps, channels), units = taps_and_channels(shape), shape[-1] // height
+    segments, segments_t = -(-channels * taps // block) * units, -(-units * taps // block_t) * channels
+    n, n_t, starts_t = len(entries), len(entries), np.empty(segments_t + 1, np.int32)
+    if height > 1:
+        n_t, starts_t = 0, np.zeros(1, np.int32)
+    indices, indices_t, order_t = (np.empty(size, dtype) for size, dtype in ((n, "u2"), (n_t, "u2"), (n_t, "i4")))
+    starts = np.empty(segments + 1, np.int32)
+    arrays = indices, starts, indices_t, starts_t, order_t
+    sizes = map(ctypes.c_int64, (taps, channels, units, block, block_t))
+    library: Any = native.library()
+    if library.rigl_index(ctypes.c_int64(n), _pointer(entries), *sizes, *_pointers(arrays, height)):
+        raise ValueError(f"make_pattern: entries must ascend within a weight of shape {shape}")
+    return arrays
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def _pointers(arrays: Sequence[np.ndarray], height: int) -> list[ctypes.c_void_p | None]:
+    """Those of the five arrays; runs have no transposed order."""
+    return [_pointer(array) if i < 2 or height == 1 else None for i, array in enumerate(arrays)]
+
+
+def _index(
+    entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int
+) -> tuple[np.ndarray, ...]:
     (taps, channels), units = taps_and_channels(shape), shape[-1] // height
     rows = (entries // max(1, units)).astype(np.int32)
     outs = (entries - rows.astype(entries.dtype) * units).astype(np.int32)
     indices, starts, position = _sort(rows, outs, block, -(-channels * taps // block), units)
     if height > 1:
-        return _padded(indices, room), starts, np.empty(0, np.uint16), np.zeros(1, np.int32), np.empty(0, np.int32)
+        return indices, starts, np.empty(0, np.uint16), np.zeros(1, np.int32), np.empty(0, np.int32)
     channel = rows // np.int32(taps)
     rows_t = outs if taps == 1 else outs * np.int32(taps) + (rows - channel * np.int32(taps))
     indices_t, starts_t, position_t = _sort(rows_t, channel, block_t, -(-units * taps // block_t), channels)
-    order_t = np.arange(len(rows) + room, dtype=np.int32)  # padding stays where it is
+    order_t = np.empty(len(rows), np.int32)
     order_t[position_t] = position
-    return _padded(indices, room), starts, _padded(indices_t, room), starts_t, order_t
+    return indices, starts, indices_t, starts_t, order_t
+
+
+def _sort(rows: np.ndarray, units: np.ndarray, block: int, blocks: int, unit_count: int) -> tuple[np.ndarray, ...]:
+    """(indices, starts, position of each entry) of entries sorted by (block of rows, unit), stable."""
+    segment = rows // block * np.int64(unit_count) + units
+    order = np.argsort(segment, kind="stable")
+    starts = np.zeros(blocks * unit_count + 1, np.int32)
+    np.cumsum(np.bincount(segment, minlength=blocks * unit_count), out=starts[1:])
+    position = np.empty(len(rows), np.int32)
+    position[order] = np.arange(len(rows), dtype=np.int32)
+    return (rows % block)[order].astype(np.uint16), starts, position
+
+
+def is_index(arrays: Sequence[np.ndarray], shape: tuple[int, ...], height: int, block: int, block_t: int) -> bool:
+    """Whether arrays of the right sizes are those that `index` builds of some entries.
+
+    Both orders are checked as they are, because sorting the entries again would take several times as long.
+    """
+    check = _is_index if native.library() is None else _is_index_native
+    return check(arrays, shape, height, block, block_t)
+
+
+def _is_index_native(
+    arrays: Sequence[np.ndarray], shape: tuple[int, ...], height: int, block: int, block_t: int
+) -> bool:
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    taps, channels = taps_and_channels(shape)
+    sizes = map(ctypes.c_int64, (len(arrays[0]), taps, channels, shape[-1] // height, block, block_t))
+    library: Any = native.library()
+    sound = library.rigl_is_index(*sizes, *_pointers(arrays, height))
+    return bool(sound) and (height == 1 or not arrays[3].any())
+
+
+def _is_index(arrays: Sequence[np.ndarray], shape: tuple[int, ...], height: int, block: int, block_t: int) -> bool:
+    indices, starts, indices_t, starts_t, order_t = arrays
+    (taps, channels), units = taps_and_channels(shape), shape[-1] // height
+    n = starts[-1]
+    there = placed(indices, starts, block, max(1, units), channels * taps)
+    if there is None or not ascends(there[0], starts):
+        return False
+    if height > 1:
+        return not starts_t.any()
+    there_t = placed(indices_t, starts_t, block_t, max(1, channels), units * taps)
+    if there_t is None or starts_t[-1] != n or not np.array_equal(order_t[n:], np.arange(n, len(order_t))):
+        return False
+    (rows, outs), (rows_t, channel), own = there, there_t, order_t[:n]
+    if n and not 0 <= own.min() <= own.max() < n:
+        return False
+    outs_t, taps_t = (rows_t, np.int32(0)) if taps == 1 else np.divmod(rows_t, np.int32(taps))
+    same = np.array_equal(rows[own], channel * np.int32(taps) + taps_t) and np.array_equal(outs[own], outs_t)
+    return same and ascends(taps_t * np.int32(units) + outs_t, starts_t)
 
 
 def taps_and_channels(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -107,23 +206,3 @@ def positions(entries: np.ndarray, size: int) -> np.ndarray:
         span = f"from {given.min()} to {given.max()}"
         raise ValueError(f"make_pattern_at: entries must ascend, each once, within [0, {size}), got {span}")
     return given.astype(np.int64)
-
-
-def _sort(rows: np.ndarray, units: np.ndarray, block: int, blocks: int, unit_count: int) -> tuple[np.ndarray, ...]:
-    """(indices, starts, position of each entry) of entries sorted by (block of rows, unit), stable."""
-    library = native.library()
-    if library is not None:
-        position, indices = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint16)
-        starts = np.empty(blocks * unit_count + 1, np.int32)
-        sizes = [ctypes.c_int64(size) for size in (block, blocks, unit_count)]
-        pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (rows, units, position, indices, starts)]
-        if library.rigl_sort(ctypes.c_int64(len(rows)), *pointers[:2], *sizes, *pointers[2:]):
-            raise ValueError(f"make_pattern: rows and units must lie within {blocks} x {block} and {unit_count}")
-        return indices, starts, position
-    segment = rows // block * np.int64(unit_count) + units
-    order = np.argsort(segment, kind="stable")
-    starts = np.zeros(blocks * unit_count + 1, np.int32)
-    np.cumsum(np.bincount(segment, minlength=blocks * unit_count), out=starts[1:])
-    position = np.empty(len(rows), np.int32)
-    position[order] = np.arange(len(rows), dtype=np.int32)
-    return (rows % block)[order].astype(np.uint16), starts, position
