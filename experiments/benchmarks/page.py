@@ -184,20 +184,23 @@ def rewiring(found: Record) -> str:
 
 def rewiring_memory() -> str:
     """The memory of a rewiring beyond that of a dense step."""
-    memory = {row["order"]: row for row in record("rewiring_memory")["rows"]}
-    extra = {name: m["temporary_beyond_dense_in_copies_of_the_largest_leaf"] for name, m in memory.items()}
-    state = memory["default"]["state_bytes_per_weight_beyond_dense"]
-    default, saving = (memory[name]["bytes"]["dense"]["temporary"] for name in ("default", "memory"))
-    option = '`xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"`'
-    return (
-        "Memory of a masked Adam step beyond the dense one, for RigL in float32 and an MLP of 4 x 1024 x 1024 at batch "
-        f"128 (other methods and networks need more, or less): {state} byte a weight for the masks, and temporary "
-        f"buffers of {extra['default']['static']:.0f} copies of the largest leaf on a plain step, "
-        f"{extra['default']['rewiring']:.1f} on a rewiring, {extra['default']['cond']:.1f} on a step that decides by "
-        "itself, which has all four gradients at once. With XLA's own option to save memory, "
-        f"{option}, the dense step takes {(default - saving) / (4 * 1024**2):.1f} copies less, and the masked ones "
-        f"{extra['memory']['rewiring']:.1f} and {extra['memory']['cond']:.1f} more than it.\n"
+    found = record("rewiring_memory")["rows"]
+    rows = []
+    for row in found:
+        extra = row["temporary_beyond_dense_in_copies_of_the_largest_leaf"]
+        beyond = [f"{extra[step]:.1f}" for step in ("static", "rewiring", "cond")]
+        rows.append([{"rigl": "RigL", "set": "SET"}[row["method"]], ORDERS[row["order"]], *beyond])
+    default, saving = (
+        next(row for row in found if row["order"] == order)["bytes"]["dense"]["temporary"] for order in ORDERS
     )
+    return pages.table(["method", "order", "plain step", "rewiring", "decides by itself"], rows) + (
+        f"\nMasks take {found[0]['state_bytes_per_weight_beyond_dense']} byte a weight beside that. The dense step "
+        f"itself takes {(default - saving) / (4 * 1024**2):.1f} copies less in the order that saves memory.\n"
+    )
+
+
+ORDERS = {"default": "XLA's default, for concurrency", "memory": "to save memory"}
+"""The orders of operations, by their names in the record."""
 
 
 def wide(found: Record) -> str:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+
 from experiments.benchmarks import timing
 from experiments.benchmarks.timing import Call
 from experiments.io.environment import environment
@@ -43,13 +45,18 @@ def paired(dense: Call, sparse: Call, repeats: int, *, cold: bool = False) -> Pa
       dense: the baseline.
       sparse: the contender.
       repeats: timed calls of each.
-      cold: instead of an untimed call just before each timed one, a sleep of 1 ms: caches then hold the other's data,
+      cold: instead of two untimed calls just before each timed one, a sleep of 1 ms: caches then hold the other's data,
         and worker threads have gone to sleep, as in the middle of a training step.
 
     Returns:
       Median seconds of each, the median ratio, and its quartiles.
     """
-    before = (lambda call: time.sleep(1e-3)) if cold else (lambda call: call())
+
+    def twice(call: Call) -> Any:
+        jax.block_until_ready(call())
+        return call()
+
+    before = (lambda call: time.sleep(1e-3)) if cold else twice
     seconds = timing.interleave({"dense": dense, "sparse": sparse}, rounds=repeats, warmup=1, before=before)
     times = seconds["dense"], seconds["sparse"]
     ratios = [a / b for a, b in zip(*times, strict=True)]

@@ -88,10 +88,10 @@ SCHEDULERS = {"default": {}, "memory": {"xla_cpu_scheduler_type": "CPU_SCHEDULER
 """Compiler options: XLA's CPU backend orders operations for concurrency unless it is set to save memory."""
 
 
-def memory_of(params: PyTree, batch: int, options: dict[str, Any]) -> dict[str, Any]:
+def memory_of(params: PyTree, batch: int, method: str, options: dict[str, Any]) -> dict[str, Any]:
     """Bytes that XLA plans for a training step of an MLP of these weights: dense, masked, with a rewiring."""
-    inner = optax.adam(1e-3)
-    tx = rx.sparsify(inner, rx.rigl(rx.make_plan(params, 0.9), period=100), key=jax.random.key(0))
+    inner, (make, structure) = optax.adam(1e-3), METHODS[method]
+    tx = rx.sparsify(inner, make(planned(params, structure)), key=jax.random.key(0))
 
     def loss(weights: PyTree, x: jax.Array) -> jax.Array:
         for name in sorted(weights):
@@ -134,7 +134,11 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="the memory alone, from XLA's plan; nothing is timed")
     arguments = parser.parse_args()
     if arguments.memory:
-        plans = [{"order": name, **memory_of(mlp(), 128, options)} for name, options in SCHEDULERS.items()]
+        plans = [
+            {"method": method, "order": name, **memory_of(mlp(), 128, method, options)}
+            for method in ("rigl", "set")
+            for name, options in SCHEDULERS.items()
+        ]
         what = "XLA's plan for an Adam step of a 4 x 1024 x 1024 MLP, by each of its orders of operations"
         timing.write("rewiring_memory", plans, what=what)
         return
