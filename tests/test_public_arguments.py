@@ -202,7 +202,7 @@ CALLS = {
     "kernels.make_pattern_at": call(entries=np.array([0, 5]), shape=(4, 4), height=1, block=2, block_t=2, capacity=9),
     "kernels.make_stacked": {"mask": MASKS["w"][None], "like": AT, "capacity": 9},
     "kernels.make_slabs": call(mask=MASKS["w"], like=AT, slabs=2, over="model", capacity=9),
-    "kernels.make_block_pattern": {"mask": np.ones((4, 4), bool), "tile": (2, 2)},
+    "kernels.make_block_pattern": {"mask": np.ones((4, 4), bool), "tile": (2, 2), "capacity": 5},
     "kernels.make_nm_pattern": {"mask": np.ones((4, 4), bool), "n": 2, "m": 2, "width": 1},
     "kernels.as_matrix": {"shape": (2, 2, 2), "split": 1},
     "kernels.squarest_split": {"shape": (2, 2, 2)},

@@ -175,10 +175,10 @@ def fastest(*, plan: Plan | None = None, batch: int = 128, image: int = 16, repe
 def name_of(pattern: Any) -> str:
     """The name of a pattern's kernel in tables."""
     if isinstance(pattern, kernels.Stacked):
-        return f"{pattern.shape[0]} layers of {name_of(_matrix(pattern))}"
-    if isinstance(slabs := kernels.matrix_of(pattern), kernels.Slabs):
-        return f"{slabs.number} slabs of {name_of(_matrix(pattern))}"
-    pattern = _matrix(pattern)
+        return f"{pattern.shape[0]} layers of {name_of(kernels.kernel_of(pattern))}"
+    pattern = kernels.matrix_of(pattern)
+    if isinstance(pattern, kernels.Slabs):
+        return f"{pattern.number} slabs of {name_of(pattern.part)}"
     if isinstance(pattern, kernels.BlockPattern):
         return "blocks {} x {}".format(*pattern.tile)
     if isinstance(pattern, kernels.NMPattern):
@@ -220,7 +220,7 @@ def _free(pattern: Any) -> bool:
 
 
 def _drawn(pattern: Any, density: float) -> np.ndarray:
-    height, width = pattern.tile if isinstance(pattern, kernels.BlockPattern) else (1, pattern.height)
+    height, width = pattern.entry
     *lead, inputs, outputs = pattern.shape
     tiles = np.random.default_rng(0).random((*lead, inputs // height, outputs // width)) < density
     return np.repeat(np.repeat(tiles, height, axis=-2), width, axis=-1)

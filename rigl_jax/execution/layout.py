@@ -55,32 +55,38 @@ def chosen(sharding: Any, choose: Choose) -> Choose:
         pattern, devices = choose(name, mask), _devices(sharding)
         if pattern is not None:
             pattern = _divided(sharding, pattern, mask)
-        entries = None if pattern is None else kernels.capacity(pattern)
-        if not _is_slabs(kernels.matrix_of(pattern)) and entries is not None and entries % devices:
-            pattern = kernels.rebuild(pattern, mask, capacity=-(-entries // devices) * devices)
+            entries = kernels.capacity(pattern)
+            if not _in_slabs(pattern) and entries % devices:
+                pattern = kernels.rebuild(pattern, mask, capacity=-(-entries // devices) * devices)
         return placed(sharding, pattern)
 
     return on_devices
 
 
-def _is_slabs(pattern: Any) -> bool:
-    return isinstance(pattern, kernels.Slabs)
+def _in_slabs(pattern: Any) -> bool:
+    return isinstance(kernels.kernel_of(pattern), kernels.Slabs)
 
 
 def _divided(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
-    """The pattern in slabs, if it is a `Pattern` whose outputs the devices divide, in whole runs.
+    """The pattern in slabs, if the devices divide its outputs, in whole runs.
 
     One in slabs of another mesh is made anew.
     """
-    first, wanted = kernels.matrix_of(pattern), (_devices(sharding), sharding.spec[-1]) if _slabs(sharding) else None
-    matrix, inward = first, kernels.folded.inward(mask, pattern)
-    if _is_slabs(matrix) and (matrix.number, matrix.over) != wanted:
-        matrix = kernels.make_pattern(inward, height=matrix.parts.height)
-    if isinstance(matrix, kernels.Pattern) and wanted and matrix.units % wanted[0] == 0:
-        matrix = kernels.make_slabs(inward, matrix, *wanted)
-    if matrix is first:
+    found, wanted = kernels.kernel_of(pattern), (_devices(sharding), sharding.spec[-1]) if _slabs(sharding) else None
+    if isinstance(found, kernels.Slabs) and (found.number, found.over) == wanted:
         return pattern
-    return matrix if first is pattern else dataclasses.replace(pattern, matrix=matrix)
+    kernel = kernels.slabs.whole(found) if isinstance(found, kernels.Slabs) else found
+    if wanted and kernels.slabs.divides(wanted[0], kernel.shape, kernel.entry):
+        kernel = kernels.slabs.empty(kernel, *wanted)
+    return pattern if kernel is found else _remade(pattern, kernel, mask)
+
+
+def _remade(pattern: Any, kernel: Any, mask: np.ndarray) -> Any:
+    """The pattern of a mask, as `pattern` is one, but with another kernel."""
+    stack = isinstance(pattern, kernels.Stacked)
+    one = pattern.layer if stack else pattern
+    one = kernel if kernels.matrix_of(one) is one else dataclasses.replace(one, matrix=kernel)
+    return kernels.make_stacked(mask, one) if stack else kernels.rebuild(one, mask)
 
 
 def of(sharding: Any, shape: Shape) -> Any:
@@ -115,10 +121,20 @@ def placed(sharding: Any, tree: PyTree) -> PyTree:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, at, lambda index: host[index])
 
-    def of_slabs(slabs: Any) -> Any:
-        return jax.tree.map(lambda a: one(a, NamedSharding(sharding.mesh, PartitionSpec(slabs.over))), slabs)
+    def of_pattern(pattern: Any) -> Any:
+        if isinstance(pattern, kernels.Pattern):
+            # On a mesh of two axes XLA (of jaxlib 0.10.2) repeats wrongly by differences of starts that are cut.
+            whole = NamedSharding(sharding.mesh, PartitionSpec()) if cuts(sharding) else None
+            starts = {"starts": one(pattern.starts, whole), "starts_t": one(pattern.starts_t, whole)}
+            return dataclasses.replace(jax.tree.map(one, pattern), **starts)
+        layers = [None] if isinstance(pattern, kernels.Stacked) else []
+        at = NamedSharding(sharding.mesh, PartitionSpec(*layers, kernels.kernel_of(pattern).over))
+        return jax.tree.map(lambda a: one(a, at), pattern)
 
-    return jax.tree.map(lambda x: of_slabs(x) if _is_slabs(x) else one(x), tree, is_leaf=_is_slabs)
+    def known(x: Any) -> bool:
+        return _in_slabs(x) or isinstance(x, kernels.Pattern)
+
+    return jax.tree.map(lambda x: of_pattern(x) if known(x) else one(x), tree, is_leaf=known)
 
 
 def laid(sharding: Any, tree: PyTree) -> PyTree:

@@ -46,7 +46,7 @@ def over(
     if AxisType.Explicit in mesh.axis_types:  # there shard_map moves nothing by itself
         x = jax.reshard(x, NamedSharding(mesh, at))
 
-    def of_slab(x: Array, values: Array, parts: kernels.Pattern) -> Array:
+    def of_slab(x: Array, values: Array, parts: kernels.families.OnePattern) -> Array:
         y = product(x, values, jax.tree.map(lambda a: a[0], parts))
         return y if cut[1] else jax.lax.psum(y, axis)
 

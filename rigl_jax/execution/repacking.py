@@ -50,7 +50,7 @@ def same_kernels(like: Packed, masks: Masks, otherwise: Choose, *, padded: bool 
         before = old[name]
         if isinstance(before, Whole):
             return was_dense.get(name) if anew or not padded else None
-        grown = padded and mask.sum() > before.nnz
+        grown = padded and kernels.least(before, mask) > before.nnz
         if anew or grown:
             after = otherwise(name, mask)
             return _with_room(after, mask) if grown and not anew else after
@@ -68,15 +68,12 @@ def _stored(patterns: dict[str, Any], masks: dict[str, np.ndarray]) -> int:
 
 def _needed(pattern: Any, mask: np.ndarray) -> int:
     """How many values a leaf has that is stored in the best way."""
-    matrix = None if isinstance(pattern, Whole) else kernels.matrix_of(pattern)
-    if isinstance(matrix, kernels.Slabs):
-        return kernels.slabs.least(matrix, kernels.folded.inward(mask, pattern))
-    return mask.size if pattern is None or isinstance(pattern, Whole) else int(mask.sum())
+    return mask.size if pattern is None or isinstance(pattern, Whole) else kernels.least(pattern, mask)
 
 
 def _with_room(pattern: Any, mask: np.ndarray) -> Any:
-    capacity = None if pattern is None else kernels.capacity(pattern)
-    if capacity is None:
-        return pattern
+    if pattern is None:
+        return None
+    capacity = kernels.capacity(pattern)
     most = capacity * mask.size // pattern.nnz
     return kernels.rebuild(pattern, mask, capacity=max(capacity, min(math.ceil(ROOM * capacity), most)))

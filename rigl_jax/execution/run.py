@@ -213,17 +213,10 @@ def _conv(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
         return _materialise(walker, eqn, operands)
     data, out = ((spec[0], *spec[2:], spec[1]) for spec in (conv.data, conv.out))  # channels last
     convolve = _conv_1d if len(kernel) == 3 else _conv_nd
-    y = convolve(walker.context, given, _spread(x.transpose(data), given["lhs_dilation"]), weight)
+    y = convolve(walker.context, given, kernels.folded.spread(x.transpose(data), given["lhs_dilation"]), weight)
     if y is None:
         return _materialise(walker, eqn, operands)
     return [y.transpose(np.argsort(out)).astype(eqn.outvars[0].aval.dtype)]
-
-
-def _spread(x: Array, apart: Sequence[int]) -> Array:
-    """Images with zeros between their pixels, as a transposed convolution reads them."""
-    if set(apart) == {1}:
-        return x
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((0, 0, n - 1) for n in apart), (0, 0, 0)])
 
 
 def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
@@ -234,32 +227,37 @@ def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | 
     if not folded or pattern.matrix.shape != kernels.as_matrix(sizes, 2):
         return None
     (stride,), (dilation,), (padding,) = (given[name] for name in ("window_strides", "rhs_dilation", "padding"))
-    matrix, groups = pattern.matrix, given["feature_group_count"]
+    groups = given["feature_group_count"]
     rows = kernels.folded.windows(x, sizes[0], stride=stride, padding=padding, dilation=dilation, groups=groups)
     if groups == 1:
         return _product(weight, rows, False, context)
-    if not isinstance(matrix, kernels.Pattern) or matrix.height > 1:
+    image = dataclasses.replace(weight, pattern=kernels.slabs.as_kernel(pattern.matrix))
+    y = _convolved(context, groups, rows[:, None], image)
+    return None if y is None else y[:, 0]
+
+
+def _convolved(context: Context, groups: int, x: Array, weight: Weight, **options: Any) -> Array | None:
+    """The sparse convolution in groups; None: there is none for this form of the weight."""
+    slabs, one = kernels.slabs.parted(weight.pattern)
+    whole = groups == 1 or groups % slabs == 0  # groups in each slab
+    if not isinstance(one, kernels.Pattern) or one.height > 1 or not whole:
         return None
-    _refuse_observer(context, [weight], "convolution in groups")
-    image = dataclasses.replace(weight, pattern=dataclasses.replace(matrix, shape=(1, 1, *matrix.shape)))
-    return over(context.batch, functools.partial(kernels.conv, groups=groups), rows[:, None], image)[:, 0]
+    if groups > 1:
+        _refuse_observer(context, [weight], "convolution in groups")
+    product = functools.partial(kernels.conv, **options, groups=max(1, groups // slabs))
+    return over(context.batch, product, x, weight, cut=(groups > 1, True))
 
 
 def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
     """The sparse convolution; None: there is none for this form of the weight."""
     pattern = weight.pattern.matrix if isinstance(weight.pattern, kernels.Moved) else weight.pattern
-    slabs = pattern.number if isinstance(pattern, kernels.Slabs) else 1
-    groups = given["feature_group_count"]
-    if not isinstance(pattern, (kernels.Pattern, kernels.Slabs)) or (groups > 1 and groups % slabs):
-        return None
     weight = dataclasses.replace(weight, pattern=pattern)
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))
-    options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": max(1, groups // slabs)}
-    y = over(context.batch, functools.partial(kernels.conv, **options), x, weight, cut=(groups > 1, True))
-    if context.observe is None:
+    y = _convolved(
+        context, given["feature_group_count"], x, weight, strides=strides, padding=padding, dilation=dilation
+    )
+    if y is None or context.observe is None:
         return y
-    if groups > 1:
-        _refuse_observer(context, [weight], "convolution in groups")
     return context.observe(weight, conv_patches(x, weight.pattern, strides, padding, dilation), y)
 
 

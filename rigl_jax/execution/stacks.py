@@ -22,7 +22,8 @@ def is_stack(x: Any) -> bool:
 
 def in_layers(stack: Weight) -> Weight:
     """The weights of all layers, for `scan`: arrays with an axis of layers in front."""
-    return dataclasses.replace(stack, values=stack.values.reshape(stack.shape[0], -1), pattern=stack.pattern.layers)
+    values = kernels.stacked.in_layers(stack.values, stack.pattern)
+    return dataclasses.replace(stack, values=values, pattern=stack.pattern.layers)
 
 
 def product(walker: Walker, dot: Dot, side: int, stack: Weight, x: Array) -> Array | None:

@@ -45,6 +45,7 @@ def chosen(name, mask):
         "matrix": lambda: kernels.make_pattern(mask),
         "runs": lambda: kernels.make_pattern(mask, height=4),
         "tiles": lambda: kernels.make_block_pattern(mask, (4, 4)),
+        "padded tiles": lambda: kernels.make_block_pattern(mask, (4, 4), capacity=6),
         "n of m": lambda: kernels.make_nm_pattern(mask, 2, 4),
         "conv": lambda: kernels.make_pattern(mask),
         "folded": lambda: kernels.Folded(kernels.make_pattern(mask.reshape(8, 16)), mask.shape, 1),
@@ -55,6 +56,7 @@ def packed_of(name):
     tiles = np.kron(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], bool), np.ones((4, 4), bool))
     mask = {
         "tiles": tiles,
+        "padded tiles": tiles,
         "runs": tiles,
         "n of m": np.tile(np.array([[1], [0], [0], [1]], bool), (2, 16)),
         "conv": np.random.default_rng(0).random((3, 3, 2, 4)) < 0.5,
@@ -63,7 +65,7 @@ def packed_of(name):
     return rx.pack({name: jnp.ones(mask.shape)}, {name: jnp.asarray(mask)}, choose=chosen)
 
 
-KINDS = ["matrix", "runs", "tiles", "n of m", "conv", "folded"]
+KINDS = ["matrix", "runs", "tiles", "padded tiles", "n of m", "conv", "folded"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ GRID = np.array([[0, 1, 1], [0, 0, 1]], bool)  # a column without a tile, and co
 
 def case(side, dtype, batch):
     rng = np.random.default_rng(0)
-    pattern = block.make_block_pattern(np.kron(GRID, np.ones((side, side), bool)), (side, side))
+    pattern = block.make_block_pattern(np.kron(GRID, np.ones((side, side), bool)), (side, side), capacity=5)  # one more
     draw = lambda *shape: jnp.asarray(np.round(rng.standard_normal(shape) * 4) / 4, dtype)  # noqa: E731
     return draw(batch, 2 * side), draw(pattern.nnz), draw(batch, 3 * side), pattern
 

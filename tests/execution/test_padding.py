@@ -24,21 +24,27 @@ def runs(height):
     return np.repeat(RNG.random((40, 48 // height)) < 0.3, height, axis=1)
 
 
+def tiles(mask):
+    return kernels.make_block_pattern(mask, (5, 8))
+
+
 CASES = {
-    "matrix": (runs(1), 1, (20, 40), {}),
-    "one row": (runs(1), 1, (1, 40), {}),
-    "runs": (runs(8), 8, (20, 40), {}),
-    "convolution": (RNG.random((3, 3, 4, 6)) < 0.3, 1, (3, 5, 5, 4), {"strides": (2, 2)}),
+    "matrix": (runs(1), kernels.make_pattern, (20, 40), {}),
+    "one row": (runs(1), kernels.make_pattern, (1, 40), {}),
+    "runs": (runs(8), functools.partial(kernels.make_pattern, height=8), (20, 40), {}),
+    "convolution": (RNG.random((3, 3, 4, 6)) < 0.3, kernels.make_pattern, (3, 5, 5, 4), {"strides": (2, 2)}),
+    "tiles": (np.repeat(runs(8)[:8], 5, axis=0), tiles, (20, 40), {}),
 }
 
 
 @pytest.mark.parametrize(("case", "level"), [*((case, "auto") for case in CASES), ("matrix", "jax"), ("runs", "jax")])
 def test_padding_takes_part_in_nothing(case, level):
     """Not even where its values are NaN; its gradient is 0."""
-    mask, height, shape, options = CASES[case]
-    exact = kernels.make_pattern(mask, height=height)
-    padded = kernels.rebuild(exact, mask, capacity=exact.nnz // height + ROOM)
-    assert (padded.nnz, kernels.count(padded)) == (exact.nnz + ROOM * height, exact.nnz)
+    mask, make, shape, options = CASES[case]
+    exact = make(mask)
+    padded = kernels.rebuild(exact, mask, capacity=kernels.capacity(exact) + ROOM)
+    assert (padded.nnz, kernels.count(padded)) == (exact.nnz + ROOM * np.prod(exact.entry), exact.nnz)
+    kernels.check("me", padded, content=True)
     dense, x = (np.float32(RNG.normal(size=size)) for size in (mask.shape, shape))
     product = functools.partial(kernels.conv if mask.ndim == 4 else kernels.matmul, level=level, **options)
 

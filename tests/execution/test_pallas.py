@@ -14,6 +14,7 @@ CASES = {
     "odd batch": ((2, 3), 0.5, 5),
     "all tiles": ((2, 2), 1.0, 8),
     "one tile": ((3, 4), 0.01, 8),
+    "padded": ((4, 3), 0.4, 16),
 }
 
 
@@ -22,7 +23,8 @@ def case(name):
     rng = np.random.default_rng(0)
     grid = rng.random((down, across)) < density
     grid[1, 1] = True  # and often a column and a row of tiles without any
-    pattern = block.make_block_pattern(np.kron(grid, np.ones((8, 16), bool)), (8, 16))
+    room = int(grid.sum()) + (3 if name == "padded" else 0)
+    pattern = block.make_block_pattern(np.kron(grid, np.ones((8, 16), bool)), (8, 16), capacity=room)
     x = jnp.asarray(rng.standard_normal((batch, 8 * down), dtype=np.float32))
     values = jnp.asarray(rng.standard_normal(pattern.nnz, dtype=np.float32))
     return x, values, pattern

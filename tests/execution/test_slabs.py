@@ -1,6 +1,7 @@
 """Matrices in slabs: values and masks come back bit for bit, and products are those of the dense matrix."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +18,47 @@ RNG = np.random.default_rng(0)
 SHAPE, SLABS = (10, 24), 3
 
 
-def of_height(height):
-    """A mask of runs, less and less dense from slab to slab, and its slabs."""
-    runs = RNG.random((SHAPE[0], SHAPE[1] // height)) < np.linspace(0.8, 0, SHAPE[1] // height)
-    mask = np.repeat(runs, height, axis=1)
-    return mask, kernels.make_slabs(mask, kernels.make_pattern(mask, height=height), SLABS, "model")
+def blocks(height, width):
+    """A mask of tiles, less and less dense from slab to slab."""
+    tiles = RNG.random((SHAPE[0] // height, SHAPE[1] // width)) < np.linspace(0.8, 0, SHAPE[1] // width)
+    return np.repeat(np.repeat(tiles, height, axis=0), width, axis=1)
 
 
-@pytest.mark.parametrize("height", [1, 4])
-def test_values_and_masks_come_back(height):
-    mask, at = of_height(height)
+def two_of_five(width):
+    places = RNG.random((2, 5, SHAPE[1] // width)).argsort(axis=1) < 2
+    return np.repeat(places.reshape(SHAPE[0], -1), width, axis=1)
+
+
+KINDS = {
+    "single weights": (blocks(1, 1), kernels.make_pattern),
+    "runs": (blocks(1, 4), functools.partial(kernels.make_pattern, height=4)),
+    "tiles": (blocks(5, 4), functools.partial(kernels.make_block_pattern, tile=(5, 4))),
+    "n:m": (two_of_five(1), functools.partial(kernels.make_nm_pattern, n=2, m=5)),
+    "n:m in runs": (two_of_five(2), functools.partial(kernels.make_nm_pattern, n=2, m=5, width=2)),
+}
+
+
+def of_kind(name="single weights"):
+    """A mask and its slabs."""
+    mask, make = KINDS[name]
+    return mask, kernels.make_slabs(mask, make(mask), SLABS, "model")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_values_and_masks_come_back(name):
+    mask, at = of_kind(name)
     dense = np.float32(RNG.standard_normal(SHAPE)) * mask
     values = kernels.gather(dense, at)
     np.testing.assert_array_equal(kernels.scatter(values, at), dense)
-    assert values.shape == (at.nnz,) == (SLABS * kernels.capacity(at) * height,)
+    kernels.check("me", at, content=True)
+    assert values.shape == (at.nnz,) == (SLABS * kernels.capacity(at) * np.prod(at.entry),)
     assert (kernels.count(at), at.number) == (mask.sum(), SLABS)
     np.testing.assert_array_equal(kernels.clear_padding(jnp.ones(at.nnz), at), kernels.gather(np.float32(mask), at))
 
 
-def test_products_are_those_of_the_matrix():
-    mask, at = of_height(1)
+@pytest.mark.parametrize("name", KINDS)
+def test_products_are_those_of_the_matrix(name):
+    mask, at = of_kind(name)
     dense = np.float32(RNG.standard_normal(SHAPE)) * mask
     x, dy, dx = (np.float32(RNG.standard_normal((5, n))) for n in (10, 24, 10))
 
@@ -81,17 +103,17 @@ def test_convolutions_in_slabs(groups):
         np.testing.assert_allclose(got, dx, rtol=1e-4, atol=1e-4)
 
 
-def test_sizes_stay_while_the_slabs_fit():
-    mask, at = of_height(1)
-    moved = np.roll(mask, 1, axis=0)
+@pytest.mark.parametrize(("name", "named"), [("single weights", "single weights"), ("tiles", "blocks 5 x 4")])
+def test_sizes_stay_while_the_slabs_fit(name, named):
+    mask, at = of_kind(name)
+    moved = np.roll(mask, 5, axis=0)
     assert kernels.rebuild(at, moved).nnz == at.nnz
     assert kernels.rebuild(at, np.ones(SHAPE, bool)).nnz == np.prod(SHAPE)
-    kernels.check("me", at, content=True)
-    assert name_of(at).startswith("3 slabs of single weights")
+    assert name_of(at).startswith(f"3 slabs of {named}")
 
 
 def test_a_folded_weight_in_slabs():
-    mask, at = of_height(1)
+    mask, at = of_kind()
     folded = kernels.Folded(at, (10, 6, 4), 1)
     dense = np.float32(RNG.standard_normal((10, 6, 4))) * mask.reshape(10, 6, 4)
     np.testing.assert_array_equal(kernels.scatter(kernels.gather(dense, folded), folded), dense)
@@ -100,11 +122,14 @@ def test_a_folded_weight_in_slabs():
 
 
 def test_what_is_no_slab():
-    mask, at = of_height(1)
+    mask, at = of_kind()
     with refused("make_slabs", "mask"):
         kernels.make_slabs(mask, kernels.make_pattern(mask), 5, "model")
     with refused("scatter", "Slabs"):
         kernels.scatter(jnp.ones(at.nnz), dataclasses.replace(at, shape=(10, 16)))
     other = dataclasses.replace(at.parts, starts=at.parts.starts[:, ::-1])
+    tiles, make = KINDS["tiles"]
+    with refused("make_slabs", "mask"):
+        kernels.make_slabs(tiles, make(tiles), 4, "model")
     with refused("me", "pattern"):
         kernels.check("me", dataclasses.replace(at, parts=other), content=True)

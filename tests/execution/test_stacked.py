@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 import rigl_jax as rx
 from rigl_jax import topology
@@ -20,6 +21,12 @@ PARAMS = {"stack": np.float32(0.25 * RNG.standard_normal((LAYERS, WIDTH, WIDTH))
 PLAN = rx.make_plan(PARAMS, 0.75, axes={"stack": rx.Axes((1,), (2,), stack=(0,))}, rules=[("stack", rx.unstructured())])
 MASKS = {"stack": RNG.random((LAYERS, WIDTH, WIDTH)) < np.array([0.1, 0.3, 0.2]).reshape(3, 1, 1)}
 X = np.float32(RNG.standard_normal((8, WIDTH)))
+
+
+def in_slabs(name, mask):
+    """Layers in slabs, of which the last is empty."""
+    one = kernels.make_pattern(mask[0])
+    return kernels.make_stacked(mask, kernels.make_slabs(mask[0], one, 4, "model"))
 
 
 def loss(params, x):
@@ -37,6 +44,15 @@ def test_a_packed_run_of_stacked_layers_is_a_masked_run(algorithm):
     check_together(loss, PARAMS, algorithm, optax.sgd(0.05, 0.9), inputs)
 
 
+@pytest.mark.filterwarnings("error:run_packed")
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_a_run_of_stacked_layers_in_slabs_is_a_masked_run():
+    """Also where prunings change the counts of the slabs."""
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "model"))
+    algorithm = rx.gmp(PLAN, start=0, stop=4, period=2, initial=0.7)
+    check_together(loss, PARAMS, algorithm, optax.sgd(0.05, 0.9), [X * (1 + 0.1 * i) for i in range(5)], mesh=mesh)
+
+
 def test_each_layer_has_its_pattern():
     masks = {"stack": RNG.random((LAYERS, WIDTH, WIDTH)) < np.array([0.1, 0.2, 0.3]).reshape(3, 1, 1)}
     packed = rx.pack(PARAMS, masks, plan=PLAN)
@@ -50,8 +66,36 @@ def test_each_layer_has_its_pattern():
     assert row.kernel.startswith("3 layers of single weights")
 
 
-def test_a_file_holds_a_stack_whose_layers_are_padded(tmp_path):
-    packed = rx.pack(PARAMS, MASKS, plan=PLAN)
+def test_layers_in_slabs():
+    """What a device holds is in one piece: the first of four is the stack of the first quarter of the outputs."""
+    masks = {"stack": MASKS["stack"] & (np.arange(WIDTH) < 12)}
+    packed = rx.pack(PARAMS, masks, choose=in_slabs)
+    pattern, values = packed.patterns["stack"], packed.values["stack"]
+    chex.assert_trees_all_equal(masks_of(packed), masks)
+    chex.assert_trees_all_equal(rx.unpack(packed), rx.apply_masks(PARAMS, masks))
+    kernels.check("me", pattern, content=True)
+    quarter = rx.pack({"stack": PARAMS["stack"][..., :4]}, {"stack": masks["stack"][..., :4]}, choose=small(pattern))
+    chex.assert_trees_all_equal(values.reshape(4, -1)[0], quarter.values["stack"])
+    assert not values.reshape(4, -1)[3].any()
+    np.testing.assert_array_equal(
+        kernels.clear_padding(jnp.ones(pattern.nnz), pattern), kernels.gather(np.float32(masks["stack"]), pattern)
+    )
+    moved = np.roll(masks["stack"], 1, axis=1)
+    assert kernels.count(kernels.rebuild(pattern, moved)) == moved.sum() == kernels.count(pattern)
+    assert kernels.rebuild(pattern, moved).nnz == pattern.nnz
+    (row,) = explain(packed, batch=4, repeats=1).rows
+    assert row.kernel.startswith("3 layers of 4 slabs of single weights")
+
+
+def small(stack):
+    """Chooses a stack with the kernel of the slabs of another."""
+    part = kernels.kernel_of(stack).part
+    return lambda name, mask: kernels.make_stacked(mask, part, capacity=part.nnz)
+
+
+@pytest.mark.parametrize("choose", [None, in_slabs], ids=["whole", "in slabs"])
+def test_a_file_holds_a_stack_whose_layers_are_padded(tmp_path, choose):
+    packed = rx.pack(PARAMS, MASKS, **({"choose": choose} if choose else {"plan": PLAN}))
     save_safetensors(tmp_path / "stack.safetensors", packed)
     read = load_safetensors(tmp_path / "stack.safetensors", like=packed)
     chex.assert_trees_all_equal(read, packed)
@@ -92,6 +136,7 @@ def _dense(model, packed):
 
 
 @pytest.mark.filterwarnings("error:run_packed")
+@pytest.mark.parametrize("choose", [rx.execution.packed.best_choice(PLAN), in_slabs], ids=["whole", "in slabs"])
 @pytest.mark.parametrize(
     "product",
     [
@@ -102,9 +147,9 @@ def _dense(model, packed):
     ],
     ids=["each its own", "each its own, flipped", "all the same", "all the same, flipped"],
 )
-def test_vmap_over_layers_runs_packed(product):
+def test_vmap_over_layers_runs_packed(product, choose):
     """Experts, or layers of `eqx.filter_vmap`."""
-    packed = rx.pack(PARAMS, MASKS, plan=PLAN)
+    packed = rx.pack(PARAMS, MASKS, choose=choose)
     of = lambda params: jnp.sum(jnp.sin(product(params["stack"], X)))  # noqa: E731
     wanted, gradient = jax.jit(jax.value_and_grad(of))(rx.unpack(packed))
     run = lambda values: rx.run_packed(of)(packed._replace(values=values))  # noqa: E731

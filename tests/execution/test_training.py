@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import rigl_jax as rx
 from rigl_jax.algorithms import registry
@@ -31,31 +33,34 @@ def masked_step(tx, loss):
     return jax.jit(step, static_argnames="rewire")
 
 
-def packed_step(training, loss, traces=None):
+def packed_step(training, loss, traces=None, batch=None):
     """Writes down in `traces` each time that it is traced."""
     traces = [] if traces is None else traces
 
     @jax.jit
     def step(packed, state, image):
         traces.append(loss)
-        grads = jax.grad(lambda values: rx.run_packed(loss)(packed._replace(values=values), image))(packed.values)
+        run = rx.run_packed(loss, batch=batch)
+        grads = jax.grad(lambda values: run(packed._replace(values=values), image))(packed.values)
         return training.update(grads, state, packed)
 
     return step
 
 
-def check_together(loss, params, algorithm, inner, inputs, traces=None):
+def check_together(loss, params, algorithm, inner, inputs, traces=None, mesh=None, choose=None):
     """Takes a masked and a packed run through the same steps: masks are equal, weights to float tolerance.
 
-    A rewiring makes nothing compile anew where it keeps the number of values.
+    A rewiring makes nothing compile anew where it keeps the number of values. With a mesh, batches are split over its
+    axis "data" and weights cut by their outputs over "model".
     """
+    cut, batch = (None if mesh is None else NamedSharding(mesh, axes) for axes in (P(None, "model"), P("data")))
     tx = rx.sparsify(inner, algorithm, key=jax.random.key(7))
-    training = packed_training(inner, algorithm, key=jax.random.key(7))
+    training = packed_training(inner, algorithm, key=jax.random.key(7), sharding=cut, choose=choose)
     packed, packed_state = training.init(params)
     state = tx.init(params)
     params = rx.apply_masks(params, state.masks)
     traces = [] if traces is None else traces
-    masked, ordinary, dense = masked_step(tx, loss), packed_step(training, loss, traces), dense_gradient(loss)
+    masked, ordinary, dense = masked_step(tx, loss), packed_step(training, loss, traces, batch), dense_gradient(loss)
     chex.assert_trees_all_equal(masks_of(packed), state.masks)
     sizes = set()
     for i, seen in enumerate(inputs):
@@ -65,7 +70,7 @@ def check_together(loss, params, algorithm, inner, inputs, traces=None):
             packed, packed_state = training.rewire(dense(rx.unpack(packed), seen), packed_state, packed)
         else:
             sizes.add(tuple(jax.tree.leaves(jax.tree.map(jnp.shape, packed.values))))
-            packed, packed_state = ordinary(packed, packed_state, seen)
+            packed, packed_state = ordinary(packed, packed_state, jax.device_put(seen, batch))
         unpacked, unpacked_state = training.unpack(packed, packed_state)
         chex.assert_trees_all_equal(unpacked_state.masks, state.masks)
         chex.assert_trees_all_close(unpacked, params, rtol=1e-4, atol=1e-5)
@@ -115,6 +120,21 @@ def test_every_algorithm_goes_through_its_masked_masks_or_is_refused(name):
     _, state = check_together(loss_of_products, PRODUCTS, algorithm, optax.sgd(0.05, 0.9, nesterov=True), inputs)
     changed = any(not np.array_equal(a, b) for a, b in zip(first.values(), state.masks.values(), strict=True))
     assert changed == any(map(algorithm.due, range(len(INPUTS))))
+
+
+@pytest.mark.filterwarnings("error:run_packed")
+@pytest.mark.parametrize("devices", [(), (2, 4)], ids=["whole", "cut by outputs"])
+def test_tiles_that_are_pruned_go_through_the_masks_of_a_masked_run(devices):
+    """With room for more tiles, so that steps are compiled for few sizes; for exact counts there would be six."""
+    if jax.device_count() < int(np.prod(devices)):
+        pytest.skip("needs eight devices")
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(devices), ("data", "model")) if devices else None
+    plan = rx.make_plan(PRODUCTS, 0.9, rules=[(".*", rx.block(4, 2))])
+    algorithm = rx.gmp(plan, start=0, stop=16, period=2, initial=0.5)
+    inputs, traces = np.random.default_rng(1).standard_normal((18, 12, 16), np.float32), []
+    tiles = lambda name, mask: kernels.make_block_pattern(mask, (4, 2))  # noqa: E731
+    check_together(loss_of_products, PRODUCTS, algorithm, optax.sgd(0.05, 0.9), inputs, traces, mesh=mesh, choose=tiles)
+    assert len(traces) <= 5
 
 
 def test_conversion_is_exact_both_ways():

@@ -9,14 +9,14 @@
 others on NVIDIA's GPUs where weights are sparse enough for them (`cuda.pays`), and in plain JAX elsewhere;
 `BlockPattern` (whole tiles) and `NMPattern` (n of every m inputs) run in plain XLA everywhere. `Folded` is any of them
 for a weight of more axes that a model uses as a matrix, `Moved` a `Pattern` for a convolution's kernel whose axes have
-another order, `Stacked` a `Pattern`, `Folded` or `Moved` for each of the layers that a scan uses, `Slabs` a `Pattern`
-for each device's outputs. `backends()` lists what is available.
+another order, `Slabs` one of the first three for each device's outputs, `Stacked` a `Pattern`, alone or in those, for
+each of the layers that a scan uses. `backends()` lists what is available.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,14 +26,14 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax import native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import arrays, block, folded, linear, moving, n_of_m, pattern, slabs, stacked
+from rigl_jax.execution.kernels import arrays, families, folded, slabs, stacked
 from rigl_jax.execution.kernels.block import BlockPattern, make_block_pattern
 from rigl_jax.execution.kernels.conv import conv
 from rigl_jax.execution.kernels.folded import Folded, Moved, as_matrix, inward, matrix_of, outward, squarest_split
 from rigl_jax.execution.kernels.n_of_m import NMPattern, make_nm_pattern
 from rigl_jax.execution.kernels.pattern import Pattern, coordinates, make_pattern, make_pattern_at
 from rigl_jax.execution.kernels.slabs import Slabs, make_slabs
-from rigl_jax.execution.kernels.stacked import Stacked
+from rigl_jax.execution.kernels.stacked import Stacked, kernel_of
 from rigl_jax.messages import shown
 from rigl_jax.native import cuda as cuda_library
 
@@ -102,37 +102,12 @@ def native_in_use() -> bool:
     return native.library() is not None and jax.default_backend() == "cpu"
 
 
-MatrixPattern = Pattern | BlockPattern | NMPattern | Slabs
+MatrixPattern = families.OnePattern | Slabs
 LayerPattern = MatrixPattern | Folded | Moved
 AnyPattern = LayerPattern | Stacked
 _LAYER = rules.one_of(LayerPattern, "a pattern of one layer, such as make_pattern gives")
 _ANY = rules.one_of(AnyPattern, "a pattern, such as make_pattern gives")
-
-
-class _Family(NamedTuple):
-    """The functions of one class of patterns: its module's checks, and those that users call."""
-
-    module: Any
-    matmul: Callable[..., Array]
-    rebuild: Callable[[Any, np.ndarray, int | None], MatrixPattern]
-    gather: Callable[[Array, Any], Array]
-    scatter: Callable[[Array, Any], Array]
-
-
-_FAMILIES: dict[type, _Family] = {
-    Pattern: _Family(pattern, linear.matmul, pattern.rebuild, moving.gather, moving.scatter),
-    BlockPattern: _Family(
-        block, block.matmul, lambda at, mask, room: make_block_pattern(mask, at.tile), block.gather, block.scatter
-    ),
-    Slabs: _Family(slabs, slabs.matmul, slabs.rebuild, slabs.gather, slabs.scatter),
-    NMPattern: _Family(
-        n_of_m,
-        n_of_m.matmul,
-        lambda at, mask, room: make_nm_pattern(mask, at.n, at.m, width=at.width),
-        n_of_m.gather,
-        n_of_m.scatter,
-    ),
-}
+_FAMILIES = {**families.FAMILIES, Slabs: families.Family(slabs, slabs.matmul, slabs.gather, slabs.scatter)}
 
 
 @arguments(who=rules.word, at=_ANY, content=rules.flag)
@@ -153,8 +128,8 @@ def check(who: str, at: AnyPattern, *, content: bool = False) -> None:
     if isinstance(at, (Folded, Moved)):
         folded.check_sizes(who, at)
         at = at.matrix
-    family = _FAMILIES[type(at)].module
-    (family.check_content if content else family.check_sizes)(who, at)
+    module = _FAMILIES[type(at)].module
+    (module.check_content if content else module.check_sizes)(who, at)
 
 
 def _layers(at: Stacked) -> list[Any]:
@@ -178,18 +153,22 @@ def matmul(x: Array, values: Array, at: LayerPattern, *, transpose: bool = False
 def rebuild(at: AnyPattern, mask: np.ndarray, *, capacity: int | None = None) -> AnyPattern:
     """The pattern of another mask for the kernel of `at`; with as many entries, all static sizes are equal.
 
+    So are those of slabs into which the mask fits, if no capacity is given.
+
     Args:
       at: the pattern.
       mask: bool of its shape.
-      capacity: how many entries a `Pattern` is to have room for, see `make_pattern`; of a `Stacked`, each layer. Other
-        patterns have no padding.
+      capacity: how many entries, such as runs or tiles, there is to be room for, see `make_pattern`; in each layer of a
+        `Stacked`, and in each slab. An `NMPattern` has as many as it has.
     """
+    if capacity is None and isinstance(kernel_of(at), Slabs) and least(at, mask) <= at.nnz:
+        capacity = _capacity(at)
     if isinstance(at, Stacked):
         return make_stacked(mask, at.layer, capacity=capacity)
     if isinstance(at, (Folded, Moved)):
-        matrix = _FAMILIES[type(at.matrix)].rebuild(at.matrix, inward(mask, at), capacity)
+        matrix = _FAMILIES[type(at.matrix)].module.rebuild(at.matrix, inward(mask, at), capacity)
         return dataclasses.replace(at, matrix=matrix)
-    return _FAMILIES[type(at)].rebuild(at, mask, capacity)
+    return _FAMILIES[type(at)].module.rebuild(at, mask, capacity)
 
 
 @arguments(mask=rules.host_array(), like=_LAYER, capacity=rules.optional(rules.whole(0)))
@@ -198,8 +177,10 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
 
     Args:
       mask: one or more layers.
-      like: a `Pattern`, or a `Folded` or `Moved` of one, of any of these layers: all get its kernel and its blocks.
-      capacity: how many entries each layer has room for. Default: as many as the fullest has.
+      like: a `Pattern`, in slabs or not, or a `Folded` or `Moved` of that, of any of these layers: all get its kernel
+        and its blocks.
+      capacity: how many entries each layer, and each of its slabs, has room for. Default: as many as the fullest has;
+        for slabs see `make_slabs`.
 
     Raises:
       ValueError: no layer, another kind of pattern, or a mask that does not fit its kernel.
@@ -209,16 +190,32 @@ def make_stacked(mask: np.ndarray, like: LayerPattern, *, capacity: int | None =
     >>> stack.nnz, count(stack)
     (8, 4)
     """
-    matrix = matrix_of(like)
-    if not isinstance(matrix, Pattern):
-        raise ValueError(f"make_stacked: like must be a Pattern, or a Folded or Moved of one, got {shown(like)}")
+    if not isinstance(slabs.parted(matrix_of(like))[1], Pattern):
+        raise ValueError(f"make_stacked: like must be a Pattern, or Slabs, a Folded or Moved of one, got {shown(like)}")
     if mask.shape[1:] != tuple(like.shape) or not len(mask):
         expected = ", ".join(("layers", *map(str, like.shape)))
         raise ValueError(f"make_stacked: mask must have shape ({expected}), with one layer or more, got {mask.shape}")
     if capacity is None:
-        capacity = max(int(layer.sum()) for layer in mask) // matrix.height
+        capacity = max(_room(like, layer) for layer in mask)
     layers = [rebuild(like, layer, capacity=capacity) for layer in mask]
     return Stacked(jax.tree.map(lambda *a: jnp.stack(a), *layers), mask.shape)
+
+
+def _room(at: LayerPattern, mask: np.ndarray) -> int:
+    """The default capacity for a mask."""
+    matrix, mask = matrix_of(at), inward(mask, at)
+    if isinstance(matrix, Slabs):
+        return slabs.room_for(mask, matrix.number, matrix.entry)
+    return int(mask.sum()) // math.prod(matrix.entry)
+
+
+def least(at: AnyPattern, mask: np.ndarray) -> int:
+    """How many values a pattern with the kernel of `at` has for a mask: each layer, or slab, as many as the fullest."""
+    if isinstance(at, Stacked):
+        return at.shape[0] * max(least(at.layer, layer) for layer in mask)
+    matrix = matrix_of(at)
+    number = slabs.parted(matrix)[0]
+    return number * math.prod(matrix.entry) * slabs.fullest(inward(mask, at), number, matrix.entry)
 
 
 @arguments(at=_ANY)
@@ -228,27 +225,31 @@ def count(at: AnyPattern) -> int:
     >>> count(make_pattern(np.eye(4, dtype=bool), capacity=6))
     4
     """
+    return int(_entries(at)) * math.prod(kernel_of(at).entry)
+
+
+def _entries(at: AnyPattern) -> Array:
     if isinstance(at, Stacked):
-        return sum(map(count, _layers(at)))
+        return jax.vmap(_entries)(at.layers).sum()
     at = matrix_of(at)
-    if isinstance(at, Slabs):
-        return slabs.count(at) * at.parts.height
-    return pattern.count(at) * at.height if isinstance(at, Pattern) else at.nnz
+    return _FAMILIES[type(at)].module.count(at)
 
 
 @arguments(at=_ANY)
-def capacity(at: AnyPattern) -> int | None:
-    """How many entries a pattern has room for; None for a pattern that is never padded.
+def capacity(at: AnyPattern) -> int:
+    """How many entries a pattern has room for.
 
     Of a `Stacked` it is the room of each layer, of `Slabs` that of each slab.
 
     >>> capacity(make_pattern(np.eye(4, dtype=bool), capacity=6))
     6
     """
-    at = matrix_of(at.layer if isinstance(at, Stacked) else at)
-    if isinstance(at, Slabs):
-        return slabs.room(at)
-    return at.nnz // at.height if isinstance(at, Pattern) else None
+    return _capacity(at)
+
+
+def _capacity(at: AnyPattern) -> int:
+    one = kernel_of(at)
+    return one.nnz // (slabs.parted(one)[0] * math.prod(one.entry))
 
 
 @arguments(values=rules.array(1), at=_ANY)
@@ -259,13 +260,9 @@ def clear_padding(values: Array, at: AnyPattern) -> Array:
     [1.0, 1.0, 0.0, 0.0]
     """
     if isinstance(at, Stacked):
-        return jax.vmap(clear_padding)(values.reshape(at.shape[0], -1), at.layers).reshape(-1)
+        return stacked.flat(jax.vmap(clear_padding)(stacked.in_layers(values, at), at.layers), at)
     at = matrix_of(at)
-    if isinstance(at, Slabs):
-        return slabs.clear_padding(values, at, clear_padding)
-    if not isinstance(at, Pattern):
-        return values
-    return jnp.where(jnp.arange(at.nnz) < at.starts[-1] * at.height, values, jnp.zeros((), values.dtype))
+    return slabs.clear_padding(values, at) if isinstance(at, Slabs) else families.clear_padding(values, at)
 
 
 @arguments(dense=rules.array(), at=_ANY)
@@ -275,7 +272,7 @@ def gather(dense: Array, at: AnyPattern) -> Array:
         raise ValueError(f"gather: dense must have the pattern's shape {tuple(at.shape)}, got {dense.shape}")
     check("gather", at)
     if isinstance(at, Stacked):
-        return jax.vmap(gather)(dense, at.layers).reshape(-1)
+        return stacked.flat(jax.vmap(gather)(dense, at.layers), at)
     if isinstance(at, (Folded, Moved)):
         return gather(inward(dense, at), at.matrix)
     return _FAMILIES[type(at)].gather(dense, at)
@@ -288,7 +285,7 @@ def scatter(values: Array, at: AnyPattern) -> Array:
         raise ValueError(f"scatter: values must have shape {(at.nnz,)}, got {values.shape}")
     check("scatter", at)
     if isinstance(at, Stacked):
-        return jax.vmap(scatter)(values.reshape(at.shape[0], -1), at.layers)
+        return jax.vmap(scatter)(stacked.in_layers(values, at), at.layers)
     if isinstance(at, (Folded, Moved)):
         return outward(scatter(values, at.matrix), at)
     return _FAMILIES[type(at)].scatter(values, at)

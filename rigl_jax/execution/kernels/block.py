@@ -1,7 +1,7 @@
 """y = x @ W for a W of whole tiles (32 x 32 and the like), in plain XLA on any backend.
 
 The blocks of x that the active tiles need are gathered, multiplied by the tiles in one batched product, and summed by
-column of tiles. Nothing is padded, so the cost does not depend on how tiles are spread over the columns. Every step is
+column of tiles. So the cost does not depend on how tiles are spread over the columns. Every step is
 an XLA operation with its own derivative; the gradient of the values is one batched product too. On a CPU with the
 native kernels, runs of 16 outputs (`pattern.make_pattern(mask, height=16)`) are faster for the same mask.
 """
@@ -27,9 +27,12 @@ Array = jax.Array
 class BlockPattern:
     """Which tiles of a weight [in, out] are active, sorted by column of tiles.
 
+    Tiles after them are padding, room for more: their row is the number of rows of tiles, their column that of columns.
+    Their values take part in nothing.
+
     Attributes:
-      rows: int32[tiles], the tile's row of tiles.
-      columns: int32[tiles], its column of tiles, ascending.
+      rows: int32[capacity], the tile's row of tiles.
+      columns: int32[capacity], its column of tiles, ascending.
       shape: (in, out) of the dense weight; static.
       tile: (height, width) of a tile; static.
     """
@@ -40,8 +43,13 @@ class BlockPattern:
     tile: tuple[int, int]
 
     @property
+    def entry(self) -> tuple[int, int]:
+        """Inputs and outputs of an entry, a tile."""
+        return self.tile
+
+    @property
     def nnz(self) -> int:
-        """Number of values: tiles * height * width."""
+        """Number of values, those of padding included: capacity * height * width."""
         return self.rows.shape[0] * self.tile[0] * self.tile[1]
 
     @property
@@ -50,12 +58,20 @@ class BlockPattern:
         return self.shape[0] // self.tile[0], self.shape[1] // self.tile[1]
 
 
-@arguments(mask=rules.host_array(), tile=rules.pair)
-def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> BlockPattern:
+@arguments(mask=rules.host_array(), tile=rules.pair, capacity=rules.optional(rules.whole(0)))
+def make_block_pattern(
+    mask: np.ndarray, tile: tuple[int, int] = (32, 32), *, capacity: int | None = None
+) -> BlockPattern:
     """The pattern of a mask bool[in, out] made of whole tiles, on the host.
 
+    Args:
+      mask: True where a weight is active.
+      tile: height and width of a tile.
+      capacity: how many tiles the arrays hold, the rest of them padding. None: no padding.
+
     Raises:
-      ValueError: another rank, a shape that the tile does not divide, or a mask that cuts a tile.
+      ValueError: another rank, a shape that the tile does not divide, a mask that cuts a tile, or more tiles than the
+        capacity.
 
     >>> make_block_pattern(np.ones((4, 6), bool), (2, 3)).grid
     (2, 2)
@@ -68,8 +84,24 @@ def make_block_pattern(mask: np.ndarray, tile: tuple[int, int] = (32, 32)) -> Bl
     if not (grid == active[:, None, :, None]).all():
         raise ValueError(f"make_block_pattern: mask must be made of whole tiles {tile}; some are cut")
     columns, rows = np.nonzero(active.T)
-    shape = (mask.shape[0], mask.shape[1])
-    return BlockPattern(jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32), shape, (tile[0], tile[1]))
+    room = 0 if capacity is None else capacity - len(rows)
+    if room < 0:
+        raise ValueError(f"make_block_pattern: capacity must be at least the {len(rows)} tiles, got {capacity}")
+    padded = [
+        jnp.asarray(np.pad(places, (0, room), constant_values=end), jnp.int32)
+        for places, end in zip((rows, columns), active.shape, strict=True)
+    ]
+    return BlockPattern(*padded, shape=(mask.shape[0], mask.shape[1]), tile=(tile[0], tile[1]))
+
+
+def rebuild(pattern: BlockPattern, mask: np.ndarray, capacity: int | None) -> BlockPattern:
+    """The pattern of another mask, with the same tiles."""
+    return make_block_pattern(mask, pattern.tile, capacity=capacity)
+
+
+def count(pattern: BlockPattern) -> Array:
+    """How many tiles are no padding; under jit too."""
+    return (pattern.columns < pattern.grid[1]).sum()
 
 
 def check_sizes(who: str, pattern: BlockPattern) -> None:
@@ -87,25 +119,41 @@ def check_content(who: str, pattern: BlockPattern) -> None:
     given = arrays.host(pattern.rows, pattern.columns)
     if given is None or not given[0].size:
         return
-    (rows, columns), (down, across) = given, pattern.grid
+    (down, across), active = pattern.grid, int((given[1] < pattern.grid[1]).sum())
+    rows, columns = (places[:active] for places in given)
     place = columns * np.int64(down) + rows
-    inside = rows.min() >= 0 and rows.max() < down and columns.min() >= 0 and columns.max() < across
-    if not (inside and (place[1:] > place[:-1]).all()):
+    inside = not active or (rows.min() >= 0 and rows.max() < down and columns.min() >= 0)
+    padded = (given[0][active:] == down).all() and (given[1][active:] == across).all()
+    if not (inside and padded and (place[1:] > place[:-1]).all()):
         raise ValueError(f"{who}: the pattern must hold what make_block_pattern made, got other tiles ({arrays.HINT})")
 
 
 def _intact(values: Array, pattern: BlockPattern) -> Array:
-    (down, across), count = pattern.grid, pattern.rows.shape[0]
-    if count == 0:
-        return values
-    return arrays.intact(values, (pattern.rows.max() < down) & (pattern.columns[-1] < across) & (pattern.rows[0] >= 0))
+    (down, across), rows, columns = pattern.grid, pattern.rows, pattern.columns
+    inside, padding = (rows >= 0) & (rows < down) & (columns < across), (rows == down) & (columns == across)
+    return arrays.intact(values, (inside | padding).all())
+
+
+def inside(pattern: BlockPattern) -> BlockPattern:
+    """The pattern with padding at the last place of the weight, for products that read and write where a tile is."""
+    rows, columns = (
+        jnp.minimum(at, n - 1) for at, n in zip((pattern.rows, pattern.columns), pattern.grid, strict=True)
+    )
+    return dataclasses.replace(pattern, rows=rows, columns=columns)
+
+
+def tiles_of(values: Array, pattern: BlockPattern) -> Array:
+    """The tiles [capacity, height, width], those of padding 0."""
+    tiles = _intact(values, pattern).reshape(-1, *pattern.tile)
+    return jnp.where((pattern.columns < pattern.grid[1])[:, None, None], tiles, 0)
 
 
 @jax.jit
 def gather(dense: Array, pattern: BlockPattern) -> Array:
-    """The values of a dense weight [in, out], [nnz]: tile by tile, row-major within it."""
+    """The values of a dense weight [in, out], [nnz]: tile by tile, row-major within it; 0 for padding."""
     (down, across), (height, width) = pattern.grid, pattern.tile
-    return dense.reshape(down, height, across, width)[pattern.rows, :, pattern.columns].reshape(-1)
+    tiles = dense.reshape(down, height, across, width).at[pattern.rows, :, pattern.columns]
+    return tiles.get(mode="fill", fill_value=0).reshape(-1)
 
 
 @jax.jit
@@ -114,7 +162,8 @@ def scatter(values: Array, pattern: BlockPattern) -> Array:
     (down, across), (height, width) = pattern.grid, pattern.tile
     dense = jnp.zeros((down, height, across, width), values.dtype)
     tiles = _intact(values, pattern).reshape(-1, height, width)
-    return dense.at[pattern.rows, :, pattern.columns].set(tiles, unique_indices=True).reshape(pattern.shape)
+    dense = dense.at[pattern.rows, :, pattern.columns].set(tiles, mode="drop", unique_indices=True)
+    return dense.reshape(pattern.shape)
 
 
 def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = False) -> Array:
@@ -131,8 +180,8 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = 
     check_sizes("block matmul", pattern)
     arrays.check_operands("block matmul", x, values, inputs=inputs, nnz=pattern.nnz)
     (down, across), (height, width) = pattern.grid, pattern.tile
-    tiles = _intact(values, pattern).reshape(-1, height, width)
-    source, target = pattern.rows, pattern.columns
+    tiles, at = tiles_of(values, pattern), inside(pattern)
+    source, target = at.rows, at.columns
     if transpose:
         tiles, source, target, down, across, height = tiles.swapaxes(1, 2), target, source, across, down, width
     dtype = jnp.result_type(x, values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -131,6 +132,13 @@ def squarest_split(shape: tuple[int, ...]) -> int:
     if len(shape) < 2:
         raise ValueError(f"squarest_split: shape must have at least two axes, got {shape}")
     return min(range(1, len(shape)), key=lambda split: abs(float(np.log(np.divide(*as_matrix(shape, split))))))
+
+
+def spread(x: jax.Array, apart: Sequence[int]) -> jax.Array:
+    """Images with zeros between their pixels, as a transposed convolution reads them."""
+    if set(apart) == {1}:
+        return x
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((0, 0, n - 1) for n in apart), (0, 0, 0)])
 
 
 def windows(

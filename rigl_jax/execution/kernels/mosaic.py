@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from rigl_jax.execution.kernels import arrays, block
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear
 from rigl_jax.execution.kernels.block import BlockPattern
+from rigl_jax.execution.kernels.families import clear_padding
 
 Array = jax.Array
 SIDES = (64, 128)
@@ -117,11 +118,12 @@ def _plain(kind: Kind, a: Array, b: Array, pattern: TilePattern, options: Any) -
     tiles = pattern.tiles
     if kind != "values_gradient":
         return block.matmul(a, b, tiles, transpose=kind == "input_gradient")
-    (down, across), (height, width) = tiles.grid, tiles.tile
-    x, dy = a.reshape(-1, down, height)[:, tiles.rows], b.reshape(-1, across, width)[:, tiles.columns]
+    (down, across), (height, width), at = tiles.grid, tiles.tile, block.inside(tiles)
+    x, dy = a.reshape(-1, down, height)[:, at.rows], b.reshape(-1, across, width)[:, at.columns]
     total = jnp.promote_types(a.dtype, jnp.float32)
     # XLA on CPUs has no such product of bfloat16.
-    return jnp.einsum("bth,btw->thw", x.astype(total), dy.astype(total)).astype(a.dtype).reshape(-1)
+    products = jnp.einsum("bth,btw->thw", x.astype(total), dy.astype(total)).astype(a.dtype)
+    return clear_padding(products.reshape(-1), tiles)
 
 
 def takes(pattern: BlockPattern, dtype: Any, batch: int) -> bool:
@@ -151,7 +153,7 @@ def run(kind: Kind, a: Array, b: Array, pattern: TilePattern, *, interpret: Any 
     a = jnp.pad(a, ((0, -size % rows), (0, 0)))
     if kind == "values_gradient":
         b = jnp.pad(b, ((0, -size % rows), (0, 0)))
-        return _values_gradient(a, b, pattern, interpret).reshape(-1)
+        return clear_padding(_values_gradient(a, b, pattern, interpret).reshape(-1), tiles)
     stack = b.reshape(-1, *tiles.tile)
     make = _forward if kind == "forward" else _input_gradient
     return make(a, stack, pattern, rows, interpret)[:size]
@@ -221,7 +223,8 @@ def _values_gradient(x: Array, dy: Array, pattern: TilePattern, interpret: Any) 
 
     # Tile t is rows t * height and on of one tall matrix.
     out = jax.ShapeDtypeStruct((count * height, width), x.dtype)
-    index = (pattern.tiles.rows, pattern.tiles.columns)
+    at = block.inside(pattern.tiles)
+    index = (at.rows, at.columns)
     return _summed(left, right, index, steps, out, (height, width), interpret, tall=True)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from rigl_jax import arguments as rules
 from rigl_jax.arguments import arguments
 from rigl_jax.execution.kernels import arrays
+from rigl_jax.execution.kernels.bilinear import varying_alike
 
 Array = jax.Array
 
@@ -40,6 +41,11 @@ class NMPattern:
     n: int
     m: int
     width: int
+
+    @property
+    def entry(self) -> tuple[int, int]:
+        """Inputs and outputs of an entry."""
+        return 1, self.width
 
     @property
     def nnz(self) -> int:
@@ -72,6 +78,17 @@ def make_nm_pattern(mask: np.ndarray, n: int, m: int, *, width: int = 1) -> NMPa
         raise ValueError(f"make_nm_pattern: mask must have {n} of every {m} inputs, alike in runs of {width} outputs")
     places = np.argsort(~groups, axis=1, kind="stable")[:, :n].astype(np.uint8)
     return NMPattern(jnp.asarray(places), (mask.shape[0], mask.shape[1]), n, m, width)
+
+
+def rebuild(pattern: NMPattern, mask: np.ndarray, capacity: int | None) -> NMPattern:
+    """The pattern of another mask. It has as many entries, whatever the capacity: nothing is ever padded."""
+    del capacity
+    return make_nm_pattern(mask, pattern.n, pattern.m, width=pattern.width)
+
+
+def count(pattern: NMPattern) -> int:
+    """How many entries are no padding: all."""
+    return pattern.nnz // pattern.width
 
 
 def check_sizes(who: str, pattern: NMPattern) -> None:
@@ -125,6 +142,7 @@ def matmul(x: Array, values: Array, pattern: NMPattern, *, transpose: bool = Fal
     arrays.check_operands("n:m matmul", x, values, inputs=inputs, nnz=pattern.nnz)
     dtype = jnp.result_type(x, values)
     total = jnp.promote_types(dtype, jnp.float32)
+    x, values = varying_alike(x, values)  # devices sum the gradients of values, not those of a dense weight
     flat = x.reshape(-1, inputs).astype(dtype)
     if pattern.width == 1 or transpose:
         dense = scatter(values, pattern).astype(dtype)

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rigl_jax import checks
-from rigl_jax.execution.kernels import arrays
+from rigl_jax.execution.kernels import arrays, block
 from rigl_jax.execution.kernels.block import BlockPattern
 from rigl_jax.messages import shown
 
@@ -55,8 +55,8 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, rows: int = ROWS, 
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
     rows = min(checks.plain(rows), max(8, flat.shape[0]))
     padded = jnp.pad(flat, ((0, -flat.shape[0] % rows), (0, 0)))
-    tiles = values.reshape(-1, *pattern.tile).astype(dtype)
-    y = _product(padded, tiles, pattern, rows, interpret)[: flat.shape[0]]
+    tiles = block.tiles_of(values.astype(dtype), pattern)
+    y = _product(padded, tiles, block.inside(pattern), rows, interpret)[: flat.shape[0]]
     return y.reshape(*x.shape[:-1], pattern.shape[1])
 
 

@@ -91,6 +91,11 @@ class Pattern:
         return self.shape[-1] // self.height
 
     @property
+    def entry(self) -> tuple[int, int]:
+        """Inputs and outputs of an entry."""
+        return 1, self.height
+
+    @property
     def nnz(self) -> int:
         """Number of values, those of padding included: capacity * height."""
         return self.indices.shape[0] * self.height
@@ -244,7 +249,7 @@ def places(pattern: Pattern) -> np.ndarray:
 
     Without padding, which comes last.
     """
-    rows, units = (np.asarray(x, np.int64)[: count(pattern)] for x in coordinates(pattern))
+    rows, units = (np.asarray(x, np.int64)[: int(count(pattern))] for x in coordinates(pattern))
     return rows * pattern.units + units
 
 
@@ -254,9 +259,9 @@ def rebuild(pattern: Pattern, mask: np.ndarray, capacity: int | None) -> Pattern
     return make_pattern(mask, **sizes, capacity=capacity)
 
 
-def count(pattern: Pattern) -> int:
-    """How many entries are no padding; on the host."""
-    return int(pattern.starts[-1])
+def count(pattern: Pattern) -> Array:
+    """How many entries are no padding; under jit too."""
+    return pattern.starts[-1]
 
 
 def ends_sound(starts: Array, indices: Array) -> Array:

@@ -7,9 +7,13 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from rigl_jax.execution.kernels.folded import Folded, Moved
+from rigl_jax.execution.kernels.folded import Folded, Moved, matrix_of
 from rigl_jax.execution.kernels.pattern import Pattern
+from rigl_jax.execution.kernels.slabs import Slabs, parted
+
+Array = jax.Array
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["shape"])
@@ -17,14 +21,15 @@ from rigl_jax.execution.kernels.pattern import Pattern
 class Stacked:
     """The patterns of layers that a scan uses one after another. All have the same sizes, some with padding.
 
-    Values are those of the first layer, then those of the second, and so on.
+    Values are those of the first layer, then those of the second, and so on. Those of layers in slabs are those of the
+    first slab of all layers, then those of the second, and so on: the part of a device is in one piece.
 
     Attributes:
       layers: pattern of a layer, whose arrays have one more axis, of layers, in front.
       shape: of the dense weight, layers first; static.
     """
 
-    layers: Pattern | Folded | Moved
+    layers: Pattern | Slabs | Folded | Moved
     shape: tuple[int, ...]
 
     @property
@@ -36,6 +41,25 @@ class Stacked:
     def nnz(self) -> int:
         """Number of values, those of padding included: layers * those of a layer."""
         return self.shape[0] * self.layer.nnz
+
+
+def kernel_of(pattern: Any) -> Any:
+    """As `matrix_of`; of stacked layers, that of one of them, with shapes in the place of its arrays."""
+    return matrix_of(pattern.layer if isinstance(pattern, Stacked) else pattern)
+
+
+def in_layers(values: Array, pattern: Stacked) -> Array:
+    """The values [nnz] of a stack as [layers, nnz of a layer]."""
+    return jnp.moveaxis(values.reshape(_slabs(pattern), pattern.shape[0], -1), 1, 0).reshape(pattern.shape[0], -1)
+
+
+def flat(values: Array, pattern: Stacked) -> Array:
+    """The inverse of `in_layers`."""
+    return jnp.moveaxis(values.reshape(pattern.shape[0], _slabs(pattern), -1), 1, 0).reshape(-1)
+
+
+def _slabs(pattern: Stacked) -> int:
+    return parted(kernel_of(pattern))[0]
 
 
 def check_sizes(who: str, pattern: Stacked) -> None:
