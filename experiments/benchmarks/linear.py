@@ -1,9 +1,9 @@
 """Linear layers, forward and both gradients, row-major in and out: sparse kernels against XLA's dense product.
 
-    python -m experiments.benchmarks.linear [--fresh] [--repeats 15]      (about 6 minutes on 2 cores)
+    python -m experiments.benchmarks.linear [--fresh] [--repeats 15]      (about 8 minutes on 2 cores)
 
-Kinds: 1x1 unstructured, 4x1 and 16x1 runs of outputs (native kernels), 32x32 tiles (plain XLA); in float32, and single
-weights also in bfloat16, where the dense contender is XLA's product in bfloat16.
+Kinds: 1x1 unstructured, 4x1 and 16x1 runs of outputs (native kernels), 32x32 tiles (plain XLA); in float32, and the
+first three also in bfloat16, where the dense contender is XLA's product in bfloat16.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ KINDS = {
     "16x1": Kind((1, 16)),
     "32x32": Kind((32, 32)),
     "1x1 bfloat16": Kind((1, 1), jnp.bfloat16),
+    "4x1 bfloat16": Kind((1, 4), jnp.bfloat16),
+    "16x1 bfloat16": Kind((1, 16), jnp.bfloat16),
 }
 
 

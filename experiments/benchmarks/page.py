@@ -28,6 +28,8 @@ KINDS = {
     "16x1": "runs of 16",
     "32x32": "32 x 32 tiles, plain XLA",
     "1x1 bfloat16": "single weights, bfloat16",
+    "4x1 bfloat16": "runs of 4, bfloat16",
+    "16x1 bfloat16": "runs of 16, bfloat16",
 }
 AIMED_AT = (0.8, 0.9, 0.95, 0.98)
 GOALS = {

@@ -32,6 +32,7 @@ TARGETS = (
     "rigl_half_tile",
     "rigl_half_gather",
     "rigl_half_gather_ordered",
+    "rigl_half_scatter",
     "rigl_half_dots",
     "rigl_planes",
     "rigl_conv_forward",

@@ -1,6 +1,7 @@
 """Damages every field of every kind of pattern and says what each call did; run by test_damaged.py: it may crash."""
 
 import dataclasses
+import itertools
 import json
 import sys
 
@@ -52,13 +53,17 @@ def cases(level):
         pattern = kernels.make_pattern(mask, height=height, block=20, capacity=capacity)
         x, dy = jnp.ones((batch, 60)), jnp.ones((batch, 96))
         yield name, pattern, x, dy, lambda x, v, p: kernels.matmul(x, v, p, level=level)
-    for wide in HALVES:  # products in bfloat16, of one whole tile
-        mask = rng.random((60, 96)) < 0.3
+        if batch == 1:  # y reads values in bfloat16 as they are
+            x, dy = x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
+            yield f"{name} in bfloat16", pattern, x, dy, lambda x, v, p: kernels.matmul(x, v, p, level=level)
+    for wide, height in itertools.product(HALVES, (1, 4, 8, 16)):  # products in bfloat16, of one whole tile
+        mask = np.repeat(rng.random((60, 96 // height)) < 0.3, height, axis=1)
         mask[[19, 39, 59]] = True
         x, dy = jnp.ones((64, 60), jnp.bfloat16), jnp.ones((64, 96), jnp.bfloat16)
         on = level if level == "jax" else wide
-        pattern = kernels.make_pattern(mask, block=20, capacity=int(mask.sum()) + 5)
-        yield f"halves {wide}", pattern, x, dy, lambda x, v, p, on=on: kernels.matmul(x, v, p, level=on)
+        pattern = kernels.make_pattern(mask, height=height, block=20, capacity=int(mask.sum()) // height + 5)
+        name = f"halves {wide}, runs of {height}"
+        yield name, pattern, x, dy, lambda x, v, p, on=on: kernels.matmul(x, v, p, level=on)
     convs = {"conv": (1, 1), "strided conv": (2, 1), "strided conv in groups": (2, 2)}
     for name, (stride, groups) in convs.items():
         mask = rng.random((3, 3, 6, 8)) < 0.4
@@ -146,7 +151,11 @@ def handlers():
     changes = [{"operands": [jnp.ones(shape, dtype)]} for shape, dtype in (((9, 8), "float16"), ((1, 8), "bfloat16"))]
     yield "tile", (16 * 8,), [jnp.ones((9, 8))], {"level": -1}, changes
     changes = [{"rows": n} for n in (1000, huge, -1)] + [{"block": 0}, {"block": 3}, {"height": 2}, {"height": 1 << 40}]
-    yield "gather", (4, 2), [tiles, jnp.ones(4), indices, starts], {"rows": 8, **runs}, changes + types
+    shorts = [jnp.ones(4, dtype) for dtype in (jnp.bfloat16, jnp.float16)]  # values: one row may have bfloat16
+    more = [{"operands": [tiles, values, indices, starts]} for values in shorts]
+    yield "gather", (4, 2), [tiles, jnp.ones(4), indices, starts], {"rows": 8, **runs}, changes + types + more
+    more = [{"operands": [tiles, shorts[1], indices, starts]}, {"shape": (2, 2)}, {"rows": 1000}, {"block": 3}]
+    yield "gather", (1, 2), [tiles, shorts[0], indices, starts], {"rows": 8, **runs}, more
     changes = [{"rows": 1000}, {"block": 1}]
     yield "gather_ordered", (4, 2), [tiles, jnp.ones(4), order, indices, starts], {"rows": 8, **matrix}, changes + types
     changes = [{"height": 8}, {"block": 1 << 12}, {"outputs": 4000}]
@@ -194,11 +203,24 @@ def halves(level, indices, starts, order, huge):
     attributes = {"dtype": jnp.bfloat16, "rows": 8, "block": 8, **level}
     changes = [{"rows": n} for n in (1000, huge, -1)] + [{"block": 0}, {"block": 3}, {"dtype": jnp.float32}, none]
     changes += [{"shape": (65, 2)}]
-    yield "half_gather", (4, 2), [tiles, values, indices, starts], attributes, changes
+    heights = [{"height": n} for n in (0, 2, 4, 1 << 40)]
+    single = {"height": 1, **attributes}
+    yield "half_gather", (4, 2), [tiles, values, indices, starts], single, changes + heights
     yield "half_gather_ordered", (4, 2), [tiles, values, order, indices, starts], attributes, changes
-    attributes = {"batch": 4, "rows": 8, "outputs": 2, "block": 8, **level}
+    runs, attributes = jnp.ones(16, jnp.bfloat16), {"dtype": jnp.bfloat16, "height": 4, "block": 8, **level}
+    changes = [{"block": n} for n in (0, 3, 1 << 12)] + [{"height": n} for n in (0, 1, 2, 8)]
+    changes += [{"dtype": jnp.float32}, none]
+    more = [{"rows": n} for n in (1000, huge, -1)] + [{"shape": shape} for shape in ((65, 8), (4, 12))]
+    yield "half_gather", (4, 8), [tiles, runs, indices, starts], {"rows": 8, **attributes}, changes + more
+    more = [{"outputs": n} for n in (1000, huge, -8)] + [{"shape": shape} for shape in ((65, 8), (4, 12))]
+    more += [{"height": 1, "outputs": 2, "operands": [tiles, values, indices, starts]}]  # it is for runs
+    yield "half_scatter", (4, 8), [tiles, runs, indices, starts], {"outputs": 8, **attributes}, changes + more
+    attributes = {"batch": 4, "rows": 8, "outputs": 2, "height": 1, "block": 8, **level}
     changes = [{"batch": n} for n in (65, huge, 0)] + [{"outputs": 200}, {"rows": 1000}, {"block": 3}, none]
-    yield "half_dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes
+    yield "half_dots", (4,), [tiles, dy_tiles, indices, starts], attributes, changes + heights
+    attributes |= {"outputs": 8, "height": 4}
+    changes += [{"height": n} for n in (0, 1, 2, 8)]
+    yield "half_dots", (16,), [tiles, tiles, indices, starts], attributes, changes
 
 
 FITS = {(4, 70), (5, 70)}  # margins may be as wide as they like

@@ -1,6 +1,7 @@
 """The native matrix kernels against the masked dense product: values, gradients, every instruction-set level."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +91,12 @@ def test_many_blocks_and_threads():
     check(*problem(200, 500, 400, 0.1, height=8), height=8)
 
 
-def in_halves(batch, inputs, outputs, density, level, block=None):
-    """y and both gradients in bfloat16, and those in float32 of the same numbers."""
-    mask, dense, x, dy = problem(batch, inputs, outputs, density)
-    pattern = make_pattern(mask, block=block)
+def in_halves(batch, inputs, outputs, density, level, block=None, height=1, whole=False, room=0):
+    """y and both gradients in bfloat16, and those in float32 of the same numbers, which may be made whole ones."""
+    mask, dense, x, dy = problem(batch, inputs, outputs, density, height)
+    if whole:
+        dense, x, dy = (np.round(4 * a) for a in (dense, x, dy))
+    pattern = make_pattern(mask, block=block, height=height, capacity=int(mask.sum()) // height + room)
     values = gather(dense, pattern).astype(jnp.bfloat16)
     x, dy = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
 
@@ -129,8 +132,46 @@ def test_products_in_bfloat16_have_sums_in_float32(level, batch, inputs, outputs
 
 
 @pytest.mark.parametrize("level", HALVES)
-def test_what_is_no_number_in_bfloat16_goes_where_it_belongs(level):
-    run, (x, values, dy), _ = in_halves(64, 40, 24, 0.3, level)
+@pytest.mark.parametrize("height", [4, 8, 16])
+@pytest.mark.parametrize(
+    ("batch", "halves"),
+    [(1, False), (49, False), (50, True), (63, True), (64, True), (65, False), (127, True), (330, True)],
+)
+def test_runs_in_bfloat16(level, height, batch, halves):
+    """Sums of whole numbers are exact in float32, so one rounding gives one result. With padding."""
+    run, operands, exact = in_halves(batch, 75, 112, 0.3, level, block=17, height=height, whole=True, room=3)
+    assert ("rigl_half_tile" in run.lower(*operands, level=level).as_text()) == halves
+    for got, want in zip(run(*operands, level=level), exact, strict=True):
+        np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("level", HALVES)
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "density"), [(1100, 20, 32, 0.5), (64, 700, 16, 0.9), (64, 1100, 32, 0.1)]
+)
+def test_long_runs_in_bfloat16(level, batch, inputs, outputs, density):
+    """More tiles than are summed together, more entries than are paired at a time, two blocks."""
+    run, operands, exact = in_halves(batch, inputs, outputs, density, level, height=8, whole=True)
+    for got, want in zip(run(*operands, level=level), exact, strict=True):
+        np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("height", [1, 4, 8, 16])
+@pytest.mark.parametrize("block", [17, None])
+def test_values_in_bfloat16_of_one_row(level, height, block):
+    """y reads them as they are. Segments of all lengths, of which eight entries and four are taken together."""
+    run, (x, values, dy), exact = in_halves(1, 75, 112, 0.3, level, block=block, height=height, whole=True, room=3)
+    program = run.lower(x, values, dy, level=level).as_text()
+    assert f"tensor<{values.size}xbf16>" in re.search("@rigl_gather.*", program)[0]
+    for got, want in zip(run(x, values, dy, level=level), exact, strict=True):
+        np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("level", HALVES)
+@pytest.mark.parametrize("height", [1, 4, 16])
+def test_what_is_no_number_in_bfloat16_goes_where_it_belongs(level, height):
+    run, (x, values, dy), _ = in_halves(64, 40, 32, 0.3, level, height=height)
     x = x.at[5].set(jnp.nan).at[20, 1].set(jnp.inf)
     want = run(*(a.astype(jnp.float32) for a in (x, values, dy)), level="auto")
     for got, exact in zip(run(x, values, dy, level=level), want, strict=True):

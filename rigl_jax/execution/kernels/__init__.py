@@ -89,7 +89,7 @@ def backends() -> dict[str, Backend]:
     levels = [level for level in native.levels() if level not in ("avx2_wide", "avx512_bf16")]  # the first is for tests
     detail = f"{levels[-1]} in use, of {', '.join(levels)}" if levels else native.reason()
     if "avx512_bf16" in native.levels():
-        detail += "; single weights in bfloat16 by AVX512-BF16"
+        detail += "; products of bfloat16 by AVX512-BF16"
     return {
         "native": Backend(bool(levels), detail),
         "cuda": Backend(cuda_library.serves(), cuda_library.reason() or "selection, single weights, runs of 16"),

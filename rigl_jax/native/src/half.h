@@ -1,40 +1,24 @@
 // Products of bfloat16 activations with a sparse matrix of bfloat16 weights, by instructions that multiply two pairs of
-// bfloat16 in each lane and add both products to a float (AVX512-BF16). Single weights only. See kernels.h for tiles.
+// bfloat16 in each lane and add both products to a float (AVX512-BF16). See kernels.h for tiles.
 //
 // A pass over two entries interleaves their rows: lane i of the sums is a batch row, whose two activations lie side by
 // side. The instruction set interleaves within 128 bits, so a tile holds its rows in the order that comes out right:
-// see `place`. The products of a denormal number may count as 0.
+// see `place`. The products of a denormal number, and results that are denormal, may count as 0.
 #pragma once
 #include "linear.h"
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace {
 
 static_assert(LANES == 16, "a vector of sums has as many lanes as there are pairs");
 
-enum { WORDS = 32, PARTS = TILE / WORDS };  // bfloat16s of a vector, vectors of a feature in a tile
-typedef uint16_t words __attribute__((vector_size(WORDS * 2)));
-typedef uint32_t lanes32 __attribute__((vector_size(64)));
+enum {
+  WORDS = 32,            // bfloat16s of a vector
+  PARTS = TILE / WORDS,  // vectors of a feature in a tile
+  PAIRED = 256,          // entries of a run whose values are paired at a time
+  RUN_TILES = 16,        // tiles over which the products of a run are summed together
+};
+static_assert(int(HALF_SLICE) == int(WORDS) && HALF_SLICE == SLICE * LANES, "a vector of pairs, SLICE vectors of sums");
 typedef uint64_t lanes64 __attribute__((vector_size(64)));
-
-RIGL_INLINE words words_at(const uint16_t* p) {
-  words w;
-  __builtin_memcpy(&w, p, sizeof w);
-  return w;
-}
-
-// sums + the product of the pairs, in each lane.
-RIGL_INLINE vec pair_products(vec sums, words a, words b) {
-#ifdef __AVX512BF16__
-  return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
-#else
-  const lanes32 x = (lanes32)a, y = (lanes32)b;
-  sums += (vec)(x & 0xffff0000) * (vec)(y & 0xffff0000);
-  return sums + (vec)(x << 16) * (vec)(y << 16);
-#endif
-}
 
 RIGL_INLINE words low_words(words a, words b) {
   return __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43, 16, 48, 17, 49, 18, 50,
@@ -77,7 +61,7 @@ RIGL_INLINE int64_t place(int64_t row) {
 RIGL_INLINE void transpose_rows(const uint16_t* const row[8], int64_t k, uint16_t* out) {
   words r[8], s[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) r[i] = words_at(row[i] + k);
+  for (int i = 0; i < 8; i++) r[i] = load(row[i] + k);
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) s[i] = low_words(r[i], r[i + 1]), s[i + 1] = high_words(r[i], r[i + 1]);
 #pragma GCC unroll 2
@@ -130,9 +114,9 @@ __attribute__((noinline)) void half_gather_pass(const uint16_t* __restrict x, co
       const words w = (words)(lanes32{} + pair);
 #pragma GCC unroll 2
       for (int k = 0; k < PARTS; k++) {
-        const words p = words_at(row + k * WORDS), q = other ? words_at(other + k * WORDS) : words{};
-        a[2 * k] = pair_products(a[2 * k], low_words(p, q), w);
-        a[2 * k + 1] = pair_products(a[2 * k + 1], high_words(p, q), w);
+        const words p = load(row + k * WORDS), q = other ? load(other + k * WORDS) : words{};
+        a[2 * k] = multiply_add(a[2 * k], low_words(p, q), w);
+        a[2 * k + 1] = multiply_add(a[2 * k + 1], high_words(p, q), w);
       }
     };
     for (; i + 2 <= end; i += 2) {
@@ -146,52 +130,125 @@ __attribute__((noinline)) void half_gather_pass(const uint16_t* __restrict x, co
   }
 }
 
+void half_gather_singles(const Pattern& p, const uint16_t* x, const uint16_t* values, int64_t block, int64_t u0,
+                         int64_t u1, float* y) {
+  half_gather_pass(x, p.starts + block * p.units + u0, u1 - u0, values, p.indices, y, block == 0);
+}
+
+// The values of two entries side by side, output by output: pairs[k * HEIGHT + r] of entries 2 k and 2 k + 1. The last
+// entry may have none beside it.
+template <int HEIGHT>
+RIGL_INLINE void pair_up(const uint16_t* __restrict values, int64_t n, uint32_t* __restrict pairs) {
+  for (; n > 1; n -= 2, values += 2 * HEIGHT, pairs += HEIGHT)
+    for (int r = 0; r < HEIGHT; r++) pairs[r] = values[r] | (uint32_t)values[HEIGHT + r] << 16;
+  for (int r = 0; n && r < HEIGHT; r++) pairs[r] = values[r];
+}
+
+// Up to PAIRED entries of one unit: two rows are interleaved once for four outputs. A function of its own, so that its
+// pointers stay in registers.
+template <int HEIGHT>
+__attribute__((noinline)) void half_gather_run(const uint16_t* __restrict x, const uint16_t* __restrict indices,
+                                               int64_t n, const uint32_t* __restrict pairs, float* __restrict y,
+                                               bool first) {
+  alignas(64) static const uint16_t none[TILE] = {};
+  const auto row = [&](int64_t k) __attribute__((always_inline)) {
+    const uint16_t* one = x + indices[2 * k] * TILE;
+    const uint16_t* other = 2 * k + 1 < n ? x + indices[2 * k + 1] * TILE : none;
+    Several<words, 2 * PARTS> both;
+#pragma GCC unroll 2
+    for (int part = 0; part < PARTS; part++) {
+      const words a = load(one + part * WORDS), b = load(other + part * WORDS);
+      both.v[2 * part] = low_words(a, b);
+      both.v[2 * part + 1] = high_words(a, b);
+    }
+    return both;
+  };
+  for (int64_t r0 = 0; r0 < HEIGHT; r0 += 4) {
+    const auto weight = [&](int64_t k, int r) __attribute__((always_inline)) {
+      return (words)(lanes32{} + pairs[k * HEIGHT + r0 + r]);
+    };
+    gather_run<2 * PARTS>((n + 1) / 2, weight, row, y + r0 * TILE, TILE, first);
+  }
+}
+
+template <int HEIGHT>
+void half_gather_runs(const Pattern& p, const uint16_t* x, const uint16_t* values, int64_t block, int64_t u0,
+                      int64_t u1, float* y) {
+  uint32_t pairs[PAIRED / 2 * HEIGHT];
+  const int32_t* starts = p.starts + block * p.units;
+  for (int64_t u = u0; u < u1; u++, y += HEIGHT * TILE) {
+    bool first = block == 0;
+    for (int64_t i = starts[u]; i < starts[u + 1] || first; i += PAIRED, first = false) {
+      const int64_t n = least(PAIRED, starts[u + 1] - i);
+      pair_up<HEIGHT>(values + i * HEIGHT, n, pairs);
+      half_gather_run<HEIGHT>(x, p.indices + i, n, pairs, y, first);
+    }
+  }
+}
+
 bool half_gather(const Pattern& p, const uint16_t* tiles, const uint16_t* values, Half* y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1) {
   if (!sound_units(p, u0, u1)) return false;
   alignas(64) float buffer[CHUNK * TILE];
-  const uint16_t* x = tiles + t * TILE * p.rows;
-  for (int64_t block = 0, first = 0; first < p.rows; block++, first += p.block)
-    half_gather_pass(x + first * TILE, p.starts + block * p.units + u0, u1 - u0, values, p.indices, buffer, block == 0);
-  untile(buffer, TILE, u1 - u0, {y, true}, t * TILE * p.units + u0, p.units, least(batch - t * TILE, TILE));
+  const auto pass = p.height == 4    ? half_gather_runs<4>
+                    : p.height == 8  ? half_gather_runs<8>
+                    : p.height == 16 ? half_gather_runs<16>
+                                     : half_gather_singles;
+  for (int64_t block = 0; block * p.block < p.rows; block++)
+    pass(p, tiles + (t * p.rows + block * p.block) * TILE, values, block, u0, u1, buffer);
+  const int64_t columns = p.units * p.height, at = t * TILE * columns + u0 * p.height;
+  untile(buffer, TILE, (u1 - u0) * p.height, {y, true}, at, columns, least(batch - t * TILE, TILE));
+  return true;
+}
+
+// ---- dx = dy W^T for runs -----------------------------------------------------------------------------------------
+
+// Outputs of a run that lie side by side are pairs as they are.
+template <int HEIGHT>
+void half_scatter_pass(const Pattern& p, const uint16_t* dy, const uint16_t* values, int64_t block, float* dx) {
+  const int32_t* starts = p.starts + block * p.units;
+  for (int64_t u = 0; u < p.units; u++, dy += HEIGHT * TILE) {
+    const uint16_t* v = values + starts[u] * (int64_t)HEIGHT;
+    words g[HEIGHT / 2][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < HEIGHT / 2; r++) {
+      const words one = load(dy + 2 * r * TILE), other = load(dy + (2 * r + 1) * TILE);
+      g[r][0] = low_words(one, other);
+      g[r][1] = high_words(one, other);
+    }
+    const auto weight = [&](int64_t i, int r) __attribute__((always_inline)) {
+      return (words)(lanes32{} + numbers_at<uint32_t>(v + i * HEIGHT + 2 * r));
+    };
+    scatter_run(g, p.indices + starts[u], starts[u + 1] - starts[u], weight, dx);
+  }
+}
+
+bool half_scatter(const Pattern& p, const uint16_t* dy_tiles, const uint16_t* values, Half* dx, int64_t batch,
+                  int64_t slice, int64_t block) {
+  if (!sound_block(p, block, 0, p.units)) return false;
+  const int64_t row = slice * HALF_SLICE;
+  const uint16_t* dy = dy_tiles + row / TILE * TILE * p.units * p.height + row % TILE;
+  const auto pass = p.height == 4 ? half_scatter_pass<4> : p.height == 8 ? half_scatter_pass<8> : half_scatter_pass<16>;
+  scatter_to(p, {dx, true}, batch, row, HALF_SLICE, block, [&](float* buffer) { pass(p, dy, values, block, buffer); });
   return true;
 }
 
 // ---- dW -----------------------------------------------------------------------------------------------------------
 
-template <int TILES>
-void half_dots_pass(const Pattern& p, const uint16_t* x, const uint16_t* dy, int64_t block, int64_t u0, int64_t u1,
-                    float* dvalues, bool add) {
-  const int64_t x_tile = p.rows * TILE, dy_tile = p.units * TILE;
-  words g[TILES][PARTS];
-  const auto begin = [&](int64_t u) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-    for (int t = 0; t < TILES; t++)
-#pragma GCC unroll 2
-      for (int k = 0; k < PARTS; k++) g[t][k] = words_at(dy + t * dy_tile + u * TILE + k * WORDS);
-  };
-  const auto sum = [&](int64_t index) __attribute__((always_inline)) {
-    const uint16_t* row = x + index * TILE;
-    vec a = zero(), b = zero();
-#pragma GCC unroll 4
-    for (int t = 0; t < TILES; t++) {
-      a = pair_products(a, words_at(row + t * x_tile), g[t][0]);
-      b = pair_products(b, words_at(row + t * x_tile + WORDS), g[t][1]);
-    }
-    return a + b;
-  };
-  sum_entries(p, block, u0, u1, dvalues, add, begin, sum);
-}
-
 bool half_dots(const Pattern& p, const uint16_t* x_tiles, const uint16_t* dy_tiles, float* dvalues, int64_t batch,
                int64_t block, int64_t u0, int64_t u1) {
-  static_assert(PARTS == 2, "two chains of sums");
   if (!sound_block(p, block, u0, u1)) return false;
   for (int64_t t = 0, n; t < tile_count(batch); t += n) {
     const uint16_t* x = x_tiles + t * TILE * p.rows + block * p.block * TILE;
-    const uint16_t* dy = dy_tiles + t * TILE * p.units;
-    n = tile_count(batch) - t >= 4 ? 4 : 1;
-    (n == 4 ? half_dots_pass<4> : half_dots_pass<1>)(p, x, dy, block, u0, u1, dvalues, t > 0);
+    const uint16_t* dy = dy_tiles + t * TILE * p.units * p.height;
+    const int64_t left = tile_count(batch) - t;
+    n = p.height > 1 ? least(RUN_TILES, left) : left >= 4 ? 4 : 1;
+    if (p.height > 1)
+      dots_runs(p, x, dy, TILE, n, block, u0, u1, dvalues, t > 0);
+    else if (n == 4)
+      dots_pass<PARTS, 4, TILE>(p, x, dy, TILE, block, u0, u1, dvalues, t > 0);
+    else
+      dots_pass<PARTS, 1, TILE>(p, x, dy, TILE, block, u0, u1, dvalues, t > 0);
   }
   return true;
 }

@@ -79,7 +79,7 @@ inline void clear_padding(F32Result& dvalues, const S32& starts, int64_t height)
 // values[order[i]] for every i, in scratch memory of this thread; null if an order is out of range. `k` are kernels for
 // values of this type.
 template <typename T, typename K>
-const T* ordered(ffi::ThreadPool& pool, const K& k, const T* values, int64_t count, const S32& order) {
+T* ordered(ffi::ThreadPool& pool, const K& k, const T* values, int64_t count, const S32& order) {
   const int64_t n = order.element_count(), part = 4096;
   T* out = scratch<T, 0>(n);
   std::atomic<bool> sound{true};

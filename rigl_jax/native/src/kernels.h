@@ -14,6 +14,7 @@ enum {
   TILE = 64,         // batch rows in a tile
   CHUNK = 128,       // outputs that a task computes in its cache before it writes them
   SLICE = 2,         // vectors of batch rows in a task of `scatter`: a whole block of dx stays in its cache
+  HALF_SLICE = 32,   // batch rows of such a task in bfloat16
   RUN_BLOCK = 1024,  // largest block of rows for patterns with height > 1
   PIXELS = 8,        // pixels of a row in one pass
   SPAN = 64,         // pixels of a row in one task
@@ -31,7 +32,7 @@ struct Half {  // bfloat16
   uint16_t bits;
 };
 
-// Row-major activations: floats, or bfloat16 if `half`. A batch of one row is always floats.
+// Row-major activations, or values: floats, or bfloat16 if `half`. Activations of one row are always floats.
 struct Floats {
   void* data;
   bool half;
@@ -79,10 +80,10 @@ struct Kernels {
 
   // x[batch, rows], features [k0, k1) -> tile t.
   void (*tile)(Floats x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1);
-  // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit. This and the next two return false
-  // if the pattern points outside of its arrays; the result is then undefined.
-  bool (*gather)(const Pattern& p, const float* tiles, const float* values, Floats y, int64_t batch, int64_t t,
-                 int64_t u0, int64_t u1);
+  // y[tile t, units u0..u1] = tile @ W. Reads each entry's row, adds to its unit. Values may be bfloat16 if the batch is
+  // one row. This and the next two return false if the pattern points outside of its arrays; the result is then undefined.
+  bool (*gather)(const Pattern& p, const float* tiles, Floats values, Floats y, int64_t batch, int64_t t, int64_t u0,
+                 int64_t u1);
   // dx[slice, rows of one block] = dy @ W^T, for SLICE * lanes batch rows. Reads each entry's unit, adds to its row: faster
   // for height >= 4, where one load and one store of the row serve several products.
   bool (*scatter)(const Pattern& p, const float* dy_tiles, const float* values, Floats dx, int64_t batch, int64_t slice,
@@ -104,12 +105,14 @@ struct Kernels {
   int64_t (*spin)(int64_t rounds, float* out);
 };
 
-// Products of bfloat16 activations and weights, for single weights. Tiles of bfloat16 are whole: TILE batch rows to each
-// feature, in an order of their own.
+// Products of bfloat16 activations and weights of several batch rows. Tiles of bfloat16 are whole: TILE batch rows to each
+// feature, in an order of their own. `scatter` is for runs, in slices of HALF_SLICE rows.
 struct HalfKernels {
   void (*tile)(const uint16_t* x, uint16_t* tiles, int64_t batch, int64_t features, int64_t t, int64_t k0, int64_t k1);
   bool (*gather)(const Pattern& p, const uint16_t* tiles, const uint16_t* values, Half* y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
+  bool (*scatter)(const Pattern& p, const uint16_t* dy_tiles, const uint16_t* values, Half* dx, int64_t batch,
+                  int64_t slice, int64_t block);
   bool (*dots)(const Pattern& p, const uint16_t* x_tiles, const uint16_t* dy_tiles, float* dvalues, int64_t batch,
                int64_t block, int64_t u0, int64_t u1);
   bool (*reorder)(const uint16_t* values, int64_t n, const int32_t* order, int64_t count, uint16_t* out);

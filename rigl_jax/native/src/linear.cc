@@ -50,6 +50,14 @@ ffi::Error by_chunks(ffi::ThreadPool& pool, const Pattern& p, int64_t others, in
   });
 }
 
+// f(slice, block) for slices of so many batch rows and blocks of rows of the weight.
+template <typename F>
+ffi::Error by_slices(ffi::ThreadPool& pool, const Pattern& p, int64_t batch, int64_t slice, const F& f) {
+  const int64_t blocks = block_count(p);
+  return checked(pool, (batch + slice - 1) / slice * blocks, batch * p.entries * p.height,
+                 [&](int64_t task) { return f(task / blocks, task % blocks); });
+}
+
 // f(t, k0, k1) for parts of the features of every tile.
 template <typename F>
 void by_features(ffi::ThreadPool& pool, int64_t batch, int64_t features, int64_t operations, const F& f) {
@@ -73,12 +81,13 @@ ffi::Error Tile(ffi::ThreadPool pool, Activations x, F32Result tiles, int64_t as
   return ffi::Error::Success();
 }
 
-ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, const float* values, int64_t value_count,
+ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, Floats values, int64_t value_count,
                   const U16& indices, const S32& starts, ActivationsResult& y, int64_t rows, int64_t height,
                   int64_t block) {
   if (y->dimensions().size() != 2) return invalid("rank of the result");
   const int64_t batch = y->dimensions()[0], outputs = y->dimensions()[1];
   if (!is_floats(y->element_type(), batch)) return invalid("type of the result");
+  if (values.half && batch > 1) return invalid("type of the values");
   Pattern p;
   if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, rows, k)) return tiles_invalid();
@@ -89,11 +98,13 @@ ffi::Error gather(ffi::ThreadPool& pool, const Kernels& k, const F32& tiles, con
   });
 }
 
-ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, ActivationsResult y, int64_t rows,
-                  int64_t height, int64_t block, int64_t asked) {
+ffi::Error Gather(ffi::ThreadPool pool, F32 tiles, ffi::AnyBuffer values, U16 indices, S32 starts, ActivationsResult y,
+                  int64_t rows, int64_t height, int64_t block, int64_t asked) {
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
-  return gather(pool, *k, tiles, values.typed_data(), values.element_count(), indices, starts, y, rows, height, block);
+  const ffi::DataType type = values.element_type();
+  if (type != ffi::DataType::F32 && type != ffi::DataType::BF16) return invalid("type of the values");
+  return gather(pool, *k, tiles, floats(values), values.element_count(), indices, starts, y, rows, height, block);
 }
 
 // The values are in the order of another pattern: value i of this one is values[order[i]].
@@ -102,9 +113,9 @@ ffi::Error GatherOrdered(ffi::ThreadPool pool, F32 tiles, F32 values, S32 order,
   const Kernels* k = level(asked);
   if (!k) return kNoLevel;
   if (values.element_count() > kMost) return invalid("number of values");
-  const float* v = ordered(pool, *k, values.typed_data(), values.element_count(), order);
+  float* v = ordered(pool, *k, values.typed_data(), values.element_count(), order);
   if (!v) return indices_invalid();
-  return gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, 1, block);
+  return gather(pool, *k, tiles, {v, false}, order.element_count(), indices, starts, y, rows, 1, block);
 }
 
 ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32 starts, ActivationsResult dx, int64_t outputs,
@@ -118,9 +129,8 @@ ffi::Error Scatter(ffi::ThreadPool pool, F32 tiles, F32 values, U16 indices, S32
   Pattern p;
   if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_tiles(tiles, batch, outputs, *k)) return tiles_invalid();
-  const int64_t blocks = block_count(p), slice = SLICE * k->lanes;
-  return checked(pool, (batch + slice - 1) / slice * blocks, batch * entries, [&](int64_t task) {
-    return k->scatter(p, tiles.typed_data(), values.typed_data(), floats(*dx), batch, task / blocks, task % blocks);
+  return by_slices(pool, p, batch, SLICE * k->lanes, [&](int64_t slice, int64_t block) {
+    return k->scatter(p, tiles.typed_data(), values.typed_data(), floats(*dx), batch, slice, block);
   });
 }
 
@@ -165,22 +175,22 @@ ffi::Error HalfTile(ffi::ThreadPool pool, BF16 x, U16Result tiles, int64_t asked
 
 ffi::Error half_gather(ffi::ThreadPool& pool, const HalfKernels& k, const U16& tiles, const uint16_t* values,
                        int64_t value_count, const U16& indices, const S32& starts, BF16Result& y, int64_t rows,
-                       int64_t block) {
+                       int64_t height, int64_t block) {
   if (y->dimensions().size() != 2) return invalid("rank of the result");
-  const int64_t batch = y->dimensions()[0];
+  const int64_t batch = y->dimensions()[0], outputs = y->dimensions()[1];
   Pattern p;
-  if (auto e = make_pattern(indices, starts, value_count, rows, y->dimensions()[1], 1, block, p); e.failure()) return e;
+  if (auto e = make_pattern(indices, starts, value_count, rows, outputs, height, block, p); e.failure()) return e;
   if (!holds_half_tiles(tiles.element_count(), batch, rows)) return tiles_invalid();
-  return by_chunks(pool, p, tile_count(batch), batch * p.entries, [&](int64_t t, int64_t u0, int64_t u1) {
+  return by_chunks(pool, p, tile_count(batch), batch * value_count, [&](int64_t t, int64_t u0, int64_t u1) {
     return k.gather(p, tiles.typed_data(), values, (Half*)y->untyped_data(), batch, t, u0, u1);
   });
 }
 
 ffi::Error HalfGather(ffi::ThreadPool pool, U16 tiles, BF16 values, U16 indices, S32 starts, BF16Result y, int64_t rows,
-                      int64_t block, int64_t asked) {
+                      int64_t height, int64_t block, int64_t asked) {
   const HalfKernels* k = half_level(asked);
   if (!k) return kNoLevel;
-  return half_gather(pool, *k, tiles, words(values), values.element_count(), indices, starts, y, rows, block);
+  return half_gather(pool, *k, tiles, words(values), values.element_count(), indices, starts, y, rows, height, block);
 }
 
 // The values are in the order of another pattern, as in GatherOrdered.
@@ -191,20 +201,35 @@ ffi::Error HalfGatherOrdered(ffi::ThreadPool pool, U16 tiles, BF16 values, S32 o
   if (values.element_count() > kMost) return invalid("number of values");
   const uint16_t* v = ordered(pool, *k, words(values), values.element_count(), order);
   if (!v) return indices_invalid();
-  return half_gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, block);
+  return half_gather(pool, *k, tiles, v, order.element_count(), indices, starts, y, rows, 1, block);
+}
+
+ffi::Error HalfScatter(ffi::ThreadPool pool, U16 tiles, BF16 values, U16 indices, S32 starts, BF16Result dx,
+                       int64_t outputs, int64_t height, int64_t block, int64_t asked) {
+  const HalfKernels* k = half_level(asked);
+  if (!k) return kNoLevel;
+  if (dx->dimensions().size() != 2) return invalid("rank of the result");
+  if (height == 1) return invalid("height");
+  const int64_t batch = dx->dimensions()[0], rows = dx->dimensions()[1], count = values.element_count();
+  Pattern p;
+  if (auto e = make_pattern(indices, starts, count, rows, outputs, height, block, p); e.failure()) return e;
+  if (!holds_half_tiles(tiles.element_count(), batch, outputs)) return tiles_invalid();
+  return by_slices(pool, p, batch, HALF_SLICE, [&](int64_t slice, int64_t block) {
+    return k->scatter(p, tiles.typed_data(), words(values), (Half*)dx->untyped_data(), batch, slice, block);
+  });
 }
 
 ffi::Error HalfDots(ffi::ThreadPool pool, U16 x, U16 dy, U16 indices, S32 starts, F32Result dvalues, int64_t batch,
-                    int64_t rows, int64_t outputs, int64_t block, int64_t asked) {
+                    int64_t rows, int64_t outputs, int64_t height, int64_t block, int64_t asked) {
   const HalfKernels* k = half_level(asked);
   if (!k) return kNoLevel;
   const int64_t entries = dvalues->element_count();
   Pattern p;
-  if (auto e = make_pattern(indices, starts, entries, rows, outputs, 1, block, p); e.failure()) return e;
+  if (auto e = make_pattern(indices, starts, entries, rows, outputs, height, block, p); e.failure()) return e;
   if (batch < 1 || batch > kMost || !holds_half_tiles(x.element_count(), batch, rows) ||
       !holds_half_tiles(dy.element_count(), batch, outputs))
     return tiles_invalid();
-  clear_padding(dvalues, starts, 1);
+  clear_padding(dvalues, starts, height);
   return by_chunks(pool, p, block_count(p), batch * entries, [&](int64_t block, int64_t u0, int64_t u1) {
     return k->dots(p, x.typed_data(), dy.typed_data(), dvalues->typed_data(), batch, block, u0, u1);
   });
@@ -218,7 +243,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_tile, Tile, ffi::Ffi::Bind().Ctx<ffi::ThreadP
     .Arg<Activations>().Ret<F32>()
     .Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_gather, Gather, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<F32>().Arg<F32>().Arg<U16>().Arg<S32>().Ret<Activations>()
+    .Arg<F32>().Arg<ffi::AnyBuffer>().Arg<U16>().Arg<S32>().Ret<Activations>()
     .Attr<int64_t>("rows").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_gather_ordered, GatherOrdered, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<F32>().Arg<F32>().Arg<S32>().Arg<U16>().Arg<S32>().Ret<Activations>()
@@ -235,12 +260,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_tile, HalfTile, ffi::Ffi::Bind().Ctx<ffi
     .Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_gather, HalfGather, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<U16>().Arg<BF16>().Arg<U16>().Arg<S32>().Ret<BF16>()
-    .Attr<int64_t>("rows").Attr<int64_t>("block").Attr<int64_t>("level"));
+    .Attr<int64_t>("rows").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_gather_ordered, HalfGatherOrdered, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<U16>().Arg<BF16>().Arg<S32>().Arg<U16>().Arg<S32>().Ret<BF16>()
     .Attr<int64_t>("rows").Attr<int64_t>("block").Attr<int64_t>("level"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_scatter, HalfScatter, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+    .Arg<U16>().Arg<BF16>().Arg<U16>().Arg<S32>().Ret<BF16>()
+    .Attr<int64_t>("outputs").Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rigl_half_dots, HalfDots, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<U16>().Arg<U16>().Arg<U16>().Arg<S32>().Ret<F32>()
     .Attr<int64_t>("batch").Attr<int64_t>("rows").Attr<int64_t>("outputs")
-    .Attr<int64_t>("block").Attr<int64_t>("level"));
+    .Attr<int64_t>("height").Attr<int64_t>("block").Attr<int64_t>("level"));
 #pragma GCC visibility pop

@@ -1,12 +1,8 @@
 // Products of row-major activations with a sparse matrix. See kernels.h for layouts and the pattern.
 #pragma once
 #include "kernels.h"
+#include "row.h"
 #include "segment.h"
-#if LANES == 16 && defined(__AVX512F__)
-#define GATHERS
-#include <cpuid.h>
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -39,37 +35,27 @@ void untile(const float* buffer, int64_t width, int64_t columns, Floats y, int64
 
 // ---- y = x W: every entry adds its row to its unit ----------------------------------------------------------------
 
-// Whether the segments of units u0..u1 in one block may be used; see kernels.h.
-RIGL_INLINE bool sound_block(const Pattern& p, int64_t block, int64_t u0, int64_t u1) {
-  const int64_t rows = least(p.block, p.rows - block * p.block);
-  return sound(p.indices, p.starts + block * p.units + u0, u1 - u0, p.entries, rows);
-}
+template <class V, int U>
+struct Several {
+  V v[U];
+};
 
-RIGL_INLINE bool sound_units(const Pattern& p, int64_t u0, int64_t u1) {
-  for (int64_t block = 0; block * p.block < p.rows; block++)
-    if (!sound_block(p, block, u0, u1)) return false;
-  return true;
-}
-
-// Four outputs of a run times U vectors: each vector of x serves four products.
-template <int U>
-RIGL_INLINE void gather_run(const float* x, int64_t stride, const float* values, int64_t height,
-                                   const uint16_t* indices, int64_t n, float* y, int64_t width, bool first) {
+// Four outputs of a run times U vectors: y[r] (+)= sum over k < n of weight(k, r) * row(k), so each vector of a row serves
+// four products. A row is Several vectors of floats, or of pairs of bfloat16s.
+template <int U, class Weight, class Row>
+RIGL_INLINE void gather_run(int64_t n, const Weight& weight, const Row& row, float* y, int64_t width, bool first) {
   vec a[4][U];
 #pragma GCC unroll 4
   for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) a[r][u] = first ? zero() : load(y + r * width + u * LANES);
-  for (int64_t i = 0; i < n; i++) {
-    const float* row = x + indices[i] * stride;
-    vec b[U];
-#pragma GCC unroll 4
-    for (int u = 0; u < U; u++) b[u] = load(row + u * LANES);
+  for (int64_t k = 0; k < n; k++) {
+    const auto x = row(k);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
-      const vec w = splat(values[i * height + r]);
+      const auto w = weight(k, r);
 #pragma GCC unroll 4
-      for (int u = 0; u < U; u++) a[r][u] += w * b[u];
+      for (int u = 0; u < U; u++) a[r][u] = multiply_add(a[r][u], w, x.v[u]);
     }
   }
 #pragma GCC unroll 4
@@ -102,9 +88,17 @@ void gather_run_pass(const Pattern& p, const float* x, int64_t width, int64_t bl
     const int64_t s = starts[u], n = starts[u + 1] - s;
     if (n == 0 && block > 0) continue;
     for (int64_t r = 0; r < p.height; r += 4)
-      for (int64_t b = 0; b < width; b += U * LANES)
-        gather_run<U>(x + b, width, values + s * p.height + r, p.height, p.indices + s, n,
-                      y + ((u - u0) * p.height + r) * width + b, width, block == 0);
+      for (int64_t b = 0; b < width; b += U * LANES) {
+        const float* v = values + s * p.height + r;
+        const auto weight = [&](int64_t k, int r) __attribute__((always_inline)) { return splat(v[k * p.height + r]); };
+        const auto row = [&](int64_t k) __attribute__((always_inline)) {
+          Several<vec, U> vectors;
+#pragma GCC unroll 4
+          for (int u = 0; u < U; u++) vectors.v[u] = load(x + p.indices[s + k] * width + b + u * LANES);
+          return vectors;
+        };
+        gather_run<U>(n, weight, row, y + ((u - u0) * p.height + r) * width + b, width, block == 0);
+      }
   }
 }
 
@@ -131,117 +125,10 @@ void gather_block(const Pattern& p, const float* x, int64_t width, int64_t block
     gather_pass<1, 4, 0>(x + b, width, starts, units, values, p.indices, y + b, first);
 }
 
-// ---- one batch row, without tiles ---------------------------------------------------------------------------------
-
-// Runs of N vectors V: four chains of additions side by side.
-template <class V, int N>
-__attribute__((noinline)) void gather_row_runs(const Pattern& p, const float* x, const float* values, float* y,
-                                               int64_t u0, int64_t u1) {
-  typedef V Loose __attribute__((aligned(4), may_alias));
-  constexpr int CHAINS = N == 1 ? 4 : 2, RUN = N * (int)(sizeof(V) / 4);
-  for (int64_t u = u0; u < u1; u++) {
-    V a[CHAINS][N] = {};
-    for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
-      const Loose* v = (const Loose*)(values + (int64_t)p.starts[s] * RUN);
-      const uint16_t* k = p.indices + p.starts[s];
-      const uint16_t* const end = p.indices + p.starts[s + 1];
-      for (; k + CHAINS <= end; k += CHAINS, v += CHAINS * N)
-#pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++)
-#pragma GCC unroll 4
-          for (int i = 0; i < N; i++) a[c][i] += v[c * N + i] * x[first + k[c]];
-      for (; k < end; k++, v += N)
-#pragma GCC unroll 4
-        for (int i = 0; i < N; i++) a[0][i] += v[i] * x[first + *k];
-    }
-#pragma GCC unroll 4
-    for (int c = 1; c < CHAINS; c++)
-#pragma GCC unroll 4
-      for (int i = 0; i < N; i++) a[0][i] += a[c][i];
-#pragma GCC unroll 4
-    for (int i = 0; i < N; i++) *((Loose*)(y + u * RUN) + i) = a[0][i];
-  }
-}
-
-// Four scalar chains. One load reads four indices, because loads limit this loop.
-__attribute__((noinline)) void gather_row(const Pattern& p, const float* x, const float* values, float* y, int64_t u0,
-                                          int64_t u1) {
-  typedef uint64_t Four __attribute__((aligned(2), may_alias));
-  for (int64_t u = u0; u < u1; u++) {
-    float a = 0, b = 0, c = 0, d = 0;
-    for (int64_t first = 0, s = u; first < p.rows; first += p.block, s += p.units) {
-      const float* v = values + p.starts[s];
-      const uint16_t* k = p.indices + p.starts[s];
-      const float* xb = x + first;
-      int64_t n = p.starts[s + 1] - p.starts[s];
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-      for (; n >= 4; n -= 4, v += 4, k += 4) {
-        const uint64_t four = *(const Four*)k;
-        a += v[0] * xb[four & 0xffff];
-        b += v[1] * xb[four >> 16 & 0xffff];
-        c += v[2] * xb[four >> 32 & 0xffff];
-        d += v[3] * xb[four >> 48];
-      }
-#endif
-      for (; n > 0; n--, v++, k++) a += v[0] * xb[k[0]];
-    }
-    y[u] = (a + b) + (c + d);
-  }
-}
-
-#ifdef GATHERS
-// The same with the gather instruction, 16 entries at a time; the rest of a segment is masked, so short ones need no
-// loop of their own. The lanes of eight units are summed together.
-__attribute__((noinline)) void gather_row_by_instruction(const Pattern& p, const float* x, const float* values, float* y,
-                                                         int64_t u0, int64_t u1) {
-  for (int64_t u = u0; u < u1; u += SQUARE) {
-    const int64_t units = least(SQUARE, u1 - u);
-    square_vec folded[SQUARE] = {};
-    for (int64_t j = 0; j < units; j++) {
-      __m512 a = _mm512_setzero_ps();
-      for (int64_t first = 0, s = u + j; first < p.rows; first += p.block, s += p.units)
-        for (int64_t i = p.starts[s]; i < p.starts[s + 1]; i += 16) {
-          const __mmask16 some = (__mmask16)((1u << least(16, p.starts[s + 1] - i)) - 1);
-          const __m512i at = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p.indices + i));
-          const __m512 xs = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, at, x + first, 4);
-          a = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, values + i), xs, a);
-        }
-      folded[j] = fold((vec)a);
-    }
-    const square_vec out = sums(folded);
-    for (int64_t j = 0; j < units; j++) y[u + j] = out[j];
-  }
-}
-
-// Where AVX512-FP16 is (Intel's processors since Sapphire Rapids), the instruction is faster than the scalar chains. On
-// AMD's it is slower, and on older ones of Intel a mitigation slows it down.
-bool gathers_fast() {
-  unsigned a, b, c, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);
-}
-#endif
-
-bool gather_one(const Pattern& p, const float* x, const float* values, float* y, int64_t u0, int64_t u1) {
-  enum { PART = 128 };  // units at a time: their indices are still in the L1 cache after the check
-#ifdef GATHERS
-  static const bool fast = gathers_fast();
-#endif
-  for (int64_t u = u0, end; u < u1; u = end) {
-    end = least(u + PART, u1);
-    if (!sound_units(p, u, end)) return false;
-    if (p.height == 4) gather_row_runs<quad, 1>(p, x, values, y, u, end);
-    else if (p.height == 8) gather_row_runs<square_vec, 8 / SQUARE>(p, x, values, y, u, end);
-    else if (p.height == 16) gather_row_runs<vec, 16 / LANES>(p, x, values, y, u, end);
-#ifdef GATHERS
-    else if (fast) gather_row_by_instruction(p, x, values, y, u, end);
-#endif
-    else gather_row(p, x, values, y, u, end);
-  }
-  return true;
-}
-
-bool gather(const Pattern& p, const float* tiles, const float* values, Floats y, int64_t batch, int64_t t, int64_t u0,
+bool gather(const Pattern& p, const float* tiles, Floats numbers, Floats y, int64_t batch, int64_t t, int64_t u0,
             int64_t u1) {
+  if (numbers.half) return gather_one(p, tiles, (const Half*)numbers.data, (float*)y.data, u0, u1);
+  const float* values = (const float*)numbers.data;
   if (batch == 1) return gather_one(p, tiles, values, (float*)y.data, u0, u1);
   if (!sound_units(p, u0, u1)) return false;
   alignas(64) float buffer[CHUNK * TILE];
@@ -256,25 +143,19 @@ bool gather(const Pattern& p, const float* tiles, const float* values, Floats y,
 
 // ---- dx = dy W^T for runs: every entry adds its unit to its row ---------------------------------------------------
 
-// R outputs of a run times U vectors.
-template <int R, int U>
-RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values, int64_t height,
-                             const uint16_t* indices, int64_t n, float* dx, int64_t stride) {
-  vec g[R][U];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int u = 0; u < U; u++) g[r][u] = load(dy + r * width + u * LANES);
+// R outputs of a run, or pairs of outputs, times U vectors: adds weight(i, r) * g[r] to the row of entry i, for i < n.
+template <int R, int U, class V, class Weight>
+RIGL_INLINE void scatter_run(const V (&g)[R][U], const uint16_t* indices, int64_t n, const Weight& weight, float* dx) {
   for (int64_t i = 0; i < n; i++) {
-    float* row = dx + indices[i] * stride;
+    float* row = dx + (int64_t)indices[i] * (U * LANES);
     vec a[U];
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) a[u] = load(row + u * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const vec w = splat(values[i * height + r]);
+      const auto w = weight(i, r);
 #pragma GCC unroll 4
-      for (int u = 0; u < U; u++) a[u] += w * g[r][u];
+      for (int u = 0; u < U; u++) a[u] = multiply_add(a[u], w, g[r][u]);
     }
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) store(row + u * LANES, a[u]);
@@ -285,12 +166,30 @@ RIGL_INLINE void scatter_run(const float* dy, int64_t width, const float* values
 template <int R, int U>
 void scatter_pass(const Pattern& p, const float* dy, int64_t width, const float* values, int64_t block, float* dx) {
   const int32_t* starts = p.starts + block * p.units;
+  const int64_t height = p.height;  // in a register: the compiler cannot tell that dx is not p
   for (int64_t u = 0; u < p.units; u++) {
     const int64_t s = starts[u], n = starts[u + 1] - s;
-    for (int64_t r = 0; r < p.height; r += R)
-      scatter_run<R, U>(dy + (u * p.height + r) * width, width, values + s * p.height + r, p.height, p.indices + s, n,
-                        dx, U * LANES);
+    for (int64_t first = 0; first < height; first += R) {
+      const float* v = values + s * height + first;
+      vec g[R][U];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int k = 0; k < U; k++) g[r][k] = load(dy + (u * height + first + r) * width + k * LANES);
+      const auto weight = [=](int64_t i, int r) __attribute__((always_inline)) { return splat(v[i * height + r]); };
+      scatter_run(g, p.indices + s, n, weight, dx);
+    }
   }
+}
+
+// The rows of one block of dx, of `floats` batch rows from `row` on: what add(buffer) adds to zeros.
+template <class Add>
+void scatter_to(const Pattern& p, Floats dx, int64_t batch, int64_t row, int64_t floats, int64_t block, const Add& add) {
+  const int64_t first = block * p.block, rows = least(p.block, p.rows - first);
+  alignas(64) float buffer[RUN_BLOCK * SLICE * LANES];
+  for (int64_t k = 0; k < rows * floats; k++) buffer[k] = 0;
+  add(buffer);
+  untile(buffer, floats, rows, dx, row * p.rows + first, p.rows, least(batch - row, floats));
 }
 
 bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Floats result, int64_t batch, int64_t slice,
@@ -310,19 +209,17 @@ bool scatter(const Pattern& p, const float* dy_tiles, const float* values, Float
     return true;
   }
   constexpr int U = SLICE;
-  alignas(64) float buffer[RUN_BLOCK * U * LANES];
   const int64_t row = slice * U * LANES, t = row / TILE, b = row % TILE, width = tile_width(batch, t);
   const float* dy = dy_tiles + t * TILE * columns + b;
   const bool narrow = b + U * LANES > width;
-  const int64_t floats = narrow ? LANES : U * LANES;
-  for (int64_t k = 0; k < rows * floats; k++) buffer[k] = 0;
-  if (narrow)
-    scatter_pass<4, 1>(p, dy, width, values, block, buffer);
-  else if (LONG > 4 && p.height % LONG == 0)
-    scatter_pass<LONG, U>(p, dy, width, values, block, buffer);
-  else
-    scatter_pass<4, U>(p, dy, width, values, block, buffer);
-  untile(buffer, floats, rows, result, row * p.rows + first, p.rows, least(batch - row, floats));
+  scatter_to(p, result, batch, row, narrow ? LANES : U * LANES, block, [&](float* buffer) {
+    if (narrow)
+      scatter_pass<4, 1>(p, dy, width, values, block, buffer);
+    else if (LONG > 4 && p.height % LONG == 0)
+      scatter_pass<LONG, U>(p, dy, width, values, block, buffer);
+    else
+      scatter_pass<4, U>(p, dy, width, values, block, buffer);
+  });
   return true;
 }
 
@@ -352,51 +249,56 @@ RIGL_INLINE void sum_entries(const Pattern& p, int64_t block, int64_t u0, int64_
   pending.flush(add);
 }
 
+// Numbers in a vector of T: floats, or bfloat16s.
+template <class T>
+constexpr int64_t STEP = sizeof(vec) / sizeof(T);
+
 // U vectors of each of TILES tiles.
-template <int U, int TILES, int64_t STRIDE>
-void dots_pass(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t block, int64_t u0, int64_t u1,
+template <int U, int TILES, int64_t STRIDE, class T>
+void dots_pass(const Pattern& p, const T* x, const T* dy, int64_t width, int64_t block, int64_t u0, int64_t u1,
                float* dvalues, bool add) {
   const int64_t stride = STRIDE ? STRIDE : width, x_tile = p.rows * TILE, dy_tile = p.units * TILE;
-  vec g[TILES][U];
+  decltype(load(x)) g[TILES][U];
   const auto begin = [&](int64_t u) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int t = 0; t < TILES; t++)
 #pragma GCC unroll 16
-      for (int k = 0; k < U; k++) g[t][k] = load(dy + t * dy_tile + u * stride + k * LANES);
+      for (int k = 0; k < U; k++) g[t][k] = load(dy + t * dy_tile + u * stride + k * STEP<T>);
   };
   const auto sum = [&](int64_t index) __attribute__((always_inline)) {
-    const float* row = x + index * stride;
-    vec a = zero(), b = zero();
+    const T* row = x + index * stride;
+    vec a[2] = {};
 #pragma GCC unroll 4
     for (int t = 0; t < TILES; t++)
 #pragma GCC unroll 16
-      for (int k = 0; k < U; k++) (k % 2 ? b : a) += load(row + t * x_tile + k * LANES) * g[t][k];
-    return U > 1 ? a + b : a;
+      for (int k = 0; k < U; k++) a[k % 2] = multiply_add(a[k % 2], load(row + t * x_tile + k * STEP<T>), g[t][k]);
+    return U > 1 ? a[0] + a[1] : a[0];
   };
   sum_entries(p, block, u0, u1, dvalues, add, begin, sum);
 }
 
 // COUNT entries of a run times four of its outputs, over the whole width of `tiles` tiles: the sums over the lanes,
 // which cost as much as the products of one tile, are made once for all of them.
-template <int COUNT>
-RIGL_INLINE void dots_run(const float* x, int64_t x_tile, const float* dy, int64_t dy_tile, int64_t width, int64_t tiles,
+template <int COUNT, class T>
+RIGL_INLINE void dots_run(const T* x, int64_t x_tile, const T* dy, int64_t dy_tile, int64_t width, int64_t tiles,
                           int64_t height, const uint16_t* indices, float* dvalues, bool add) {
   vec a[COUNT * 4];
 #pragma GCC unroll 16
   for (int k = 0; k < COUNT * 4; k++) a[k] = zero();
-  const float* row[COUNT];
+  const T* row[COUNT];
 #pragma GCC unroll 4
   for (int c = 0; c < COUNT; c++) row[c] = x + indices[c] * width;
+#pragma GCC unroll 2
   for (int64_t t = 0; t < tiles; t++)
-    for (int64_t b = 0; b < width; b += LANES) {
-      vec g[4];
+    for (int64_t b = 0; b < width; b += STEP<T>) {
+      decltype(load(x)) g[4];
 #pragma GCC unroll 4
       for (int r = 0; r < 4; r++) g[r] = load(dy + t * dy_tile + r * width + b);
 #pragma GCC unroll 4
       for (int c = 0; c < COUNT; c++) {
-        const vec v = load(row[c] + t * x_tile + b);
+        const auto v = load(row[c] + t * x_tile + b);
 #pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) a[c * 4 + r] += v * g[r];
+        for (int r = 0; r < 4; r++) a[c * 4 + r] = multiply_add(a[c * 4 + r], v, g[r]);
       }
     }
   constexpr int PADDED = (COUNT * 4 + SQUARE - 1) / SQUARE * SQUARE;
@@ -416,12 +318,13 @@ RIGL_INLINE void dots_run(const float* x, int64_t x_tile, const float* dy, int64
 }
 
 // The rows of x of a few entries stay in the L1 cache for all outputs of the run.
-void dots_runs(const Pattern& p, const float* x, const float* dy, int64_t width, int64_t tiles, int64_t block,
-               int64_t u0, int64_t u1, float* dvalues, bool add) {
+template <class T>
+void dots_runs(const Pattern& p, const T* x, const T* dy, int64_t width, int64_t tiles, int64_t block, int64_t u0,
+               int64_t u1, float* dvalues, bool add) {
   const int32_t* starts = p.starts + block * p.units;
   const int64_t h = p.height, x_tile = p.rows * TILE, dy_tile = p.units * h * TILE;
   for (int64_t u = u0; u < u1; u++) {
-    const float* g = dy + u * h * width;
+    const T* g = dy + u * h * width;
     int64_t i = starts[u];
     for (; i + DOTS <= starts[u + 1]; i += DOTS)
       for (int64_t r = 0; r < h; r += 4)

@@ -74,6 +74,18 @@ bool sound(const uint16_t* indices, const int32_t* starts, int64_t count, int64_
   return starts[0] == starts[count] || highest(indices + starts[0], starts[count] - starts[0]) < bound;
 }
 
+// Whether the segments of units u0..u1 in one block may be used; see kernels.h.
+RIGL_INLINE bool sound_block(const Pattern& p, int64_t block, int64_t u0, int64_t u1) {
+  const int64_t rows = least(p.block, p.rows - block * p.block);
+  return sound(p.indices, p.starts + block * p.units + u0, u1 - u0, p.entries, rows);
+}
+
+RIGL_INLINE bool sound_units(const Pattern& p, int64_t u0, int64_t u1) {
+  for (int64_t block = 0; block * p.block < p.rows; block++)
+    if (!sound_block(p, block, u0, u1)) return false;
+  return true;
+}
+
 // See kernels.h. The first pass checks, the second one reads the same indices from the L1 cache.
 template <class T>
 bool reorder(const T* values, int64_t n, const int32_t* order, int64_t count, T* out) {
@@ -133,6 +145,25 @@ RIGL_INLINE void transpose_square(const In* in, int64_t in_step, Out* out, int64
   for (int i = 0; i < SQUARE; i++) square_store(out + i * out_step, v[i]);
 }
 
+// The same for r < 2 * SQUARE: two rows side by side in the lanes. Returns false, and does nothing, where it cannot.
+RIGL_INLINE bool transpose_two(const float*, int64_t, float*, int64_t) { return false; }
+RIGL_INLINE bool transpose_two(const float* in, int64_t in_step, Half* out, int64_t out_step) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  square_vec v[SQUARE];
+#pragma GCC unroll 8
+  for (int i = 0; i < SQUARE; i++) {
+    const float* row = in + 2 * i * in_step;
+    v[i] = rounded_pairs(square_load(row), square_load(row + in_step));
+  }
+  transpose(v);
+#pragma GCC unroll 8
+  for (int i = 0; i < SQUARE; i++) __builtin_memcpy(out + i * out_step, &v[i], sizeof v[i]);
+  return true;
+#else
+  return false;
+#endif
+}
+
 // The same for r < rows, c < columns. The rows of `in` are far apart, perhaps by a power of two, so whole cache lines
 // of eight rows are read at a time.
 template <class In>
@@ -157,12 +188,14 @@ RIGL_INLINE void transpose_in(const In* in, int64_t in_step, int64_t rows, int64
 template <class Out>
 RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, int64_t columns, Out* out,
                                int64_t out_step) {
-  const int64_t whole = rows / SQUARE * SQUARE;
   int64_t c = 0;
   for (; c + SQUARE <= columns; c += SQUARE) {
-    for (int64_t r = 0; r < whole; r += SQUARE)
+    int64_t r = 0;
+    while (r + 2 * SQUARE <= rows && transpose_two(in + r * in_step + c, in_step, out + c * out_step + r, out_step))
+      r += 2 * SQUARE;
+    for (; r + SQUARE <= rows; r += SQUARE)
       transpose_square(in + r * in_step + c, in_step, out + c * out_step + r, out_step);
-    for (int64_t r = whole; r < rows; r++)
+    for (; r < rows; r++)
       for (int i = 0; i < SQUARE; i++) put(out + (c + i) * out_step + r, in[r * in_step + c + i]);
   }
   for (; c < columns; c++)

@@ -5,6 +5,9 @@
 // included: the linker could otherwise pick an AVX-512 copy of std::min for every caller.
 #pragma once
 #include "kernels.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifndef LANES
 #error "compile level.cc with -DLANES=4, 8 or 16"
@@ -33,6 +36,28 @@ RIGL_INLINE vec splat(float s) {
 #endif
 }
 
+// Pairs of bfloat16s, one in each lane.
+typedef uint16_t words __attribute__((vector_size(LANES * 4)));
+typedef uint32_t lanes32 __attribute__((vector_size(LANES * 4)));
+
+RIGL_INLINE words load(const uint16_t* p) {
+  words w;
+  __builtin_memcpy(&w, p, sizeof w);
+  return w;
+}
+
+// sums + a * b in each lane; of pairs, + the product of the first numbers + that of the second ones.
+RIGL_INLINE vec multiply_add(vec sums, vec a, vec b) { return sums + a * b; }
+RIGL_INLINE vec multiply_add(vec sums, words a, words b) {
+#ifdef __AVX512BF16__
+  return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+  const lanes32 x = (lanes32)a, y = (lanes32)b;
+  sums += (vec)(x & 0xffff0000) * (vec)(y & 0xffff0000);
+  return sums + (vec)(x << 16) * (vec)(y << 16);
+#endif
+}
+
 // Small square transposes and sums use vectors of 8 (or 4) at every level: with AVX-512 a 16x16 transpose is not faster
 // than 8x8 ones, and one path is easier to test.
 #if LANES == 4
@@ -50,6 +75,7 @@ RIGL_INLINE void square_store(float* p, square_vec v) { *(square_loose*)p = v; }
 
 // A bfloat16 is the upper half of a float. Only activations in memory are; all sums are of floats.
 typedef uint16_t square_halves __attribute__((vector_size(SQUARE * 2)));
+typedef uint16_t square_words __attribute__((vector_size(SQUARE * 4)));
 typedef uint32_t square_bits __attribute__((vector_size(SQUARE * 4)));
 
 RIGL_INLINE square_vec square_load(const Half* p) {
@@ -58,11 +84,24 @@ RIGL_INLINE square_vec square_load(const Half* p) {
   return (square_vec)(__builtin_convertvector(h, square_bits) << 16);
 }
 
-// Rounds to the nearest, a tie to the even one; NaN stays NaN.
-RIGL_INLINE void square_store(Half* p, square_vec v) {
+// The nearest bfloat16 in the upper half of each lane, of two equally near ones the even one; NaN stays NaN.
+RIGL_INLINE square_bits rounded(square_vec v) {
   const square_bits bits = (square_bits)v, up = bits + 0x7fff + (bits >> 16 & 1);
-  const square_bits rounded = (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : up;
-  const square_halves h = __builtin_convertvector(rounded >> 16, square_halves);
+  return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : up;
+}
+
+// The nearest bfloat16s of two numbers in each lane, that of `low` in its lower half.
+RIGL_INLINE square_vec rounded_pairs(square_vec low, square_vec high) {
+#ifdef __AVX512BF16__
+  const square_words both = (square_words)_mm256_cvtne2ps_pbh((__m256)high, (__m256)low);
+  return (square_vec)__builtin_shufflevector(both, both, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return (square_vec)(rounded(low) >> 16 | (rounded(high) & 0xffff0000));
+#endif
+}
+
+RIGL_INLINE void square_store(Half* p, square_vec v) {
+  const square_halves h = __builtin_convertvector(rounded(v) >> 16, square_halves);
   __builtin_memcpy(p, &h, sizeof h);
 }
 
@@ -72,6 +111,31 @@ RIGL_INLINE float number(Half x) {
   float value;
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+// The numbers of a V, which are floats, from memory.
+template <class V>
+RIGL_INLINE V floats_at(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+RIGL_INLINE V floats_at(const Half* p) {
+#ifdef __SSE2__  // compilers vectorize what is below only from SSE4.1 on
+  if constexpr (sizeof(V) == sizeof(quad)) {
+    typedef uint16_t Eight __attribute__((vector_size(16)));
+    typedef uint64_t Two __attribute__((vector_size(16)));
+    uint64_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return (V)__builtin_shufflevector(Eight{}, (Eight)Two{four}, 0, 8, 1, 9, 2, 10, 3, 11);
+  }
+#endif
+  decltype(V{} == V{}) bits;  // integers of the same size
+#pragma GCC unroll 16
+  for (uint64_t i = 0; i < sizeof(V) / 4; i++) bits[i] = p[i].bits;
+  return (V)(bits << 16);
 }
 
 RIGL_INLINE void put(float* p, float x) { *p = x; }
