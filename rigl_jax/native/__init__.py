@@ -38,6 +38,10 @@ TARGETS = (
     "rigl_conv_forward",
     "rigl_conv_input_gradient",
     "rigl_conv_values_gradient",
+    "rigl_half_planes",
+    "rigl_half_conv_forward",
+    "rigl_half_conv_input_gradient",
+    "rigl_half_conv_values_gradient",
     "rigl_fill",
     "rigl_take",
     "rigl_select",
@@ -104,6 +108,11 @@ def level_number(level: str) -> np.int64:
     if level not in levels():
         raise ValueError(f"kernels: level must be one of {['auto', *levels()]} on this machine, got {shown(level)}")
     return np.int64(levels()[level])
+
+
+def multiplies_halves(level: str) -> bool:
+    """Whether products of bfloat16 are taken in bfloat16 at this level, with sums in float32."""
+    return level in ("avx512_bf16", "avx2_wide") or (level == "auto" and "avx512_bf16" in levels())
 
 
 def call(

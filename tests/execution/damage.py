@@ -65,12 +65,15 @@ def cases(level):
         name = f"halves {wide}, runs of {height}"
         yield name, pattern, x, dy, lambda x, v, p, on=on: kernels.matmul(x, v, p, level=on)
     convs = {"conv": (1, 1), "strided conv": (2, 1), "strided conv in groups": (2, 2)}
-    for name, (stride, groups) in convs.items():
+    ways = [(level, jnp.float32, 2, ""), (level, jnp.bfloat16, 2, "bfloat16 ")]
+    ways += [(level if level == "jax" else wide, jnp.bfloat16, 32, f"halves {wide} ") for wide in HALVES]
+    for (own, dtype, batch, way), (kind, (stride, groups)) in itertools.product(ways, convs.items()):
+        name = way + kind
         mask = rng.random((3, 3, 6, 8)) < 0.4
         mask[-1, -1], mask[:, :, -1] = True, True
         pattern = kernels.make_pattern(mask, block=27)
-        x, dy = jnp.ones((2, 6, 6, 6 * groups)), jnp.ones((2, 6 // stride, 6 // stride, 8))
-        options = {"strides": (stride, stride), "groups": groups, "level": level}
+        x, dy = jnp.ones((batch, 6, 6, 6 * groups), dtype), jnp.ones((batch, 6 // stride, 6 // stride, 8), dtype)
+        options = {"strides": (stride, stride), "groups": groups, "level": own}
         yield name, pattern, x, dy, lambda x, v, p, options=options: kernels.conv(x, v, p, **options)
 
 
@@ -191,8 +194,16 @@ def handlers():
     changes = [
         {"sizes": (*image[:k], n, *image[k + 1 :])} for k in range(8) for n in (-1, 70, huge) if (k, n) not in FITS
     ]
-    yield "planes", (16 * 6 * 6 * 3,), [jnp.ones((2, 4, 4, 3))], {"sizes": image, "level": -1}, changes
+    images = [jnp.ones((2, 4, 2, 3), jnp.bfloat16), jnp.ones(image[:4], jnp.float16)]
+    attributes, more = {"sizes": image, "level": -1}, [{"operands": [x]} for x in images]
+    yield "planes", (16 * 6 * 6 * 3,), [jnp.ones(image[:4])], attributes, changes + more
     yield from convolutions(indices, starts, order, huge)
+    for level in (native.levels()[name] for name in HALVES):
+        attributes |= {"level": level, "dtype": jnp.uint16}
+        images = [jnp.ones((2, 4, 2, 3), jnp.bfloat16), jnp.ones(image[:4])]
+        more = [{"operands": [x]} for x in images] + [{"level": native.levels()["portable"]}]
+        yield "half_planes", (32 * 6 * 6 * 3,), [jnp.ones(image[:4], jnp.bfloat16)], attributes, changes + more
+        yield from convolutions(indices, starts, order, huge, level)
 
 
 def halves(level, indices, starts, order, huge):
@@ -224,9 +235,12 @@ def halves(level, indices, starts, order, huge):
 
 
 FITS = {(4, 70), (5, 70)}  # margins may be as wide as they like
+HALF_CONVOLUTIONS = "half_conv", 32, jnp.uint16, jnp.bfloat16  # name, images side by side, numbers of planes and values
 
 
-def convolutions(indices, starts, order, huge):
+def convolutions(indices, starts, order, huge, half=None):
+    """Those of float32, or of bfloat16 at the level `half`."""
+    name, images, stored, dtype = ("conv", 16, jnp.float32, jnp.float32) if half is None else HALF_CONVOLUTIONS
     sizes = (1, 3, 3, 2, 2, 1, 1, 2, 1, 1, 1, 1, 1)
     changes = [{"sizes": (*sizes[:k], n, *sizes[k + 1 :])} for k in range(13) for n in (0, 7, -1, huge)]
     # Two groups: half as many indices are in range; the transposed pattern would have half as many units.
@@ -234,22 +248,27 @@ def convolutions(indices, starts, order, huge):
     fit = [{"sizes": (*sizes[:k], 7, *sizes[k + 1 :])} for k in (4, 8, 9)]  # one block, and no second pixel to step to
     changes = [change for change in changes if change not in fit]
     changes += [{"rows": (0, 3)}, {"rows": (-1, 0)}, {"columns": (0, huge)}, {"rows": ()}, {"sizes": sizes[:-1]}]
-    attributes = {"sizes": sizes, "rows": (0, 1), "columns": (0, 2), "level": -1}
-    planes = jnp.ones(3 * 3 * 2 * 16)
-    yield "conv_forward", (1, 1, 1, 2), [planes, jnp.ones(4), indices, starts], attributes, changes
+    types = [{"dtype": jnp.float16}, {"dtype": jnp.bfloat16, "shape": (1, 1, 1, 1)}]  # of results
+    changes += [] if half is None else [{"level": native.levels()["portable"]}]  # it has none of these
+    attributes = {"sizes": sizes, "rows": (0, 1), "columns": (0, 2), "level": -1 if half is None else half}
+    planes, values = jnp.ones(3 * 3 * 2 * images, stored), jnp.ones(4, dtype)
+    yield f"{name}_forward", (1, 1, 1, 2), [planes, values, indices, starts], attributes, changes + types
     changes = [{"row_phases": (0, 1)}, {"column_phases": (0,)}, {"row_phases": (-1, 0)}]
     phased = {**attributes, "row_phases": (0, 0), "column_phases": (0, 0)}
-    yield "conv_input_gradient", (1, 1, 1, 2), [planes, jnp.ones(4), order, indices, starts], phased, changes
+    yield f"{name}_input_gradient", (1, 1, 1, 2), [planes, values, order, indices, starts], phased, changes + types
     dy = (1, 1, 1, 2, 0, 0, 1, 1)
     changes = [{"dy_sizes": (*dy[:k], 40, *dy[k + 1 :])} for k in range(8)]
     attributes["dy_sizes"] = dy
-    yield "conv_values_gradient", (4,), [planes, jnp.ones(32), indices, starts], attributes, changes
+    dy_planes = jnp.ones(2 * images, stored)
+    yield f"{name}_values_gradient", (4,), [planes, dy_planes, indices, starts], attributes, changes
 
 
 def check_handler(target, shape, operands, attributes, changes):
     def call(operands=operands, shape=shape, **own):
-        return outcome(lambda: native.call(f"rigl_{target}", shape, *operands, **{**attributes, **own}))
+        return outcome(lambda: native.call(handler, shape, *operands, **{**attributes, **own}))
 
+    handler = f"rigl_{target}"
+    target = f"{target} at level {attributes.get('level')}"
     found = {f"{target}, sound": call()}
     found |= {f"{target}, {change}": call(**change) for change in changes}
     for k, operand in enumerate(operands):

@@ -1,15 +1,5 @@
 """Convolution with a sparse kernel, HWIO or DHWIO, channels last: native on the CPU, plain JAX elsewhere.
 
-The native kernels interleave images: the same pixel of 4, 8 or 16 images (the vector length of the level) lies side by
-side, with margins around each image. A run of pixels is then a run of vectors, and a tap of the kernel is an offset, so
-one loop serves all strides and paddings, without im2col. A batch that is not a multiple of the vector length is padded
-with zeros, so batches below 8 are correct but inefficient.
-
-The gradient of the input is the same loop over the transposed pattern. With strides, only the taps of its own phase
-reach an input pixel, so entries are sorted by phase first and no product is wasted. A pattern does not know into how
-many groups a convolution divides its channels: an output reads the planes of its own group, and for the gradient of the
-input entries are sorted by group too.
-
 A 3-D convolution is a 2-D one of its slices: `windows` writes the slices that the taps along the depth see side by
 side, as channels, and the kernel [kd, kh, kw, in, out] is read as one of kd * in channels. This copies the image
 kd / stride times; in return a batch of few images has many slices, which the native kernels lay side by side.
@@ -21,38 +11,23 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rigl_jax import arguments as rules
 from rigl_jax import checks, native
 from rigl_jax.arguments import arguments
-from rigl_jax.execution.kernels import arrays, reference
+from rigl_jax.execution.kernels import arrays, planes, reference
 from rigl_jax.execution.kernels.bilinear import Kind, bilinear, varying_alike
 from rigl_jax.execution.kernels.folded import windows
 from rigl_jax.execution.kernels.linear import matmul
 from rigl_jax.execution.kernels.pattern import Pattern, check_sizes
+from rigl_jax.execution.kernels.planes import Geometry, Pair, Sizes, covered, inputs, out_size
 from rigl_jax.messages import shown
 
 Array = jax.Array
-Pair = tuple[int, int]
-Sizes = tuple[int, ...]
-GROUP = 16  # images to a group at the widest level
-LONGEST_STRIDE = 1024  # ROW_BUFFER / GROUP in native/kernels.h
-
-
-class Geometry(NamedTuple):
-    """The static arguments of a call, for each axis of the image: (height, width), or (depth, height, width)."""
-
-    image: Sizes
-    strides: Sizes
-    padding: tuple[Pair, ...]
-    dilation: Sizes
-    groups: int
-    level: str
 
 
 @arguments(
@@ -112,7 +87,7 @@ def conv(
     if level != "jax":
         native.level_number(level)
     image = x.shape[1:-1]
-    pads = _explicit(padding, image, _covered(pattern, dilation), strides)
+    pads = _explicit(padding, image, covered(pattern, dilation), strides)
     dtype = jnp.result_type(x, values)
     if math.prod(pattern.shape[:-2]) == groups == 1 and not any(map(any, pads)):
         return matmul(x[:, *(slice(None, None, stride) for stride in strides)], values, pattern, level=level)
@@ -142,23 +117,6 @@ def _are_pads(padding: Any, axes: int) -> bool:
     return pairs and all(isinstance(p, Sequence) and len(p) == 2 and all(map(checks.is_whole, p)) for p in padding)
 
 
-def _covered(pattern: Pattern, dilation: Sizes) -> list[int]:
-    """Size of what the kernel covers, along each axis of an image."""
-    return [(taps - 1) * apart + 1 for taps, apart in zip(pattern.shape[:-2], dilation, strict=True)]
-
-
-def out_size(geometry: Geometry, pattern: Pattern) -> Sizes:
-    """Size of an image of the result."""
-    covered = _covered(pattern, geometry.dilation)
-    sizes = zip(geometry.image, geometry.padding, covered, geometry.strides, strict=True)
-    return tuple(max(0, (n + sum(pad) - k) // s + 1) for n, pad, k, s in sizes)
-
-
-def inputs(geometry: Geometry, pattern: Pattern) -> int:
-    """Channels of x."""
-    return pattern.shape[-2] * geometry.groups
-
-
 def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern, geometry: Geometry) -> tuple[int, ...]:
     del b
     return {
@@ -171,15 +129,12 @@ def _shape(kind: Kind, a: tuple[int, ...], b: tuple[int, ...], pattern: Pattern,
 def _run_cpu(kind: Kind, a: Array, b: Array, pattern: Pattern, geometry: Geometry) -> Array:
     served = native.library() is not None and geometry.level != "jax" and a.dtype.itemsize <= 4
     empty = 0 in (pattern.nnz, *a.shape, *out_size(geometry, pattern))
-    if not served or empty or not _fits(*_of_slices(pattern, geometry)):
+    if not served or empty or not planes.fits(*_of_slices(pattern, geometry)):
         return reference.run_conv(kind, a, b, pattern, geometry)
-    run = _run_native if len(geometry.image) == 2 else _run_slices
-    return run(kind, a, b, pattern, geometry).astype(a.dtype)
-
-
-def _run_native(kind: Kind, a: Array, b: Array, pattern: Pattern, geometry: Geometry) -> Array:
-    native_run = {"forward": _forward, "input_gradient": _input_gradient, "values_gradient": _values_gradient}[kind]
-    return native_run(a.astype(jnp.float32), b.astype(jnp.float32), pattern, geometry)
+    read_a, read_b = (x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32) for x in (a, b))
+    if len(geometry.image) == 2:
+        return planes.PRODUCTS[kind](read_a, read_b, pattern, geometry).astype(a.dtype)
+    return _run_slices(kind, read_a, read_b, pattern, geometry).astype(a.dtype)
 
 
 def _of_slices(pattern: Pattern, geometry: Geometry) -> tuple[Pattern, Geometry]:
@@ -210,21 +165,13 @@ def _run_slices(kind: Kind, a: Array, b: Array, pattern: Pattern, geometry: Geom
     of_slices = _of_slices(pattern, geometry)
     unfold = functools.partial(_slices, taps=pattern.shape[0], geometry=geometry)
     if kind == "values_gradient":
-        return _run_native(kind, unfold(a), _merged(b), *of_slices)
+        return planes.values_gradient(unfold(a), _merged(b), *of_slices)
     if kind == "forward":
-        y = _run_native(kind, unfold(a), b, *of_slices)
+        y = planes.forward(unfold(a), b, *of_slices)
         return y.reshape(a.shape[0], -1, *y.shape[1:])
-    dx = _run_native(kind, _merged(a), b, *of_slices)
+    dx = planes.input_gradient(_merged(a), b, *of_slices, dtype=jnp.float32)  # rounded after the sum over slices
     image, _ = varying_alike(jnp.zeros((a.shape[0], *geometry.image, inputs(geometry, pattern)), dx.dtype), dx)
     return jax.linear_transpose(unfold, image)(dx)[0]
-
-
-def _fits(pattern: Pattern, geometry: Geometry) -> bool:
-    """Whether the native kernels can run this: strides fit their buffer, offsets within a group of images int32."""
-    rows, columns = _axes(pattern, geometry)
-    x = rows.padded * columns.padded * inputs(geometry, pattern)
-    dy = rows.padded_t * columns.padded_t * pattern.shape[3]
-    return max(geometry.strides) <= LONGEST_STRIDE and max(x, dy) * GROUP < 1 << 31
 
 
 def patches(x: Array, pattern: Pattern, strides: Sizes, padding: Sequence[Pair], dilation: Sizes) -> Array:
@@ -240,106 +187,3 @@ def patches(x: Array, pattern: Pattern, strides: Sizes, padding: Sequence[Pair],
 
 
 _product = bilinear("rigl_sparse_conv", _shape, reference.run_conv, _run_cpu)
-
-
-class _Margins(NamedTuple):
-    """The margins of one axis of a convolution, rows or columns.
-
-    Attributes:
-      before: margin before x in its planes.
-      padded: size of the planes of x.
-      before_t: margin before dy in its planes.
-      padded_t: size of the planes of dy.
-      shifts: for each tap, the row of the planes of x that it reads for output 0.
-      shifts_t: for each tap, the row of the planes of dy that it reads for the first input pixel of its phase.
-      phases_t: for each tap, its phase: input pixel modulo stride.
-    """
-
-    before: int
-    padded: int
-    before_t: int
-    padded_t: int
-    shifts: list[int]
-    shifts_t: list[int]
-    phases_t: list[int]
-
-
-def _margins(size: int, out: int, count: int, apart: int, stride: int, pad: int) -> _Margins:
-    taps = [k * apart for k in range(count)]
-    phases = [(k - pad) % stride for k in taps]
-    # Tap k connects input pixel stride * q + phase with output q + shift.
-    shifts = [(phase + pad - k) // stride for k, phase in zip(taps, phases, strict=True)]
-    before = max(0, -min(shifts))
-    padded = before + max(out, -(-size // stride) + max(0, *shifts))
-    return _Margins(pad, (out - 1) * stride + taps[-1] + 1, before, padded, taps, [before + s for s in shifts], phases)
-
-
-def _axes(pattern: Pattern, geometry: Geometry) -> list[_Margins]:
-    out, starts = out_size(geometry, pattern), (geometry.padding[0][0], geometry.padding[1][0])
-    sizes = zip(geometry.image, out, pattern.shape[:-2], geometry.dilation, geometry.strides, starts, strict=True)
-    return [_margins(*axis) for axis in sizes]
-
-
-def _planes(image: Array, before: Pair, padded: Pair, level: np.int64) -> Array:
-    batch, height, width, channels = image.shape
-    room = -(-batch // GROUP) * GROUP * padded[0] * padded[1] * channels
-    sizes = (batch, height, width, channels, *before, *padded)
-    return native.call("rigl_planes", (room,), image, sizes=sizes, level=level)
-
-
-def _x_planes(x: Array, rows: _Margins, columns: _Margins, level: np.int64) -> Array:
-    return _planes(x, (rows.before, columns.before), (rows.padded, columns.padded), level)
-
-
-def _dy_planes(dy: Array, rows: _Margins, columns: _Margins, level: np.int64) -> Array:
-    return _planes(dy, (rows.before_t, columns.before_t), (rows.padded_t, columns.padded_t), level)
-
-
-def _reader(batch: int, rows: _Margins, columns: _Margins, p: Pattern, geometry: Geometry) -> tuple[int, ...]:
-    """The sizes of struct Reader in native/kernels.h, for reading planes of x."""
-    planes = (batch, rows.padded, columns.padded, inputs(geometry, p), p.block // p.taps)
-    return (*planes, *out_size(geometry, p), p.shape[3], *geometry.strides, 1, 1, geometry.groups)
-
-
-def _forward(x: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
-    (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
-    return native.call(
-        "rigl_conv_forward",
-        (x.shape[0], *out_size(geometry, p), p.shape[3]),
-        *(_x_planes(x, rows, columns, level), values, p.indices, p.starts),
-        sizes=_reader(x.shape[0], rows, columns, p, geometry),
-        rows=rows.shifts,
-        columns=columns.shifts,
-        level=level,
-    )
-
-
-def _input_gradient(dy: Array, values: Array, p: Pattern, geometry: Geometry) -> Array:
-    (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
-    image = (*geometry.image, inputs(geometry, p))
-    planes = (dy.shape[0], rows.padded_t, columns.padded_t, p.shape[3], p.block_t // p.taps)
-    return native.call(
-        "rigl_conv_input_gradient",
-        (dy.shape[0], *image),
-        *(_dy_planes(dy, rows, columns, level), values, p.order_t, p.indices_t, p.starts_t),
-        sizes=(*planes, *image, 1, 1, *geometry.strides, geometry.groups),
-        rows=rows.shifts_t,
-        columns=columns.shifts_t,
-        row_phases=rows.phases_t,
-        column_phases=columns.phases_t,
-        level=level,
-    )
-
-
-def _values_gradient(x: Array, dy: Array, p: Pattern, geometry: Geometry) -> Array:
-    (rows, columns), level = _axes(p, geometry), native.level_number(geometry.level)
-    return native.call(
-        "rigl_conv_values_gradient",
-        (p.nnz,),
-        *(_x_planes(x, rows, columns, level), _dy_planes(dy, rows, columns, level), p.indices, p.starts),
-        sizes=_reader(x.shape[0], rows, columns, p, geometry),
-        dy_sizes=(*dy.shape, rows.before_t, columns.before_t, rows.padded_t, columns.padded_t),
-        rows=rows.shifts,
-        columns=columns.shifts,
-        level=level,
-    )

@@ -87,8 +87,7 @@ def _multiplies_halves(a: Array, b: Array, level: str) -> bool:
     """
     batch = a.shape[0]
     whole = -(-batch // TILE) * TILE <= 1.3 * batch
-    has = level in ("avx512_bf16", "avx2_wide") or (level == "auto" and "avx512_bf16" in native.levels())
-    return has and whole and a.dtype == b.dtype == jnp.bfloat16
+    return native.multiplies_halves(level) and whole and a.dtype == b.dtype == jnp.bfloat16
 
 
 _product = bilinear("rigl_sparse_matmul", _shape, reference.run, _run_cpu)

@@ -57,11 +57,9 @@ RIGL_INLINE int64_t place(int64_t row) {
   return row - in + in % 16 / 4 * 8 + in / 16 * 4 + in % 4;
 }
 
-// Eight batch rows, of WORDS features each, to places side by side. Column c of the rows is in 128-bit lane c / 8.
-RIGL_INLINE void transpose_rows(const uint16_t* const row[8], int64_t k, uint16_t* out) {
-  words r[8], s[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) r[i] = load(row[i] + k);
+// Eight rows of WORDS numbers: lane l of r[c] then holds column l * 8 + c of all rows, side by side in 128 bits.
+RIGL_INLINE void transpose(words r[8]) {
+  words s[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) s[i] = low_words(r[i], r[i + 1]), s[i + 1] = high_words(r[i], r[i + 1]);
 #pragma GCC unroll 2
@@ -72,61 +70,96 @@ RIGL_INLINE void transpose_rows(const uint16_t* const row[8], int64_t k, uint16_
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) s[2 * i] = low_fours(r[i], r[i + 4]), s[2 * i + 1] = high_fours(r[i], r[i + 4]);
 #pragma GCC unroll 8
-  for (int c = 0; c < 8; c++)
+  for (int i = 0; i < 8; i++) r[i] = s[i];
+}
+
+// The first n numbers at p, and zeros.
+RIGL_INLINE words first_words(const Half* p, int64_t n) {
+#ifdef __AVX512BF16__
+  return (words)_mm512_maskz_loadu_epi16((uint32_t)((1ull << n) - 1), p);
+#else
+  words w = {};
+  __builtin_memcpy(&w, p, n * sizeof *p);
+  return w;
+#endif
+}
+
+// out[c * out_step + place(r)] = in[r * in_step + c] for r < WORDS and c < columns; 0 from r = rows on.
+void transpose_in(const Half* in, int64_t in_step, int64_t rows, int64_t columns, uint16_t* out, int64_t out_step) {
+  // Places [at, at + 8) hold four rows of the lower half of a vector, and four of the upper half.
+  for (int64_t at = 0; at < WORDS; at += 8)
+    for (int64_t c = 0; c < columns; c += WORDS) {
+      const int64_t n = least(columns - c, WORDS);
+      words v[8];
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; i++) {
+        const int64_t row = at / 2 + i % 4 + i / 4 * 16;
+        v[i] = row < rows ? first_words(in + row * in_step + c, n) : words{};
+      }
+      transpose(v);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; i++)
 #pragma GCC unroll 4
-    for (int lane = 0; lane < 4; lane++) __builtin_memcpy(out + (lane * 8 + c) * TILE, (uint16_t*)&s[c] + lane * 8, 16);
+        for (int lane = 0; lane < 4; lane++)
+          if (n == WORDS || lane * 8 + i < n)
+            __builtin_memcpy(out + (c + lane * 8 + i) * out_step + at, (uint16_t*)&v[i] + lane * 8, 16);
+    }
 }
 
 // x[batch, features], features [k0, k1) -> tile t, whole: rows after the last one are 0.
 void half_tile(const uint16_t* x, uint16_t* tiles, int64_t batch, int64_t features, int64_t t, int64_t k0, int64_t k1) {
-  uint16_t* out = tiles + t * TILE * features;
-  for (int64_t at = 0; at < TILE; at += 8) {
-    // Places [at, at + 8) hold four rows of the lower half of a vector, and four of the upper half.
-    const uint16_t* row[8];
-    bool all = true;
-    for (int i = 0; i < 8; i++) {
-      const int64_t b = t * TILE + at / WORDS * WORDS + at % WORDS / 2 + i % 4 + i / 4 * 16;
-      row[i] = b < batch ? x + b * features : nullptr;
-      all &= b < batch;
-    }
-    int64_t k = k0;
-    if (all)
-      for (; k + WORDS <= k1; k += WORDS) transpose_rows(row, k, out + k * TILE + at);
-    for (; k < k1; k++)
-      for (int i = 0; i < 8; i++) out[k * TILE + at + i] = row[i] ? row[i][k] : 0;
-  }
+  for (int64_t b = t * TILE; b < (t + 1) * TILE; b += WORDS)
+    transpose_in((const Half*)x + b * features + k0, features, batch - b, k1 - k0,
+                 tiles + (t * features + k0) * TILE + b % TILE, TILE);
 }
 
 // ---- y = x W ------------------------------------------------------------------------------------------------------
+
+// As of floats, for U vectors of pairs; two vectors of sums each. Two entries are added at a time.
+template <int U, int SETS, class Row>
+RIGL_INLINE void weighted_sum(const uint16_t* values, int64_t n, Row row, int64_t x_step, float* y, int64_t y_step,
+                              bool first) {
+  vec a[SETS][2 * U];
+#pragma GCC unroll 16
+  for (int k = 0; k < 2 * U; k++) a[0][k] = first ? zero() : load(y + k / 2 * y_step + k % 2 * LANES);
+#pragma GCC unroll 4
+  for (int s = 1; s < SETS; s++)
+#pragma GCC unroll 16
+    for (int k = 0; k < 2 * U; k++) a[s][k] = zero();
+  const auto add = [&](vec* sums, const uint16_t* x, const uint16_t* other, uint32_t pair) __attribute__((always_inline)) {
+    const words w = (words)(lanes32{} + pair);
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++) {
+      const words p = load(x + u * x_step), q = other ? load(other + u * x_step) : words{};
+      sums[2 * u] = multiply_add(sums[2 * u], low_words(p, q), w);
+      sums[2 * u + 1] = multiply_add(sums[2 * u + 1], high_words(p, q), w);
+    }
+  };
+  int64_t i = 0;
+  for (; i + 2 * SETS <= n; i += 2 * SETS)
+#pragma GCC unroll 4
+    for (int s = 0; s < SETS; s++)
+      add(a[s], row(i + 2 * s), row(i + 2 * s + 1), numbers_at<uint32_t>(values + i + 2 * s));
+  for (; SETS > 1 && i + 2 <= n; i += 2) add(a[0], row(i), row(i + 1), numbers_at<uint32_t>(values + i));
+  if (i < n) add(a[0], row(i), nullptr, values[i]);
+#pragma GCC unroll 4
+  for (int s = 1; s < SETS; s++)
+#pragma GCC unroll 16
+    for (int k = 0; k < 2 * U; k++) a[0][k] += a[s][k];
+#pragma GCC unroll 16
+  for (int k = 0; k < 2 * U; k++) store(y + k / 2 * y_step + k % 2 * LANES, a[0][k]);
+}
 
 // The segments of units [0, units) in one block.
 __attribute__((noinline)) void half_gather_pass(const uint16_t* __restrict x, const int32_t* __restrict starts,
                                                 int64_t units, const uint16_t* __restrict values,
                                                 const uint16_t* __restrict indices, float* __restrict y, bool first) {
   for (int64_t u = 0; u < units; u++, y += TILE) {
-    int64_t i = starts[u];
-    const int64_t end = starts[u + 1];
-    if (i == end && !first) continue;
-    vec a[2 * PARTS];
-#pragma GCC unroll 4
-    for (int k = 0; k < 2 * PARTS; k++) a[k] = first ? zero() : load(y + k * LANES);
-    const auto add = [&](const uint16_t* row, const uint16_t* other, uint32_t pair) __attribute__((always_inline)) {
-      const words w = (words)(lanes32{} + pair);
-#pragma GCC unroll 2
-      for (int k = 0; k < PARTS; k++) {
-        const words p = load(row + k * WORDS), q = other ? load(other + k * WORDS) : words{};
-        a[2 * k] = multiply_add(a[2 * k], low_words(p, q), w);
-        a[2 * k + 1] = multiply_add(a[2 * k + 1], high_words(p, q), w);
-      }
-    };
-    for (; i + 2 <= end; i += 2) {
-      uint32_t pair;
-      __builtin_memcpy(&pair, values + i, sizeof pair);
-      add(x + indices[i] * TILE, x + indices[i + 1] * TILE, pair);
-    }
-    if (i < end) add(x + indices[i] * TILE, nullptr, values[i]);
-#pragma GCC unroll 4
-    for (int k = 0; k < 2 * PARTS; k++) store(y + k * LANES, a[k]);
+    const int64_t s = starts[u], n = starts[u + 1] - s;
+    if (n == 0 && !first) continue;
+    const uint16_t* index = indices + s;
+    weighted_sum<PARTS, 1>(
+        values + s, n, [=](int64_t i) { return x + index[i] * TILE; }, WORDS, y, WORDS, first);
   }
 }
 

@@ -48,9 +48,9 @@ inline int64_t times(std::initializer_list<int64_t> sizes) {
   return product;
 }
 
-// Whether a batch may have this type: bfloat16 is for more than one row.
-inline bool is_floats(ffi::DataType type, int64_t batch) {
-  return type == ffi::DataType::F32 || (type == ffi::DataType::BF16 && batch > 1);
+// Whether images, or a matrix of so many rows, may have this type: bfloat16 is for more than one row.
+inline bool is_floats(ffi::DataType type, int64_t rows = 2) {
+  return type == ffi::DataType::F32 || (type == ffi::DataType::BF16 && rows > 1);
 }
 
 inline Floats floats(const ffi::AnyBuffer& x) { return {x.untyped_data(), x.element_type() == ffi::DataType::BF16}; }

@@ -32,7 +32,7 @@ struct Half {  // bfloat16
   uint16_t bits;
 };
 
-// Row-major activations, or values: floats, or bfloat16 if `half`. Activations of one row are always floats.
+// Row-major activations, NHWC images, or values: floats, or bfloat16 if `half`. Activations of one row are always floats.
 struct Floats {
   void* data;
   bool half;
@@ -48,7 +48,8 @@ struct Pattern {
 };
 
 // NHWC images [batch, height, width, channels] with margins, as [group][padded_height][channels][padded_width][lanes]:
-// `lanes` images side by side. Image row 0 is plane row `top`.
+// `lanes` images side by side. Image row 0 is plane row `top`. Planes of bfloat16 hold twice as many images side by side,
+// in an order of their own.
 struct Planes {
   int64_t batch, height, width, channels;
   int64_t top, left, padded_height, padded_width;
@@ -62,8 +63,7 @@ struct Planes {
 struct Reader {
   const uint16_t* indices;
   const int32_t* starts;
-  const float* values;
-  const int32_t* offsets;  // floats, for each index
+  const int32_t* offsets;  // numbers of a plane, for each index
   int64_t batch, plane_height, plane_width, channels, block;  // of the planes that are read
   int64_t height, width, units;                               // of the images that are written
   int64_t step_y, step_x, phase_y, phase_x, groups;
@@ -93,10 +93,10 @@ struct Kernels {
                int64_t block, int64_t u0, int64_t u1);
 
   // One row of planes, of one group of `lanes` images.
-  void (*planes)(const Planes& p, const float* x, float* out, int64_t group, int64_t row);
+  void (*planes)(const Planes& p, Floats x, float* out, int64_t group, int64_t row);
   // Row y of one group, pixels [span * SPAN ...), units u0..u1; (u1 - u0) * pixels * lanes <= ROW_BUFFER.
-  void (*read)(const Reader& r, const float* planes, float* out, int64_t group, int64_t y, int64_t span, int64_t u0,
-               int64_t u1);
+  void (*read)(const Reader& r, const float* planes, const float* values, Floats out, int64_t group, int64_t y,
+               int64_t span, int64_t u0, int64_t u1);
   // dvalues of the segments of units u0..u1 in one block. `sums` is scratch: lanes * (entries + 8) floats.
   void (*dots_planes)(const Reader& r, const float* planes, const Planes& g, const float* dy_planes, float* dvalues,
                       int64_t block, int64_t u0, int64_t u1, float* sums);
@@ -106,8 +106,11 @@ struct Kernels {
 };
 
 // Products of bfloat16 activations and weights of several batch rows. Tiles of bfloat16 are whole: TILE batch rows to each
-// feature, in an order of their own. `scatter` is for runs, in slices of HALF_SLICE rows.
+// feature, in an order of their own. `scatter` is for runs, in slices of HALF_SLICE rows. Those of convolutions are for
+// bfloat16 images only, `lanes` side by side; all else is as in Kernels.
 struct HalfKernels {
+  int64_t lanes;
+  bool (*sound)(const uint16_t* indices, const int32_t* starts, int64_t count, int64_t entries, int64_t bound);
   void (*tile)(const uint16_t* x, uint16_t* tiles, int64_t batch, int64_t features, int64_t t, int64_t k0, int64_t k1);
   bool (*gather)(const Pattern& p, const uint16_t* tiles, const uint16_t* values, Half* y, int64_t batch, int64_t t,
                  int64_t u0, int64_t u1);
@@ -116,6 +119,11 @@ struct HalfKernels {
   bool (*dots)(const Pattern& p, const uint16_t* x_tiles, const uint16_t* dy_tiles, float* dvalues, int64_t batch,
                int64_t block, int64_t u0, int64_t u1);
   bool (*reorder)(const uint16_t* values, int64_t n, const int32_t* order, int64_t count, uint16_t* out);
+  void (*planes)(const Planes& p, Floats x, uint16_t* out, int64_t group, int64_t row);
+  void (*read)(const Reader& r, const uint16_t* planes, const uint16_t* values, Floats out, int64_t group, int64_t y,
+               int64_t span, int64_t u0, int64_t u1);
+  void (*dots_planes)(const Reader& r, const uint16_t* planes, const Planes& g, const uint16_t* dy_planes,
+                      float* dvalues, int64_t block, int64_t u0, int64_t u1, float* sums);
 };
 
 extern "C" {

@@ -17,20 +17,14 @@ RIGL_INLINE int64_t tile_width(int64_t batch, int64_t t) {
 void tile(Floats x, float* tiles, int64_t batch, int64_t rows, int64_t t, int64_t k0, int64_t k1) {
   const int64_t width = tile_width(batch, t), b0 = t * TILE, count = least(batch - b0, width), at = b0 * rows + k0;
   float* out = tiles + t * TILE * rows;
-  if (x.half)
-    transpose_in((const Half*)x.data + at, rows, count, k1 - k0, out + k0 * width, width);
-  else
-    transpose_in((const float*)x.data + at, rows, count, k1 - k0, out + k0 * width, width);
+  numbers_of(x, at, [&](const auto* from) { transpose_in(from, rows, count, k1 - k0, out + k0 * width, width); });
   for (int64_t k = k0; count < width && k < k1; k++)
     for (int64_t b = count; b < width; b++) out[k * width + b] = 0;
 }
 
 // y[at + b * ld + c] = buffer[c][b] for c < columns, b < count. `buffer` has `width` floats to a column.
 void untile(const float* buffer, int64_t width, int64_t columns, Floats y, int64_t at, int64_t ld, int64_t count) {
-  if (y.half)
-    transpose_out(buffer, width, columns, count, (Half*)y.data + at, ld);
-  else
-    transpose_out(buffer, width, columns, count, (float*)y.data + at, ld);
+  numbers_of(y, at, [&](auto* to) { transpose_out(buffer, width, columns, count, to, ld); });
 }
 
 // ---- y = x W: every entry adds its row to its unit ----------------------------------------------------------------
@@ -248,10 +242,6 @@ RIGL_INLINE void sum_entries(const Pattern& p, int64_t block, int64_t u0, int64_
   }
   pending.flush(add);
 }
-
-// Numbers in a vector of T: floats, or bfloat16s.
-template <class T>
-constexpr int64_t STEP = sizeof(vec) / sizeof(T);
 
 // U vectors of each of TILES tiles.
 template <int U, int TILES, int64_t STRIDE, class T>

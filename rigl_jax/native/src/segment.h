@@ -202,6 +202,15 @@ RIGL_INLINE void transpose_out(const float* in, int64_t in_step, int64_t rows, i
     for (int64_t r = 0; r < rows; r++) put(out + c * out_step + r, in[r * in_step + c]);
 }
 
+// f(pointer of number `at` of x, of the type that it has).
+template <class F>
+RIGL_INLINE void numbers_of(Floats x, int64_t at, const F& f) {
+  if (x.half)
+    f((Half*)x.data + at);
+  else
+    f((float*)x.data + at);
+}
+
 // Collects the sums of single entries, one vector each, until SQUARE of them can be reduced together, whatever the
 // length of the segments.
 struct Pending {

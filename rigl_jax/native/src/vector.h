@@ -40,6 +40,10 @@ RIGL_INLINE vec splat(float s) {
 typedef uint16_t words __attribute__((vector_size(LANES * 4)));
 typedef uint32_t lanes32 __attribute__((vector_size(LANES * 4)));
 
+// Numbers in a vector of T: floats, or bfloat16s.
+template <class T>
+constexpr int64_t STEP = sizeof(vec) / sizeof(T);
+
 RIGL_INLINE words load(const uint16_t* p) {
   words w;
   __builtin_memcpy(&w, p, sizeof w);
