@@ -101,16 +101,17 @@ def conv(found: Record) -> str:
     rows = []
     for title, column in (("XLA's convolution", "ratio"), ("XLA's im2col product", "gemm_ratio")):
         whole = [{"groups": 1, "depth": 1, **row} for row in found["rows"]]
-        values = by_sparsity(whole, ("batch", "size", "channels", "groups", "depth"), column)
+        values = by_sparsity(whole, ("kind", "batch", "size", "channels", "groups", "depth"), column)
         rows += [[f"{layer(*sizes)}, against {title}", *cells(v)] for sizes, v in values.items()]
     head = ["layer", *(f"{s:.0%}" for s in SPARSITIES)]
     return pages.table(head, [*sorted(rows), *aims("conv")])
 
 
-def layer(batch: int, size: int, channels: int, groups: int, depth: int) -> str:
+def layer(kind: str, batch: int, size: int, channels: int, groups: int, depth: int) -> str:
     """What a convolution is of."""
     deep, grouped = f"{depth} x " if depth > 1 else "", f" in {groups} groups" if groups > 1 else ""
-    return f"{batch} images, {deep}{size} x {size}, {channels} channels{grouped}"
+    dtype = ", bfloat16" if "bfloat16" in kind else ""
+    return f"{batch} images, {deep}{size} x {size}, {channels} channels{grouped}{dtype}"
 
 
 def gemv(found: Record) -> str:
