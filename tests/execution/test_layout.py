@@ -162,7 +162,7 @@ def test_a_run_that_is_cut_over_devices_is_that_of_one():
 
 def sent(program):
     """`(operation, dtype, size)` of every array that a compiled program sends to other devices."""
-    found = re.findall(r"= (\(?[^=]*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", program)
+    found = re.findall(r"= (\(?[^=]*?) ([\w-]*all-[\w-]+?|collective-[\w-]+?|reduce-scatter)(?:-start)?\(", program)
     arrays = [(name, *array) for result, name in found for array in re.findall(r"(\w+)\[([\d,]*)\]", result)]
     return [(name, dtype, math.prod(map(int, filter(None, size.split(","))))) for name, dtype, size in arrays]
 
