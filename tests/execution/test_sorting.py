@@ -62,6 +62,13 @@ def test_positions_that_do_not_ascend_within_the_weight_are_refused(entries):
         sorting._index_native(np.array(entries), (7, 5), 1, 2, 3)
 
 
+@pytest.mark.parametrize("entries", [np.arange(9, dtype=np.int32), np.arange(18)[::2], np.arange(17, -1, -1)[::-2]])
+def test_positions_in_any_memory_are_read_as_they_are(entries):
+    how = (7, 5), 1, 2, 3
+    for native_array, array in zip(sorting._index_native(entries, *how), sorting._index(entries, *how), strict=True):
+        np.testing.assert_array_equal(native_array, array)
+
+
 @pytest.mark.parametrize(
     ("shape", "block", "block_t"),
     [((7, 5), 0, 3), ((7, 5), 2, 0), ((7, 5), 1 << 17, 3), ((3, 3, 2, 2), 9, 4), ((1 << 40, 1 << 40), 2, 3)],

@@ -41,6 +41,7 @@ def index(
 def _index_native(
     entries: np.ndarray, shape: tuple[int, ...], height: int, block: int, block_t: int
 ) -> tuple[np.ndarray, ...]:
+    entries = np.ascontiguousarray(entries, np.int64)
     (taps, channels), units = taps_and_channels(shape), shape[-1] // height
     segments, segments_t = -(-channels * taps // block) * units, -(-units * taps // block_t) * channels
     n, n_t, starts_t = len(entries), len(entries), np.empty(segments_t + 1, np.int32)
