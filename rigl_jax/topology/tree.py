@@ -135,6 +135,11 @@ def _checked(
             checks.key(who, given.key)
             trees_of[name] = masks if given.late is None else given.late
     checks.of_plan(who, plan, masks=masks, **trees_of, **more)
+    for given in (drop, grow):
+        late_of = trees.named_leaves(given.late) if isinstance(given, Draws) else {}
+        for name in plan.keys() & late_of.keys():
+            if (late := late_of[name]).dtype != bool:
+                raise ValueError(f"{who}: late must be bool, got {late.dtype}{list(late.shape)} for leaf {name!r}")
     return [of_leaves(drop), of_leaves(grow)]
 
 

@@ -382,6 +382,8 @@ def test_draws_with_what_is_no_key_are_refused():
         topology.drop_and_grow(PLAN, {"w": MASK}, {"w": DROP}, Draws(7), 0.3)
     with pytest.raises(ValueError, match=r"rewire_tree: grow must have an array of shape \(8, 9\) for leaf 'w'"):
         topology.rewire_tree(PLAN, {"w": MASK}, {"w": DROP}, Draws(jax.random.key(0), late={"w": MASK[:3]}), {"w": 2})
+    with pytest.raises(ValueError, match=r"drop_and_grow: late must be bool, got int32\[8, 9\] for leaf 'w'"):
+        topology.drop_and_grow(PLAN, {"w": MASK}, {"w": DROP}, Draws(jax.random.key(0), late={"w": MASK * 1}), 0.3)
 
 
 def test_a_rewiring_outside_of_jit_is_compiled_once_for_each_shape(on_one_cpu):
