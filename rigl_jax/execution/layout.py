@@ -68,7 +68,7 @@ def _in_slabs(pattern: Any) -> bool:
 
 
 def _divided(sharding: Any, pattern: Any, mask: np.ndarray) -> Any:
-    """The pattern in slabs, if the devices divide its outputs, in whole runs.
+    """The pattern in slabs, if the devices divide its outputs, in whole runs or tiles.
 
     One in slabs of another mesh is made anew.
     """

@@ -237,7 +237,7 @@ def _conv_1d(context: Context, given: Any, x: Array, weight: Weight) -> Array | 
 
 
 def _convolved(context: Context, groups: int, x: Array, weight: Weight, **options: Any) -> Array | None:
-    """The sparse convolution in groups; None: there is none for this form of the weight."""
+    """The sparse convolution, of its slabs too; None: there is none for this form of the weight and these groups."""
     slabs, one = kernels.slabs.parted(weight.pattern)
     whole = groups == 1 or groups % slabs == 0  # groups in each slab
     if not isinstance(one, kernels.Pattern) or one.height > 1 or not whole:
@@ -249,7 +249,7 @@ def _convolved(context: Context, groups: int, x: Array, weight: Weight, **option
 
 
 def _conv_nd(context: Context, given: Any, x: Array, weight: Weight) -> Array | None:
-    """The sparse convolution; None: there is none for this form of the weight."""
+    """A convolution of images with two or three axes; None as above."""
     pattern = weight.pattern.matrix if isinstance(weight.pattern, kernels.Moved) else weight.pattern
     weight = dataclasses.replace(weight, pattern=pattern)
     strides, padding, dilation = (tuple(given[name]) for name in ("window_strides", "padding", "rhs_dilation"))

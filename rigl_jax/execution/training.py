@@ -89,7 +89,7 @@ def packed_training(
         and dense leaves, along their largest axes that the devices divide: each device holds its part, and for a
         product all have that leaf whole. `PartitionSpec(None, "model")` cuts weights by their outputs: a device holds
         the active weights of its own outputs and multiplies with these only, if the mesh of `batch` has that axis.
-        Weights whose outputs, in whole runs or tiles, do not divide are cut as by "data" before.
+        Weights whose outputs do not divide, in whole runs or tiles, are cut as `PartitionSpec("data")` cuts them.
         `unpack` and `rewire` cut params, masks and moments in the same way, so no device holds the dense model;
         params, state and gradients that are given may lie in any way on these devices. Whole are what the devices do
         not divide, and the masks from which every process builds the patterns on its host.

@@ -82,8 +82,10 @@ def _readable(x: Array) -> Array:
 
 
 def _multiplies_halves(a: Array, b: Array, level: str) -> bool:
-    """Whether products are taken in bfloat16, with sums in float32: if the level has instructions for it, unless the
-    tiles, which are whole, would hold more than 1.3 times the batch: with 4/3 times y is still faster, dvalues is not.
+    """Whether products are taken in bfloat16, with sums in float32.
+
+    They are if the level has instructions for it, and tiles, which are whole then, hold at most 1.3 times the batch.
+    At 4/3 times the batch y is still faster than in float32, but the gradient of the values is not.
     """
     batch = a.shape[0]
     whole = -(-batch // TILE) * TILE <= 1.3 * batch

@@ -77,7 +77,7 @@ typedef float square_loose __attribute__((vector_size(SQUARE * 4), aligned(4), m
 RIGL_INLINE square_vec square_load(const float* p) { return *(const square_loose*)p; }
 RIGL_INLINE void square_store(float* p, square_vec v) { *(square_loose*)p = v; }
 
-// A bfloat16 is the upper half of a float. Only activations in memory are; all sums are of floats.
+// A bfloat16 is the upper half of a float. Activations and values in memory may be bfloat16s; all sums are of floats.
 typedef uint16_t square_halves __attribute__((vector_size(SQUARE * 2)));
 typedef uint16_t square_words __attribute__((vector_size(SQUARE * 4)));
 typedef uint32_t square_bits __attribute__((vector_size(SQUARE * 4)));
