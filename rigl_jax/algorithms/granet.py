@@ -95,8 +95,8 @@ def granet(
         pruned = _prune(plan, initial, state.masks, worth, remaining(signals.step))
         share = fraction_at(signals.step)
         n_drop = {name: topology.count(share, n) for name, n in reallocation.n_active(plan, pruned).items()}
-        dropping, growing = scores.ranked(drop, signals), scores.ranked(grow, signals)
-        new = topology.rewire_tree(plan, pruned, dropping, growing, n_drop, before=state.masks, together=True)
+        growing = scores.ranked(grow, signals)
+        new = topology.rewire_tree(plan, pruned, worth, growing, n_drop, before=state.masks, together=True)
         # What was pruned and grown again is fresh too; where scores are not sound, all is kept as it was.
         return Rewired(PruningState(new.mask), new.fresh)
 

@@ -79,9 +79,9 @@ def drop_and_grow(
     Args:
       plan: from `make_plan`.
       masks: the current masks.
-      drop: tree of scores parallel to params, or what they follow from (`scores.Magnitudes`, `scores.Draws`): then the
-        native call needs no array of scores. The lowest active ones are dropped.
-      grow: the same; the highest are grown.
+      drop: tree of scores parallel to params, or what they follow from, `scores.Magnitudes` or `scores.Draws`. The
+        lowest active ones are dropped.
+      grow: the same; the highest are grown. The native call needs no array for magnitudes, nor for draws here.
       fraction: scalar in [0, 1], may be traced; what is beyond counts as the nearer end.
       regrow_dropped: see `rewire`.
 
@@ -147,8 +147,8 @@ def _rewire_natively(
     mask: Array, drop: Scores, grow: Scores, n_drop: Array, last: Array | None, *, regrow: bool
 ) -> Rewiring:
     """The rewiring of a leaf that the native call serves, once `last` is known."""
-    n_drop, *scores = after(last, n_drop, *(x for x in (drop, grow) if _is_made(x)))
-    drop, grow = (made(scores.pop(0), mask) if _is_made(x) else x for x in (drop, grow))
+    (n_drop,) = after(last, n_drop)
+    drop, grow = (made(after(last, x)[0], mask) if _is_made(x) else x for x in (drop, grow))
     return Rewiring(*_rewired(mask, drop, grow, n_drop, regrow=regrow))
 
 

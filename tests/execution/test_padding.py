@@ -118,3 +118,15 @@ def test_a_pattern_whose_padding_was_lost_is_refused():
     assert jnp.isnan(jax.jit(kernels.scatter)(jnp.ones(700), lost)).any()
     with refused("make_pattern_at", "capacity"):
         kernels.make_pattern(runs(1), capacity=3)
+
+
+def test_padding_of_tiles_does_not_read_an_infinite_input():
+    mask = np.kron(np.array([[1, 0], [0, 0]], bool), np.ones((2, 2), bool))
+    x = jnp.array([[1.0, 2.0, jnp.inf, 3.0]])
+    for transpose in (False, True):
+        exact, padded = (kernels.make_block_pattern(mask, (2, 2), capacity=n) for n in (1, 3))
+        y, wanted = (
+            kernels.matmul(x, kernels.gather(jnp.ones((4, 4)), at), at, transpose=transpose) for at in (padded, exact)
+        )
+        np.testing.assert_array_equal(y, wanted)
+        assert np.isfinite(wanted).all()

@@ -155,7 +155,10 @@ def test_under_vmap_each_member_is_rewired_for_itself():
     rng = np.random.default_rng(0)
     masks = jnp.asarray(rng.random((3, 8, 5)) < 0.5)
     drop, grow = (jnp.asarray(rng.standard_normal((3, 8, 5)), jnp.float32) for _ in range(2))
-    rewire = functools.partial(native.rewire, regrow_dropped=True)
+
+    def rewire(mask, drop, grow, n_drop):
+        return native.rewire(mask, Magnitudes(drop), Magnitudes(grow), n_drop, regrow_dropped=True)
+
     together = jax.vmap(rewire)(masks, drop, grow, jnp.array([0, 3, 20], jnp.int32))
     shared = jax.vmap(rewire, in_axes=(0, None, 0, None))(masks, drop[0], grow, jnp.int32(4))
     for i, n in enumerate([0, 3, 20]):

@@ -122,16 +122,17 @@ def check_content(who: str, pattern: BlockPattern) -> None:
     (down, across), active = pattern.grid, int((given[1] < pattern.grid[1]).sum())
     rows, columns = (places[:active] for places in given)
     place = columns * np.int64(down) + rows
-    inside = not active or (rows.min() >= 0 and rows.max() < down and columns.min() >= 0)
+    there = not active or (rows.min() >= 0 and rows.max() < down and columns.min() >= 0)
     padded = (given[0][active:] == down).all() and (given[1][active:] == across).all()
-    if not (inside and padded and (place[1:] > place[:-1]).all()):
+    if not (there and padded and (place[1:] > place[:-1]).all()):
         raise ValueError(f"{who}: the pattern must hold what make_block_pattern made, got other tiles ({arrays.HINT})")
 
 
 def _intact(values: Array, pattern: BlockPattern) -> Array:
     (down, across), rows, columns = pattern.grid, pattern.rows, pattern.columns
-    inside, padding = (rows >= 0) & (rows < down) & (columns < across), (rows == down) & (columns == across)
-    return arrays.intact(values, (inside | padding).all())
+    there = (rows >= 0) & (rows < down) & (columns >= 0) & (columns < across)
+    padding = (rows == down) & (columns == across)
+    return arrays.intact(values, (there | padding).all())
 
 
 def inside(pattern: BlockPattern) -> BlockPattern:
@@ -180,13 +181,13 @@ def matmul(x: Array, values: Array, pattern: BlockPattern, *, transpose: bool = 
     check_sizes("block matmul", pattern)
     arrays.check_operands("block matmul", x, values, inputs=inputs, nnz=pattern.nnz)
     (down, across), (height, width) = pattern.grid, pattern.tile
-    tiles, at = tiles_of(values, pattern), inside(pattern)
-    source, target = at.rows, at.columns
+    tiles, source, target = tiles_of(values, pattern), pattern.rows, pattern.columns
     if transpose:
         tiles, source, target, down, across, height = tiles.swapaxes(1, 2), target, source, across, down, width
     dtype = jnp.result_type(x, values)
     total = jnp.promote_types(dtype, jnp.float32)
-    blocks = x.reshape(-1, down, height).swapaxes(0, 1)[source]
+    # Padding reads zeros, so that an infinite input is not multiplied by 0, and adds to no output.
+    blocks = x.reshape(-1, down, height).swapaxes(0, 1).at[source].get(mode="fill", fill_value=0)
     products = jnp.einsum("tbh,thw->tbw", blocks.astype(dtype), tiles.astype(dtype), preferred_element_type=total)
     # Not marked as sorted: XLA would compile for minutes on GPUs.
     columns = jax.ops.segment_sum(products, target, num_segments=across)

@@ -52,7 +52,7 @@ def _index_native(
     arrays = indices, starts, indices_t, starts_t, order_t
     sizes = map(ctypes.c_int64, (taps, channels, units, block, block_t))
     library: Any = native.library()
-    if library.rigl_index(ctypes.c_int64(n), _pointer(entries), *sizes, *_pointers(arrays, height)):
+    if _with_memory(library.rigl_index(ctypes.c_int64(n), _pointer(entries), *sizes, *_pointers(arrays, height))):
         raise ValueError(f"make_pattern: entries must ascend within a weight of shape {shape}")
     return arrays
 
@@ -110,8 +110,15 @@ def _is_index_native(
     taps, channels = taps_and_channels(shape)
     sizes = map(ctypes.c_int64, (len(arrays[0]), taps, channels, shape[-1] // height, block, block_t))
     library: Any = native.library()
-    sound = library.rigl_is_index(*sizes, *_pointers(arrays, height))
-    return bool(sound) and (height == 1 or not arrays[3].any())
+    sound = _with_memory(library.rigl_is_index(*sizes, *_pointers(arrays, height)))
+    return sound and (height == 1 or not arrays[3].any())
+
+
+def _with_memory(answer: int) -> bool:
+    """The answer, 0 or 1, of a native function; 2 says that it got no memory."""
+    if answer == 2:
+        raise MemoryError("the native functions for patterns got no memory")
+    return bool(answer)
 
 
 def _is_index(arrays: Sequence[np.ndarray], shape: tuple[int, ...], height: int, block: int, block_t: int) -> bool:

@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <vector>
+#include <new>
 
 namespace {
 
@@ -63,6 +63,13 @@ void sum_up(int32_t* starts, int64_t segments) {
   for (int64_t s = 0; s < segments; s++) starts[s + 1] += starts[s];
 }
 
+// A copy of so many numbers; null without memory.
+std::unique_ptr<int32_t[]> copied(const int32_t* numbers, int64_t n) {
+  std::unique_ptr<int32_t[]> copy(new (std::nothrow) int32_t[n]);
+  if (copy && n) std::memcpy(copy.get(), numbers, n * sizeof(int32_t));
+  return copy;
+}
+
 // Whether starts ascend from 0 to a number of entries within `capacity`, after which there is only padding.
 bool segmented(const int32_t* starts, int64_t segments, const uint16_t* indices, int64_t capacity) {
   if (starts[0] != 0) return false;
@@ -80,8 +87,8 @@ bool segmented(const int32_t* starts, int64_t segments, const uint16_t* indices,
 extern "C" {
 
 // Ascending positions -> the arrays of a pattern, without padding. indices_t may be null: then there is one order. Starts
-// are one longer than their segments, the other arrays have n entries. Returns 0; or 1 where the positions are no such
-// positions or a number does not fit its type, and the arrays then hold nothing of use.
+// are one longer than their segments, the other arrays have n entries. Returns 0; 1 where the positions are no such
+// positions or a number does not fit its type, 2 without memory; the arrays then hold nothing of use.
 int32_t rigl_index(int64_t n, const int64_t* entries, int64_t taps, int64_t channels, int64_t units, int64_t block,
                    int64_t block_t, uint16_t* indices, int32_t* starts, uint16_t* indices_t, int32_t* starts_t,
                    int32_t* order_t) {
@@ -96,11 +103,9 @@ int32_t rigl_index(int64_t n, const int64_t* entries, int64_t taps, int64_t chan
       }))
     return 1;
   sum_up(starts, o.segments());
-  std::vector<int32_t> next(starts, starts + o.segments()), next_t;
-  if (both) {
-    sum_up(starts_t, o.segments_t());
-    next_t.assign(starts_t, starts_t + o.segments_t());
-  }
+  if (both) sum_up(starts_t, o.segments_t());
+  const auto next = copied(starts, o.segments()), next_t = copied(starts_t, both ? o.segments_t() : 0);
+  if (!next || !next_t) return 2;
   walk(o, entries, n, [&](const Place& at) {
     const int32_t position = next[at.segment]++;
     indices[position] = (uint16_t)at.index;
@@ -112,7 +117,8 @@ int32_t rigl_index(int64_t n, const int64_t* entries, int64_t taps, int64_t chan
   return 0;
 }
 
-// Whether the arrays, with room for `capacity` entries, are those that rigl_index makes of some positions.
+// 1 if the arrays, with room for `capacity` entries, are those that rigl_index makes of some positions, else 0; 2 without
+// memory.
 int32_t rigl_is_index(int64_t capacity, int64_t taps, int64_t channels, int64_t units, int64_t block, int64_t block_t,
                       const uint16_t* indices, const int32_t* starts, const uint16_t* indices_t,
                       const int32_t* starts_t, const int32_t* order_t) {
@@ -122,7 +128,8 @@ int32_t rigl_is_index(int64_t capacity, int64_t taps, int64_t channels, int64_t 
   struct Entry {
     int32_t row, unit;
   };
-  const std::unique_ptr<Entry[]> entries(new Entry[n]);
+  const std::unique_ptr<Entry[]> entries(new (std::nothrow) Entry[n]);
+  if (!entries) return 2;
   for (int64_t first = 0, s = 0; first < o.rows(); first += o.block)
     for (int64_t unit = 0; unit < o.units; unit++, s++)
       for (int64_t i = starts[s], before = -1; i < starts[s + 1]; i++) {

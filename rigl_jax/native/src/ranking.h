@@ -86,11 +86,11 @@ CLONES void restrict_to(Among among, int64_t first, int64_t n, int32_t* keys) {
 }
 
 // -inf for these. NaN and +inf stay, to be found.
-CLONES void put_last(Among late, int64_t first, int64_t n, int32_t* keys) {
-  const uint8_t* const bytes = late.bytes + first;
+CLONES void put_last(Among dropped, int64_t first, int64_t n, int32_t* keys) {
+  const uint8_t* const bytes = dropped.bytes + first;
   for (int64_t i = 0; i < n; i++) {
     const int32_t finite = (keys[i] != kLowest) & (keys[i] != kInfinite);
-    const int32_t is = -(int32_t)((bytes[i] == late.value) & finite);
+    const int32_t is = -(int32_t)((bytes[i] == dropped.value) & finite);
     keys[i] = (keys[i] & ~is) | (-kInfinite & is);
   }
 }
@@ -137,19 +137,19 @@ struct Group {
   int64_t n;
   bool magnitudes = false;         // whether |scores| are ranked
   Among among = {};                // which compete; null: all
-  Among late = {};                 // of which the finite scores are taken as -inf; null: of none
+  Among dropped = {};              // of which the finite scores are taken as -inf; null: of none
   const uint32_t* draws = nullptr;  // key of the draws; null: scores
-  const uint8_t* later = nullptr;  // which draws rank after all others; null: none
+  const uint8_t* late = nullptr;   // which draws rank after all others; null: none
 };
 
 void keys_at(const Group& g, int64_t first, int64_t size, int32_t* keys) {
   if (g.draws) {
     draw(g.draws, first, size, keys);
-    if (g.later) put_first(g.later + first, size, keys);
+    if (g.late) put_first(g.late + first, size, keys);
   } else {
     keys_of(g.scores + first, size, g.magnitudes ? 0 : -1, keys);
   }
-  if (g.late.bytes) put_last(g.late, first, size, keys);
+  if (g.dropped.bytes) put_last(g.dropped, first, size, keys);
   if (g.among.bytes) restrict_to(g.among, first, size, keys);
 }
 

@@ -60,7 +60,7 @@ void rewire(ffi::ThreadPool& pool, const uint8_t* old, Group drop, Group grow, b
   Cut stay = highest(pool, drop, n_kept);
   take(pool, drop, stay, [&](int64_t first, const bool* kept, int64_t size) { std::memcpy(part + first, kept, size); });
   grow.among = {part, kNeither};
-  if (!regrow_dropped) grow.late = {old, 1};
+  if (!regrow_dropped) grow.dropped = {old, 1};
   Cut grown = highest(pool, grow, active - n_kept);
   if (!stay.sound || !grown.sound) {
     std::memcpy(part, old, n);
@@ -93,7 +93,7 @@ ffi::Error Rewire(ffi::ThreadPool pool, ffi::Buffer<ffi::PRED> old, F32 drop, ff
   for (int64_t i = 0, at = 0; i < groups; i++, at += n) {
     Group growing{drawn ? nullptr : (const float*)grow.untyped_data() + at, n, grow_magnitudes != 0};
     if (drawn) growing.draws = (const uint32_t*)grow.untyped_data() + 2 * i;
-    if (later) growing.later = (const uint8_t*)late.untyped_data() + at;
+    if (later) growing.late = (const uint8_t*)late.untyped_data() + at;
     rewire(pool, (const uint8_t*)old.untyped_data() + at, {drop.typed_data() + at, n, drop_magnitudes != 0}, growing,
            regrow_dropped != 0, n_drop.typed_data()[i], (uint8_t*)mask->untyped_data() + at, part->typed_data() + at);
   }
