@@ -222,6 +222,7 @@ def _compiled(
 ) -> Execution:
     """Jits the functions of a run on dense arrays. Nothing is compiled before it is called."""
     whole, apply = sharding.whole(mesh), objective.model.apply
+    sharding.check_convolutions(init, mesh)
     shapes = jax.eval_shape(init)
     laid = sharding.shardings(rules, shapes, shapes.params, mesh)
 

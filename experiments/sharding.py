@@ -13,7 +13,8 @@ and everything else in the state with a weight's name and shape are sharded like
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +70,27 @@ def mesh(axes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
                 f"{DATA!r} must fit into the {jax.local_device_count()} devices of one"
             )
     return Mesh(grid, tuple(sizes))
+
+
+def check_convolutions(init: Callable[[], Any], mesh: Mesh) -> None:
+    """Refuses grouped convolutions on a mesh of several axes.
+
+    With the batch split over one of them, XLA multiplies the gradient of such a kernel by the size of the others (seen
+    in jaxlib 0.10.2).
+
+    Args:
+      init: traces the model.
+      mesh: of the run.
+
+    Raises:
+      ValueError: the model has grouped convolutions, and more than one axis of the mesh has several devices.
+    """
+    axes = {name: size for name, size in mesh.shape.items() if size > 1}
+    if len(axes) > 1 and re.search(r"feature_group_count=(?!1\b)\d", str(jax.make_jaxpr(init)())):
+        raise ValueError(
+            "config.mesh: a model with grouped convolutions takes a mesh of one axis, because XLA multiplies the "
+            f"gradients of their kernels by the size of the other axes, got {axes}"
+        )
 
 
 def whole(mesh: Mesh) -> NamedSharding:

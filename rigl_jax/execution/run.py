@@ -151,7 +151,7 @@ def _without_weights(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
 
 
 def _materialise(walker: Walker, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Makes packed operands dense for a primitive that has no sparse rule; `_as_array` warns."""
+    """Makes packed operands dense for a primitive that no sparse kernel takes; `_as_array` warns."""
     del walker
     return primitives.bind(eqn, [_as_array(x, eqn.primitive.name) for x in operands])
 
@@ -160,7 +160,8 @@ def _as_array(x: Any, where: str) -> Any:
     if not _is_weight(x):
         return x
     warnings.warn(
-        f"run_packed: leaf {x.name!r} meets {where}, which has no sparse rule: it is made dense there", stacklevel=2
+        f"run_packed: leaf {x.name!r} meets {where} in a form that no sparse kernel takes: it is made dense there",
+        stacklevel=2,
     )
     return x.dense()
 

@@ -90,9 +90,11 @@ def drop_and_grow(
       or +inf.
 
     Raises:
-      ValueError: leaves, shapes or masks that are not those of the plan.
+      ValueError: leaves, shapes or masks that are not those of the plan; a fraction that is no scalar.
     """
     drop_of, grow_of = _checked("drop_and_grow", plan, masks, drop, grow)
+    if jnp.size(fraction) != 1:
+        raise ValueError(f"drop_and_grow: fraction must be a scalar, got an array of shape {jnp.shape(fraction)}")
     mask_of = trees.named_leaves(masks)
     for name in plan:
         if (mask := mask_of[name]).dtype != bool:

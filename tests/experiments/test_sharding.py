@@ -6,6 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from experiments import execution, sharding
@@ -43,6 +44,18 @@ def test_a_part_of_the_batch_belongs_to_one_process():
     devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
     with refused("processes"):
         sharding.mesh({"data": 1, "model": 4}, devices)
+
+
+def test_grouped_convolutions_take_a_mesh_of_one_axis():
+    def init(groups):
+        return nn.Conv(8, (3, 3), feature_group_count=groups).init(jax.random.key(0), np.ones((1, 4, 4, 8)))
+
+    both = grid(data=2, model=4)
+    for groups in (4, 8):
+        with refused("config.mesh", "grouped convolutions", "'model': 4"):
+            sharding.check_convolutions(functools.partial(init, groups), both)
+    sharding.check_convolutions(functools.partial(init, 1), both)
+    sharding.check_convolutions(functools.partial(init, 8), grid(data=8, model=1))
 
 
 def test_rules_count_axes_from_the_last():
