@@ -68,8 +68,7 @@ def deep_r(plan: Plan, *, start: int = 0, stop: int | None = None) -> Algorithm:
         active, signed = trees.named_leaves(state.masks), trees.named_leaves(theta)
         n_drop = {name: _crossed(leaf, active[name], signed[name]) for name, leaf in plan.items()}
         new = topology.rewire_tree(plan, state.masks, theta, scores.Draws(signals.key), n_drop, regrow_dropped=False)
-        fresh = jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
-        return Rewired(state._replace(masks=new.mask), fresh)
+        return Rewired(state._replace(masks=new.mask), new.restarted)
 
     due = schedules.every(1, start=start, stop=stop)
     return Algorithm(

@@ -6,7 +6,6 @@ import functools
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from rigl_jax import checks, schedules, scores, topology, trees
@@ -59,6 +58,7 @@ def dsr(
         (0.002).
       tolerance: how far from the target H is left alone, in [0, 1).
 
+    >>> import jax
     >>> import rigl_jax as rx
     >>> plan = rx.make_plan({"w": jax.ShapeDtypeStruct((8, 8), "float32")}, 0.75)
     >>> [step for step in range(1000) if dsr(plan, period=100, stop=300).due(step)]
@@ -97,8 +97,7 @@ def dsr(
         moved = functools.reduce(jnp.logical_and, topology.sound(plan, magnitude, state.masks).values())
         factor = jnp.where(moved, factor, 1.0)  # a rewiring that was skipped says nothing about the threshold
         # A weight that had to be grown where it was dropped is reset too.
-        fresh = jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
-        return Rewired(DsrState(new.mask, state.threshold * factor), fresh)
+        return Rewired(DsrState(new.mask, state.threshold * factor), new.restarted)
 
     due = schedules.every(period, start=start, stop=stop)
     return Algorithm(init, update, due, dense_grads=schedules.never, plan=plan, state=DsrState, active_only=True)

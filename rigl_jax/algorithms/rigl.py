@@ -98,7 +98,7 @@ def rigl(
         else:
             dropping, growing = scores.ranked(drop, signals), scores.ranked(grow, signals)
             new = topology.drop_and_grow(plan, state.masks, dropping, growing, share, regrow_dropped=regrow_dropped)
-        fresh = new.fresh if keep_regrown else jax.tree.map(lambda mask, kept: mask & ~kept, new.mask, new.kept)
+        fresh = new.fresh if keep_regrown else new.restarted
         return Rewired(MaskState(new.mask), fresh, None if grow_values is None else grow_values(signals))
 
     return Algorithm(

@@ -125,8 +125,11 @@ def placed(sharding: Any, tree: PyTree) -> PyTree:
         if isinstance(pattern, kernels.Pattern):
             # On a mesh of two axes XLA (of jaxlib 0.10.2) repeats wrongly by differences of starts that are cut.
             whole = NamedSharding(sharding.mesh, PartitionSpec()) if cuts(sharding) else None
-            starts = {"starts": one(pattern.starts, whole), "starts_t": one(pattern.starts_t, whole)}
-            return dataclasses.replace(jax.tree.map(one, pattern), **starts)
+            at = dict.fromkeys(("starts", "starts_t"), whole)
+            arrays: dict[str, Any] = {
+                name: one(getattr(pattern, name), at.get(name)) for name in kernels.pattern.FIELDS
+            }
+            return dataclasses.replace(pattern, **arrays)
         layers = [None] if isinstance(pattern, kernels.Stacked) else []
         at = NamedSharding(sharding.mesh, PartitionSpec(*layers, kernels.kernel_of(pattern).over))
         return jax.tree.map(lambda a: one(a, at), pattern)

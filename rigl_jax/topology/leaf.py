@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from rigl_jax import arguments as rules
@@ -59,6 +60,11 @@ class Rewiring(NamedTuple):
     mask: Any
     kept: Any
     fresh: Any
+
+    @property
+    def restarted(self) -> Any:
+        """The part of the new mask that was not kept: what is fresh, and what was dropped and grown again."""
+        return jax.tree.map(lambda mask, kept: mask & ~kept, self.mask, self.kept)
 
 
 @arguments(

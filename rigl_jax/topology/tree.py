@@ -37,14 +37,9 @@ def random_masks(plan: Plan, key: Array, params: PyTree) -> Masks:
       ValueError: params do not fit the plan; the message names the leaf.
     """
     check_fit(plan, params)
+    drawn_in = of_leaves(Draws(key))
     return map_selections(
-        lambda leaf, p: pruning(
-            leaf.structure,
-            jax.random.uniform(
-                trees.leaf_key(key, leaf.name), leaf.shape, jnp.float32, out_sharding=trees.explicit_sharding(p)
-            ),
-            leaf.n_active,
-        ),
+        lambda leaf, p: pruning(leaf.structure, made(drawn_in(leaf.name), p), leaf.n_active),
         plan,
         params,
     )
@@ -95,10 +90,8 @@ def drop_and_grow(
     drop_of, grow_of = _checked("drop_and_grow", plan, masks, drop, grow)
     if jnp.size(fraction) != 1:
         raise ValueError(f"drop_and_grow: fraction must be a scalar, got an array of shape {jnp.shape(fraction)}")
+    _check_bools("drop_and_grow: masks", plan, masks)
     mask_of = trees.named_leaves(masks)
-    for name in plan:
-        if (mask := mask_of[name]).dtype != bool:
-            raise ValueError(f"drop_and_grow: masks must be bool, got {mask.dtype}{list(mask.shape)} for leaf {name!r}")
 
     def n_drop(leaf: LayerPlan) -> Array:
         return count(fraction, leaf.active_units // leaf.layers)
@@ -128,21 +121,25 @@ def _checked(
     who: str, plan: Plan, masks: Masks, drop: Scores, grow: Scores, **more: PyTree
 ) -> list[Callable[[str], Scores]]:
     """What is dropped and grown in a leaf, by its name. ValueError where trees do not fit the plan."""
-    trees_of = {
-        "drop": drop.arrays if isinstance(drop, Magnitudes) else drop,
-        "grow": grow.arrays if isinstance(grow, Magnitudes) else grow,
-    }
-    for name, given in list(trees_of.items()):
+
+    def tree_of(given: Scores) -> PyTree:
         if isinstance(given, Draws):
             checks.key(who, given.key)
-            trees_of[name] = masks if given.late is None else given.late
-    checks.of_plan(who, plan, masks=masks, **trees_of, **more)
+            return masks if given.late is None else given.late
+        return given.arrays if isinstance(given, Magnitudes) else given
+
+    checks.of_plan(who, plan, masks=masks, drop=tree_of(drop), grow=tree_of(grow), **more)
     for given in (drop, grow):
-        late_of = trees.named_leaves(given.late) if isinstance(given, Draws) else {}
-        for name in plan.keys() & late_of.keys():
-            if (late := late_of[name]).dtype != bool:
-                raise ValueError(f"{who}: late must be bool, got {late.dtype}{list(late.shape)} for leaf {name!r}")
+        if isinstance(given, Draws) and given.late is not None:
+            _check_bools(f"{who}: late", plan, given.late)
     return [of_leaves(drop), of_leaves(grow)]
+
+
+def _check_bools(what: str, plan: Plan, tree: PyTree) -> None:
+    leaves = trees.named_leaves(tree)
+    for name in plan:
+        if (x := leaves[name]).dtype != bool:
+            raise ValueError(f"{what} must be bool, got {x.dtype}{list(x.shape)} for leaf {name!r}")
 
 
 def _rewire_natively(

@@ -88,7 +88,7 @@ def backends() -> dict[str, Backend]:
     """
     levels = [level for level in native.levels() if level not in ("avx2_wide", "avx512_bf16")]  # the first is for tests
     detail = f"{levels[-1]} in use, of {', '.join(levels)}" if levels else native.reason()
-    if "avx512_bf16" in native.levels():
+    if native.multiplies_halves("auto"):
         detail += "; products of bfloat16 by AVX512-BF16"
     return {
         "native": Backend(bool(levels), detail),
@@ -206,7 +206,7 @@ def _room(at: LayerPattern, mask: np.ndarray) -> int:
     matrix, mask = matrix_of(at), inward(mask, at)
     if isinstance(matrix, Slabs):
         return slabs.room_for(mask, matrix.number, matrix.entry)
-    return int(mask.sum()) // math.prod(matrix.entry)
+    return slabs.fullest(mask, 1, matrix.entry)
 
 
 def least(at: AnyPattern, mask: np.ndarray) -> int:

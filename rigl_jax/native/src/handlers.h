@@ -55,8 +55,6 @@ inline bool is_floats(ffi::DataType type, int64_t rows = 2) {
 
 inline Floats floats(const ffi::AnyBuffer& x) { return {x.untyped_data(), x.element_type() == ffi::DataType::BF16}; }
 
-constexpr uint16_t kPadding = 0xffff;  // PADDING in kernels/sorting.py
-
 // The arrays of a pattern of `blocks` * `units` segments, with values for `entries` runs of `height`. The last of these
 // may be padding, which no segment holds.
 inline ffi::Error check_arrays(const U16& indices, const S32& starts, int64_t values, int64_t blocks, int64_t units,

@@ -1,12 +1,11 @@
 // Functions that Python calls through ctypes: they make, and check, the arrays of a pattern.
-#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
 
-namespace {
+#include "kernels.h"
 
-constexpr uint16_t kPadding = 0xffff;  // PADDING in kernels/sorting.py
+namespace {
 
 // The nonzeros of a matrix [channels * taps, units] in two orders: by (row / block, unit), then by row; and by
 // (unit * taps + tap) / block_t and channel, then by tap and unit.

@@ -28,6 +28,8 @@ constexpr bool CHECKED = false;
 constexpr bool CHECKED = true;
 #endif
 
+constexpr uint16_t kPadding = 0xffff;  // index of an entry that is padding; PADDING in kernels/sorting.py
+
 struct Half {  // bfloat16
   uint16_t bits;
 };
